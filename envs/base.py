@@ -1,0 +1,130 @@
+"""The contract between an environment and everything that learns in it.
+
+Axes: E environment copies, N agents, O observation features, S state features, A actions.
+
+An environment is *batched*: one call to `step` advances all E copies and resets those that
+ended. Any class with the members of `VecEnv` is an environment; nothing is registered and no
+base class is inherited. `envs.check_env` tests the contract on a class of your own.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+BoolArray = npt.NDArray[np.bool_]
+
+
+class EnvError(ValueError):
+    """An environment was asked for, or returned, something outside the contract."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvSpec:
+    """What never changes about an environment.
+
+    Agents with smaller observations or fewer actions than the largest agent are padded with
+    zeros (observations) or with illegal actions; the true sizes stand here.
+    """
+
+    name: str
+    """Name that `make_env` accepts, e.g. ``mamujoco/halfcheetah_2x3``."""
+    num_envs: int
+    """E, the copies advanced by one `step`."""
+    obs_sizes: tuple[int, ...]
+    """Features each agent really observes, one entry per agent."""
+    state_size: int
+    """S, the features of the team's state."""
+    action_kind: Literal["discrete", "continuous"]
+    """Discrete: one integer per agent. Continuous: a vector in [-1, 1] per agent."""
+    action_sizes: tuple[int, ...]
+    """Choices (discrete) or dimensions (continuous) of each agent's action."""
+    max_steps: int
+    """T_max, the longest episode in steps; scales the preference logit."""
+    finite_horizon: bool
+    """True: reaching `max_steps` ends the task (terminated). False: it interrupts (truncated)."""
+    masks_actions: bool = False
+    """Whether `EnvStep.action_mask` is given."""
+    agents_die: bool = False
+    """Whether `EnvStep.alive` is given."""
+
+    @property
+    def num_agents(self) -> int:
+        """N, the size of the team."""
+        return len(self.obs_sizes)
+
+    @property
+    def obs_size(self) -> int:
+        """O, the padded observation size."""
+        return max(self.obs_sizes)
+
+    @property
+    def action_size(self) -> int:
+        """A, the padded number of choices or dimensions."""
+        return max(self.action_sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvStep:
+    """What one `reset` or `step` of all copies returns.
+
+    Where a copy's episode ended, `obs`, `state`, `action_mask` and `alive` already belong to its
+    next episode, while `final_obs` and `final_state` show the end of the old one. Elsewhere the
+    final arrays equal `obs` and `state`. The arrays stay valid until the next call only.
+    """
+
+    obs: FloatArray
+    """(E, N, O) float32, zero beyond an agent's own size."""
+    state: FloatArray
+    """(E, S) float32."""
+    rewards: FloatArray
+    """(E,) the team's task reward for this step; with a sparse task, zero until the end."""
+    terminated: BoolArray
+    """(E,) the task itself ended."""
+    truncated: BoolArray
+    """(E,) the episode was interrupted; the future still has value."""
+    final_obs: FloatArray
+    """(E, N, O) observations this step led to, before any reset."""
+    final_state: FloatArray
+    """(E, S) state this step led to, before any reset."""
+    action_mask: BoolArray | None = None
+    """(E, N, A) True where an action is legal; every agent always has one. None: all legal."""
+    alive: BoolArray | None = None
+    """(E, N) True while the agent takes part. None: nobody dies."""
+
+
+@runtime_checkable
+class VecEnv(Protocol):
+    """E copies of one cooperative task. Constructed as ``Class(num_envs=E, **options)``."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of this environment."""
+        ...
+
+    def reset(self, seed: int) -> EnvStep:
+        """Start a new episode in every copy; each copy derives its own seed from `seed`."""
+        ...
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Apply (E, N) integer or (E, N, A) float actions; copies that end are reset."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly: arrays, numbers, strings, nested dicts."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of an environment made with the same options."""
+        ...
+
+
+@runtime_checkable
+class HasHiddenRewards(Protocol):
+    """An environment whose sparse task hides a dense reward, for oracles and evaluation only."""
+
+    def hidden_rewards(self) -> FloatArray:
+        """(E,) the dense reward of the latest step. Never part of `EnvStep`."""
+        ...

@@ -1,0 +1,157 @@
+"""Multi-agent MuJoCo, natively batched: E copies advance in one call, physics in C++ threads.
+
+Axes: E environment copies, N agents, O observation features, S state features, A actions.
+
+Every scenario and partition of gymnasium-robotics' ``mamujoco_v1`` that has more than one agent,
+with the same observations, rewards and terminations (``benchmarks/parity.py`` compares them).
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.base import EnvError, EnvSpec, EnvStep, FloatArray
+from envs.mujoco_controls import Controls
+from envs.mujoco_episodes import Episodes
+from envs.mujoco_obs import Views, find_columns
+from envs.mujoco_physics import Bodies
+from envs.mujoco_source import (
+    MAMUJOCO_NAMES,
+    check_partition,
+    choose,
+    make_source,
+    make_team,
+    scenario_from_name,
+)
+
+__all__ = ["MAMUJOCO_NAMES", "MaMuJoCo", "scenario_from_name"]
+
+
+class MaMuJoCo:
+    """E copies of one robot whose joints are shared among N agents."""
+
+    def __init__(
+        self,
+        num_envs: int,
+        scenario: str = "HalfCheetah",
+        partition: str = "2x3",
+        *,
+        agent_obsk: int | None = 1,
+        reward_mode: str = "episodic",
+        finite_horizon: bool = False,
+        max_steps: int | None = None,
+        num_threads: int = 0,
+        dtype: str = "float32",
+    ) -> None:
+        """Prepare the copies; call `reset` before `step`.
+
+        `agent_obsk`: agents observe joints up to that many edges away from their own; None:
+        every agent observes the whole state. `reward_mode`: "episodic" pays an episode's return
+        at its end, "dense" pays each step. `finite_horizon`: report the time limit as
+        terminated. `max_steps`: the time limit, by default Gymnasium's. `num_threads`: 0 means
+        one per processor. `dtype`: of observations, states and rewards; physics is float64.
+        """
+        check_partition(scenario, partition)
+        _check_counts(num_envs, agent_obsk)
+        choose("dtype", dtype, ("float32", "float64"))
+        source = make_source(scenario, partition)
+        team = make_team(scenario, partition, agent_obsk or 0)
+        self.bodies = Bodies(source, num_envs, num_threads)
+        """The simulations, one per copy."""
+        observers = None if agent_obsk is None else team
+        columns = find_columns(source, self.bodies.layout, observers, len(team.parts))
+        self._views = Views(columns, num_envs, self.bodies.layout.width, dtype)
+        parts = [[node.act_ids for node in part] for part in team.parts]
+        self._controls = Controls(num_envs, source.model.actuator_ctrlrange, parts)
+        limit = source.max_steps if max_steps is None else max_steps
+        self._episodes = Episodes(num_envs, limit, finite_horizon, reward_mode)
+        self._dtype = np.dtype(dtype)
+        self._ready = False
+        self._spec = EnvSpec(
+            name=f"mamujoco/{scenario.lower()}_{partition}",
+            num_envs=num_envs,
+            obs_sizes=columns.obs_sizes,
+            state_size=len(columns.state),
+            action_kind="continuous",
+            action_sizes=self._controls.sizes,
+            max_steps=limit,
+            finite_horizon=finite_horizon,
+        )
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of this environment."""
+        return self._spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Start a new episode in every copy; each copy derives its own seed from `seed`."""
+        self.bodies.seed(seed)
+        self.bodies.start()
+        self._episodes.restart()
+        self._views.gather(self.bodies.features)
+        self._ready = True
+        obs, state = self._views.obs, self._views.state
+        nothing = np.zeros(self._spec.num_envs, np.bool_)
+        return EnvStep(
+            obs=obs,
+            state=state,
+            rewards=np.zeros(self._spec.num_envs, self._dtype),
+            terminated=nothing,
+            truncated=nothing.copy(),
+            final_obs=obs,
+            final_state=state,
+        )
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Apply (E, N, A) actions in [-1, 1]; copies that end are reset."""
+        if not self._ready:
+            raise EnvError("step was called before reset; call reset(seed) first")
+        self.bodies.step(self._controls.compute(actions))
+        rewards, terminated, truncated = self._episodes.advance(
+            self.bodies.rewards, self.bodies.terminated
+        )
+        self._views.gather(self.bodies.features)
+        final_obs, final_state = self._views.obs, self._views.state
+        over = terminated | truncated
+        if over.any():
+            final_obs, final_state = final_obs.copy(), final_state.copy()
+            self.bodies.start(np.flatnonzero(over))
+            self._views.gather(self.bodies.features)
+        return EnvStep(
+            obs=self._views.obs,
+            state=self._views.state,
+            rewards=rewards.astype(self._dtype, copy=False),
+            terminated=terminated,
+            truncated=truncated,
+            final_obs=final_obs,
+            final_state=final_state,
+        )
+
+    def hidden_rewards(self) -> FloatArray:
+        """(E,) the dense reward of the latest step."""
+        return self._episodes.dense.astype(self._dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue exactly."""
+        return {
+            "bodies": self.bodies.state_dict(),
+            "episodes": self._episodes.state_dict(),
+            "ready": self._ready,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of an environment made with the same options."""
+        self.bodies.load_state_dict(state["bodies"])
+        self._episodes.load_state_dict(state["episodes"])
+        self._ready = bool(state["ready"])
+
+
+def _check_counts(num_envs: int, agent_obsk: int | None) -> None:
+    """Raise `EnvError` unless there is a copy and `agent_obsk` is a distance or None."""
+    if num_envs < 1:
+        raise EnvError(f"num_envs is {num_envs}; expected at least 1")
+    if agent_obsk is not None and agent_obsk < 0:
+        raise EnvError(
+            f"agent_obsk is {agent_obsk}; expected None or a distance in joints, at least 0"
+        )

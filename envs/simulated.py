@@ -1,0 +1,239 @@
+"""Environments written as a few functions of arrays: episodes, seeds and resets are kept here.
+
+Axes: E environment copies, C the copies a call is about, N agents, O observation features,
+S state features, A actions, D random draws an episode needs.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
+from envs.randomness import copy_seeds, uniform
+
+Arrays = dict[str, npt.NDArray[Any]]
+RewardMode = Literal["episodic", "dense"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What the agents, the team and the masks show of some copies."""
+
+    obs: FloatArray
+    """(C, N, O) float32."""
+    state: FloatArray
+    """(C, S) float32."""
+    action_mask: BoolArray | None = None
+    """(C, N, A) True where an action is legal."""
+    alive: BoolArray | None = None
+    """(C, N) True while the agent takes part."""
+
+
+class Task(Protocol):
+    """One task as functions of named arrays whose first axis is the copies."""
+
+    @property
+    def num_draws(self) -> int:
+        """D, the uniform numbers that one episode consumes."""
+        ...
+
+    def begin(self, draws: FloatArray) -> Arrays:
+        """Return the arrays of new episodes from (C, D) numbers in [0, 1)."""
+        ...
+
+    def view(self, arrays: Arrays, steps: npt.NDArray[np.int64]) -> View:
+        """Return what is seen after (C,) `steps` of the episode."""
+        ...
+
+    def advance(
+        self, arrays: Arrays, steps: npt.NDArray[np.int64], actions: npt.NDArray[Any]
+    ) -> tuple[Arrays, FloatArray, BoolArray]:
+        """Return the arrays one step later, the (C,) dense rewards, and which tasks ended."""
+        ...
+
+
+class SimulatedEnv:
+    """A `VecEnv` that runs a `Task`; with hidden rewards and an exact state.
+
+    `reward_mode` "episodic" pays zero until the episode ends and then the sum of its dense
+    rewards; "dense" pays every step.
+    """
+
+    def __init__(self, spec: EnvSpec, task: Task, reward_mode: RewardMode) -> None:
+        if reward_mode not in get_args(RewardMode):
+            raise EnvError(
+                f"{spec.name}: reward_mode is {reward_mode!r}; choose 'episodic' or 'dense'"
+            )
+        if spec.num_envs < 1:
+            raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
+        self._spec = spec
+        self._task = task
+        self._episodic = reward_mode == "episodic"
+        self._limits = np.asarray(spec.action_sizes)
+        self._arrays: Arrays | None = None
+        self._mask: BoolArray | None = None
+        self._seeds = np.zeros(spec.num_envs, np.uint64)
+        self._episodes = np.zeros(spec.num_envs, np.int64)
+        self._steps = np.zeros(spec.num_envs, np.int64)
+        self._returns = np.zeros(spec.num_envs)
+        self._hidden = np.zeros(spec.num_envs, np.float32)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of this environment."""
+        return self._spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Return the start of a new episode in every copy."""
+        num_envs = self._spec.num_envs
+        self._seeds = copy_seeds(seed, num_envs)
+        self._episodes = np.zeros(num_envs, np.int64)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._returns = np.zeros(num_envs)
+        self._hidden = np.zeros(num_envs, np.float32)
+        self._arrays = self._begin(np.arange(num_envs))
+        view = self._task.view(self._arrays, self._steps)
+        self._mask = view.action_mask
+        nowhere = np.zeros(num_envs, np.bool_)
+        return _env_step(view, view, np.zeros(num_envs, np.float32), nowhere, nowhere.copy())
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Return what the joint actions led to; copies that ended show their next episode."""
+        if self._arrays is None:
+            raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
+        checked = self._checked(np.asarray(actions))
+        self._arrays, rewards, ended = self._task.advance(self._arrays, self._steps, checked)
+        self._steps = self._steps + 1
+        self._returns = self._returns + rewards
+        self._hidden = rewards.astype(np.float32)
+
+        timed_out = self._steps >= self._spec.max_steps
+        terminated = ended | timed_out if self._spec.finite_horizon else ended
+        truncated = timed_out & ~terminated
+        done = terminated | truncated
+        paid = np.where(done, self._returns, 0.0) if self._episodic else rewards
+
+        final = self._task.view(self._arrays, self._steps)
+        view = self._restarted(final, np.flatnonzero(done)) if done.any() else final
+        self._mask = view.action_mask
+        return _env_step(view, final, paid.astype(np.float32), terminated, truncated)
+
+    def hidden_rewards(self) -> FloatArray:
+        """Return the (E,) dense rewards of the latest step, whatever the reward mode."""
+        return self._hidden.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that changes."""
+        if self._arrays is None:
+            raise EnvError(f"{self._spec.name}: state_dict before reset; call reset(seed) first")
+        return {
+            "seeds": self._seeds.copy(),
+            "episodes": self._episodes.copy(),
+            "steps": self._steps.copy(),
+            "returns": self._returns.copy(),
+            "hidden": self._hidden.copy(),
+            "arrays": {name: array.copy() for name, array in self._arrays.items()},
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from `state_dict()` of an environment made with the same options."""
+        num_envs = len(state["seeds"])
+        if num_envs != self._spec.num_envs:
+            raise EnvError(
+                f"{self._spec.name}: the saved state has {num_envs} copies, this environment "
+                f"{self._spec.num_envs}; make it with num_envs={num_envs}"
+            )
+        self._seeds = state["seeds"].copy()
+        self._episodes = state["episodes"].copy()
+        self._steps = state["steps"].copy()
+        self._returns = state["returns"].copy()
+        self._hidden = state["hidden"].copy()
+        self._arrays = {name: array.copy() for name, array in state["arrays"].items()}
+        self._mask = self._task.view(self._arrays, self._steps).action_mask
+
+    def _begin(self, rows: npt.NDArray[np.int64]) -> Arrays:
+        """Return the arrays of new episodes in the copies `rows`."""
+        draws = uniform(self._seeds[rows], self._episodes[rows], self._task.num_draws)
+        return self._task.begin(draws)
+
+    def _restarted(self, final: View, rows: npt.NDArray[np.int64]) -> View:
+        """Start new episodes in `rows` and return `final` with their first view in its place."""
+        assert self._arrays is not None
+        self._episodes[rows] += 1
+        self._steps[rows] = 0
+        self._returns[rows] = 0.0
+        fresh = self._begin(rows)
+        for name, array in fresh.items():
+            self._arrays[name] = _replaced(self._arrays[name], rows, array)
+        first = self._task.view(fresh, self._steps[rows])
+        return View(
+            obs=_replaced(final.obs, rows, first.obs),
+            state=_replaced(final.state, rows, first.state),
+            action_mask=_replaced_mask(final.action_mask, rows, first.action_mask),
+            alive=_replaced_mask(final.alive, rows, first.alive),
+        )
+
+    def _checked(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the actions if every one of them is legal, else say which is not."""
+        spec = self._spec
+        shape: tuple[int, ...] = (spec.num_envs, spec.num_agents)
+        if spec.action_kind == "continuous":
+            shape = (*shape, spec.action_size)
+            allowed = np.abs(actions) <= 1.0 + 1e-6
+        else:
+            allowed = (actions >= 0) & (actions < self._limits)
+        kind_fits = (actions.dtype.kind in "iu") == (spec.action_kind == "discrete")
+        if actions.shape != shape or not kind_fits:
+            wanted = "integer" if spec.action_kind == "discrete" else "float"
+            raise EnvError(
+                f"{spec.name}: got {actions.dtype} actions of shape {actions.shape}; "
+                f"give {wanted} actions of shape {shape}"
+            )
+        if self._mask is not None and allowed.all():
+            allowed = np.take_along_axis(self._mask, actions[:, :, None], axis=2)[:, :, 0]
+        if not allowed.all():
+            where = tuple(int(i) for i in np.argwhere(~allowed)[0])
+            raise EnvError(
+                f"{spec.name}: action {actions[where]} of copy {where[0]}, agent {where[1]} is "
+                f"illegal; stay within the action sizes {spec.action_sizes}"
+                f"{', the mask' if spec.masks_actions else ''}"
+                f"{' and [-1, 1]' if spec.action_kind == 'continuous' else ''}"
+            )
+        return actions
+
+
+def _replaced(
+    old: npt.NDArray[Any], rows: npt.NDArray[np.int64], new: npt.NDArray[Any]
+) -> npt.NDArray[Any]:
+    """Return a copy of `old` with `new` in its `rows`."""
+    if len(rows) == len(old):
+        return new
+    merged = old.copy()
+    merged[rows] = new
+    return merged
+
+
+def _replaced_mask(
+    old: BoolArray | None, rows: npt.NDArray[np.int64], new: BoolArray | None
+) -> BoolArray | None:
+    """Return `_replaced` masks, or None where the task has none."""
+    return None if old is None or new is None else _replaced(old, rows, new)
+
+
+def _env_step(
+    view: View, final: View, rewards: FloatArray, terminated: BoolArray, truncated: BoolArray
+) -> EnvStep:
+    """Return the step that shows `view` now and `final` before any reset."""
+    return EnvStep(
+        obs=view.obs,
+        state=view.state,
+        rewards=rewards,
+        terminated=terminated,
+        truncated=truncated,
+        final_obs=final.obs,
+        final_state=final.state,
+        action_mask=view.action_mask,
+        alive=view.alive,
+    )

@@ -1,0 +1,191 @@
+"""What one `EnvSpec` or one `EnvStep` can have wrong, in sentences.
+
+Axes: E environment copies, N agents, O observation features, S state features, A actions.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from envs.base import BoolArray, EnvSpec, EnvStep
+
+MEMBERS = ("spec", "reset", "step", "state_dict", "load_state_dict")
+"""What every environment has."""
+
+
+def missing_members(env: Any) -> list[str]:
+    """Return the members of the contract that an object lacks."""
+    return [member for member in MEMBERS if not hasattr(env, member)]
+
+
+class Problems:
+    """Sentences about what is wrong; the first of each kind is kept."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._first: dict[str, str] = {}
+
+    def add(self, kind: str, sentence: str) -> None:
+        """Keep the sentence unless this kind of problem is known already."""
+        self._first.setdefault(kind, f"{self._name}: {sentence}")
+
+    def warn(self, kind: str, sentence: str) -> None:
+        """Keep a sentence about something that may be meant."""
+        self._first.setdefault(kind, f"warning: {self._name}: {sentence}")
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def sentences(self) -> list[str]:
+        """Return the sentences in the order they were found."""
+        return list(self._first.values())
+
+
+def check_spec(spec: EnvSpec, problems: Problems) -> None:
+    """Note sizes that cannot be."""
+    if spec.action_kind not in ("discrete", "continuous"):
+        problems.add(
+            "action_kind",
+            f"spec.action_kind is {spec.action_kind!r}; say 'discrete' or 'continuous'",
+        )
+    for field in ("num_envs", "state_size", "max_steps"):
+        value = getattr(spec, field)
+        if not isinstance(value, int) or value < 1:
+            problems.add(field, f"spec.{field} is {value!r}; give an integer of at least 1")
+    for field in ("obs_sizes", "action_sizes"):
+        sizes = getattr(spec, field)
+        if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
+            problems.add(field, f"spec.{field} is {sizes!r}; give one size of at least 1 per agent")
+    if len(spec.obs_sizes) != len(spec.action_sizes):
+        problems.add(
+            "num_agents",
+            f"spec has {len(spec.obs_sizes)} obs_sizes and {len(spec.action_sizes)} "
+            "action_sizes; give one of each per agent",
+        )
+
+
+def check_step(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:
+    """Note every field of a step that does not fit the spec."""
+    known = len(problems)
+    _check_arrays(spec, step, where, problems)
+    if len(problems) > known:
+        return
+    _check_padding(spec, step, where, problems)
+    _check_mask(spec, step.action_mask, where, problems)
+    both = np.flatnonzero(step.terminated & step.truncated)
+    if both.size:
+        problems.add(
+            "exclusive",
+            f"{where}: copy {both[0]} is terminated and truncated; an episode ends as one of "
+            "them: terminated if the task itself ended",
+        )
+    done = step.terminated | step.truncated
+    if step.alive is not None and not step.alive.any(axis=1).all():
+        copy = np.flatnonzero(~step.alive.any(axis=1))[0]
+        problems.add(
+            "alive",
+            f"{where}: copy {copy} has no living agent; end the episode when the last agent "
+            f"dies{' and return alive of the next episode' if done[copy] else ''}",
+        )
+
+
+def _check_arrays(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:
+    """Note wrong shapes and types, numbers that are not finite, and masks against the spec."""
+    copies, agents = spec.num_envs, spec.num_agents
+    seen = (copies, agents, spec.obs_size)
+    _check_array("obs", step.obs, seen, "float32", where, problems)
+    _check_array("state", step.state, (copies, spec.state_size), "float32", where, problems)
+    _check_array("rewards", step.rewards, (copies,), "float", where, problems)
+    _check_array("terminated", step.terminated, (copies,), "bool", where, problems)
+    _check_array("truncated", step.truncated, (copies,), "bool", where, problems)
+    _check_array("final_obs", step.final_obs, seen, "float32", where, problems)
+    final_state = (copies, spec.state_size)
+    _check_array("final_state", step.final_state, final_state, "float32", where, problems)
+    optional: list[tuple[str, Any, tuple[int, ...], str, bool]] = [
+        (
+            "action_mask",
+            step.action_mask,
+            (copies, agents, spec.action_size),
+            "masks_actions",
+            spec.masks_actions,
+        ),
+        ("alive", step.alive, (copies, agents), "agents_die", spec.agents_die),
+    ]
+    for field, array, shape, flag, promised in optional:
+        if (array is not None) != promised:
+            problems.add(
+                field,
+                f"{where}: {field} is {'missing' if array is None else 'given'}, but "
+                f"spec.{flag} is {promised}; make the two agree",
+            )
+        elif array is not None:
+            _check_array(field, array, shape, "bool", where, problems)
+
+
+def _check_array(
+    field: str,
+    array: Any,
+    shape: tuple[int, ...],
+    kind: str,
+    where: str,
+    problems: Problems,
+) -> None:
+    """Note an array of the wrong type or shape, or with numbers that are not finite."""
+    if not isinstance(array, np.ndarray):
+        problems.add(
+            field, f"{where}: {field} is a {type(array).__name__}; return a numpy {kind} array"
+        )
+        return
+    fits = {
+        "float32": array.dtype == np.float32,
+        "float": array.dtype.kind == "f",
+        "bool": array.dtype == np.bool_,
+    }
+    if array.shape != shape or not fits[kind]:
+        problems.add(
+            field,
+            f"{where}: {field} is {array.dtype} of shape {array.shape}; "
+            f"the spec promises {kind} of shape {shape}",
+        )
+    elif kind != "bool" and not np.isfinite(array).all():
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        problems.add(
+            field, f"{where}: {field}{list(index)} is {array[index]}; return finite numbers"
+        )
+
+
+def _check_padding(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:
+    """Note features beyond an agent's own size that are not zero."""
+    beyond = np.arange(spec.obs_size) >= np.asarray(spec.obs_sizes)[:, None]
+    for field, obs in (("obs", step.obs), ("final_obs", step.final_obs)):
+        wrong = np.argwhere((obs != 0) & beyond)
+        if wrong.size:
+            copy, agent, feature = (int(i) for i in wrong[0])
+            problems.add(
+                f"{field} padding",
+                f"{where}: {field}[{copy}, {agent}, {feature}] is {obs[copy, agent, feature]}, "
+                f"but agent {agent} observes {spec.obs_sizes[agent]} features; pad with zeros",
+            )
+
+
+def _check_mask(
+    spec: EnvSpec, action_mask: BoolArray | None, where: str, problems: Problems
+) -> None:
+    """Note agents without a legal action, and legal actions beyond an agent's own."""
+    if action_mask is None:
+        return
+    stuck = np.argwhere(~action_mask.any(axis=2))
+    if stuck.size:
+        problems.add(
+            "legal action",
+            f"{where}: copy {stuck[0][0]}, agent {stuck[0][1]} has no legal action; leave one "
+            "legal, also for the dead",
+        )
+    beyond = np.arange(spec.action_size) >= np.asarray(spec.action_sizes)[:, None]
+    wrong = np.argwhere(action_mask & beyond)
+    if wrong.size:
+        problems.add(
+            "mask padding",
+            f"{where}: copy {wrong[0][0]}, agent {wrong[0][1]} may choose action {wrong[0][2]}, "
+            f"but has {spec.action_sizes[wrong[0][1]]} choices; mask the rest as illegal",
+        )

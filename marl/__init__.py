@@ -1,0 +1,22 @@
+"""Sparse-reward cooperative multi-agent reinforcement learning from preferences (IMAP)."""
+
+__version__ = "0.1.0"
+
+from marl.config import Config, ConfigError, load_config
+from marl.preferences import EpisodePairs, Labeller
+from marl.rewards import RewardModel
+from marl.train import Trainer, train
+from marl.types import Rewards, Transitions
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "EpisodePairs",
+    "Labeller",
+    "RewardModel",
+    "Rewards",
+    "Trainer",
+    "Transitions",
+    "load_config",
+    "train",
+]

@@ -1,0 +1,179 @@
+"""Checkpoints: everything a run needs to continue, in one file that is whole or not there.
+
+A file is one header line, which carries the length and SHA-256 of what follows, and a PyTorch
+archive. It is written beside its final name, synced and renamed, so a run killed at any moment
+leaves the previous checkpoint untouched. It is read with ``weights_only=True``, so a file from a
+stranger cannot run code.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from marl.encoding import UnsupportedStateError, decode, encode
+
+FORMAT_VERSION = 1
+_MAGIC = b"prefmarl-checkpoint"
+_HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
+_HEADER_SIZE = len(_HEADER.format(version=0, size=0, digest=""))
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written, or none could be read."""
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 3) -> Path:
+    """Return the path of the new checkpoint; of those before it, the `keep - 1` newest stay.
+
+    `state` nests dicts, lists and tuples around tensors, NumPy arrays, numbers, strings and
+    None. Tensors come back on the CPU.
+    """
+    if keep < 1:
+        raise ValueError(f"keep is {keep}; at least 1 checkpoint must be kept")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:012d}.ckpt"
+    try:
+        _write_whole(path, encode({"step": step, "state": state}))
+    except UnsupportedStateError as error:
+        raise CheckpointError(f"cannot save {path}: {error}") from error
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot save {path}: {error}; {shutil.disk_usage(folder).free / 1e6:,.1f} MB are "
+            "free there; free some space and resume from the previous checkpoint"
+        ) from error
+    older = [other for other in list_checkpoints(folder) if other.name < path.name]
+    left_by_kills = folder.glob("step_*.tmp")
+    for superfluous in [*older[keep - 1 :], *left_by_kills]:
+        superfluous.unlink()
+    return path
+
+
+def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
+    """Return the step and state of the newest good checkpoint, warning about damaged ones."""
+    paths = list_checkpoints(folder)
+    if not paths:
+        raise CheckpointError(f"{folder} holds no checkpoint (step_*.ckpt); is it a run's folder?")
+    for path in paths:
+        try:
+            return read_checkpoint(path)
+        except CheckpointError as error:
+            warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
+    raise CheckpointError(
+        f"none of the {len(paths)} checkpoints in {folder} is good; start the run again"
+    )
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Return the folder's checkpoints, newest step first, good or damaged."""
+    return sorted(folder.glob("step_*.ckpt"), reverse=True)
+
+
+def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
+    """Return the step and state of one checkpoint file; its checksum is tested before its content.
+
+    The bytes tested are the bytes decoded: the file is read once, into memory.
+    """
+    try:
+        with path.open("rb") as file:
+            header, payload = file.read(_HEADER_SIZE), file.read()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    _check(path, header, payload)
+    try:
+        encoded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
+        content = decode(encoded)
+        return content["step"], content["state"]
+    except Exception as error:  # whatever a hostile or foreign archive provokes, it is refused
+        raise CheckpointError(
+            f"{path} has a valid checksum and content this program does not write "
+            f"({type(error).__name__}); do not trust where it came from"
+        ) from error
+
+
+def _check(path: Path, header: bytes, payload: bytes) -> None:
+    """Raise unless the header is ours and describes exactly this payload."""
+    fields = header.split()
+    if len(header) < _HEADER_SIZE or len(fields) != 4 or fields[0] != _MAGIC:
+        raise CheckpointError(f"{path} does not begin with a checkpoint's header")
+    version, size, digest = (field.decode("ascii", "replace") for field in fields[1:])
+    if version != str(FORMAT_VERSION):
+        raise CheckpointError(
+            f"{path} has format {version}, this program reads format {FORMAT_VERSION}; "
+            "use the release that wrote it"
+        )
+    if size != str(len(payload)):
+        raise CheckpointError(f"{path} is cut short: {len(payload)} bytes of {size}")
+    if digest != hashlib.sha256(payload).hexdigest():
+        raise CheckpointError(f"{path} was changed after it was written: its checksum differs")
+
+
+def _write_whole(path: Path, encoded: dict[str, Any]) -> None:
+    """Write beside `path` and rename, so that `path` is whole or not there, whatever happens."""
+    temporary = path.with_suffix(".tmp")
+    try:
+        _write(temporary, encoded)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def _write(path: Path, encoded: dict[str, Any]) -> None:
+    """Write header and archive to `path` in one pass and wait until the disk has them."""
+    with path.open("wb") as file:
+        file.seek(_HEADER_SIZE)
+        payload = _HashingWriter(file)
+        torch.save(encoded, payload)  # type: ignore[arg-type]
+        if payload.error is not None:
+            raise payload.error
+        file.seek(0)
+        digest = payload.sha256.hexdigest()
+        header = _HEADER.format(version=FORMAT_VERSION, size=payload.size, digest=digest)
+        file.write(header.encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+class _HashingWriter:
+    """A write-only file that hashes what passes through, so that nothing is read back.
+
+    The first failure is kept instead of raised: PyTorch's archive writer replaces an error from
+    `write` with one about its own position, and the reason (a full disk) would be lost.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.sha256 = hashlib.sha256()
+        self.size = 0
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, data: bytes | memoryview) -> int:
+        """Return the number of bytes taken."""
+        length = memoryview(data).nbytes
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+            self.sha256.update(data)
+            self.size += length
+        return length
+
+    def flush(self) -> None:
+        """Do nothing: `_write` flushes once, at the end."""
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has the folder's new entry; Windows offers no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,0 +1,380 @@
+"""Every setting: its default, its meaning, its range.
+
+Defaults live here and nowhere else. A file in ``configs/`` holds only differences, flags override
+the file, and the result is one frozen `Config`, written into the run folder and the checkpoint.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+Algorithm = Literal["imap", "ipl", "sl", "slf", "sparse", "dense"]
+Option = bool | int | float | str
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type, or out of range."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The task."""
+
+    name: str = "mamujoco/halfcheetah_2x3"
+    """A shipped environment (`marl envs` lists them) or an import path ``package.module:Class``."""
+    num_envs: int = 16
+    """E, copies stepped together. At least 1."""
+    options: dict[str, Option] = field(default_factory=dict)
+    """Keyword arguments of the environment, e.g. ``agent_obsk = 0``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Bodies of the actors and critics."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer (tanh)."""
+    share_parameters: bool = True
+    """One actor and one local critic for all agents, told apart by a one-hot id; or one each."""
+    normalise_inputs: bool = True
+    """Standardise observations and states by their running mean and deviation."""
+    initial_log_std: float = -0.5
+    """Logarithm of the Gaussian policy's initial standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """MAPPO (arXiv 2103.01955) on two advantage streams."""
+
+    rollout_steps: int = 125
+    """T, steps of every copy between two updates."""
+    epochs: int = 8
+    """Passes over a rollout."""
+    minibatches: int = 4
+    """Gradient steps per pass."""
+    learning_rate: float = 1e-3
+    """Adam step size, annealed linearly to zero over the run."""
+    anneal: bool = True
+    """Whether the step size is annealed."""
+    clip_coef: float = 0.2
+    """PPO's clip range of the probability ratio."""
+    value_clip: float = 0.2
+    """Clip range of a value's change, in units of the normalised value; 0 switches it off."""
+    gamma: float = 0.99
+    """Discount of both advantage streams."""
+    gae_lambda: float = 0.95
+    """Generalised advantage estimation's lambda."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Largest gradient norm of each network."""
+    local_weight: float = 0.5
+    """omega: share of the local advantages in the actors' advantage; 0 is shared, 1 local only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The reward learned from preferences (algorithm ``imap``, ``ipl``, ``slf`` or ``sl``)."""
+
+    model: str = ""
+    """Import path of your own reward model; empty: the algorithm's own."""
+    gamma: float = 0.99
+    """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
+    target_rate: float = 0.005
+    """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'."""
+    alpha: float = 10.0
+    """Logit scale: S = (alpha / T_max) * sum of R."""
+    length_normalised: bool = False
+    """Average R over each episode's own length instead of T_max: length then does not count."""
+    sample_steps: int = 50
+    """K, steps drawn from each episode to estimate its sum; all of them if T_max <= K."""
+    batch_episodes: int = 32
+    """M, episodes in one gradient step; every labelled pair among them is trained on."""
+    gradient_steps: int = 10
+    """K_R, gradient steps per iteration."""
+    learning_rate: float = 1e-3
+    """Adam step size."""
+    regularisation: float = 0.01
+    """lambda in lambda * mean(R^2)."""
+    beta: float = 1.0
+    """Temperature of the value loss."""
+    exponent_clip: float = 5.0
+    """Largest exponent in the Gumbel loss."""
+    value_loss: Literal["gumbel", "soft", "expectile"] = "gumbel"
+    """Gumbel: v -> beta log E exp(q / beta). Soft: v -> E_pi[q - beta log pi].
+    Expectile: v -> the `expectile` of q."""
+    expectile: float = 0.7
+    """Level of the expectile loss."""
+    local_form: Literal["additive", "plain"] = "additive"
+    """Additive: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. Plain: r_i = q_i - gamma_R v_i'."""
+    mixer: Literal["linear", "two_layer"] = "linear"
+    """Linear: sum_i w_i(s) q_i + b(s). Two-layer: monotone, needs ``local_form = "plain"``."""
+    shared_mixer: bool = True
+    """Whether Q and V are mixed by the same network."""
+    share_parameters: bool = True
+    """One utility network for all agents, told apart by a one-hot id; or one each."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer of the utilities; a central reward gets as many parameters."""
+    mixer_hidden: int = 64
+    """Units of the mixer's hypernetwork."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm of the reward model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreferenceConfig:
+    """Which episodes are compared, and by whom."""
+
+    labeller: str = "return"
+    """``return`` (larger episodic return wins) or an import path of your own labeller."""
+    margin: float = 0.0
+    """Returns closer than this are a tie."""
+    sharpness: float = 0.0
+    """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
+    queries_per_iteration: int = 0
+    """Pairs asked per iteration and kept; 0: the labeller is free and labels every pair."""
+    query: Literal["uniform", "recent_with_older", "newest_share"] = "newest_share"
+    """How episodes are chosen: uniformly, each recent one against an older one, or
+    `newest_share` of them from the newest rollout."""
+    newest_share: float = 0.5
+    """Share of a batch that comes from the newest finished episodes."""
+    buffer_pairs: int = 10_000
+    """Answered pairs that are kept."""
+    holdout_every: int = 8
+    """Every so many-th episode is held out and only measures preference accuracy."""
+    store_steps: int = 256_000
+    """Steps of experience that are kept."""
+    store_episodes: int = 2_048
+    """Finished episodes that are kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """One run."""
+
+    algorithm: Algorithm = "imap"
+    """imap: factored implicit reward. ipl: central implicit. slf: factored explicit (gamma_R = 0).
+    sl: central explicit. sparse: the task's own reward. dense: oracle on the hidden reward."""
+    total_steps: int = 1_000_000
+    """Environment steps, summed over copies."""
+    seed: int = 0
+    """The one seed; every generator derives from it."""
+    device: str = "cpu"
+    """Where the networks live: ``cpu`` or ``cuda``."""
+    threads: int = 2
+    """Threads of the linear algebra and of the physics."""
+    checkpoint_every: int = 200_000
+    """Environment steps between checkpoints."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints kept."""
+    diagnose_hidden: bool = False
+    """Benchmarks only: report how the learned reward correlates with the hidden one."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    learner: LearnerConfig = field(default_factory=LearnerConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    @property
+    def learns_reward(self) -> bool:
+        """Whether the policy is trained on a reward learned from preferences."""
+        return self.algorithm in ("imap", "ipl", "slf", "sl")
+
+    @property
+    def is_factored(self) -> bool:
+        """Whether the learned reward splits into local ones."""
+        return self.algorithm in ("imap", "slf") or bool(self.reward.model)
+
+    @property
+    def reward_gamma(self) -> float:
+        """gamma_R; explicit rewards are the implicit ones at 0."""
+        return self.reward.gamma if self.algorithm in ("imap", "ipl") else 0.0
+
+    @property
+    def batch_steps(self) -> int:
+        """Environment steps in one iteration."""
+        return self.env.num_envs * self.learner.rollout_steps
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations needed to reach `total_steps`."""
+        return -(-self.total_steps // self.batch_steps)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "total_steps": (1, 1e12),
+    "seed": (0, 2**63 - 1),
+    "threads": (1, 1024),
+    "checkpoint_every": (1, 1e12),
+    "keep_checkpoints": (1, 1000),
+    "env.num_envs": (1, 1e6),
+    "learner.rollout_steps": (1, 1e6),
+    "learner.epochs": (1, 1000),
+    "learner.minibatches": (1, 1e5),
+    "learner.learning_rate": (0, 1),
+    "learner.clip_coef": (1e-6, 1),
+    "learner.value_clip": (0, 1e6),
+    "learner.gamma": (0, 1),
+    "learner.gae_lambda": (0, 1),
+    "learner.entropy_coef": (0, 1e3),
+    "learner.max_grad_norm": (1e-9, 1e9),
+    "learner.local_weight": (0, 1),
+    "reward.gamma": (0, 1),
+    "reward.target_rate": (0, 1),
+    "reward.alpha": (1e-9, 1e9),
+    "reward.sample_steps": (1, 1e6),
+    "reward.batch_episodes": (2, 1e5),
+    "reward.gradient_steps": (0, 1e5),
+    "reward.learning_rate": (0, 1),
+    "reward.regularisation": (0, 1e6),
+    "reward.beta": (1e-6, 1e6),
+    "reward.exponent_clip": (0.1, 50),
+    "reward.expectile": (1e-6, 1 - 1e-6),
+    "reward.mixer_hidden": (1, 1e5),
+    "reward.max_grad_norm": (1e-9, 1e9),
+    "preferences.margin": (0, 1e12),
+    "preferences.sharpness": (0, 1e6),
+    "preferences.queries_per_iteration": (0, 1e6),
+    "preferences.newest_share": (0, 1),
+    "preferences.buffer_pairs": (1, 1e8),
+    "preferences.holdout_every": (2, 1e6),
+    "preferences.store_steps": (1, 1e10),
+    "preferences.store_episodes": (2, 1e8),
+}
+
+
+def check_ranges(config: Config) -> None:
+    """Raise `ConfigError` for the first value out of its range or in conflict with another."""
+    for key, (low, high) in _RANGES.items():
+        value: Any = config
+        for part in key.split("."):
+            value = getattr(value, part)
+        if not low <= value <= high:
+            raise ConfigError(f"{key}: got {value!r}, expected a number from {low:g} to {high:g}")
+    for key, sizes in (
+        ("network.hidden_sizes", config.network.hidden_sizes),
+        ("reward.hidden_sizes", config.reward.hidden_sizes),
+    ):
+        if not sizes or min(sizes) < 1:
+            raise ConfigError(f"{key}: got {sizes!r}, expected at least one positive size")
+    if config.reward.mixer == "two_layer" and config.reward.local_form == "additive":
+        raise ConfigError(
+            'reward.mixer: "two_layer" has no additive split into local rewards; '
+            'set reward.local_form = "plain" or reward.mixer = "linear"'
+        )
+    if config.learner.minibatches > config.batch_steps:
+        raise ConfigError(
+            f"learner.minibatches: got {config.learner.minibatches}, but one rollout has only "
+            f"{config.batch_steps} steps (env.num_envs x learner.rollout_steps)"
+        )
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the settings as nested plain values, ready for TOML."""
+
+    def plain(value: Any) -> Any:
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return list(value) if isinstance(value, tuple) else value
+
+    return typing.cast(dict[str, Any], plain(config))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every setting to a TOML file."""
+    path.write_text(tomli_w.dumps(to_dict(config)), encoding="utf-8")
+
+
+def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
+    """Return the defaults, changed by a TOML file and then by dotted `overrides`.
+
+    Raises `ConfigError` naming the file, the key, what it got and what it expected.
+    """
+    values: dict[str, Any] = {}
+    where = "overrides"
+    if path is not None:
+        where = str(path)
+        values = _read_toml(Path(path))
+    for dotted, value in (overrides or {}).items():
+        section = values
+        *parents, last = dotted.split(".")
+        for parent in parents:
+            section = section.setdefault(parent, {})
+        section[last] = value
+    return config_from_dict(values, where)
+
+
+def config_from_dict(values: dict[str, Any], where: str) -> Config:
+    """Return the `Config` of nested plain values; `where` names their origin in errors."""
+    try:
+        return typing.cast(Config, _build(Config, values, where, ""))
+    except ConfigError as error:
+        prefix = "" if str(error).startswith(where) else f"{where}: "
+        raise ConfigError(f"{prefix}{error}") from None
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        hint = f"; there are: {', '.join(near)}" if near else ""
+        raise ConfigError(f"{path}: no such config file{hint}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _build(cls: type, values: dict[str, Any], where: str, prefix: str) -> Any:
+    """Return `cls` with the given differences, checking names and types key by key."""
+    hints = typing.get_type_hints(cls)
+    arguments: dict[str, Any] = {}
+    for key, value in values.items():
+        dotted = f"{prefix}{key}"
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            raise ConfigError(
+                f"{where}: unknown key {dotted}{hint} Valid here: {', '.join(sorted(hints))}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise ConfigError(f"{where}: {dotted}: got {value!r}, expected a table")
+            arguments[key] = _build(typing.cast(type, hints[key]), value, where, f"{dotted}.")
+        else:
+            arguments[key] = _typed(hints[key], value, f"{where}: {dotted}")
+    return cls(**arguments)
+
+
+def _typed(hint: Any, value: Any, where: str) -> Any:
+    """Return `value` as the type `hint`; an integer may stand for a float, a list for a tuple."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            near = difflib.get_close_matches(str(value), [str(a) for a in args], n=1)
+            hint_text = f"; did you mean {near[0]!r}?" if near else ""
+            expected = ", ".join(repr(a) for a in args)
+            raise ConfigError(f"{where}: got {value!r}, expected one of {expected}{hint_text}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_typed(args[0], item, where) for item in value)
+    if origin is dict and isinstance(value, dict):
+        return {str(k): _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
+    if origin in (typing.Union, types.UnionType):
+        if isinstance(value, args):
+            return value
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(hint, type) and type(value) is hint:
+        return value
+    expected = getattr(hint, "__name__", str(hint))
+    raise ConfigError(f"{where}: got {value!r} ({type(value).__name__}), expected {expected}")

@@ -1,0 +1,145 @@
+"""``curve.png``: one picture of a run, drawn from its ``metrics.csv``."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from marl.metrics import TIME_PARTS, read_metrics
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Metrics = dict[str, npt.NDArray[Any]]
+
+_LOSSES = (
+    "preference/loss",
+    "preference/held_out_loss",
+    "value/loss",
+    "value/loss_global",
+    "value/loss_local",
+)
+_INK, _GRID = "#2b2d42", "#e4e6eb"
+_LEAST_LABELLED_SHARE = 0.05
+_COLOURS = ("#3d85b0", "#e07a5f", "#81b29a", "#e9b44c", "#a99fb0")
+
+
+def plot_run(folder: Path) -> Path:
+    """Return the path of ``curve.png``: return, preference accuracy, losses and time by step.
+
+    A panel whose metrics the run did not record is left out; the return is always there.
+    """
+    metrics = read_metrics(folder)
+    panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
+    figure = Figure(figsize=(11, 7.5 if panels else 5), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
+    FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
+    _draw_return(_styled(figure.add_subplot(grid[0, :])), metrics)
+    for column, draw in enumerate(panels):
+        draw(_styled(figure.add_subplot(grid[1, column])), metrics)
+    path = folder / "curve.png"
+    temporary = folder / "curve.png.tmp"
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+    return path
+
+
+def running_mean(values: FloatArray, window: int) -> FloatArray:
+    """Return the mean of each value and the `window - 1` before it, skipping NaN; NaN if none."""
+    known = np.isfinite(values)
+    sums = np.cumsum(np.where(known, values, 0.0))
+    counts = np.cumsum(known)
+    sums[window:] -= sums[:-window].copy()
+    counts[window:] -= counts[:-window].copy()
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _has(metrics: Metrics, name: str) -> bool:
+    return name in metrics and bool(np.isfinite(metrics[name]).any())
+
+
+def _styled(axes: Axes) -> Axes:
+    """Return the axes with a light grid, no box, and steps as 50k or 1M."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("environment steps", color=_INK)
+    return axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", color=_INK, fontweight="bold", fontsize=11)
+
+
+def _draw_return(axes: Axes, metrics: Metrics) -> None:
+    """Draw each iteration's return faintly and its running mean over a twentieth of the run."""
+    _title(axes, "Mean return of finished episodes")
+    if not _has(metrics, "return/mean"):
+        axes.text(0.5, 0.5, "no episode has finished yet", ha="center", transform=axes.transAxes)
+        return
+    known = np.isfinite(metrics["return/mean"])
+    steps, returns = metrics["step"][known], metrics["return/mean"][known]
+    window = max(1, len(returns) // 20)
+    smooth = running_mean(returns, window)
+    axes.plot(steps, returns, color=_COLOURS[0], alpha=0.35, linewidth=1, marker="o", markersize=4)
+    axes.plot(steps, smooth, color=_COLOURS[0], linewidth=2.2)
+    axes.set_xlim(0, metrics["step"][-1] * 1.06)  # room for the last value's label
+    axes.annotate(
+        f"{smooth[-1]:,.4g}",
+        (steps[-1], smooth[-1]),
+        xytext=(6, 0),
+        textcoords="offset points",
+        color=_COLOURS[0],
+        fontweight="bold",
+        va="center",
+    )
+
+
+def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:
+    _title(axes, "Preference accuracy")
+    axes.axhline(0.5, color=_INK, linewidth=1, linestyle=":")
+    axes.plot(metrics["step"], metrics["preference/accuracy"], color=_COLOURS[1], linewidth=1.6)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _draw_losses(axes: Axes, metrics: Metrics) -> None:
+    _title(axes, "Losses")
+    for name, colour in zip(_LOSSES, _COLOURS, strict=True):
+        if _has(metrics, name):
+            label = name.replace("/", " ").replace("_", " ")
+            axes.plot(metrics["step"], metrics[name], color=colour, linewidth=1.4, label=label)
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+
+
+def _draw_time(axes: Axes, metrics: Metrics) -> None:
+    """Draw the share of each iteration's time that each part took."""
+    _title(axes, "Where the time goes")
+    parts = [part for part in TIME_PARTS if _has(metrics, f"time/{part}")]
+    seconds = np.nan_to_num(np.stack([metrics[f"time/{part}"] for part in parts]))
+    shares = seconds / np.maximum(seconds.sum(axis=0, keepdims=True), 1e-12)
+    axes.stackplot(metrics["step"], shares, colors=_COLOURS)
+    middle, overall = metrics["step"][[0, -1]].mean(), shares.mean(axis=1)
+    for part, share, top in zip(parts, overall, overall.cumsum(), strict=True):
+        if share >= _LEAST_LABELLED_SHARE:
+            label = f"{part} {share:.0%}"
+            axes.text(middle, top - share / 2, label, color=_INK, ha="center", va="center")
+    axes.set_ylim(0, 1)
+    axes.margins(x=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+_SMALL_PANELS: tuple[tuple[tuple[str, ...], Callable[[Axes, Metrics], None]], ...] = (
+    (("preference/accuracy",), _draw_accuracy),
+    (_LOSSES, _draw_losses),
+    (tuple(f"time/{part}" for part in TIME_PARTS), _draw_time),
+)

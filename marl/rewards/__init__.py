@@ -1,0 +1,44 @@
+"""Reward models learned from preferences."""
+
+import torch
+from torch import nn
+
+from envs import EnvSpec
+from marl import plugins
+from marl.config import Config
+from marl.normalisers import TeamNorm
+from marl.rewards.central import CentralReward
+from marl.rewards.factored import FactoredReward
+from marl.rewards.learner import ImplicitReward, RewardLearner, RewardModel
+
+__all__ = [
+    "CentralReward",
+    "FactoredReward",
+    "ImplicitReward",
+    "RewardLearner",
+    "RewardModel",
+    "make_reward_learner",
+]
+
+
+def make_reward_learner(
+    spec: EnvSpec,
+    config: Config,
+    norm: TeamNorm,
+    generator: torch.Generator,
+    device: torch.device,
+) -> RewardLearner:
+    """Return the learner of the reward that the algorithm, or ``reward.model``, names."""
+    name = config.reward.model
+    gamma = config.reward_gamma
+    if name:
+        model = plugins.load(name, "reward.model")(spec)
+        if not isinstance(model, nn.Module):
+            raise ValueError(
+                f"reward model {name} is a {type(model).__name__}, expected a torch.nn.Module "
+                "whose forward takes Transitions"
+            )
+    else:
+        kind = FactoredReward if config.is_factored else CentralReward
+        model = kind(spec, config.reward, gamma, norm, generator)
+    return RewardLearner(model.to(device), name, config.reward, gamma, spec.max_steps)

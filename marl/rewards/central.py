@@ -1,0 +1,118 @@
+"""The central reward: one network of the state and the joint action, not decomposed.
+
+Axes: N agents, S state, A action features; ``*L`` any leading axes.
+"""
+
+import copy
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.config import RewardConfig
+from marl.networks import mlp
+from marl.normalisers import TeamNorm
+from marl.numerics import masked_mean
+from marl.rewards.factored import FactoredReward, Policy
+from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
+from marl.rewards.mixers import Mixed
+from marl.rewards.slow import follow
+from marl.types import Rewards, Transitions
+
+
+class CentralReward(nn.Module):
+    """R = Q(s, a) - gamma_R (1 - terminated) V(s') (IPL, arXiv 2305.15363), on the joint action.
+
+    V at s' comes from a slow copy. At gamma_R = 0 this is an explicit per-step reward.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: RewardConfig,
+        gamma: float,
+        norm: TeamNorm,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.gamma = gamma
+        self.norm = norm
+        self.is_discrete = spec.action_kind == "discrete"
+        self.action_size = spec.action_size
+        hidden = matched_hidden(spec, config, gamma, norm)
+        joint = spec.state_size + spec.num_agents * spec.action_size
+        self.q = mlp(joint, hidden, 1, output_gain=0.1, generator=generator)
+        if gamma > 0.0:
+            self.v = mlp(spec.state_size, hidden, 1, output_gain=0.1, generator=generator)
+            self.slow_v = copy.deepcopy(self.v).requires_grad_(False)
+
+    def forward(self, transitions: Transitions) -> Rewards:
+        """Return R; there are no local rewards."""
+        return self.split(transitions)[0]
+
+    def split(self, transitions: Transitions) -> tuple[Rewards, Mixed, Tensor]:
+        """Return the reward, Q as a mixture of one part, and a zero bias."""
+        steps = transitions
+        state = self.norm.state(steps.state)
+        q = self._joint_q(state, steps.actions, steps.alive)
+        zero = torch.zeros_like(q)
+        now = Mixed(total=q, weights=torch.ones_like(q).unsqueeze(-1), bias=zero)
+        if self.gamma == 0.0:
+            return Rewards(team=q), now, zero
+        with torch.no_grad():
+            next_v = self.slow_v(self.norm.state(steps.next_state)).squeeze(-1)
+            discount = self.gamma * (~steps.terminated).to(q.dtype)
+        return Rewards(team=q - discount * next_v), now, zero
+
+    def _joint_q(self, state: Tensor, actions: Tensor, alive: Tensor | None) -> Tensor:
+        if self.is_discrete:
+            actions = nn.functional.one_hot(actions, self.action_size).to(state.dtype)
+        actions = actions if alive is None else actions * alive.unsqueeze(-1)
+        return self.q(torch.cat((state, actions.flatten(-2)), dim=-1)).squeeze(-1)
+
+    def value_loss(
+        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: Policy
+    ) -> Tensor:
+        """Return the loss that draws V to the soft value of Q. Gradients reach V only."""
+        steps, config = transitions, self.config
+        state = self.norm.state(steps.state)
+        v = self.v(state).squeeze(-1)
+        if config.value_loss == "soft":
+            actions, log_probs = policy(steps)
+            with torch.no_grad():
+                q = self._joint_q(state, actions, steps.alive)
+            loss = soft_value_loss(q, v, log_probs.sum(dim=-1), config.beta)
+        elif config.value_loss == "expectile":
+            loss = expectile_loss(now.total, v, config.expectile)
+        else:
+            loss = gumbel_loss(now.total, v, config.beta, config.exponent_clip)
+        return masked_mean(loss, weights > 0)
+
+    def follow(self) -> Tensor:
+        """Move the slow copy by the Polyak rate and return how far V is from its own."""
+        return follow(self.v, self.slow_v, self.config.target_rate)
+
+
+def matched_hidden(
+    spec: EnvSpec, config: RewardConfig, gamma: float, norm: TeamNorm
+) -> tuple[int, ...]:
+    """Return the layer widths that give a central reward a factored one's parameters.
+
+    Comparisons are fair only at equal size; all layers are widened by one factor.
+    """
+    generator = torch.Generator().manual_seed(0)
+    factored = FactoredReward(spec, config, gamma, norm, generator)
+    wanted = sum(p.numel() for p in factored.parameters() if p.requires_grad)
+    joint = spec.state_size + spec.num_agents * spec.action_size
+    inputs = [joint] if gamma == 0.0 else [joint, spec.state_size]
+
+    def size(hidden: tuple[int, ...]) -> int:
+        layers = [(i, *hidden, 1) for i in inputs]
+        return sum((a + 1) * b for s in layers for a, b in itertools.pairwise(s))
+
+    factor = 1.0
+    while size(tuple(round(h * factor) for h in config.hidden_sizes)) < wanted:
+        factor += 1 / 64
+    return tuple(max(1, round(h * factor)) for h in config.hidden_sizes)

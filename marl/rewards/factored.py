@@ -1,0 +1,143 @@
+"""The factored reward: one global and many local rewards from one set of preferences.
+
+Axes: N agents, O observation, S state, A action features; ``*L`` any leading axes.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.config import RewardConfig
+from marl.networks import agent_mlp
+from marl.normalisers import TeamNorm, input_size
+from marl.numerics import masked_mean
+from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
+from marl.rewards.mixers import LinearMixer, Mixed, TwoLayerMixer
+from marl.rewards.slow import follow
+from marl.types import Rewards, Transitions
+
+Policy = Callable[[Transitions], tuple[Tensor, Tensor]]
+"""Draws actions of the current policy at some transitions: (actions, log-probabilities)."""
+
+
+class FactoredReward(nn.Module):
+    """Local utilities q_i(o_i, a_i), v_i(o_i) and a monotone mixer of the state.
+
+        R   = Q_tot(s, a) - gamma_R (1 - terminated) V_tot(s')
+        r_i = w_i(s) q_i  - gamma_R (1 - terminated) w_i(s') v_i(o'_i)         (additive form)
+
+    so that R = sum_i r_i + [b(s) - gamma_R (1 - terminated) b(s')]. Everything at s' comes from
+    slow copies and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
+    At gamma_R = 0 this is an explicit factored reward and V does not exist.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: RewardConfig,
+        gamma: float,
+        norm: TeamNorm,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.gamma = gamma
+        self.norm = norm
+        self.is_discrete = spec.action_kind == "discrete"
+        self.action_size = spec.action_size
+        mixer = LinearMixer if config.mixer == "linear" else TwoLayerMixer
+
+        def utility(inputs: int) -> nn.Sequential:
+            return agent_mlp(
+                spec.num_agents,
+                inputs,
+                config.hidden_sizes,
+                1,
+                shared=config.share_parameters,
+                output_gain=0.1,
+                generator=generator,
+            )
+
+        size = (spec.state_size, spec.num_agents, config.mixer_hidden)
+        self.q = utility(input_size(spec) + spec.action_size)
+        self.q_mixer = mixer(*size, generator)
+        if gamma > 0.0:
+            self.v = utility(input_size(spec))
+            self.v_mixer = self.q_mixer if config.shared_mixer else mixer(*size, generator)
+            self.slow_v = copy.deepcopy(self.v).requires_grad_(False)
+            self.slow_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
+
+    def forward(self, transitions: Transitions) -> Rewards:
+        """Return R and r_i."""
+        return self.split(transitions)[0]
+
+    def split(self, transitions: Transitions) -> tuple[Rewards, Mixed, Tensor]:
+        """Return the rewards, the mixed utilities at s, and the bias part b(s) - gamma b(s')."""
+        steps = transitions
+        q = self.utilities(steps.obs, steps.actions, steps.alive)
+        now = self.q_mixer(self.norm.state(steps.state), q)
+        if self.gamma == 0.0:
+            local = q * now.weights if self._is_additive else q
+            return Rewards(team=now.total, local=local), now, now.bias
+        with torch.no_grad():
+            next_v = self.slow_v(self.norm.obs(steps.next_obs)).squeeze(-1)
+            next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
+            then = self.slow_mixer(self.norm.state(steps.next_state), next_v)
+            discount = self.gamma * (~steps.terminated).to(q.dtype)
+        team = now.total - discount * then.total
+        if self._is_additive:
+            local = now.weights * q - discount.unsqueeze(-1) * then.weights * next_v
+        else:
+            local = q - discount.unsqueeze(-1) * next_v
+        return Rewards(team=team, local=local), now, now.bias - discount * then.bias
+
+    def utilities(
+        self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
+    ) -> Float[Tensor, "*L N"]:
+        """Return q_i(o_i, a_i); a dead agent's is zero."""
+        if self.is_discrete:
+            actions = nn.functional.one_hot(actions, self.action_size).to(obs.dtype)
+        q = self.q(torch.cat((self.norm.obs(obs), actions), dim=-1)).squeeze(-1)
+        return q if alive is None else q * alive
+
+    def value_loss(
+        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: Policy
+    ) -> Tensor:
+        """Return the loss that draws w_i v_i to the soft value of w_i q_i, agent by agent.
+
+        `now` holds w_i(s); `weights` marks padding by zero. Gradients reach v only.
+        """
+        steps, config = transitions, self.config
+        v = self.v(self.norm.obs(steps.obs)).squeeze(-1)
+        actions, log_probs = steps.actions, None
+        if config.value_loss == "soft":
+            actions, log_probs = policy(steps)
+        with torch.no_grad():
+            q = self.utilities(steps.obs, actions, steps.alive)
+            q_weights = now.weights.detach()
+            if config.shared_mixer or config.mixer != "linear":
+                v_weights = q_weights
+            else:
+                v_weights = self.v_mixer(self.norm.state(steps.state), v).weights
+        weighted_q, weighted_v = q_weights * q, v_weights * v
+        if log_probs is not None:
+            loss = soft_value_loss(weighted_q, weighted_v, log_probs, config.beta)
+        elif config.value_loss == "expectile":
+            loss = expectile_loss(weighted_q, weighted_v, config.expectile)
+        else:
+            loss = gumbel_loss(weighted_q, weighted_v, config.beta, config.exponent_clip)
+        present = (weights > 0).unsqueeze(-1).expand_as(loss)
+        return masked_mean(loss, present if steps.alive is None else present & steps.alive)
+
+    def follow(self) -> Tensor:
+        """Move the slow copies by the Polyak rate and return how far V is from its own."""
+        follow(self.v_mixer, self.slow_mixer, self.config.target_rate)
+        return follow(self.v, self.slow_v, self.config.target_rate)
+
+    @property
+    def _is_additive(self) -> bool:
+        return self.config.local_form == "additive"

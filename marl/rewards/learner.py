@@ -1,0 +1,208 @@
+"""Fits any reward model to preferences and puts its rewards on one scale.
+
+Axes: T time, E environments, N agents, M episodes, K sampled steps.
+"""
+
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from marl.config import RewardConfig
+from marl.normalisers import ValueNorm
+from marl.numerics import check_finite
+from marl.preferences import PreferenceSource
+from marl.rewards.factored import Policy
+from marl.rewards.losses import bradley_terry_loss, preference_accuracy, preference_logits
+from marl.rewards.mixers import Mixed
+from marl.types import LabelledSegments, Rewards, Transitions
+
+
+@runtime_checkable
+class RewardModel(Protocol):
+    """Any `nn.Module` from transitions to rewards; built as ``Class(spec)`` if it is yours.
+
+    It sees no reward of the environment. `fit` trains it by the Bradley-Terry loss.
+    """
+
+    def __call__(self, transitions: Transitions) -> Rewards:
+        """Return the global reward (*L) and, if the model splits it, the local ones (*L, N)."""
+        ...
+
+
+@runtime_checkable
+class ImplicitReward(RewardModel, Protocol):
+    """A reward R = Q - gamma V with a value network of its own."""
+
+    def split(self, transitions: Transitions) -> tuple[Rewards, Mixed, Tensor]:
+        """Return the rewards, Q and its parts, and the bias part of R."""
+        ...
+
+    def value_loss(
+        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: Policy
+    ) -> Tensor:
+        """Return the loss of V given Q."""
+        ...
+
+    def follow(self) -> Tensor:
+        """Move the slow copies and return their distance."""
+        ...
+
+
+class RewardLearner:
+    """A reward model with its optimiser, its running scale and its diagnostics."""
+
+    def __init__(
+        self, model: nn.Module, name: str, config: RewardConfig, gamma: float, max_steps: int
+    ) -> None:
+        self.model = model
+        self.name = name
+        self.config = config
+        self.own = model if isinstance(model, ImplicitReward) else None
+        self.has_value = gamma > 0.0
+        self.max_steps = max_steps
+        self.parameters = [p for p in model.parameters() if p.requires_grad]
+        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
+        self.team_scale, self.local_scale = ValueNorm(), ValueNorm()
+        self.num_fits = 0
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether any preference has been seen; before that the rewards are noise."""
+        return self.num_fits > 0
+
+    def fit(self, source: PreferenceSource, policy: Policy) -> dict[str, float]:
+        """Take K_R gradient steps on labelled batches and return metrics.
+
+            L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)        -> q, mixer
+            L_v = extreme V (or its options) of w_i v_i on w_i q_i      -> v
+
+        The gradients of the two losses reach disjoint parameters, so one step serves both.
+        """
+        sums: Tensor | None = None
+        for _ in range(self.config.gradient_steps):
+            segments = source.batch()
+            if segments is None:
+                return {"preference/ties": float("nan")}
+            step = self._step(segments, policy)
+            sums = step if sums is None else sums + step
+            self.num_fits += 1
+        if sums is None:
+            return {}
+        names = ("preference/loss", "preference/ties", "reward/bias_share", "reward/value_drift")
+        means = sums / self.config.gradient_steps
+        check_finite(preference_loss=means[0])
+        return dict(zip(names, means.tolist(), strict=True)) | self._held_out(source)
+
+    def _step(self, segments: LabelledSegments, policy: Policy) -> Tensor:
+        rewards, now, bias = self._split(segments.transitions)
+        logits = preference_logits(rewards.team, segments, self.config, self.max_steps)
+        preference_loss = bradley_terry_loss(logits, segments.labels)
+        present = segments.step_weights > 0
+        team = rewards.team.where(present, torch.zeros_like(rewards.team))
+        loss = preference_loss + self.config.regularisation * (team**2).sum() / present.sum()
+        if self.own is not None and self.has_value and now is not None:
+            loss = loss + self.own.value_loss(
+                segments.transitions, now, segments.step_weights, policy
+            )
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
+        self.optimiser.step()
+        with torch.no_grad():
+            drift = torch.zeros_like(preference_loss)
+            if self.own is not None and self.has_value:
+                drift = self.own.follow()
+            share = bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
+            ties = (segments.labels == 0.5).to(loss.dtype).mean()
+            return torch.stack((preference_loss.detach(), ties, share, drift))
+
+    def _split(self, transitions: Transitions) -> tuple[Rewards, Mixed | None, Tensor]:
+        """Return checked rewards and, for our own models, their parts."""
+        if self.own is not None:
+            return self.own.split(transitions)
+        rewards = checked_rewards(self.model(transitions), self.name, transitions)
+        return rewards, None, torch.zeros_like(rewards.team)
+
+    @torch.no_grad()
+    def _held_out(self, source: PreferenceSource) -> dict[str, float]:
+        """Return accuracy and loss on pairs that were never trained on."""
+        segments = source.batch(held_out=True)
+        if segments is None:
+            return {}
+        team = self._split(segments.transitions)[0].team
+        logits = preference_logits(team, segments, self.config, self.max_steps)
+        return {
+            "preference/accuracy": float(preference_accuracy(logits, segments.labels)),
+            "preference/held_out_loss": float(bradley_terry_loss(logits, segments.labels)),
+        }
+
+    @torch.no_grad()
+    def rewards(self, transitions: Transitions) -> tuple[Rewards, dict[str, float]]:
+        """Return rewards of a rollout divided by their running deviation, and metrics.
+
+        The mean is not shifted: a constant reward must stay a reason to live or to end.
+        """
+        raw = self._split(transitions)[0]
+        check_finite(learned_reward=raw.team)
+        self.team_scale.update(raw.team)
+        local = raw.local
+        if local is not None:
+            check_finite(learned_local_rewards=local)
+            self.local_scale.update(local, transitions.alive)
+            local = local / self.local_scale.std
+        metrics = {
+            "reward/std": float(raw.team.std()),
+            "reward/mean": float(raw.team.mean()),
+        }
+        return Rewards(team=raw.team / self.team_scale.std, local=local), metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the model, the optimiser and the scales."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "team_scale": self.team_scale.state_dict(),
+            "local_scale": self.local_scale.state_dict(),
+            "num_fits": self.num_fits,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a learner with the same settings."""
+        self.model.load_state_dict(state["model"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.team_scale.load_state_dict(state["team_scale"])
+        self.local_scale.load_state_dict(state["local_scale"])
+        self.num_fits = state["num_fits"]
+
+
+def checked_rewards(returned: object, name: str, transitions: Transitions) -> Rewards:
+    """Return what a plugged-in model gave as `Rewards`, or raise `ValueError`.
+
+    A bare tensor counts as the team's reward.
+    """
+    lead = tuple(transitions.terminated.shape)
+    rewards = Rewards(team=returned) if isinstance(returned, Tensor) else returned
+    if not isinstance(rewards, Rewards):
+        raise ValueError(
+            f"reward model {name} returned {type(returned).__name__}, expected marl.Rewards or "
+            f"a tensor of shape {lead}"
+        )
+    agents = transitions.obs.shape[-2]
+    for part, tensor, shape in (
+        ("team", rewards.team, lead),
+        ("local", rewards.local, (*lead, agents)),
+    ):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise ValueError(
+                f"reward model {name} returned {part} rewards of shape {tuple(tensor.shape)}, "
+                f"expected {shape}"
+            )
+        if not tensor.is_floating_point():
+            raise ValueError(
+                f"reward model {name} returned {part} rewards of dtype {tensor.dtype}, "
+                "expected a floating dtype"
+            )
+    return rewards

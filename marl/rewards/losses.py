@@ -1,0 +1,81 @@
+"""The losses of the implicit reward.
+
+Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from marl.config import RewardConfig
+from marl.types import LabelledSegments
+
+
+def preference_logits(
+    team_rewards: Float[Tensor, "M K"],
+    segments: LabelledSegments,
+    config: RewardConfig,
+    max_steps: int,
+) -> Float[Tensor, "B"]:
+    """Return S(tau_1) - S(tau_2) with S = (alpha / T_max) * sum_t R_t.
+
+    The sum is estimated from the sampled steps by their weights; with
+    ``length_normalised`` each episode's own length takes the place of T_max.
+    """
+    sums = (segments.step_weights * team_rewards).sum(dim=-1)
+    if config.length_normalised:
+        scores = config.alpha * sums / segments.lengths
+    else:
+        scores = config.alpha / max_steps * sums
+    return scores[segments.first] - scores[segments.second]
+
+
+def bradley_terry_loss(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) -> Tensor:
+    """Return the cross-entropy of P(tau_1 > tau_2) = sigmoid(S(tau_1) - S(tau_2)).
+
+    A tie (label 0.5) pulls the two scores together.
+    """
+    return nn.functional.binary_cross_entropy_with_logits(logits, labels)
+
+
+def preference_accuracy(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) -> Tensor:
+    """Return the share of decided pairs whose order the logits have right; NaN if all tie."""
+    decided = labels != 0.5
+    return ((logits > 0) == (labels > 0.5))[decided].to(torch.float32).mean()
+
+
+def gumbel_loss(
+    utilities: Float[Tensor, "*L"],
+    values: Float[Tensor, "*L"],
+    beta: float,
+    exponent_clip: float,
+) -> Float[Tensor, "*L"]:
+    """Return exp(z) - z - 1 with z = (q - v) / beta ("extreme V", arXiv 2301.02328).
+
+    Its minimum over v is the soft value beta log E exp(q / beta). Beyond `exponent_clip` the
+    exponential goes on as its tangent, so the slope stays bounded and the loss convex.
+    """
+    z = (utilities.detach() - values) / beta
+    near = z.clamp(max=exponent_clip)
+    return near.exp() * (1.0 + z - near) - z - 1.0
+
+
+def expectile_loss(
+    utilities: Float[Tensor, "*L"], values: Float[Tensor, "*L"], level: float
+) -> Float[Tensor, "*L"]:
+    """Return |level - 1(q < v)| (q - v)^2, whose minimum is the expectile of q."""
+    gap = utilities.detach() - values
+    return torch.where(gap < 0, 1.0 - level, level) * gap**2
+
+
+def soft_value_loss(
+    utilities: Float[Tensor, "*L"],
+    values: Float[Tensor, "*L"],
+    log_probs: Float[Tensor, "*L"],
+    beta: float,
+) -> Float[Tensor, "*L"]:
+    """Return the squared error to q - beta log pi at actions of the current policy.
+
+    Its minimum is the soft value E_pi[q - beta log pi].
+    """
+    return 0.5 * (utilities.detach() - beta * log_probs - values) ** 2

@@ -1,0 +1,239 @@
+"""Collects T steps from E environment copies into preallocated tensors.
+
+Axes: T time, E environments, N agents, B finished episodes; O, S, A features.
+"""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from marl.config import ConfigError
+from marl.networks import Actor
+from marl.normalisers import TeamNorm
+from marl.numerics import NonFiniteError
+from marl.types import FinishedEpisodes, Rollout, Transitions
+
+
+class Collector:
+    """Runs the current policy; the tensors of a rollout are reused by the next one."""
+
+    def __init__(
+        self,
+        env: VecEnv,
+        norm: TeamNorm,
+        num_steps: int,
+        *,
+        seed: int,
+        generator: torch.Generator,
+        device: torch.device,
+        hidden: bool = False,
+    ) -> None:
+        """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis."""
+        if hidden and not isinstance(env, HasHiddenRewards):
+            raise ConfigError(
+                f"environment {env.spec.name} has no hidden_rewards(); "
+                'algorithm = "dense" and diagnose_hidden need one that has'
+            )
+        self.env = env
+        self.norm = norm
+        self.num_steps = num_steps
+        self.generator = generator
+        self.device = device
+        self.records_hidden = hidden
+        self.seconds = {"physics": 0.0, "inference": 0.0}
+        self._buffers = _allocate(env.spec, num_steps, hidden)
+        self._current = _copied(env.reset(seed))
+        copies = env.spec.num_envs
+        self._open_returns = torch.zeros(copies, dtype=torch.float64)
+        self._open_lengths = torch.zeros(copies, dtype=torch.int64)
+        self._steps_before = 0
+
+    @torch.no_grad()
+    def collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
+        """Return T steps under `actor`, and the (T, E) hidden rewards if they are recorded.
+
+        Raises `NonFiniteError` naming the array, step, copy and agent that is not finite.
+        """
+        started = time.perf_counter()
+        physics = 0.0
+        spec, buffers = self.env.spec, self._buffers
+        noise = actor.noise((self.num_steps, spec.num_envs), self.generator)
+        for t in range(self.num_steps):
+            self._record(t, self._current)
+            obs = buffers["obs"][t].to(self.device)
+            mask = buffers["action_mask"][t].to(self.device) if spec.masks_actions else None
+            actions = actor.sample(actor(self.norm.obs(obs)), noise[t], mask)
+            buffers["actions"][t] = actions
+            sent = actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
+            before = time.perf_counter()
+            step = self.env.step(sent.cpu().numpy())
+            physics += time.perf_counter() - before
+            self._record_outcome(t, step)
+            self._current = step
+        self._current = _copied(self._current)
+        self._check_finite()
+        rollout = self._rollout(actor)
+        self.seconds["physics"] += physics
+        self.seconds["inference"] += time.perf_counter() - started - physics
+        self._steps_before += self.num_steps
+        return rollout, buffers["hidden_rewards"].to(self.device) if self.records_hidden else None
+
+    def take_seconds(self) -> dict[str, float]:
+        """Return the seconds spent in physics and inference since the last call."""
+        seconds, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
+        return seconds
+
+    def _record(self, t: int, step: EnvStep) -> None:
+        """Store what the agents see before they act."""
+        buffers = self._buffers
+        buffers["obs"][t] = torch.as_tensor(step.obs)
+        buffers["state"][t] = torch.as_tensor(step.state)
+        if step.action_mask is not None:
+            buffers["action_mask"][t] = torch.as_tensor(step.action_mask)
+        if step.alive is not None:
+            buffers["alive"][t] = torch.as_tensor(step.alive)
+
+    def _record_outcome(self, t: int, step: EnvStep) -> None:
+        """Store what their actions led to."""
+        buffers = self._buffers
+        buffers["next_obs"][t] = torch.as_tensor(step.final_obs)
+        buffers["next_state"][t] = torch.as_tensor(step.final_state)
+        buffers["rewards"][t] = torch.as_tensor(step.rewards)
+        buffers["terminated"][t] = torch.as_tensor(step.terminated)
+        buffers["truncated"][t] = torch.as_tensor(step.truncated)
+        if step.alive is not None:
+            ended = torch.as_tensor(step.terminated | step.truncated).unsqueeze(-1)
+            buffers["next_alive"][t] = torch.where(
+                ended, buffers["alive"][t], torch.as_tensor(step.alive)
+            )
+        if self.records_hidden and isinstance(self.env, HasHiddenRewards):
+            buffers["hidden_rewards"][t] = torch.as_tensor(self.env.hidden_rewards())
+
+    def _rollout(self, actor: Actor) -> Rollout:
+        """Return the buffers as a rollout; log-probabilities are computed in one batch."""
+        tensors = {name: tensor.to(self.device) for name, tensor in self._buffers.items()}
+        transitions = Transitions(
+            obs=tensors["obs"],
+            state=tensors["state"],
+            actions=tensors["actions"],
+            next_obs=tensors["next_obs"],
+            next_state=tensors["next_state"],
+            terminated=tensors["terminated"],
+            alive=tensors.get("alive"),
+            next_alive=tensors.get("next_alive"),
+            action_mask=tensors.get("action_mask"),
+        )
+        return Rollout(
+            transitions=transitions,
+            truncated=tensors["truncated"],
+            log_probs=actor.log_prob(
+                actor(self.norm.obs(tensors["obs"])), tensors["actions"], transitions.action_mask
+            ),
+            task_rewards=tensors["rewards"],
+            episodes=self._finished_episodes(),
+        )
+
+    def _finished_episodes(self) -> FinishedEpisodes:
+        """Return the episodes that ended, ordered by their end, and keep count of open ones."""
+        buffers = self._buffers
+        done = buffers["terminated"] | buffers["truncated"]
+        envs, times = done.T.nonzero(as_tuple=True)
+        totals = buffers["rewards"].to(torch.float64).cumsum(dim=0)[times, envs]
+        ends = times + 1
+        is_first = torch.ones_like(envs, dtype=torch.bool)
+        is_first[1:] = envs[1:] != envs[:-1]
+        previous_total = torch.where(is_first, -self._open_returns[envs], totals.roll(1))
+        previous_end = torch.where(is_first, -self._open_lengths[envs], ends.roll(1))
+        order = times.argsort(stable=True)
+        finished = FinishedEpisodes(
+            end_time=times[order],
+            env=envs[order],
+            lengths=(ends - previous_end)[order],
+            returns=(totals - previous_total)[order].to(torch.float32),
+            terminated=buffers["terminated"][times, envs][order],
+        )
+        all_totals = buffers["rewards"].to(torch.float64).sum(dim=0)
+        last_total, last_end = -self._open_returns, -self._open_lengths
+        is_last = torch.ones_like(is_first)
+        is_last[:-1] = envs[:-1] != envs[1:]
+        last_total[envs[is_last]] = totals[is_last]
+        last_end[envs[is_last]] = ends[is_last]
+        self._open_returns = all_totals - last_total
+        self._open_lengths = self.num_steps - last_end
+        return finished
+
+    def _check_finite(self) -> None:
+        for name in ("obs", "state", "next_obs", "next_state", "rewards"):
+            tensor = self._buffers[name]
+            if bool(torch.isfinite(tensor.sum())):
+                continue
+            bad = (~torch.isfinite(tensor)).nonzero()
+            if len(bad):
+                t, copy, *rest = bad[0].tolist()
+                agent = f", agent {rest[0]}" if name.endswith("obs") else ""
+                raise NonFiniteError(
+                    f"environment {self.env.spec.name} returned a {name} that is NaN or infinite "
+                    f"at step {self._steps_before + t} of copy {copy}{agent}; "
+                    "the run is stopped with its state saved. `marl check` tests an environment"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the environment, what the agents see now, and the open episodes."""
+        current = {
+            name: value
+            for name, value in vars(self._current).items()
+            if isinstance(value, np.ndarray)
+        }
+        return {
+            "env": self.env.state_dict(),
+            "current": current,
+            "open_returns": self._open_returns,
+            "open_lengths": self._open_lengths,
+            "steps_before": self._steps_before,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a collector over the same environment."""
+        self.env.load_state_dict(state["env"])
+        self._current = EnvStep(**state["current"])
+        self._open_returns = state["open_returns"]
+        self._open_lengths = state["open_lengths"]
+        self._steps_before = state["steps_before"]
+
+
+def _copied(step: EnvStep) -> EnvStep:
+    """Return a step that survives the environment's next call."""
+    copies: dict[str, Any] = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
+    return EnvStep(**copies)
+
+
+def _allocate(spec: EnvSpec, num_steps: int, hidden: bool) -> dict[str, Tensor]:
+    """Return zeroed buffers for one rollout, in the shapes of `Transitions`."""
+    lead = (num_steps, spec.num_envs)
+    team = (*lead, spec.num_agents)
+    buffers = {
+        "obs": torch.zeros(*team, spec.obs_size),
+        "state": torch.zeros(*lead, spec.state_size),
+        "next_obs": torch.zeros(*team, spec.obs_size),
+        "next_state": torch.zeros(*lead, spec.state_size),
+        "rewards": torch.zeros(lead),
+        "terminated": torch.zeros(lead, dtype=torch.bool),
+        "truncated": torch.zeros(lead, dtype=torch.bool),
+        "actions": (
+            torch.zeros(team, dtype=torch.int64)
+            if spec.action_kind == "discrete"
+            else torch.zeros(*team, spec.action_size)
+        ),
+    }
+    if spec.masks_actions:
+        buffers["action_mask"] = torch.ones(*team, spec.action_size, dtype=torch.bool)
+    if spec.agents_die:
+        buffers["alive"] = torch.ones(team, dtype=torch.bool)
+        buffers["next_alive"] = torch.ones(team, dtype=torch.bool)
+    if hidden:
+        buffers["hidden_rewards"] = torch.zeros(lead)
+    return buffers

@@ -1,0 +1,246 @@
+"""Recent experience, and the finished episodes in it.
+
+Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of an episode;
+O, S, A features. Memory is allocated once and never grows.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import ConfigError
+from marl.types import Rollout, Transitions
+
+
+class TrajectoryStore:
+    """A ring of rollouts and a ring of the episodes that ended in them.
+
+    An episode stays available until its first step is overwritten. Its observations are rows of
+    the rollout ring; only its final observation is kept beside it, because the row that follows
+    belongs to the next episode.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        rollout_steps: int,
+        *,
+        max_steps: int,
+        max_episodes: int,
+        holdout_every: int,
+        device: torch.device,
+    ) -> None:
+        rollouts = max_steps // (rollout_steps * spec.num_envs)
+        self.ring_steps = rollouts * rollout_steps
+        if self.ring_steps < spec.max_steps + rollout_steps:
+            needed = (spec.max_steps + 2 * rollout_steps) * spec.num_envs
+            raise ConfigError(
+                f"preferences.store_steps: got {max_steps}, but {spec.num_envs} copies with "
+                f"episodes of up to {spec.max_steps} steps need at least {needed}"
+            )
+        self.max_episodes = max_episodes
+        self.holdout_every = holdout_every
+        self.device = device
+        self.time = 0
+        """Steps of every copy seen so far; a step's ring row is its time modulo the ring."""
+        self.num_finished = 0
+        self.latest = 0
+        """Number (counted from 0) of the first episode of the newest batch that ended."""
+        self._steps = _ring(spec, (self.ring_steps, spec.num_envs), device)
+        self._finals = {
+            "obs": torch.zeros(max_episodes, spec.num_agents, spec.obs_size, device=device),
+            "state": torch.zeros(max_episodes, spec.state_size, device=device),
+        }
+        self._episodes = {
+            "start": torch.full((max_episodes,), -1, dtype=torch.int64, device=device),
+            "env": torch.zeros(max_episodes, dtype=torch.int64, device=device),
+            "length": torch.zeros(max_episodes, dtype=torch.int64, device=device),
+            "terminated": torch.zeros(max_episodes, dtype=torch.bool, device=device),
+            "returns": torch.zeros(max_episodes, device=device),
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held, all of them allocated at the start."""
+        groups = (self._steps, self._finals, self._episodes)
+        return sum(t.numel() * t.element_size() for group in groups for t in group.values())
+
+    def append(self, rollout: Rollout) -> None:
+        """Copy a rollout in, overwriting the oldest, and register the episodes that ended."""
+        steps, ended = rollout.transitions, rollout.episodes
+        row = self.time % self.ring_steps
+        span = slice(row, row + rollout.truncated.shape[0])
+        for name, ring in self._steps.items():
+            ring[span] = getattr(steps, name)
+        keep = slice(max(0, len(ended.env) - self.max_episodes), None)
+        end, env = ended.end_time[keep].to(self.device), ended.env[keep].to(self.device)
+        lengths = ended.lengths[keep].to(self.device)
+        if len(env):
+            self.num_finished += keep.start
+            self.latest = self.num_finished
+            numbers = torch.arange(len(env), device=self.device) + self.num_finished
+            slots = numbers % self.max_episodes
+            self._episodes["start"][slots] = self.time + end + 1 - lengths
+            self._episodes["env"][slots] = env
+            self._episodes["length"][slots] = lengths
+            self._episodes["terminated"][slots] = ended.terminated[keep].to(self.device)
+            self._episodes["returns"][slots] = ended.returns[keep].to(self.device)
+            self._finals["obs"][slots] = steps.next_obs[end, env]
+            self._finals["state"][slots] = steps.next_state[end, env]
+            self.num_finished += len(env)
+        self.time += rollout.truncated.shape[0]
+
+    def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
+        """Return the numbers of all whole episodes, oldest first, of one side of the split."""
+        oldest = max(0, self.num_finished - self.max_episodes)
+        numbers = torch.arange(oldest, self.num_finished, device=self.device)
+        whole = self._episodes["start"][numbers % self.max_episodes] >= self.time - self.ring_steps
+        split = (numbers % self.holdout_every == self.holdout_every - 1) == held_out
+        return numbers[whole & split]
+
+    def holds(self, numbers: Int64[Tensor, "M"]) -> Bool[Tensor, "M"]:
+        """Return which episodes are still whole."""
+        recent = numbers >= self.num_finished - self.max_episodes
+        starts = self._episodes["start"][numbers % self.max_episodes]
+        return recent & (starts >= self.time - self.ring_steps)
+
+    def episodes(self, numbers: Int64[Tensor, "M"]) -> "Episodes":
+        """Return a view of some episodes, for labellers."""
+        slots = numbers % self.max_episodes
+        return Episodes(
+            store=self,
+            numbers=numbers,
+            returns=self._episodes["returns"][slots],
+            lengths=self._episodes["length"][slots],
+            terminated=self._episodes["terminated"][slots],
+        )
+
+    def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
+        """Return the transitions of episodes at steps `offsets`, clamped to their last step."""
+        slots = numbers % self.max_episodes
+        start, length = self._episodes["start"][slots], self._episodes["length"][slots]
+        env = self._episodes["env"][slots].unsqueeze(-1)
+        offsets = torch.minimum(offsets, (length - 1).unsqueeze(-1))
+        is_last = offsets == (length - 1).unsqueeze(-1)
+        row = (start.unsqueeze(-1) + offsets) % self.ring_steps
+        following = (row + 1) % self.ring_steps
+        flat, flat_next = row * self._num_envs + env, following * self._num_envs + env
+
+        def at(name: str, index: Tensor) -> Tensor:
+            return self._steps[name].flatten(0, 1)[index]
+
+        def after(name: str, final: Tensor) -> Tensor:
+            tail = (1,) * (final.ndim - 1)
+            return torch.where(
+                is_last.view(*is_last.shape, *tail), final[:, None], at(name, flat_next)
+            )
+
+        alive = next_alive = None
+        if "alive" in self._steps:
+            alive = at("alive", flat)
+            next_alive = torch.where(is_last.unsqueeze(-1), alive, at("alive", flat_next))
+        return Transitions(
+            obs=at("obs", flat),
+            state=at("state", flat),
+            actions=at("actions", flat),
+            next_obs=after("obs", self._finals["obs"][slots]),
+            next_state=after("state", self._finals["state"][slots]),
+            terminated=is_last & self._episodes["terminated"][slots].unsqueeze(-1),
+            alive=alive,
+            next_alive=next_alive,
+            action_mask=at("action_mask", flat) if "action_mask" in self._steps else None,
+        )
+
+    @property
+    def _num_envs(self) -> int:
+        return self._steps["obs"].shape[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rings and their cursors."""
+        return {
+            "time": self.time,
+            "num_finished": self.num_finished,
+            "latest": self.latest,
+            "steps": self._steps,
+            "finals": self._finals,
+            "episodes": self._episodes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a store with the same settings."""
+        self.time = state["time"]
+        self.num_finished = state["num_finished"]
+        self.latest = state["latest"]
+        for name, mine in (
+            ("steps", self._steps),
+            ("finals", self._finals),
+            ("episodes", self._episodes),
+        ):
+            for key, tensor in mine.items():
+                tensor.copy_(state[name][key])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """M finished episodes as a labeller sees them."""
+
+    store: TrajectoryStore
+    numbers: Int64[Tensor, "M"]
+    """Running number of each episode in its run."""
+    returns: Float[Tensor, "M"]
+    """Sum of the task rewards, which the end revealed."""
+    lengths: Int64[Tensor, "M"]
+    """Steps."""
+    terminated: Bool[Tensor, "M"]
+    """Whether the task ended, rather than being interrupted."""
+
+    def transitions(self) -> Transitions:
+        """Return all steps, (M, L) with L the longest length; later rows repeat the last step."""
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        steps = torch.arange(longest, device=self.lengths.device)
+        return self.store.steps(self.numbers, steps.expand(len(self.numbers), longest))
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def sample_steps(
+    lengths: Int64[Tensor, "M"], max_steps: int, count: int, generator: torch.Generator
+) -> tuple[Int64[Tensor, "M K"], Float[Tensor, "M K"]]:
+    """Return steps of each episode and weights that make their weighted sum unbiased.
+
+    With T_max <= K all T steps come once, padded with weight 0. Otherwise one step is drawn
+    uniformly from each of K equal strata of the episode, with weight T/K.
+    """
+    if max_steps <= count:
+        offsets = torch.arange(max_steps, device=lengths.device).expand(len(lengths), max_steps)
+        return offsets, (offsets < lengths.unsqueeze(-1)).to(torch.float32)
+    strata = torch.arange(count, device=lengths.device)
+    jitter = torch.rand((len(lengths), count), generator=generator, device=lengths.device)
+    spans = lengths.unsqueeze(-1).to(torch.float32)
+    offsets = ((strata + jitter) * spans / count).to(torch.int64)
+    offsets = torch.minimum(offsets, lengths.unsqueeze(-1) - 1)
+    return offsets, (spans / count).expand(len(lengths), count)
+
+
+def _ring(spec: EnvSpec, lead: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """Return zeroed rings, named as the fields of `Transitions`."""
+    team = (*lead, spec.num_agents)
+    discrete = spec.action_kind == "discrete"
+    ring = {
+        "obs": torch.zeros(*team, spec.obs_size, device=device),
+        "state": torch.zeros(*lead, spec.state_size, device=device),
+        "actions": torch.zeros(team, dtype=torch.int64, device=device)
+        if discrete
+        else torch.zeros(*team, spec.action_size, device=device),
+    }
+    if spec.agents_die:
+        ring["alive"] = torch.ones(team, dtype=torch.bool, device=device)
+    if spec.masks_actions:
+        mask = torch.ones(*team, spec.action_size, dtype=torch.bool, device=device)
+        ring["action_mask"] = mask
+    return ring

@@ -1,0 +1,136 @@
+"""The CSV is exact, survives a kill, and a resumed file equals one never interrupted."""
+
+import math
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from marl.metrics import MetricWriter, read_metrics
+from marl.plots import plot_run, running_mean
+
+ROWS = [
+    (100, {"steps": 100.0, "return/mean": math.nan}),
+    (200, {"steps": 200.0, "return/mean": 0.1 + 0.2, "preference/loss": 1e-320}),
+    (300, {"steps": 300.0, "return/mean": -1 / 3, "late/column": math.inf}),
+]
+
+
+def write(folder: Path, rows: list[tuple[int, dict[str, float]]]) -> None:
+    writer = MetricWriter(folder)
+    for step, metrics in rows:
+        writer.write(step, metrics)
+    writer.close()
+
+
+def test_numbers_come_back_bit_for_bit(tmp_path: Path) -> None:
+    write(tmp_path, ROWS)
+    metrics = read_metrics(tmp_path)
+    assert metrics["step"].tolist() == [100, 200, 300]
+    np.testing.assert_array_equal(metrics["return/mean"], [math.nan, 0.1 + 0.2, -1 / 3])
+    # A column is empty, read as NaN, where it was not written.
+    np.testing.assert_array_equal(metrics["preference/loss"], [math.nan, 1e-320, math.nan])
+    np.testing.assert_array_equal(metrics["late/column"], [math.nan, math.nan, math.inf])
+
+
+def test_the_file_reads_as_written_by_hand(tmp_path: Path) -> None:
+    write(tmp_path, ROWS)
+    assert (tmp_path / "metrics.csv").read_text() == (
+        "step,steps,return/mean,preference/loss,late/column\n"
+        "100,100.0,nan,,\n"
+        "200,200.0,0.30000000000000004,1e-320,\n"
+        "300,300.0,-0.3333333333333333,,inf\n"
+    )
+
+
+def test_numpy_numbers_and_ints_are_written_as_plain_floats(tmp_path: Path) -> None:
+    write(tmp_path, [(1, {"a/b": np.float32(0.5), "a/c": 3})])
+    assert (tmp_path / "metrics.csv").read_text() == "step,a/b,a/c\n1,0.5,3.0\n"
+
+
+@pytest.mark.parametrize("checkpoint", [0, 100, 200, 250, 300])
+def test_a_resumed_file_equals_one_never_killed(tmp_path: Path, checkpoint: int) -> None:
+    write(tmp_path / "whole", ROWS)
+    killed = tmp_path / "killed"
+    write(killed, ROWS)
+    writer = MetricWriter(killed)
+    writer.truncate(checkpoint)
+    upto = [row for row in ROWS if row[0] <= checkpoint]
+    write(tmp_path / "short", upto)
+    assert (killed / "metrics.csv").read_text() == (tmp_path / "short/metrics.csv").read_text()
+    for step, metrics in ROWS[len(upto) :]:
+        writer.write(step, metrics)
+    writer.close()
+    assert (killed / "metrics.csv").read_text() == (tmp_path / "whole/metrics.csv").read_text()
+
+
+def test_a_row_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    write(tmp_path, ROWS)
+    path = tmp_path / "metrics.csv"
+    path.write_text(path.read_text()[:-5])
+    assert read_metrics(tmp_path)["step"].tolist() == [100, 200]
+    write(tmp_path, [(300, {"steps": 300.0})])
+    assert read_metrics(tmp_path)["step"].tolist() == [100, 200, 300]
+
+
+def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
+    writer = MetricWriter(tmp_path)
+    writer.write(*ROWS[0])
+    assert len(read_metrics(tmp_path)["step"]) == 1
+    writer.close()
+
+
+def test_steps_must_grow(tmp_path: Path) -> None:
+    write(tmp_path, ROWS)
+    writer = MetricWriter(tmp_path)
+    with pytest.raises(ValueError, match=r"metrics of step 300 come after step 300.*truncate"):
+        writer.write(300, {})
+    with pytest.raises(ValueError, match="'step' is the row's own column"):
+        writer.write(400, {"step": 400.0})
+    writer.close()
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("time,loss\n1,2\n")
+    with pytest.raises(ValueError, match=re.escape("begins with ['time', 'loss']")):
+        MetricWriter(tmp_path)
+
+
+def test_tensorboard_gets_the_same_and_forgets_what_was_truncated(tmp_path: Path) -> None:
+    write(tmp_path, ROWS)
+    writer = MetricWriter(tmp_path)
+    writer.truncate(200)
+    writer.write(300, {"return/mean": 5.0})
+    writer.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = [(scalar.step, scalar.value) for scalar in events.Scalars("return/mean")]
+    # NaN at step 100 is not shown; 300 was written twice and the second counts.
+    assert scalars == [(200, pytest.approx(0.3)), (300, 5.0)]
+
+
+def test_running_mean_skips_nan() -> None:
+    values = np.array([math.nan, 2.0, 4.0, math.nan, 9.0])
+    # Pairs: (nan), (nan, 2), (2, 4), (4, nan), (nan, 9).
+    np.testing.assert_array_equal(running_mean(values, 2), [math.nan, 2.0, 3.0, 4.0, 9.0])
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [],
+        [(1, {"return/mean": math.nan})],
+        [(1, {"return/mean": 1.0, "time/physics": 0.0, "time/policy": 0.0})],
+        [(s, {"time/physics": 1.0, "value/loss": 2.0, "preference/accuracy": 0.5}) for s in (1, 2)],
+    ],
+)
+def test_a_picture_is_drawn_whatever_was_recorded(
+    tmp_path: Path, rows: list[tuple[int, dict[str, float]]]
+) -> None:
+    write(tmp_path, rows)
+    path = plot_run(tmp_path)
+    assert path == tmp_path / "curve.png"
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert not list(tmp_path.glob("*.tmp"))

@@ -1,0 +1,110 @@
+"""The progress display: plain lines in a log, one panel on a terminal, right numbers in both."""
+
+import io
+import math
+
+import pytest
+from rich.console import Console
+
+from marl.progress import Progress, duration, sparkline, time_split
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(console: Console, seconds: list[float], start_steps: int = 0) -> str:
+    """Return what is shown while 1,000 steps finish at each of the given seconds."""
+    clock = Clock()
+    with Progress(10_000, "a title", start_steps, console, clock) as progress:
+        for index, now in enumerate(seconds, start=1):
+            clock.now = now
+            progress.update(
+                {
+                    "steps": start_steps + 1000 * index,
+                    "return/mean": 10.0 * index,
+                    "preference/accuracy": 0.75,
+                    "time/physics": 3.0,
+                    "time/policy": 1.0,
+                }
+            )
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def log_console() -> Console:
+    return Console(file=io.StringIO(), force_terminal=False, width=40)
+
+
+def test_a_log_gets_a_line_every_ten_seconds_and_a_last_one() -> None:
+    lines = run(log_console(), [1.0, 2.0, 11.0, 12.0]).splitlines()
+    assert lines[0] == "a title"
+    # The updates at 1 s and 11 s are due; the one at 2 s is not; the one at 12 s is the last.
+    assert [line.split()[1] for line in lines[1:]] == ["1,000", "3,000", "4,000"]
+
+
+def test_a_line_holds_every_fact_even_on_a_narrow_terminal() -> None:
+    # 2,000 steps in 4 s are 500 steps/s; 8,000 steps are left: 16 s. Physics 3 of 4 seconds.
+    last = run(log_console(), [2.0, 4.0]).splitlines()[-1]
+    assert last == (
+        "steps 2,000 / 10,000  speed 500 steps/s  left 16s  return 20  preferences 75% right"
+        "  time physics 75%  policy 25%"
+    )
+
+
+def test_a_resumed_run_counts_its_own_steps_only() -> None:
+    last = run(log_console(), [2.0, 4.0], start_steps=6000).splitlines()[-1]
+    assert last.startswith("steps 8,000 / 10,000  speed 500 steps/s  left 4s")
+
+
+def test_the_same_step_is_not_printed_twice() -> None:
+    assert len(run(log_console(), [1.0]).splitlines()) == 2
+
+
+def test_unknown_values_are_left_out() -> None:
+    console = log_console()
+    with Progress(10, "a title", console=console) as progress:
+        progress.update({"steps": 1.0, "return/mean": math.nan})
+    assert isinstance(console.file, io.StringIO)
+    assert "return" not in console.file.getvalue()
+    assert "nan" not in console.file.getvalue().replace("nan steps/s", "")
+
+
+def test_a_terminal_gets_a_panel_with_a_sparkline() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    shown = run(console, [1.0, 2.0, 3.0])
+    assert "a title" in shown
+    assert "▁▅█" in shown  # 10, 20, 30: lowest, round(3.5) = 4 of 0..7, highest
+    assert "physics 75%" in shown
+
+
+def test_an_error_inside_is_not_swallowed() -> None:
+    with pytest.raises(KeyError), Progress(10, "a title", console=log_console()) as progress:
+        progress.update({})
+
+
+def test_sparkline() -> None:
+    assert sparkline([]) == ""
+    assert sparkline([2.0, 2.0]) == "▄▄"
+    assert sparkline([-1.0, 1.0]) == "▁█"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(7.4, "7s"), (59.6, "1m00s"), (185, "3m05s"), (7500, "2h05m"), (math.nan, "?")],
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_time_split_shares_sum_to_one() -> None:
+    assert time_split({"time/physics": 1.0, "time/other": 3.0}) == [
+        ("physics", 0.25),
+        ("other", 0.75),
+    ]
+    assert time_split({}) == []

@@ -1,0 +1,114 @@
+"""`make_env` finds environments by name or import path, and says what is wrong with the rest."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs import EnvError, env_names, make_env
+
+TWO_KEYS = """
+from envs.probes import masked
+
+class Half:
+    def __init__(self, num_envs): ...
+
+class NoCopies:
+    def __init__(self, width): ...
+
+class Needs:
+    def __init__(self, num_envs, width): ...
+
+def two_keys(num_envs, width=2):
+    return masked(num_envs, max_steps=width)
+"""
+
+
+@pytest.fixture
+def my_envs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_test_envs.py").write_text(TWO_KEYS)
+    (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_there")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_test_envs", raising=False)
+
+
+def test_names() -> None:
+    names = env_names()
+    assert len(set(names)) == len(names)
+    for name in ("mamujoco/halfcheetah_2x3", "fleet/halfcheetah_4", "particles/nav_6"):
+        assert name in names
+
+
+def test_sizes_in_names() -> None:
+    assert make_env("particles/nav_9", 2).spec.num_agents == 9
+    assert make_env("particles/spread_4", 2).spec.state_size == 4 * (4 + 8 + 6)
+
+
+def test_robots_by_name() -> None:
+    assert make_env("mamujoco/halfcheetah_2x3", 1).spec.name == "mamujoco/halfcheetah_2x3"
+    assert make_env("fleet/halfcheetah_3", 1).spec.num_agents == 3
+
+
+def test_options_arrive() -> None:
+    assert make_env("probe/coordination", 2, num_cues=5).spec.action_sizes == (5, 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("particle/nav_6", "did you mean 'particles/nav_6'"),
+        ("probe/coordinatoin", "did you mean 'probe/coordination'"),
+        ("mamujoco/halfcheeta_2x3", "did you mean 'mamujoco/halfcheetah_2x3'"),
+        ("fleet/halfcheeta_4", "did you mean 'fleet/halfcheetah_4'"),
+        ("fleet/halfcheetah_x", "fleet"),
+        ("mamujoco/hopper_2x9", "3x1"),
+        ("particles/nav_six", "  particles/: nav_3, nav_6"),
+        ("zzz", "or one of\n  mamujoco/: "),
+        ("particles/nav_0", "num_agents is 0"),
+    ],
+)
+def test_unknown_name(name: str, words: str) -> None:
+    with pytest.raises(EnvError) as caught:
+        make_env(name, 2)
+    assert words in str(caught.value)
+
+
+def test_unknown_option() -> None:
+    with pytest.raises(EnvError) as caught:
+        make_env("probe/masked", 2, max_step=3)
+    assert str(caught.value) == (
+        "environment 'probe/masked' has no option 'max_step' (did you mean 'max_steps'?); "
+        "its options are max_steps, reward_mode"
+    )
+    with pytest.raises(EnvError, match="the name already sets num_agents=6"):
+        make_env("particles/nav_6", 2, num_agents=3)
+
+
+@pytest.mark.usefixtures("my_envs")
+def test_import_path() -> None:
+    assert make_env("my_test_envs:two_keys", 2, width=3).spec.max_steps == 3
+
+
+@pytest.mark.usefixtures("my_envs")
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no_such_file:TwoKeys", "no module 'no_such_file'"),
+        ("my_test_envs:Hal", "did you mean 'Half'"),
+        ("my_test_envs:Half", "without spec, reset, step, state_dict, load_state_dict"),
+        ("my_test_envs:NoCopies", "takes no num_envs"),
+        ("my_test_envs:Needs", "needs the option width"),
+        (":TwoKeys", "lacks a side of its colon"),
+    ],
+)
+def test_import_path_errors(name: str, words: str) -> None:
+    with pytest.raises(EnvError) as caught:
+        make_env(name, 2)
+    assert words in str(caught.value)
+
+
+@pytest.mark.usefixtures("my_envs")
+def test_import_error_inside_the_users_file_is_shown_as_it_is() -> None:
+    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+        make_env("needs_more:Anything", 2)
