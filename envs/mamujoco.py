@@ -4,6 +4,8 @@ Axes: E environment copies, N agents, O observation features, S state features, 
 
 Every scenario and partition of gymnasium-robotics' ``mamujoco_v1`` that has more than one agent,
 with the same observations, rewards and terminations (``benchmarks/parity.py`` compares them).
+Oddities of the original are kept: both agents of CoupledHalfCheetah observe the joints of the
+second cheetah; all but the last segment of ManySegmentAnt observe coordinates not their own.
 """
 
 from typing import Any

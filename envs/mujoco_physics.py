@@ -32,6 +32,8 @@ class Bodies:
 
         `sims_per_copy` only serves error messages, which name the environment copy.
         """
+        if num_threads < 0:
+            raise EnvError(f"num_threads is {num_threads}; expected 0 (all processors) or more")
         model = source.model
         self.layout = Features(source.scenario, model)
         self._task = make_task(source)

@@ -3,6 +3,7 @@
 __version__ = "0.1.0"
 
 from marl.config import Config, ConfigError, load_config
+from marl.evaluate import evaluate, load_policy
 from marl.preferences import EpisodePairs, Labeller
 from marl.rewards import RewardModel
 from marl.train import Trainer, train
@@ -17,6 +18,8 @@ __all__ = [
     "Rewards",
     "Trainer",
     "Transitions",
+    "evaluate",
     "load_config",
+    "load_policy",
     "train",
 ]

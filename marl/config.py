@@ -291,8 +291,10 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write every setting to a TOML file."""
-    path.write_text(tomli_w.dumps(to_dict(config)), encoding="utf-8")
+    """Write every setting to a TOML file, whole or not at all."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(tomli_w.dumps(to_dict(config)), encoding="utf-8")
+    temporary.replace(path)
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:

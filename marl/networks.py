@@ -4,7 +4,7 @@ Axes: N agents, O observation, S state, A actions, H units; ``*L`` any leading a
 """
 
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -120,6 +120,7 @@ def mlp(
     return nn.Sequential(*layers)
 
 
+@runtime_checkable
 class Actor(Protocol):
     """A policy of all agents. ``parameters`` below is what the network puts out for one batch."""
 

@@ -4,7 +4,8 @@ Axes: T time, E environments, N agents.
 """
 
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from envs import make_env
 from marl import __version__
-from marl.checkpoint import load_checkpoint, save_checkpoint
+from marl.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError, config_from_dict, save_config, to_dict
 from marl.mappo import Mappo
 from marl.metrics import MetricWriter
@@ -171,7 +172,7 @@ class Trainer:
 
 def train(
     config: Config, run_dir: Path | str | None = None, *, resume: bool = False
-) -> Iterator[dict[str, float]]:
+) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
     Closing the generator, an error in the run and the last iteration all save the state.
@@ -182,16 +183,20 @@ def train(
             yield trainer.iterate()
         return
     folder = Path(run_dir)
-    if resume:
+    if not resume:
+        new_run_folder(folder, config)
+    elif list_checkpoints(folder / "checkpoints"):
         saved = load_checkpoint(folder / "checkpoints")[1]
         check_same_config(config, saved["config"], folder)
         trainer.load_state_dict(saved["trainer"])
     else:
-        new_run_folder(folder, config)
+        warnings.warn(f"{folder} was killed before its first checkpoint; starting over")
     yield from _train_in(folder, trainer, resume)
 
 
-def _train_in(folder: Path, trainer: Trainer, resume: bool) -> Iterator[dict[str, float]]:
+def _train_in(
+    folder: Path, trainer: Trainer, resume: bool
+) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
     config = trainer.config
     writer = MetricWriter(folder)

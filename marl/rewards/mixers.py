@@ -5,7 +5,7 @@ Axes: N agents, S state features; ``*L`` any leading axes.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,6 +28,7 @@ class Mixed:
     """b(s)."""
 
 
+@runtime_checkable
 class Mixer(Protocol):
     """Any module from a state and utilities to a team value, monotone in every utility."""
 

@@ -240,6 +240,7 @@ def test_unstable_physics_is_an_error_not_a_silent_restart(
         ({"dtype": "float16"}, "choose one of 'float32', 'float64'"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"num_envs": 0}, "num_envs is 0"),
+        ({"num_threads": -1}, "num_threads is -1"),
     ],
 )
 def test_unknown_options_list_the_valid_ones(options: dict[str, Any], message: str) -> None:

@@ -1,0 +1,213 @@
+"""The command ``marl``."""
+
+import argparse
+import dataclasses
+import difflib
+import json
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from envs import EnvError, check_env, env_names, make_env
+from marl import __version__
+from marl.checkpoint import CheckpointError
+from marl.config import Config, ConfigError, load_config
+from marl.evaluate import evaluate, load_policy
+from marl.numerics import NonFiniteError
+from marl.progress import Progress
+from marl.train import train
+
+USER_ERRORS = (ConfigError, EnvError, CheckpointError, NonFiniteError)
+"""Errors whose message says what to do; anything else shows a traceback."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a team. Flags override the file given by --config, which overrides the defaults."""
+
+    config: Path | None = None
+    """TOML file of differences from the defaults, e.g. configs/nav_6.toml."""
+    run_dir: Path | None = None
+    """Where the run is recorded; a new folder under runs/ if not given."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; the exit status is 0, 1 on an error, 2 on a wrong command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return
+    if arguments[0] == "--version":
+        print(f"prefmarl {__version__}")
+        return
+    name, *rest = arguments
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"; did you mean `marl {near[0]}`?" if near else ""
+        print(f"marl: no command {name!r}{hint}\n\n{_overview()}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        status = COMMANDS[name](rest)
+    except USER_ERRORS as error:
+        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        status = 1
+    sys.exit(status)
+
+
+def train_command(arguments: list[str]) -> int:
+    """Train a team; `marl train --help` lists every setting."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path)
+    path = finder.parse_known_args(arguments)[0].config
+    default = TrainCommand(config=path, settings=load_config(path))
+    command = tyro.cli(TrainCommand, prog="marl train", args=arguments, default=default)
+    config = command.settings
+    folder = command.run_dir or _new_folder(config)
+    return _run(config, folder, resume=False)
+
+
+def resume_command(arguments: list[str]) -> int:
+    """Continue a stopped or killed run exactly where its newest checkpoint stands."""
+    parser = _parser("resume", resume_command)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    folder: Path = parser.parse_args(arguments).run
+    return _run(_config_of(folder), folder, resume=True)
+
+
+def evaluate_command(arguments: list[str]) -> int:
+    """Play whole episodes with a trained team, greedy and sampled."""
+    parser = _parser("evaluate", evaluate_command)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("--episodes", type=int, default=64, help="whole episodes (default 64)")
+    parser.add_argument("--num-envs", type=int, default=16, help="copies (default 16)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the episodes (default 0)")
+    options = parser.parse_args(arguments)
+    if options.episodes < 1 or options.num_envs < 1:
+        parser.error("--episodes and --num-envs must be at least 1")
+    _config_of(options.run)
+    policy = load_policy(options.run)
+    table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
+    for heading in ("acting", "mean return", "95 % interval", "episodes"):
+        table.add_column(heading, justify="left" if heading == "acting" else "right")
+    report = {}
+    for name in ("greedy", "sampled"):
+        result = evaluate(
+            policy,
+            greedy=name == "greedy",
+            episodes=options.episodes,
+            seed=options.seed,
+            num_envs=options.num_envs,
+        )
+        interval = f"{result.low:.2f} to {result.high:.2f}"
+        table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)))
+        report[name] = {
+            "mean": result.mean,
+            "interval": [result.low, result.high],
+            "returns": result.returns.tolist(),
+        }
+    Console().print(table)
+    path = options.run / "evaluation.json"
+    path.write_text(json.dumps({"steps": policy.steps, "seed": options.seed} | report, indent=1))
+    print(f"written to {path}")
+    return 0
+
+
+def check_command(arguments: list[str]) -> int:
+    """Test an environment of your own against the contract, in plain words."""
+    parser = _parser("check", check_command)
+    parser.add_argument("env", help="import path package.module:Class, or a shipped name")
+    parser.add_argument("--num-envs", type=int, default=4, help="copies (default 4)")
+    parser.add_argument("--steps", type=int, default=200, help="steps to play (default 200)")
+    options = parser.parse_args(arguments)
+    problems = check_env(make_env(options.env, options.num_envs), steps=options.steps)
+    for problem in problems:
+        print(f"- {problem}")
+    faults = [p for p in problems if not p.startswith("warning: ")]
+    print(f"{options.env}: {len(faults)} faults, {len(problems) - len(faults)} warnings")
+    return 1 if faults else 0
+
+
+def envs_command(arguments: list[str]) -> int:
+    """List the environments that come with the package."""
+    _parser("envs", envs_command).parse_args(arguments)
+    print("\n".join(env_names()))
+    print("\nOther sizes work too, e.g. particles/nav_9 or fleet/hopper_3; so does your own class:")
+    print("package.module:Class")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train_command,
+    "resume": resume_command,
+    "evaluate": evaluate_command,
+    "check": check_command,
+    "envs": envs_command,
+}
+
+
+def _overview() -> str:
+    lines = ["Train teams whose reward comes only at the end.", "", "usage: marl COMMAND ...", ""]
+    for name, command in COMMANDS.items():
+        lines.append(f"  {name:<10}{(command.__doc__ or '').strip()}")
+    lines += ["", "`marl COMMAND --help` explains one; `marl --version` prints the version."]
+    return "\n".join(lines)
+
+
+def _parser(name: str, command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(prog=f"marl {name}", description=command.__doc__)
+
+
+def _new_folder(config: Config) -> Path:
+    """Return a folder under runs/ that does not exist yet."""
+    env = re.sub(r"[^\w.-]+", "_", config.env.name)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{env}-{config.algorithm}-seed{config.seed}-{stamp}"
+
+
+def _config_of(folder: Path) -> Config:
+    path = folder / "config.toml"
+    if not path.exists():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.toml")
+    return load_config(path)
+
+
+class _Stop:
+    """Remembers the first SIGINT or SIGTERM, so that an iteration in progress can finish."""
+
+    def __init__(self) -> None:
+        self.received = 0
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _run(config: Config, folder: Path, *, resume: bool) -> int:
+    """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
+    stop = _Stop()
+    title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
+    iterations = train(config, folder, resume=resume)
+    with Progress(config.total_steps, title) as progress:
+        for metrics in iterations:
+            progress.update(metrics)
+            if stop.received:
+                break
+    iterations.close()
+    if stop.received:
+        print(f"stopped and saved; continue with: marl resume {folder}")
+        return 128 + stop.received
+    print(f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}")
+    return 0

@@ -1,0 +1,116 @@
+"""How good a trained team is: whole episodes, greedy and sampled, with intervals.
+
+Axes: E environments, B episodes.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from envs import make_env
+from marl.checkpoint import load_checkpoint
+from marl.config import Config, config_from_dict
+from marl.networks import CategoricalActor, GaussianActor, make_actor
+from marl.normalisers import TeamNorm
+from marl.rollout import Collector
+from marl.seeding import Seeds
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """A trained team, free of the trainer."""
+
+    config: Config
+    steps: int
+    """Environment steps it was trained for."""
+    actor: CategoricalActor | GaussianActor
+    norm: TeamNorm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Episodic returns under one way of acting."""
+
+    returns: npt.NDArray[np.float64]
+    """(B,) true returns, the same number from every copy."""
+    low: float
+    """Lower end of the 95 % bootstrap interval of the mean."""
+    high: float
+
+    @property
+    def mean(self) -> float:
+        """Mean return."""
+        return float(self.returns.mean())
+
+
+class GreedyActor:
+    """Acts by the mode of another actor's distribution."""
+
+    def __init__(self, actor: CategoricalActor | GaussianActor) -> None:
+        self.noise, self.log_prob, self.entropy = actor.noise, actor.log_prob, actor.entropy
+        self.mode, self.forward = actor.mode, actor.forward
+
+    def __call__(self, obs: Tensor) -> Tensor:
+        return self.forward(obs)
+
+    def sample(self, parameters: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the most likely actions; the noise is ignored."""
+        return self.mode(parameters, mask)
+
+
+def load_policy(run: Path | str) -> Policy:
+    """Return the policy of a run's newest whole checkpoint."""
+    saved = load_checkpoint(Path(run) / "checkpoints")[1]
+    config = config_from_dict(saved["config"], str(run))
+    spec = make_env(config.env.name, 1, **config.env.options).spec
+    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    norm.load_state_dict(saved["trainer"]["norm"])
+    actor = make_actor(spec, config.network, torch.Generator())
+    actor.load_state_dict(saved["trainer"]["mappo"]["actor"])
+    steps = saved["trainer"]["iteration"] * config.batch_steps
+    return Policy(config=config, steps=steps, actor=actor, norm=norm)
+
+
+def evaluate(
+    policy: Policy, *, greedy: bool, episodes: int, seed: int, num_envs: int = 16
+) -> Evaluation:
+    """Return at least `episodes` whole episodes, equally many from each of `num_envs` copies.
+
+    Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
+    those of training: two calls with one seed return the same.
+    """
+    config = policy.config
+    num_envs = min(num_envs, episodes)
+    per_copy = -(-episodes // num_envs)
+    env = make_env(config.env.name, num_envs, **config.env.options)
+    seeds = Seeds(seed)
+    collector = Collector(
+        env,
+        policy.norm,
+        min(env.spec.max_steps, 200),
+        seed=seeds.integer("evaluation environment"),
+        generator=seeds.torch("evaluation actions"),
+        device=torch.device("cpu"),
+    )
+    actor = GreedyActor(policy.actor) if greedy else policy.actor
+    returns: list[list[float]] = [[] for _ in range(num_envs)]
+    while min(len(r) for r in returns) < per_copy:
+        finished = collector.collect(actor)[0].episodes
+        for copy, value in zip(finished.env.tolist(), finished.returns.tolist(), strict=True):
+            returns[copy].append(value)
+    counted = np.array([r[:per_copy] for r in returns]).flatten()
+    low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))
+    return Evaluation(returns=counted, low=low, high=high)
+
+
+def bootstrap_interval(
+    values: npt.NDArray[np.float64], rng: np.random.Generator, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the mean (2,000 resamples)."""
+    means = rng.choice(values, (2000, len(values))).mean(axis=1)
+    low, high = np.quantile(means, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
+    return float(low), float(high)

@@ -1,0 +1,19 @@
+"""While testing, the shapes in the signatures of the tensor modules are enforced."""
+
+from jaxtyping import install_import_hook
+
+TENSOR_MODULES = [
+    "marl.advantages",
+    "marl.evaluate",
+    "marl.mappo",
+    "marl.networks",
+    "marl.normalisers",
+    "marl.numerics",
+    "marl.preferences",
+    "marl.rewards",
+    "marl.rollout",
+    "marl.trajectories",
+    "marl.types",
+]
+
+install_import_hook(TENSOR_MODULES, "beartype.beartype")
