@@ -169,7 +169,7 @@ class Config:
     device: str = "cpu"
     """Where the networks live: ``cpu`` or ``cuda``."""
     threads: int = 2
-    """Threads of the linear algebra and of the physics."""
+    """Threads of the physics; with 2 or more, actors and critics also learn side by side."""
     checkpoint_every: int = 200_000
     """Environment steps between checkpoints."""
     keep_checkpoints: int = 3
@@ -344,7 +344,7 @@ def _build(cls: type, values: dict[str, Any], where: str, prefix: str) -> Any:
         dotted = f"{prefix}{key}"
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
-            hint = f"; did you mean {prefix}{near[0]}?" if near else ""
+            hint = f"; did you mean {prefix}{near[0]}?" if near else "."
             raise ConfigError(
                 f"{where}: unknown key {dotted}{hint} Valid here: {', '.join(sorted(hints))}"
             )

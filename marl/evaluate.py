@@ -70,7 +70,7 @@ def load_policy(run: Path | str) -> Policy:
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     norm.load_state_dict(saved["trainer"]["norm"])
     actor = make_actor(spec, config.network, torch.Generator())
-    actor.load_state_dict(saved["trainer"]["mappo"]["actor"])
+    actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
     steps = saved["trainer"]["iteration"] * config.batch_steps
     return Policy(config=config, steps=steps, actor=actor, norm=norm)
 

@@ -3,32 +3,25 @@
 Axes: T time, E environments, N agents, B rows (steps of any copy); O, S, A features.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from envs import EnvSpec
-from marl.advantages import dual_advantages, gae
+from marl.advantages import dual_advantages
 from marl.config import LearnerConfig, NetworkConfig
 from marl.networks import LocalCritics, TeamCritic, make_actor
 from marl.normalisers import TeamNorm
 from marl.numerics import check_finite, correlation, masked_mean
+from marl.streams import Inputs, Stream, read_inputs, reward_stream
 from marl.types import Rewards, Rollout
 
-
-@dataclass(frozen=True, kw_only=True)
-class Stream:
-    """One reward stream of a rollout: what its critic is trained towards."""
-
-    values: Float[Tensor, "T E *X"]
-    """Critic outputs in normalised units, before the update."""
-    targets: Float[Tensor, "T E *X"]
-    """Advantages plus values, in units of the reward."""
-    advantages: Float[Tensor, "T E *X"]
-    explained_variance: Tensor
+Job = Callable[[], dict[str, Tensor]]
 
 
 def clipped_policy_loss(
@@ -58,8 +51,46 @@ def clipped_value_loss(
     return 0.5 * torch.maximum(loss, (near - targets) ** 2)
 
 
+class Descent:
+    """A network with its own optimiser and its own gradient clipping."""
+
+    def __init__(self, network: nn.Module, learning_rate: float, max_grad_norm: float) -> None:
+        self.network = network
+        self.max_grad_norm = max_grad_norm
+        self.parameters = list(network.parameters())
+        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, eps=1e-5, fused=True)
+
+    def step(self, loss: Tensor) -> None:
+        """Take one gradient step."""
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.optimiser.step()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """Set the step size of the next steps."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the network (value normaliser included) and the optimiser."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of the same kind of network."""
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+
+
 class Mappo:
-    """Actors and critics with one optimiser; gradients are clipped network by network."""
+    """One actor network, a team critic and local critics, which share nothing.
+
+    With `threads` > 1 they are updated side by side; each works through the same minibatches in
+    its own order of operations, so the numbers do not depend on the threads.
+    """
 
     def __init__(
         self,
@@ -69,6 +100,7 @@ class Mappo:
         norm: TeamNorm,
         *,
         local_stream: bool,
+        threads: int,
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
@@ -76,196 +108,179 @@ class Mappo:
         self.norm = norm
         self.num_agents = spec.num_agents
         self.generator = generator
-        cpu = torch.Generator().manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+        cpu = torch.Generator().manual_seed(int(seed))
         self.actor = make_actor(spec, network, cpu).to(device)
         self.team_critic = TeamCritic(spec, network, cpu).to(device)
         uses_local = local_stream and learner.local_weight > 0.0
         self.local_critics = LocalCritics(spec, network, cpu).to(device) if uses_local else None
-        self.networks: dict[str, nn.Module] = {
-            "actor": self.actor,
-            "team_critic": self.team_critic,
+        self.descents = {
+            name: Descent(module, learner.learning_rate, learner.max_grad_norm)
+            for name, module in (
+                ("actor", self.actor),
+                ("local_critics", self.local_critics),
+                ("team_critic", self.team_critic),
+            )
+            if module is not None
         }
-        if self.local_critics is not None:
-            self.networks["local_critics"] = self.local_critics
-        parameters = [p for net in self.networks.values() for p in net.parameters()]
-        self.optimiser = torch.optim.Adam(
-            parameters, lr=learner.learning_rate, eps=1e-5, fused=True
-        )
+        side_by_side = threads > 1 and device.type == "cpu"
+        self._pool = ThreadPoolExecutor(2) if side_by_side else None
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
 
         `remaining` in [0, 1] is the share of the run still ahead, for annealing.
         """
-        if self.config.anneal:
-            for group in self.optimiser.param_groups:
-                group["lr"] = self.config.learning_rate * remaining
+        learning_rate = self.config.learning_rate * (remaining if self.config.anneal else 1.0)
+        for descent in self.descents.values():
+            descent.set_learning_rate(learning_rate)
+
+        steps = rollout.transitions
         with torch.no_grad():
-            obs, state, team, local = self._streams(rollout, rewards)
-            alive = rollout.transitions.alive
+            inputs = read_inputs(rollout, self.norm)
+            stream = partial(reward_stream, inputs=inputs, rollout=rollout, config=self.config)
+            team = stream(self.team_critic, rewards.team, per_agent=False)
+            local = None
+            if self.local_critics is not None and rewards.local is not None:
+                local = stream(self.local_critics, rewards.local, per_agent=True)
             advantages = dual_advantages(
                 team.advantages,
                 None if local is None else local.advantages,
-                alive,
+                steps.alive,
                 self.num_agents,
                 self.config.local_weight,
             )
             check_finite(advantages=advantages)
-            rows = self._rows(rollout, obs, state, advantages, team, local)
-        sums = self._minibatches(rows)
+
+        orders = self._minibatch_orders(steps.terminated.numel())
+        jobs = [
+            partial(self._improve_actor, rollout, inputs, advantages, orders),
+            partial(self._improve_critic, "team", inputs, team, None, orders),
+        ]
+        if local is not None:
+            jobs.insert(
+                1, partial(self._improve_critic, "local", inputs, local, steps.alive, orders)
+            )
         metrics = {
-            "value/explained_variance_global": float(team.explained_variance),
-            "policy/learning_rate": self.optimiser.param_groups[0]["lr"],
-        } | sums
+            "policy/learning_rate": learning_rate,
+            "value/explained_variance_team": float(team.explained_variance),
+        } | self._run(jobs)
         if local is not None:
             metrics["value/explained_variance_local"] = float(local.explained_variance)
             metrics["policy/advantage_correlation"] = float(
-                correlation(local.advantages, team.advantages.unsqueeze(-1), alive)
+                correlation(local.advantages, team.advantages.unsqueeze(-1), steps.alive)
             )
         return metrics
 
-    def _streams(
-        self, rollout: Rollout, rewards: Rewards
-    ) -> tuple[Tensor, Tensor, Stream, Stream | None]:
-        """Return standardised inputs and the critics' view of each reward stream."""
-        steps = rollout.transitions
-        obs, state = self.norm.obs(steps.obs), self.norm.state(steps.state)
-        last = rollout.done.clone()
-        last[-1] = True
-        ends = last.flatten().nonzero().squeeze(-1)
-        end_obs = self.norm.obs(steps.next_obs.flatten(0, 1)[ends])
-        end_state = self.norm.state(steps.next_state.flatten(0, 1)[ends])
+    def _minibatch_orders(self, rows: int) -> list[Int64[Tensor, "B"]]:
+        """Return the rows of every minibatch of every epoch."""
+        size = -(-rows // self.config.minibatches)
+        device = self.generator.device
+        return [
+            index
+            for _ in range(self.config.epochs)
+            for index in torch.randperm(rows, generator=self.generator, device=device).split(size)
+        ]
 
-        def stream(
-            critic: TeamCritic | LocalCritics, reward: Tensor, present: Tensor | None
-        ) -> Stream:
-            """Bootstrap from real final states; elsewhere the next value is the next row's."""
-            outputs = critic(obs, state)
-            values = critic.value_norm.denormalise(outputs)
-            next_values = torch.roll(values, -1, dims=0)
-            end_values = critic.value_norm.denormalise(critic(end_obs, end_state))
-            next_values.flatten(0, 1)[ends] = end_values
-            advantages = gae(
-                reward,
-                values,
-                next_values,
-                steps.terminated,
-                rollout.done,
-                self.config.gamma,
-                self.config.gae_lambda,
-            )
-            targets = advantages + values
-            critic.value_norm.update(targets, present)
-            return Stream(
-                values=outputs,
-                targets=targets,
-                advantages=advantages,
-                explained_variance=1.0 - advantages.var() / targets.var().clamp(min=1e-8),
-            )
+    def _run(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """Run independent jobs, side by side if there are threads, and return their metrics."""
+        if self._pool is None:
+            results = [job() for job in jobs]
+        else:
+            results = [future.result() for future in [self._pool.submit(job) for job in jobs]]
+        metrics = {name: value for result in results for name, value in result.items()}
+        check_finite(**metrics)
+        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
-        team = stream(self.team_critic, rewards.team, None)
-        local = None
-        if self.local_critics is not None and rewards.local is not None:
-            local = stream(self.local_critics, rewards.local, steps.alive)
-        return obs, state, team, local
-
-    def _rows(
+    def _improve_actor(
         self,
         rollout: Rollout,
-        obs: Tensor,
-        state: Tensor,
-        advantages: Tensor,
-        team: Stream,
-        local: Stream | None,
+        inputs: Inputs,
+        advantages: Float[Tensor, "T E N"],
+        orders: list[Int64[Tensor, "B"]],
     ) -> dict[str, Tensor]:
-        """Return everything a minibatch needs with time and copies flattened to B rows."""
-        rows = {
-            "obs": obs,
-            "state": state,
-            "actions": rollout.transitions.actions,
-            "log_probs": rollout.log_probs,
-            "advantages": advantages,
-            "team_values": team.values,
-            "team_targets": self.team_critic.value_norm.normalise(team.targets),
-        }
-        if local is not None and self.local_critics is not None:
-            rows["local_values"] = local.values
-            rows["local_targets"] = self.local_critics.value_norm.normalise(local.targets)
-        if rollout.transitions.alive is not None:
-            rows["alive"] = rollout.transitions.alive
-        if rollout.transitions.action_mask is not None:
-            rows["action_mask"] = rollout.transitions.action_mask
-        return {name: tensor.flatten(0, 1) for name, tensor in rows.items()}
-
-    def _minibatches(self, rows: dict[str, Tensor]) -> dict[str, float]:
-        """Run the epochs; metrics stay on the device until the end."""
-        count = rows["obs"].shape[0]
-        size = -(-count // self.config.minibatches)
-        sums: dict[str, Tensor] = {}
-        steps = 0
-        for _ in range(self.config.epochs):
-            order = torch.randperm(count, generator=self.generator, device=rows["obs"].device)
-            for index in order.split(size):
-                batch = {name: tensor[index] for name, tensor in rows.items()}
-                for name, value in self._step(batch).items():
-                    sums[name] = sums[name] + value if name in sums else value
-                steps += 1
-        means = torch.stack(list(sums.values())).div(steps)
-        check_finite(**{f"the mean of {n}": v for n, v in zip(sums, means, strict=True)})
-        return dict(zip(sums, means.tolist(), strict=True))
-
-    def _step(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take one gradient step on one minibatch."""
-        config = self.config
-        alive, mask = batch.get("alive"), batch.get("action_mask")
-        parameters = self.actor(batch["obs"])
-        log_probs = self.actor.log_prob(parameters, batch["actions"], mask)
-        surrogate, log_ratio = clipped_policy_loss(
-            log_probs, batch["log_probs"], batch["advantages"], config.clip_coef
+        """Improve the actor on every minibatch and return mean metrics."""
+        steps, config = rollout.transitions, self.config
+        rows = _flat(
+            obs=inputs.obs,
+            actions=steps.actions,
+            log_probs=rollout.log_probs,
+            advantages=advantages,
+            alive=steps.alive,
+            action_mask=steps.action_mask,
         )
-        policy_loss = masked_mean(surrogate, alive)
-        loss = policy_loss
-        if config.entropy_coef > 0.0:
-            entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
-            loss = loss - config.entropy_coef * entropy
-        value_loss = clipped_value_loss(
-            self.team_critic(batch["obs"], batch["state"]),
-            batch["team_values"],
-            batch["team_targets"],
-            config.value_clip,
-        ).mean()
-        loss = loss + value_loss
-        if self.local_critics is not None and "local_targets" in batch:
-            local_loss = clipped_value_loss(
-                self.local_critics(batch["obs"], batch["state"]),
-                batch["local_values"],
-                batch["local_targets"],
-                config.value_clip,
+        sums = torch.zeros(3, device=advantages.device)
+        for order in orders:
+            batch = {name: tensor[order] for name, tensor in rows.items()}
+            alive, mask = batch.get("alive"), batch.get("action_mask")
+            parameters = self.actor(batch["obs"])
+            surrogate, log_ratio = clipped_policy_loss(
+                self.actor.log_prob(parameters, batch["actions"], mask),
+                batch["log_probs"],
+                batch["advantages"],
+                config.clip_coef,
             )
-            loss = loss + masked_mean(local_loss, alive)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for network in self.networks.values():
-            nn.utils.clip_grad_norm_(network.parameters(), config.max_grad_norm)
-        self.optimiser.step()
-        with torch.no_grad():
-            log_ratio = log_ratio.detach()
-            clipped = (log_ratio.exp() - 1.0).abs() > config.clip_coef
-            return {
-                "policy/loss": policy_loss.detach(),
-                "policy/kl": masked_mean(log_ratio.exp() - 1.0 - log_ratio, alive),
-                "policy/clip_fraction": masked_mean(clipped.to(log_ratio.dtype), alive),
-                "value/loss_global": value_loss.detach(),
-            }
+            loss = masked_mean(surrogate, alive)
+            if config.entropy_coef > 0.0:
+                entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
+                loss = loss - config.entropy_coef * entropy
+            self.descents["actor"].step(loss)
+            sums += _policy_metrics(loss.detach(), log_ratio.detach(), alive, config.clip_coef)
+        names = ("policy/loss", "policy/kl", "policy/clip_fraction")
+        return dict(zip(names, sums / len(orders), strict=True))
+
+    def _improve_critic(
+        self,
+        name: str,
+        inputs: Inputs,
+        stream: Stream,
+        present: Tensor | None,
+        orders: list[Int64[Tensor, "B"]],
+    ) -> dict[str, Tensor]:
+        """Improve one stream's critic on every minibatch and return its mean loss."""
+        descent = self.descents["team_critic" if name == "team" else "local_critics"]
+        rows = _flat(
+            obs=inputs.obs,
+            state=inputs.state,
+            values=stream.values,
+            targets=stream.targets,
+            present=present,
+        )
+        total = torch.zeros((), device=stream.values.device)
+        for order in orders:
+            batch = {key: tensor[order] for key, tensor in rows.items()}
+            loss = clipped_value_loss(
+                descent.network(batch["obs"], batch["state"]),
+                batch["values"],
+                batch["targets"],
+                self.config.value_clip,
+            )
+            loss = masked_mean(loss, batch.get("present"))
+            descent.step(loss)
+            total += loss.detach()
+        return {f"value/loss_{name}": total / len(orders)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the networks (value normalisers included) and the optimiser."""
-        return {name: net.state_dict() for name, net in self.networks.items()} | {
-            "optimiser": self.optimiser.state_dict()
-        }
+        """Return every network with its optimiser."""
+        return {name: descent.state_dict() for name, descent in self.descents.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner built with the same settings."""
-        for name, network in self.networks.items():
-            network.load_state_dict(state[name])
-        self.optimiser.load_state_dict(state["optimiser"])
+        for name, descent in self.descents.items():
+            descent.load_state_dict(state[name])
+
+
+def _flat(**tensors: Tensor | None) -> dict[str, Tensor]:
+    """Return those tensors that there are, with time and copies flattened to B rows."""
+    return {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
+
+
+@torch.no_grad()
+def _policy_metrics(
+    loss: Tensor, log_ratio: Tensor, alive: Tensor | None, clip_coef: float
+) -> Tensor:
+    """Return loss, approximate KL (http://joschu.net/blog/kl-approx.html) and clipped share."""
+    ratio = log_ratio.exp()
+    kl = masked_mean(ratio - 1.0 - log_ratio, alive)
+    clipped = ((ratio - 1.0).abs() > clip_coef).to(ratio.dtype)
+    return torch.stack((loss, kl, masked_mean(clipped, alive)))

@@ -25,23 +25,26 @@ class InputNorm(nn.Module):
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("var", torch.ones(shape))
         self.register_buffer("scale", torch.ones(shape))
-        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((*shape[:-1], 1), dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "*L F"]) -> Float[Tensor, "*L F"]:
         return ((x - self.mean) * self.scale).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
     def update(self, x: Float[Tensor, "B *F"], present: Bool[Tensor, "B *P"] | None = None) -> None:
-        """Merge a batch into the statistics (Chan et al. 1979); rows not present do not count."""
+        """Merge a batch into the statistics (Chan et al. 1979); rows not present do not count.
+
+        Each agent has a count of its own, so one absent from the whole batch keeps its statistics.
+        """
         if present is None:
-            rows = torch.full((), float(x.shape[0]), dtype=torch.float64, device=x.device)
+            rows = torch.full_like(self.count, float(x.shape[0]))
             mean, var = x.mean(dim=0), x.var(dim=0, correction=0)
         else:
-            rows = present.any(dim=-1).sum().to(torch.float64)
             weight = present.unsqueeze(-1).to(x.dtype)
-            per_feature = weight.sum(dim=0).clamp(min=1.0)
-            mean = (weight * x).sum(dim=0) / per_feature
-            var = (weight * (x - mean) ** 2).sum(dim=0) / per_feature
+            rows = weight.sum(dim=0, dtype=torch.float64)
+            per_agent = rows.clamp(min=1.0).to(x.dtype)
+            mean = (weight * x).sum(dim=0) / per_agent
+            var = (weight * (x - mean) ** 2).sum(dim=0) / per_agent
         total = self.count + rows
         share = (rows / total.clamp(min=1.0)).to(x.dtype)
         delta = mean - self.mean

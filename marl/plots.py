@@ -21,7 +21,7 @@ _LOSSES = (
     "preference/loss",
     "preference/held_out_loss",
     "value/loss",
-    "value/loss_global",
+    "value/loss_team",
     "value/loss_local",
 )
 _INK, _GRID = "#2b2d42", "#e4e6eb"

@@ -32,7 +32,7 @@ class Trainer:
     """Everything that changes during a run, and one iteration of it."""
 
     def __init__(self, config: Config) -> None:
-        torch.set_num_threads(config.threads)
+        torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config
         self.device = torch.device(config.device)
         self.seeds = Seeds(config.seed)
@@ -55,6 +55,7 @@ class Trainer:
             config.learner,
             self.norm,
             local_stream=config.learns_reward and config.is_factored,
+            threads=config.threads,
             generator=self.seeds.torch("learner", self.device),
             device=self.device,
         )
@@ -190,7 +191,9 @@ def train(
         check_same_config(config, saved["config"], folder)
         trainer.load_state_dict(saved["trainer"])
     else:
-        warnings.warn(f"{folder} was killed before its first checkpoint; starting over")
+        warnings.warn(
+            f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
+        )
     yield from _train_in(folder, trainer, resume)
 
 

@@ -69,7 +69,8 @@ class PreferenceSource:
                     self.config.newest_share,
                     self.generator,
                 )
-                self.buffer.add(first, second, self._ask(first, second))
+                if len(first):
+                    self.buffer.add(first, second, self._ask(first, second))
 
     def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
         """Return M episodes with every answered pair among them; None if there is no pair."""
@@ -94,13 +95,12 @@ class PreferenceSource:
 
     def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a batch of episodes and every answered pair among them, asked now."""
-        available = self.store.available(held_out=held_out)
-        share = 0.0 if held_out or self.config.query == "uniform" else self.config.newest_share
+        uniform = held_out or self.config.query == "uniform"
         numbers = draw_episodes(
-            available,
-            self.store.latest,
+            self.store.available(held_out=held_out),
+            self.store.num_finished if uniform else self.store.latest,
             self.reward_config.batch_episodes,
-            share,
+            0.0 if uniform else self.config.newest_share,
             self.generator,
         )
         first, second = all_pairs(len(numbers), self.device)
@@ -112,6 +112,7 @@ class PreferenceSource:
             return numbers, first, second, torch.zeros(0, device=self.device)
         labels = self._ask(numbers[first], numbers[second])
         answered = ~labels.isnan()
+        self.buffer.num_unanswered += int((~answered).sum())
         return numbers, first[answered], second[answered], labels[answered]
 
     def _answered_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -32,7 +32,9 @@ def make_reward_learner(
     name = config.reward.model
     gamma = config.reward_gamma
     if name:
-        model = plugins.load(name, "reward.model")(spec)
+        with torch.random.fork_rng(devices=[]):  # its layers draw from PyTorch's global generator
+            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+            model = plugins.load(name, "reward.model")(spec)
         if not isinstance(model, nn.Module):
             raise ValueError(
                 f"reward model {name} is a {type(model).__name__}, expected a torch.nn.Module "
@@ -41,4 +43,4 @@ def make_reward_learner(
     else:
         kind = FactoredReward if config.is_factored else CentralReward
         model = kind(spec, config.reward, gamma, norm, generator)
-    return RewardLearner(model.to(device), name, config.reward, gamma, spec.max_steps)
+    return RewardLearner(model, name, config.reward, gamma, spec.max_steps, device)

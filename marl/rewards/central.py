@@ -81,6 +81,7 @@ class CentralReward(nn.Module):
         v = self.v(state).squeeze(-1)
         if config.value_loss == "soft":
             actions, log_probs = policy(steps)
+            log_probs = log_probs if steps.alive is None else log_probs * steps.alive
             with torch.no_grad():
                 q = self._joint_q(state, actions, steps.alive)
             loss = soft_value_loss(q, v, log_probs.sum(dim=-1), config.beta)

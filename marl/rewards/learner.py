@@ -53,9 +53,15 @@ class RewardLearner:
     """A reward model with its optimiser, its running scale and its diagnostics."""
 
     def __init__(
-        self, model: nn.Module, name: str, config: RewardConfig, gamma: float, max_steps: int
+        self,
+        model: nn.Module,
+        name: str,
+        config: RewardConfig,
+        gamma: float,
+        max_steps: int,
+        device: torch.device,
     ) -> None:
-        self.model = model
+        self.model = model.to(device)
         self.name = name
         self.config = config
         self.own = model if isinstance(model, ImplicitReward) else None
@@ -63,7 +69,7 @@ class RewardLearner:
         self.max_steps = max_steps
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
-        self.team_scale, self.local_scale = ValueNorm(), ValueNorm()
+        self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
 
     @property
