@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from envs import EnvError, check_env, env_names, make_env
 from marl import __version__
@@ -60,7 +61,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = COMMANDS[name](rest)
     except USER_ERRORS as error:
-        Console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False, markup=True)
+        lines = "\n".join([str(error), *getattr(error, "__notes__", [])])
+        Console(stderr=True, soft_wrap=True).print(Text("error: ", "bold red") + Text(lines))
         status = 1
     sys.exit(status)
 

@@ -117,7 +117,7 @@ class RewardConfig:
     mixer: Literal["linear", "two_layer"] = "linear"
     """Linear: sum_i w_i(s) q_i + b(s). Two-layer: monotone, needs ``local_form = "plain"``."""
     shared_mixer: bool = True
-    """Whether Q and V are mixed by the same network."""
+    """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
     share_parameters: bool = True
     """One utility network for all agents, told apart by a one-hot id; or one each."""
     hidden_sizes: tuple[int, ...] = (64, 64)
@@ -271,6 +271,11 @@ def check_ranges(config: Config) -> None:
         raise ConfigError(
             'reward.mixer: "two_layer" has no additive split into local rewards; '
             'set reward.local_form = "plain" or reward.mixer = "linear"'
+        )
+    if config.reward.mixer == "two_layer" and not config.reward.shared_mixer:
+        raise ConfigError(
+            "reward.shared_mixer: a mixer of V's own is learned in the linear form only; "
+            'set reward.shared_mixer = true or reward.mixer = "linear"'
         )
     if config.learner.minibatches > config.batch_steps:
         raise ConfigError(

@@ -99,7 +99,8 @@ class ValueNorm(nn.Module):
     """Standardises value targets by a running mean and deviation kept in buffers.
 
     The statistics forget with rate 0.99 per update and are corrected for their start at zero,
-    so a learned reward whose scale drifts stays normalised.
+    so a learned reward whose scale drifts stays normalised. In single precision the square of a
+    large mean would drown the variance.
     """
 
     first: Tensor
@@ -110,7 +111,7 @@ class ValueNorm(nn.Module):
         super().__init__()
         self.decay = decay
         for name in ("first", "second", "weight"):
-            self.register_buffer(name, torch.zeros(()))
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
 
     @property
     def mean(self) -> Tensor:
@@ -131,6 +132,7 @@ class ValueNorm(nn.Module):
             targets = targets[present]
         if targets.numel() == 0:
             return
+        targets = targets.to(torch.float64)
         rate = 1.0 - self.decay
         self.first.lerp_(targets.mean(), rate)
         self.second.lerp_((targets**2).mean(), rate)

@@ -33,7 +33,8 @@ class Collector:
         hidden: bool = False,
     ) -> None:
         """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis."""
-        if hidden and not isinstance(env, HasHiddenRewards):
+        self.hidden_source = env if hidden and isinstance(env, HasHiddenRewards) else None
+        if hidden and self.hidden_source is None:
             raise ConfigError(
                 f"environment {env.spec.name} has no hidden_rewards(); "
                 'algorithm = "dense" and diagnose_hidden need one that has'
@@ -43,9 +44,9 @@ class Collector:
         self.num_steps = num_steps
         self.generator = generator
         self.device = device
-        self.records_hidden = hidden
         self.seconds = {"physics": 0.0, "inference": 0.0}
         self._buffers = _allocate(env.spec, num_steps, hidden)
+        self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._current = _copied(env.reset(seed))
         copies = env.spec.num_envs
         self._open_returns = torch.zeros(copies, dtype=torch.float64)
@@ -80,7 +81,8 @@ class Collector:
         self.seconds["physics"] += physics
         self.seconds["inference"] += time.perf_counter() - started - physics
         self._steps_before += self.num_steps
-        return rollout, buffers["hidden_rewards"].to(self.device) if self.records_hidden else None
+        hidden = buffers.get("hidden_rewards")
+        return rollout, None if hidden is None else hidden.to(self.device)
 
     def take_seconds(self) -> dict[str, float]:
         """Return the seconds spent in physics and inference since the last call."""
@@ -89,29 +91,27 @@ class Collector:
 
     def _record(self, t: int, step: EnvStep) -> None:
         """Store what the agents see before they act."""
-        buffers = self._buffers
-        buffers["obs"][t] = torch.as_tensor(step.obs)
-        buffers["state"][t] = torch.as_tensor(step.state)
+        arrays = self._arrays
+        arrays["obs"][t] = step.obs
+        arrays["state"][t] = step.state
         if step.action_mask is not None:
-            buffers["action_mask"][t] = torch.as_tensor(step.action_mask)
+            arrays["action_mask"][t] = step.action_mask
         if step.alive is not None:
-            buffers["alive"][t] = torch.as_tensor(step.alive)
+            arrays["alive"][t] = step.alive
 
     def _record_outcome(self, t: int, step: EnvStep) -> None:
         """Store what their actions led to."""
-        buffers = self._buffers
-        buffers["next_obs"][t] = torch.as_tensor(step.final_obs)
-        buffers["next_state"][t] = torch.as_tensor(step.final_state)
-        buffers["rewards"][t] = torch.as_tensor(step.rewards)
-        buffers["terminated"][t] = torch.as_tensor(step.terminated)
-        buffers["truncated"][t] = torch.as_tensor(step.truncated)
+        arrays = self._arrays
+        arrays["next_obs"][t] = step.final_obs
+        arrays["next_state"][t] = step.final_state
+        arrays["rewards"][t] = step.rewards
+        arrays["terminated"][t] = step.terminated
+        arrays["truncated"][t] = step.truncated
         if step.alive is not None:
-            ended = torch.as_tensor(step.terminated | step.truncated).unsqueeze(-1)
-            buffers["next_alive"][t] = torch.where(
-                ended, buffers["alive"][t], torch.as_tensor(step.alive)
-            )
-        if self.records_hidden and isinstance(self.env, HasHiddenRewards):
-            buffers["hidden_rewards"][t] = torch.as_tensor(self.env.hidden_rewards())
+            ended = (step.terminated | step.truncated)[:, None]
+            arrays["next_alive"][t] = np.where(ended, arrays["alive"][t], step.alive)
+        if self.hidden_source is not None:
+            arrays["hidden_rewards"][t] = self.hidden_source.hidden_rewards()
 
     def _rollout(self, actor: Actor) -> Rollout:
         """Return the buffers as a rollout; log-probabilities are computed in one batch."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs import make_env
 from marl import __version__
-from marl.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
+from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError, config_from_dict, save_config, to_dict
 from marl.mappo import Mappo
 from marl.metrics import MetricWriter
@@ -226,12 +226,16 @@ def _train_in(
     except GeneratorExit:
         save()
         raise
-    except Exception:
-        save_trainer(trainer, folder / "crash")
+    except CheckpointError:
+        raise
+    except Exception as error:
+        crash = save_trainer(trainer, folder / "crash")
+        error.add_note(f"the state at the error is in {crash}; checkpoints/ is as it was before")
         raise
     finally:
         writer.close()
-        plot_run(folder)
+        if trainer.iteration:
+            plot_run(folder)
 
 
 def save_trainer(trainer: Trainer, folder: Path) -> Path:

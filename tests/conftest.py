@@ -12,6 +12,7 @@ TENSOR_MODULES = [
     "marl.preferences",
     "marl.rewards",
     "marl.rollout",
+    "marl.streams",
     "marl.trajectories",
     "marl.types",
 ]

@@ -57,8 +57,8 @@ class CentralReward(nn.Module):
         steps = transitions
         state = self.norm.state(steps.state)
         q = self._joint_q(state, steps.actions, steps.alive)
-        zero = torch.zeros_like(q)
-        now = Mixed(total=q, weights=torch.ones_like(q).unsqueeze(-1), bias=zero)
+        zero, part = torch.zeros_like(q), q.unsqueeze(-1)
+        now = Mixed(total=q, utilities=part, weights=torch.ones_like(part), bias=zero)
         if self.gamma == 0.0:
             return Rewards(team=q), now, zero
         with torch.no_grad():

@@ -109,20 +109,23 @@ class FactoredReward(nn.Module):
     ) -> Tensor:
         """Return the loss that draws w_i v_i to the soft value of w_i q_i, agent by agent.
 
-        `now` holds w_i(s); `weights` marks padding by zero. Gradients reach v only.
+        `now` holds q_i and w_i(s); `weights` marks padding by zero. Gradients reach v only, and
+        the mixer of V where it is a separate one, whose bias follows that of Q.
         """
         steps, config = transitions, self.config
         v = self.v(self.norm.obs(steps.obs)).squeeze(-1)
-        actions, log_probs = steps.actions, None
+        q, log_probs = now.utilities.detach(), None
         if config.value_loss == "soft":
             actions, log_probs = policy(steps)
-        with torch.no_grad():
-            q = self.utilities(steps.obs, actions, steps.alive)
-            q_weights = now.weights.detach()
-            if config.shared_mixer or config.mixer != "linear":
-                v_weights = q_weights
-            else:
-                v_weights = self.v_mixer(self.norm.state(steps.state), v).weights
+            with torch.no_grad():
+                q = self.utilities(steps.obs, actions, steps.alive)
+        q_weights = v_weights = now.weights.detach()
+        bias_loss = torch.zeros_like(now.bias)
+        if not config.shared_mixer:
+            mixed = self.v_mixer(self.norm.state(steps.state), v)
+            v_weights = mixed.weights
+            bias_loss = 0.5 * (mixed.bias - now.bias.detach()) ** 2
+
         weighted_q, weighted_v = q_weights * q, v_weights * v
         if log_probs is not None:
             loss = soft_value_loss(weighted_q, weighted_v, log_probs, config.beta)
@@ -130,8 +133,10 @@ class FactoredReward(nn.Module):
             loss = expectile_loss(weighted_q, weighted_v, config.expectile)
         else:
             loss = gumbel_loss(weighted_q, weighted_v, config.beta, config.exponent_clip)
-        present = (weights > 0).unsqueeze(-1).expand_as(loss)
-        return masked_mean(loss, present if steps.alive is None else present & steps.alive)
+        real = weights > 0
+        present = real.unsqueeze(-1).expand_as(loss)
+        present = present if steps.alive is None else present & steps.alive
+        return masked_mean(loss, present) + masked_mean(bias_loss, real)
 
     def follow(self) -> Tensor:
         """Move the slow copies by the Polyak rate and return how far V is from its own."""

@@ -22,6 +22,8 @@ class Mixed:
     """A team value and, for a linear mixer, what it is made of."""
 
     total: Float[Tensor, "*L"]
+    utilities: Float[Tensor, "*L N"]
+    """What was mixed."""
     weights: Float[Tensor, "*L N"]
     """w_i(s) >= 0; ones where the mixer is not linear."""
     bias: Float[Tensor, "*L"]
@@ -51,7 +53,7 @@ class LinearMixer(nn.Module):
         weights = nn.functional.softplus(out[..., :-1] + _ONE)
         bias = out[..., -1]
         total = (weights * utilities).sum(dim=-1) + bias
-        return Mixed(total=total, weights=weights, bias=bias)
+        return Mixed(total=total, utilities=utilities, weights=weights, bias=bias)
 
 
 class TwoLayerMixer(nn.Module):
@@ -75,4 +77,5 @@ class TwoLayerMixer(nn.Module):
         second = nn.functional.softplus(second + _ONE) / math.sqrt(units)
         layer = nn.functional.elu((utilities.unsqueeze(-1) * first).sum(dim=-2) + bias)
         total = (layer * second).sum(dim=-1) + last.squeeze(-1)
-        return Mixed(total=total, weights=torch.ones_like(utilities), bias=torch.zeros_like(total))
+        ones, zero = torch.ones_like(utilities), torch.zeros_like(total)
+        return Mixed(total=total, utilities=utilities, weights=ones, bias=zero)

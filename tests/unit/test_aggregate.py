@@ -1,0 +1,203 @@
+"""The learning benchmark keeps, resumes and summarises its cells as it says."""
+
+import importlib.util
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import aggregate, cells, curves, learning
+from benchmarks.aggregate import Estimate
+from benchmarks.cells import Cell, Task
+
+needs_rliable = pytest.mark.skipif(
+    importlib.util.find_spec("rliable") is None, reason="the extra `bench` is not installed"
+)
+TASK = Task(name="toy", title="Toy task", config="configs/toy.toml", steps=100, seeds=(0, 1))
+TASKS_TOML = """
+algorithms = ["imap", "sparse"]
+[toy]
+title = "Toy task"
+config = "configs/toy.toml"
+steps = 100
+seeds = [0, 1]
+overrides = { "learner.epochs" = 2 }
+"""
+
+
+def finished(algorithm: str, seed: int, final: float, **changes: Any) -> dict[str, Any]:
+    """Return a cell as `learning` writes it, with a straight learning curve up to `final`."""
+    return {
+        "task": "toy",
+        "algorithm": algorithm,
+        "seed": seed,
+        "steps": 100,
+        "commit": "abc1234",
+        "machine": "a machine",
+        "seconds": 3.0,
+        "final": final,
+        "reward_correlation": 0.5,
+        "preference_accuracy": None,
+        "evaluation": {},
+        "returns": [[0, 0.0], [100, final]],
+        **changes,
+    }
+
+
+def metrics_of(steps: int, mean: float, episodes: int, **others: float) -> dict[str, float]:
+    """Return one iteration's metrics, as far as the benchmark reads them."""
+    return {"steps": steps, "return/mean": mean, "return/episodes": episodes, **others}
+
+
+def stub_trainer(cell: Cell) -> Iterator[dict[str, float]]:
+    """Yield three iterations; the last two lie in the last tenth of 100 steps."""
+    yield metrics_of(90, 1000.0, 4, **{"benchmark/reward_correlation": 0.9})
+    yield metrics_of(95, 2.0, 1, **{"benchmark/reward_correlation": 0.2, "evaluation/greedy": 7.0})
+    yield metrics_of(98, float("nan"), 0, **{"preference/accuracy": float("nan")})
+    yield metrics_of(100, 6.0, 3, **{"benchmark/reward_correlation": 0.4})
+
+
+def test_cell_summarises_the_last_tenth() -> None:
+    cell = learning.run_cell(Cell(TASK, "imap", 0), stub_trainer)
+    # Step 90 is not beyond 90 % of 100 steps. One episode of 2 and three of 6: (2 + 18) / 4 = 5.
+    assert cell["final"] == 5.0
+    assert cell["reward_correlation"] == pytest.approx(0.3)  # (0.2 + 0.4) / 2
+    assert cell["preference_accuracy"] is None
+    assert cell["evaluation"] == {"greedy": 7.0}
+    assert cell["returns"] == [[90, 1000.0], [95, 2.0], [100, 6.0]]  # no episode ended at 98
+
+
+def test_cell_without_late_episode_is_an_error() -> None:
+    def no_episode(cell: Cell) -> Iterator[dict[str, float]]:
+        yield metrics_of(50, 1.0, 1)
+        yield metrics_of(100, float("nan"), 0)
+
+    with pytest.raises(ValueError, match=r"toy/imap/seed_0: no episode ended"):
+        learning.run_cell(Cell(TASK, "imap", 0), no_episode)
+
+
+def test_finished_cells_are_skipped_and_other_budgets_refused(tmp_path: Path) -> None:
+    first, second = Cell(TASK, "imap", 0), Cell(TASK, "imap", 1)
+    cells.write_json(first.path(tmp_path), finished("imap", 0, 1.0))
+    assert learning.pending([first, second], tmp_path) == [second]
+    cells.write_json(first.path(tmp_path), finished("imap", 0, 1.0, steps=50))
+    with pytest.raises(ValueError, match="trained for 50 steps, the tasks file asks for 100"):
+        learning.pending([first, second], tmp_path)
+
+
+def test_failed_cell_leaves_its_error_and_is_cleared_by_success(tmp_path: Path) -> None:
+    good, bad = Cell(TASK, "imap", 0), Cell(TASK, "imap", 1)
+
+    def command(cell: Cell) -> list[str]:
+        if cell is bad:
+            return [sys.executable, "-c", "raise RuntimeError('boom')"]
+        content = repr(json.dumps(finished("imap", 0, 1.0)))
+        path = repr(str(cell.path(tmp_path)))
+        return [sys.executable, "-c", f"open({path}, 'w').write({content})"]
+
+    cells.write_json(good.failed_path(tmp_path), {"traceback": "from an earlier attempt"})
+    assert learning.run_matrix([good, bad], tmp_path, 2, command) == [bad]
+    results = cells.read_results(tmp_path)
+    assert [cell["seed"] for cell in results.finished] == [0]
+    assert [cell["seed"] for cell in results.failed] == [1]
+    assert results.failed[0]["traceback"].strip().endswith("RuntimeError: boom")
+    assert "toy, imap, seed 1: RuntimeError: boom" in aggregate.failures(results.failed)
+
+
+def test_tasks_file_is_read_and_its_gaps_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text(TASKS_TOML)
+    algorithms, tasks = cells.load_tasks(path)
+    assert algorithms == ("imap", "sparse")
+    assert tasks["toy"].seeds == (0, 1)
+    assert tasks["toy"].overrides == {"learner.epochs": 2}
+    path.write_text(TASKS_TOML.replace("steps = 100", ""))
+    with pytest.raises(ValueError, match=r"\[toy\].*steps"):
+        cells.load_tasks(path)
+
+
+def test_command_line_trains_nothing_when_all_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tasks.toml"
+    path.write_text(TASKS_TOML)
+    for algorithm in ("imap", "sparse"):
+        for seed in (0, 1):
+            cell = Cell(TASK, algorithm, seed)
+            cells.write_json(cell.path(tmp_path), finished(algorithm, seed, 1.0))
+    assert learning.main(["--tasks-file", str(path), "--cells", str(tmp_path)]) == 0
+    assert "4 of 4 cells are there; 0 to train" in capsys.readouterr().out
+
+
+@needs_rliable
+def test_interval_covers_the_interquartile_mean() -> None:
+    # Four seeds: a quarter is cut at each end, (20 + 30) / 2 = 25; the outlier 1000 has no weight.
+    found = aggregate.estimate([10.0, 20.0, 30.0, 1000.0])
+    assert found.iqm == 25.0
+    # Resamples hold four of the four: from four times 10 up to four times 1000.
+    assert 10.0 <= found.low < 25.0 < found.high <= 1000.0
+    assert aggregate.estimate([10.0, 20.0, 30.0, 1000.0]) == found
+
+
+@needs_rliable
+def test_two_seeds_have_no_interval() -> None:
+    found = aggregate.estimate([1.0, 3.0])
+    assert found.iqm == 2.0
+    assert np.isnan([found.low, found.high]).all()
+    assert aggregate.verdict(found, Estimate(0.0, 0.0, 0.0)) == "?"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(3.1, 4.0, "above"), (2.9, 4.0, "not apart"), (0.5, 0.9, "below"), (0.5, 1.0, "not apart")],
+)
+def test_verdict_needs_intervals_apart(low: float, high: float, expected: str) -> None:
+    # The other interval is [1, 3]; touching is not apart.
+    ours, other = Estimate((low + high) / 2, low, high), Estimate(2.0, 1.0, 3.0)
+    assert aggregate.verdict(ours, other) == expected
+
+
+def test_one_table_compares_one_budget() -> None:
+    mixed = [finished("imap", 0, 1.0), finished("sparse", 0, 1.0, steps=50)]
+    with pytest.raises(ValueError, match=r"toy were trained for \[50, 100\] steps"):
+        aggregate.grouped(mixed)
+
+
+def test_curves_meet_on_the_steps_all_seeds_reached() -> None:
+    early = finished("imap", 0, 0.0, returns=[[10, 0.0], [90, 80.0]])
+    late = finished("imap", 1, 0.0, returns=[[20, 5.0], [100, 5.0]])
+    steps, returns = curves.common_curves([early, late])
+    assert (steps[0], steps[-1]) == (20.0, 90.0)
+    # The first seed's line rises by 1 a step from 0 at step 10.
+    np.testing.assert_allclose(returns[0], steps - 10.0)
+    np.testing.assert_allclose(returns[1], 5.0)
+
+
+def test_band_of_equal_seeds_has_no_width() -> None:
+    low, high = curves.mean_band(np.full((3, 5), 2.0))
+    np.testing.assert_array_equal(low, 2.0)
+    np.testing.assert_array_equal(high, 2.0)
+
+
+@needs_rliable
+def test_page_shows_every_number_and_where_it_comes_from(tmp_path: Path) -> None:
+    (tmp_path / "tasks.toml").write_text(TASKS_TOML)
+    for algorithm, finals in {"imap": (8.0, 9.0, 10.0), "sparse": (1.0, 2.0, 3.0)}.items():
+        for seed, final in enumerate(finals):
+            path = Cell(TASK, algorithm, seed).path(tmp_path / "cells")
+            cells.write_json(path, finished(algorithm, seed, final))
+    arguments = ["--results", str(tmp_path), "--tasks-file", str(tmp_path / "tasks.toml")]
+    assert aggregate.main(arguments) == 0
+    page = (tmp_path / "README.md").read_text()
+    # Three seeds: nothing is cut, the means are 9 and 2, and no resample leaves the seeds' range.
+    assert "| Toy task | 9.00 [8.00, 10.00] | 2.00 [1.00, 3.00] |" in page
+    assert "| Toy task | above |" in page
+    assert "0: 8.00; 1: 9.00; 2: 10.00" in page
+    for part in ("abc1234 (6 cells)", "a machine", "python -m benchmarks.learning", "100 steps"):
+        assert part in page
+    for name in ("all.png", "toy.png"):
+        assert (tmp_path / "figures" / name).read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,172 @@
+"""Settings: what is refused, what is suggested, and what comes back from a file."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl.config import (
+    _RANGES,
+    Config,
+    ConfigError,
+    LearnerConfig,
+    RewardConfig,
+    config_from_dict,
+    load_config,
+    save_config,
+    to_dict,
+)
+
+
+def refused(**overrides: Any) -> str:
+    """Return the message that refuses some dotted settings (with _ for the dot)."""
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides={key.replace("__", "."): value for key, value in overrides.items()})
+    return str(caught.value)
+
+
+def test_an_unknown_key_names_the_nearest() -> None:
+    assert "learner.learning_rat; did you mean learner.learning_rate?" in refused(
+        learner__learning_rat=1.0
+    )
+    assert "unknown key algoritm; did you mean algorithm?" in refused(algoritm="imap")
+
+
+def test_an_unknown_key_unlike_any_lists_the_valid_ones() -> None:
+    message = refused(env__zzz=1)
+    assert "unknown key env.zzz. Valid here: name, num_envs, options" in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("seed", "7", "seed: got '7' (str), expected int"),
+        ("seed", 1.0, "seed: got 1.0 (float), expected int"),
+        ("threads", True, "threads: got True (bool), expected int"),
+        ("learner.anneal", 1, "learner.anneal: got 1 (int), expected bool"),
+        ("learner.gamma", "0.9", "learner.gamma: got '0.9' (str), expected float"),
+        ("learner.gamma", True, "learner.gamma: got True (bool), expected float"),
+        ("network.hidden_sizes", 64, "network.hidden_sizes: got 64 (int), expected"),
+        ("network.hidden_sizes", [64, "x"], "network.hidden_sizes: got 'x' (str), expected int"),
+        ("env", 3, "env: got 3, expected a table"),
+        ("env.options", {"a": [1]}, "env.options.a: got [1] (list)"),
+    ],
+)
+def test_a_wrong_type_is_named(key: str, value: Any, expected: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides={key: value})
+    assert expected in str(caught.value)
+
+
+def test_an_integer_may_stand_for_a_float() -> None:
+    gamma = load_config(overrides={"learner.gamma": 1}).learner.gamma
+    assert isinstance(gamma, float)
+    assert gamma == 1.0
+
+
+def test_a_choice_suggests_the_nearest() -> None:
+    message = refused(algorithm="impa")
+    assert "algorithm: got 'impa', expected one of 'imap', " in message
+    assert "did you mean 'imap'?" in message
+
+
+@pytest.mark.parametrize("key", _RANGES)
+def test_every_range_is_a_real_setting_and_is_enforced(key: str) -> None:
+    low, high = _RANGES[key]
+    for value in (low - 1, high * 2 + 1):
+        section: Any = Config()
+        for part in key.split("."):
+            section = getattr(section, part)
+        with pytest.raises(ConfigError, match=f"{key}: got .*, expected a number from"):
+            load_config(overrides={key: type(section)(value)})
+
+
+def test_every_number_has_a_range() -> None:
+    unbounded = {"network.initial_log_std"}
+    found = set()
+    for field in dataclasses.fields(Config):
+        section = getattr(Config(), field.name)
+        parts = dataclasses.fields(section) if dataclasses.is_dataclass(section) else []
+        found |= {f"{field.name}.{p.name}" for p in parts if p.type in (int, float, "int", "float")}
+        if type(section) in (int, float):
+            found.add(field.name)
+    assert found - unbounded == set(_RANGES)
+
+
+def test_nan_is_out_of_every_range() -> None:
+    assert "learner.gamma: got nan" in refused(learner__gamma=float("nan"))
+
+
+def test_conflicts_are_refused() -> None:
+    assert 'set reward.local_form = "plain"' in refused(reward__mixer="two_layer")
+    assert "learner.minibatches: got 5000" in refused(learner__minibatches=5000)
+    assert "reward.hidden_sizes: got ()" in refused(reward__hidden_sizes=[])
+
+
+def test_a_config_built_in_python_is_checked_too() -> None:
+    with pytest.raises(ConfigError, match=r"learner.gamma: got 2.0"):
+        Config(learner=LearnerConfig(gamma=2.0))
+
+
+def test_overrides_win_over_the_file_and_the_file_over_the_defaults(tmp_path: Path) -> None:
+    path = tmp_path / "small.toml"
+    path.write_text('seed = 3\nalgorithm = "sl"\n[learner]\ngamma = 0.9\nepochs = 2\n')
+    config = load_config(path, {"learner.epochs": 5, "env.options.agent_obsk": 0})
+    assert (config.seed, config.algorithm) == (3, "sl")
+    assert (config.learner.gamma, config.learner.epochs) == (0.9, 5)
+    assert config.env.options == {"agent_obsk": 0}
+    assert config.learner.minibatches == LearnerConfig().minibatches
+
+
+def test_errors_in_a_file_name_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text("[learner]\ngamma = 2.0\n")
+    with pytest.raises(ConfigError, match=r"wrong.toml: learner.gamma: got 2.0"):
+        load_config(path)
+    path.write_text("[learner\n")
+    with pytest.raises(ConfigError, match=r"wrong.toml: not valid TOML"):
+        load_config(path)
+    with pytest.raises(ConfigError, match=r"no such config file; there are: .*wrong.toml"):
+        load_config(tmp_path / "worng.toml")
+
+
+def test_every_setting_survives_a_file(tmp_path: Path) -> None:
+    config = load_config(
+        overrides={
+            "algorithm": "ipl",
+            "seed": 2**62 + 1,
+            "env.options": {"obsk": 1, "name": "x", "scale": 0.1, "flag": True},
+            "network.hidden_sizes": [32],
+            "reward.beta": 1 / 3,
+        }
+    )
+    save_config(config, tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml") == config
+    assert config_from_dict(to_dict(config), "here") == config
+
+
+def test_derived_numbers() -> None:
+    config = load_config(overrides={"total_steps": 4001, "env.num_envs": 16})
+    assert config.batch_steps == 2000  # 16 copies x 125 steps
+    assert config.num_iterations == 3  # 4001 / 2000, rounded up
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "gamma", "factored", "learns"),
+    [
+        ("imap", 0.99, True, True),
+        ("ipl", 0.99, False, True),
+        ("slf", 0.0, True, True),
+        ("sl", 0.0, False, True),
+        ("sparse", 0.0, False, False),
+        ("dense", 0.0, False, False),
+    ],
+)
+def test_what_an_algorithm_switches(
+    algorithm: Any, gamma: float, factored: bool, learns: bool
+) -> None:
+    config = Config(algorithm=algorithm, reward=RewardConfig(gamma=0.99))
+    assert config.reward_gamma == gamma
+    assert config.is_factored == factored
+    assert config.learns_reward == learns

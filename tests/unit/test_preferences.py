@@ -1,0 +1,348 @@
+"""Who is compared with whom, what labellers may answer, and what is kept."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from marl import preferences
+from marl.config import PreferenceConfig, RewardConfig
+from marl.preferences.buffer import PreferenceBuffer
+from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels, make_labeller
+from marl.preferences.queries import all_pairs, draw_episodes, draw_pairs
+from marl.preferences.source import PreferenceSource
+from marl.trajectories import Episodes
+from tests.scripted import ScriptedEnv, scripted_collector
+
+CPU = torch.device("cpu")
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
+    """Return pairs of episodes with these returns and nothing else."""
+    store = make_source()[0].store
+
+    def side(returns: list[float]) -> Episodes:
+        count = torch.zeros(len(returns), dtype=torch.int64)
+        return Episodes(
+            store=store,
+            numbers=count,
+            returns=torch.tensor(returns),
+            lengths=count + 1,
+            terminated=count.bool(),
+        )
+
+    return EpisodePairs(first=side(first), second=side(second))
+
+
+def test_the_larger_return_is_preferred() -> None:
+    labels = ReturnLabeller()(pairs_of([2.0, 1.0, 3.0], [1.0, 2.0, 3.0]))
+    assert labels.tolist() == [1.0, 0.0, 0.5]
+
+
+def test_returns_within_the_margin_tie() -> None:
+    labels = ReturnLabeller(margin=1.0)(pairs_of([2.0, 1.0, 3.5], [1.0, 2.0, 2.0]))
+    assert labels.tolist() == [0.5, 0.5, 1.0]
+
+
+def test_soft_labels_by_hand() -> None:
+    # Returns 0, 2, 2, 0 have deviation 1: sigmoid(3 * -2) and sigmoid(3 * 2).
+    labels = ReturnLabeller(sharpness=3.0)(pairs_of([0.0, 2.0], [2.0, 0.0]))
+    expected = [1 / (1 + math.exp(6)), 1 / (1 + math.exp(-6))]
+    assert labels.tolist() == pytest.approx(expected)
+
+
+def test_soft_labels_of_equal_returns_are_ties() -> None:
+    assert ReturnLabeller(sharpness=3.0)(pairs_of([1.0], [1.0])).tolist() == [0.5]
+
+
+def answering(answer: Any) -> Callable[[EpisodePairs], Any]:
+    return lambda pairs: answer
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        ([1.0, 0.0], "labeller mine:f returned list, expected a torch.Tensor of 2 labels"),
+        (torch.zeros(3), r"labeller mine:f returned shape \(3,\) for 2 pairs"),
+        (torch.zeros(2, 1), r"labeller mine:f returned shape \(2, 1\) for 2 pairs"),
+        (torch.zeros(2, dtype=torch.int64), "labeller mine:f returned dtype torch.int64"),
+        (torch.tensor([0.0, 1.5]), "labeller mine:f returned 1.5 for pair 1"),
+        (torch.tensor([-1.0, 0.5]), "labeller mine:f returned -1.0 for pair 0"),
+        (torch.tensor([math.inf, 0.5]), "labeller mine:f returned inf for pair 0"),
+    ],
+)
+def test_a_labeller_that_breaks_its_promise_is_named(answer: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_labels(answering(answer), "mine:f", pairs_of([1.0, 2.0], [2.0, 1.0]))
+
+
+def test_no_answer_is_a_legal_answer() -> None:
+    answer = torch.tensor([math.nan, 0.5], dtype=torch.float64)
+    labels = checked_labels(answering(answer), "mine:f", pairs_of([1.0, 2.0], [2.0, 1.0]))
+    assert labels.dtype == torch.float32
+    assert labels.isnan().tolist() == [True, False]
+
+
+def test_a_labeller_may_be_a_function_or_a_class() -> None:
+    by_return = make_labeller(PreferenceConfig(margin=2.0, sharpness=3.0))
+    assert by_return == ReturnLabeller(margin=2.0, sharpness=3.0)
+    plugged = make_labeller(PreferenceConfig(labeller="marl.preferences:ReturnLabeller"))
+    assert plugged == ReturnLabeller()
+
+
+@given(
+    available=st.sets(st.integers(0, 50), min_size=1),
+    latest=st.integers(0, 50),
+    count=st.integers(1, 40),
+    share=st.floats(0.0, 1.0),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_drawn_episodes_differ_and_keep_the_share(
+    available: set[int], latest: int, count: int, share: float, seed: int
+) -> None:
+    drawn = draw_episodes(
+        torch.tensor(sorted(available)), latest, count, share, generator(seed)
+    ).tolist()
+    assert len(drawn) == len(set(drawn)) == min(count, len(available))
+    assert set(drawn) <= available
+    new = sum(number >= latest for number in drawn)
+    num_new = sum(number >= latest for number in available)
+    wanted = round(count * share)
+    if num_new >= wanted and len(available) - num_new >= count - wanted:
+        assert new == wanted
+
+
+def test_each_episode_is_drawn_equally_often() -> None:
+    # 2 of 4: each in half of 2,000 draws, standard deviation .5 sqrt(2000) = 22.
+    source, counts = generator(), torch.zeros(4)
+    for _ in range(2000):
+        counts[draw_episodes(torch.arange(4), 4, 2, 0.0, source)] += 1
+    assert (counts - 1000).abs().max() < 5 * 22
+
+
+def test_all_pairs_by_hand() -> None:
+    first, second = all_pairs(4, CPU)
+    pairs = sorted(zip(first.tolist(), second.tolist(), strict=True))
+    assert pairs == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+@given(
+    query=st.sampled_from(["uniform", "recent_with_older", "newest_share"]),
+    available=st.sets(st.integers(0, 50), min_size=2),
+    latest=st.integers(0, 50),
+    count=st.integers(1, 20),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_drawn_pairs_are_disjoint(
+    query: str, available: set[int], latest: int, count: int, seed: int
+) -> None:
+    first, second = draw_pairs(
+        query, torch.tensor(sorted(available)), latest, count, 0.5, generator(seed)
+    )
+    sides = first.tolist() + second.tolist()
+    assert len(first) == len(second) <= count
+    assert len(sides) == len(set(sides))
+    assert set(sides) <= available
+    new = {n for n in available if n >= latest}
+    if query == "recent_with_older":
+        assert len(first) == min(count, len(new), len(available - new))
+        assert all((a in new) != (b in new) for a, b in zip(first.tolist(), second.tolist(), strict=True))
+    else:
+        assert len(first) == min(count, len(available) // 2)
+
+
+def test_sides_are_drawn_at_random() -> None:
+    # The newer episode comes first in half of 1,000 pairs; standard deviation 16.
+    first, second = draw_pairs(
+        "recent_with_older", torch.arange(2000), 1000, 1000, 0.5, generator()
+    )
+    assert abs(int((first > second).sum()) - 500) < 5 * 16
+
+
+def test_uniform_pairs_favour_no_episode() -> None:
+    counts, source = torch.zeros(8), generator()
+    for _ in range(2000):  # 2 of 8 each time: 500 apiece, standard deviation 19
+        for side in draw_pairs("uniform", torch.arange(8), 4, 1, 0.5, source):
+            counts[side] += 1
+    assert (counts - 500).abs().max() < 5 * 19
+
+
+def test_the_buffer_keeps_the_newest_answers_and_counts_the_missing() -> None:
+    buffer = PreferenceBuffer(3, CPU)
+    numbers = torch.arange(5)
+    buffer.add(numbers[:2], numbers[:2] + 10, torch.tensor([1.0, math.nan]))
+    assert (len(buffer), buffer.num_answered, buffer.num_unanswered) == (1, 1, 1)
+    buffer.add(numbers[1:4], numbers[1:4] + 10, torch.tensor([0.5, 0.0, 1.0]))
+    # Pairs 0, 1, 2, 3 in a ring of three: 3 has overwritten 0.
+    assert buffer.first.tolist() == [3, 1, 2]
+    assert buffer.second.tolist() == [13, 11, 12]
+    assert buffer.labels.tolist() == [1.0, 0.5, 0.0]
+    assert (len(buffer), buffer.num_answered) == (3, 4)
+    # Five at once: the last three stay, where the ring has come to (answers 4 to 8: slots 6 % 3).
+    buffer.add(numbers, numbers + 20, torch.zeros(5))
+    assert sorted(buffer.first.tolist()) == [2, 3, 4]
+    assert torch.equal(buffer.second, buffer.first + 20)
+    assert buffer.num_answered == 9
+
+
+def test_the_buffer_survives_an_empty_answer() -> None:
+    buffer = PreferenceBuffer(3, CPU)
+    nobody = torch.zeros(0, dtype=torch.int64)
+    buffer.add(nobody, nobody, torch.zeros(0))
+    buffer.add(nobody[:0], nobody, torch.full((0,), math.nan))
+    assert len(buffer) == 0
+
+
+def test_the_buffer_state_round_trips() -> None:
+    buffer, other = PreferenceBuffer(3, CPU), PreferenceBuffer(3, CPU)
+    buffer.add(torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([1.0, math.nan]))
+    other.load_state_dict(copy.deepcopy(buffer.state_dict()))
+    for each in (buffer, other):
+        each.add(torch.tensor([5]), torch.tensor([6]), torch.tensor([0.0]))
+    assert torch.equal(other.first, buffer.first)
+    assert vars(other).keys() == vars(buffer).keys()
+    assert (other.num_answered, other.num_unanswered) == (2, 1)
+
+
+def make_source(**options: Any) -> tuple[PreferenceSource, ScriptedEnv]:
+    """Return a source over four copies with episodes of 1, 2, 3 and 4 steps."""
+    env = ScriptedEnv([[1], [2], [3], [4]])
+    reward = RewardConfig(batch_episodes=options.pop("batch_episodes", 8))
+    settings: dict[str, Any] = {"store_steps": 400, "holdout_every": 4} | options
+    source = PreferenceSource(env.spec, 4, PreferenceConfig(**settings), reward, generator(), CPU)
+    return source, env
+
+
+def observe(source: PreferenceSource, env: ScriptedEnv, rollouts: int) -> None:
+    collector, actor = scripted_collector(env, 4)
+    for _ in range(rollouts):
+        source.observe(collector.collect(actor)[0])
+
+
+def test_nothing_stored_gives_no_batch() -> None:
+    source, _ = make_source()
+    assert source.batch() is None
+    assert source.batch(held_out=True) is None
+
+
+@pytest.mark.parametrize("query", ["uniform", "newest_share", "recent_with_older"])
+def test_a_free_labeller_labels_every_pair_of_a_batch(query: str) -> None:
+    source, env = make_source(query=query)
+    observe(source, env, 3)
+    segments = source.batch()
+    assert segments is not None
+    returns = (segments.step_weights.sum(dim=-1)).round()  # a step pays 1
+    returns = returns + 10 * segments.transitions.state[:, 0, 1]
+    expected = torch.where(
+        returns[segments.first] == returns[segments.second],
+        0.5,
+        (returns[segments.first] > returns[segments.second]).float(),
+    )
+    assert torch.equal(segments.labels, expected)
+    assert torch.equal(segments.lengths, segments.step_weights.sum(dim=-1).round().long())
+    pairs = set(zip(segments.first.tolist(), segments.second.tolist(), strict=True))
+    assert len(pairs) == len(segments.first)
+    if query == "recent_with_older":
+        assert len(pairs) == 4 * 4  # half of the eight are from the newest rollout
+    else:
+        assert len(pairs) == 8 * 7 // 2
+
+
+def drawn_numbers(source: PreferenceSource, draws: int, *, held_out: bool = False) -> Tensor:
+    """Return the episodes of many free batches."""
+    return torch.cat([source._free_pairs(held_out)[0] for _ in range(draws)])
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_a_uniform_batch_does_not_avoid_the_newest_episodes(held_out: bool) -> None:
+    source, env = make_source(query="uniform", batch_episodes=2)
+    observe(source, env, 4)
+    available = source.store.available(held_out=held_out)
+    counts = torch.bincount(drawn_numbers(source, 1000, held_out=held_out))[available]
+    share = 2000 / len(available)
+    assert (counts - share).abs().max() < 5 * share**0.5
+
+
+def test_half_of_a_batch_is_new() -> None:
+    source, env = make_source(query="newest_share", newest_share=0.5, batch_episodes=8)
+    observe(source, env, 4)
+    numbers = drawn_numbers(source, 50)
+    assert int((numbers >= source.store.latest).sum()) == 50 * 4
+
+
+def silent_half(pairs: EpisodePairs) -> Tensor:
+    """Answer every second pair only."""
+    labels = torch.ones(len(pairs))
+    labels[1::2] = math.nan
+    return labels
+
+
+@pytest.fixture
+def _half_labeller(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preferences, "silent_half", silent_half, raising=False)
+
+
+@pytest.mark.usefixtures("_half_labeller")
+def test_free_pairs_without_an_answer_are_dropped_and_counted() -> None:
+    source, env = make_source(labeller="marl.preferences:silent_half")
+    observe(source, env, 3)
+    segments = source.batch()
+    assert segments is not None
+    assert len(segments.labels) == 14  # of 28
+    assert not segments.labels.isnan().any()
+    assert source.metrics()["preference/unanswered"] == 14
+
+
+@pytest.mark.usefixtures("_half_labeller")
+def test_asked_pairs_without_an_answer_are_dropped_and_counted() -> None:
+    source, env = make_source(
+        labeller="marl.preferences:silent_half", queries_per_iteration=4, holdout_every=4
+    )
+    observe(source, env, 1)
+    # Four queries: three to train on (two answered), one held out, which two held-out episodes
+    # (numbers 3 and 7 of eight) allow.
+    assert source.metrics()["preference/answered"] == 3
+    assert source.metrics()["preference/unanswered"] == 1
+
+
+def test_costly_labels_are_asked_once_and_batches_use_them_only() -> None:
+    source, env = make_source(queries_per_iteration=8, holdout_every=4)
+    observe(source, env, 6)
+    asked = source.buffer.num_answered
+    asked_pairs = {
+        (a, b)
+        for a, b in zip(
+            source.buffer.first[:asked].tolist(), source.buffer.second[:asked].tolist(), strict=True
+        )
+    }
+    for held_out in (False, True):
+        numbers, first, second, labels = source._answered_pairs(held_out)
+        assert len(labels) > 0
+        for a, b in zip(numbers[first].tolist(), numbers[second].tolist(), strict=True):
+            assert (a, b) in asked_pairs
+            assert (a % 4 == 3) == (b % 4 == 3) == held_out
+        returns = source.store.episodes(numbers).returns
+        gap = returns[first] - returns[second]
+        assert torch.equal(labels, torch.where(gap == 0, 0.5, (gap > 0).float()))
+    assert source.buffer.num_answered == asked
+
+
+def test_answers_about_overwritten_episodes_are_not_used() -> None:
+    # Four copies, so 64 steps are a ring of 16 per copy.
+    source, env = make_source(queries_per_iteration=8, store_steps=64)
+    observe(source, env, 12)
+    for _ in range(20):
+        numbers = source._answered_pairs(False)[0]
+        assert source.store.holds(numbers).all()
+    stale = ~source.store.holds(source.buffer.first[: len(source.buffer)])
+    assert stale.any()

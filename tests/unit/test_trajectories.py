@@ -1,0 +1,223 @@
+"""The store gives back exactly what was collected, never a row of another episode."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from marl.config import ConfigError
+from marl.trajectories import TrajectoryStore, sample_steps
+from marl.types import Rollout
+from tests.scripted import ScriptedEnv, scripted_collector
+
+STEPS = 4
+"""T, steps of a rollout."""
+
+
+def make_store(env: ScriptedEnv, max_steps: int = 32, **options: int) -> TrajectoryStore:
+    """Return a store of `max_steps` steps; nearly nothing is held out."""
+    settings = {"max_episodes": 64, "holdout_every": 1000} | options
+    return TrajectoryStore(
+        env.spec, STEPS, max_steps=max_steps, device=torch.device("cpu"), **settings
+    )
+
+
+def filled(
+    lengths: list[list[int]], rollouts: int, max_steps: int = 32, **options: Any
+) -> tuple[TrajectoryStore, list[Rollout]]:
+    """Return a store after some rollouts, and copies of those."""
+    kinds = {k: options.pop(k) for k in ("agents_die", "masks_actions") if k in options}
+    env = ScriptedEnv(lengths, **kinds)
+    collector, actor = scripted_collector(env, STEPS)
+    store, seen = make_store(env, max_steps, **options), []
+    for _ in range(rollouts):
+        rollout = collector.collect(actor)[0]
+        store.append(rollout)
+        seen.append(copy.deepcopy(rollout))
+    return store, seen
+
+
+def all_steps(store: TrajectoryStore, number: int) -> Any:
+    return store.episodes(torch.tensor([number])).transitions()
+
+
+@pytest.mark.parametrize("rollouts", range(1, 13))
+def test_every_available_episode_is_whole(rollouts: int) -> None:
+    """Also after the ring of 16 steps (4 rollouts) has wrapped around, several times."""
+    lengths = [[3, 5, 7], [6, 2]]
+    store, _ = filled(lengths, rollouts)
+    for number in store.available().tolist():
+        episode = store.episodes(torch.tensor([number]))
+        steps, length = episode.transitions(), int(episode.lengths)
+        env, index = (int(x) for x in steps.state[0, 0, :2])
+        assert length == lengths[env][index % len(lengths[env])]
+        assert steps.state[0].tolist() == [[env, index, t] for t in range(length)]
+        assert steps.next_state[0].tolist() == [[env, index, t + 1] for t in range(length)]
+        assert steps.next_obs[0, -1, 1].tolist() == [env, index, length, 1]  # not the reset one
+        assert steps.actions[0, :, 0].tolist() == [t % 3 for t in range(length)]
+        assert steps.terminated[0].tolist() == [False] * (length - 1) + [index % 2 == 0]
+        assert float(episode.returns) == length + 10 * index
+        assert bool(episode.terminated) == (index % 2 == 0)
+
+
+def test_episodes_are_numbered_by_their_end() -> None:
+    # Ends: copy 0 at steps 3, 8, 15, 18; copy 1 at 6, 8, 14, 16 (1-based), in 20 steps.
+    store, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64)
+    expected = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (0, 2), (1, 3), (0, 3)]
+    found = [tuple(all_steps(store, n).state[0, 0, :2].int().tolist()) for n in range(8)]
+    assert found == expected
+    assert store.num_finished == 8
+
+
+def test_an_episode_expires_when_its_first_step_is_overwritten() -> None:
+    # One copy, episodes of 3, a ring of 8 steps. After 8 steps: episodes 0 (steps 0-2) and
+    # 1 (3-5). After 12: rows of steps 0-3 are gone, so 0 and 1 go and 2 (6-8), 3 (9-11) stay.
+    store, _ = filled([[3]], 2, max_steps=8)
+    assert store.available().tolist() == [0, 1]
+    store, _ = filled([[3]], 3, max_steps=8)
+    assert store.available().tolist() == [2, 3]
+    assert store.holds(torch.tensor([0, 1, 2, 3])).tolist() == [False, False, True, True]
+
+
+def test_the_newest_batch_is_known() -> None:
+    store, _ = filled([[3]], 3, max_steps=8)
+    assert store.latest == 2  # episodes 2 and 3 ended in steps 8 to 11
+    store, _ = filled([[5]], 4, max_steps=40)
+    assert store.latest == 2  # ends at 4, 9, 14: the fourth rollout holds episode 2
+    store, _ = filled([[6]], 5, max_steps=40)
+    assert store.latest == 2  # ends at 5, 11, 17: the fifth rollout (16 to 19) holds episode 2
+    store, _ = filled([[6]], 4, max_steps=40)
+    assert store.latest == 1  # the fourth (12 to 15) holds none
+
+
+def test_more_episodes_than_fit_keep_the_newest() -> None:
+    # Copies end episodes of one step: 12 in a rollout of 4 steps, of which 5 fit.
+    store, _ = filled([[1], [1], [1]], 1, max_episodes=5)
+    assert store.num_finished == 12
+    assert store.available().tolist() == [7, 8, 9, 10, 11]
+    # Episode 11 is the third copy's fourth.
+    assert all_steps(store, 11).state[0, 0].tolist() == [2, 3, 0]
+    store, _ = filled([[1], [1], [1]], 2, max_episodes=5)
+    assert store.available().tolist() == [19, 20, 21, 22, 23]
+
+
+def test_memory_is_bounded_and_constant() -> None:
+    env = ScriptedEnv([[3, 5, 7], [6, 2]], agents_die=True, masks_actions=True)
+    collector, actor = scripted_collector(env, STEPS)
+    store = make_store(env)
+    # Per step of a copy, N = 2, O = 4, S = 3, A = 3: obs 32, state 12, actions 16, alive 2,
+    # mask 6 bytes; 32 steps. Per episode: obs 32, state 12, start, env, length 24, terminated 1,
+    # return 4 bytes; 64 episodes.
+    expected = 32 * 68 + 64 * 73
+    addresses = {t.data_ptr() for t in store._steps.values()}
+    for _ in range(10):
+        assert store.num_bytes == expected
+        store.append(collector.collect(actor)[0])
+    assert {t.data_ptr() for t in store._steps.values()} == addresses
+
+
+def test_the_store_owns_its_memory() -> None:
+    """The collector reuses a rollout's tensors; what is stored must not change with them."""
+    env = ScriptedEnv([[3]])
+    collector, actor = scripted_collector(env, STEPS)
+    store = make_store(env)
+    rollout = collector.collect(actor)[0]
+    store.append(rollout)
+    before = copy.deepcopy(all_steps(store, 0))
+    for tensor in (rollout.transitions.obs, rollout.transitions.next_obs, rollout.task_rewards):
+        tensor.fill_(-1.0)
+    for name, tensor in vars(all_steps(store, 0)).items():
+        if tensor is not None:
+            assert torch.equal(tensor, getattr(before, name)), name
+
+
+def test_the_held_out_episodes_are_every_so_many_th() -> None:
+    store, _ = filled([[1], [1], [1]], 2, holdout_every=4)
+    held_out, rest = store.available(held_out=True).tolist(), store.available().tolist()
+    assert held_out == [3, 7, 11, 15, 19, 23]
+    assert sorted(held_out + rest) == list(range(24))
+
+
+def test_steps_equal_the_rollouts_they_came_from() -> None:
+    store, rollouts = filled([[3, 6]], 4, max_steps=40, agents_die=True, masks_actions=True)
+    # One copy: episode 1 spans steps 3 to 8, the first three rollouts.
+    steps = all_steps(store, 1)
+    for name in ("obs", "state", "actions", "next_obs", "next_state", "alive", "action_mask"):
+        whole = torch.cat([getattr(r.transitions, name)[:, 0] for r in rollouts])
+        assert torch.equal(getattr(steps, name)[0], whole[3:9]), name
+    next_alive = torch.cat([r.transitions.next_alive[:, 0] for r in rollouts])  # type: ignore[index]
+    assert torch.equal(steps.next_alive[0], next_alive[3:9])
+
+
+def test_steps_beyond_the_end_repeat_the_last() -> None:
+    store, _ = filled([[3, 6]], 4, max_steps=40)
+    steps = store.episodes(torch.tensor([0, 1])).transitions()
+    assert steps.obs.shape == (2, 6, 2, 4)
+    assert steps.state[0, :, 2].tolist() == [0, 1, 2, 2, 2, 2]
+    assert steps.next_state[0, :, 2].tolist() == [1, 2, 3, 3, 3, 3]
+
+
+def test_state_round_trip() -> None:
+    store, _ = filled([[3, 5, 7], [6, 2]], 7)
+    env = ScriptedEnv([[3, 5, 7], [6, 2]])
+    other = make_store(env)
+    other.load_state_dict(copy.deepcopy(store.state_dict()))
+    assert torch.equal(other.available(), store.available())
+    assert other.latest == store.latest
+    collector, actor = scripted_collector(env, STEPS)
+    rollout = collector.collect(actor)[0]
+    for each in (store, other):
+        each.append(rollout)
+    numbers = store.available()
+    assert torch.equal(other.available(), numbers)
+    for name, tensor in vars(store.episodes(numbers).transitions()).items():
+        if tensor is not None:
+            assert torch.equal(getattr(other.episodes(numbers).transitions(), name), tensor), name
+
+
+def test_a_store_too_small_for_one_episode_is_refused() -> None:
+    # Two copies, episodes of 7, rollouts of 4: at least 7 + 4 steps a copy, in whole rollouts.
+    env = ScriptedEnv([[7], [7]])
+    with pytest.raises(ConfigError, match=r"preferences.store_steps: got 16, but 2 copies"):
+        make_store(env, max_steps=16)
+    with pytest.raises(ConfigError) as caught:
+        make_store(env, max_steps=8)
+    needed = int(str(caught.value).split()[-1])
+    assert make_store(env, max_steps=needed).ring_steps >= 11
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+def test_sampled_steps_are_all_steps_where_they_fit() -> None:
+    offsets, weights = sample_steps(torch.tensor([2, 3]), 3, 3, generator())
+    assert offsets.tolist() == [[0, 1, 2], [0, 1, 2]]
+    assert weights.tolist() == [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
+
+
+@given(length=st.integers(1, 60), count=st.integers(1, 20), seed=st.integers(0, 2**31 - 1))
+def test_sampled_steps_lie_in_their_strata_and_weigh_the_length(
+    length: int, count: int, seed: int
+) -> None:
+    offsets, weights = sample_steps(
+        torch.tensor([length]), 61, count, torch.Generator().manual_seed(seed)
+    )
+    assert weights.sum().item() == pytest.approx(length, rel=1e-5)
+    for stratum, offset in enumerate(offsets[0].tolist()):
+        assert stratum * length // count <= offset <= min((stratum + 1) * length / count, length - 1)
+
+
+@pytest.mark.parametrize("length", [1, 3, 7, 10])
+def test_the_weighted_sum_of_sampled_steps_is_unbiased(length: int) -> None:
+    # 20,000 estimates of sum t^2 from 4 steps each; the mean must lie within 4 standard errors.
+    rewards = torch.arange(length, dtype=torch.float64) ** 2
+    lengths = torch.full((20_000,), length)
+    offsets, weights = sample_steps(lengths, 11, 4, generator())
+    estimates: Tensor = (weights * rewards[offsets]).sum(dim=-1)
+    error = estimates.std() / len(estimates) ** 0.5
+    assert abs(estimates.mean() - rewards.sum()) <= 4 * error + 1e-5
