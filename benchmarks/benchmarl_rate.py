@@ -1,0 +1,278 @@
+"""Measure the training throughput of BenchMARL's MAPPO on MaMuJoCo HalfCheetah 2x3.
+
+Stands alone: it imports nothing of this package and runs in an environment of its own.
+
+    python3.11 -m venv benchmarl-env
+    benchmarl-env/bin/pip install -r benchmarks/requirements-benchmarl.txt
+    benchmarl-env/bin/python benchmarks/benchmarl_rate.py --steps 20000 --sampling batched
+
+`--sampling` says how the copies of the environment are advanced. `serial` is BenchMARL's default
+(one TorchRL environment per copy, one after the other), `parallel` its other choice (one process
+per copy), and `batched` one TorchRL environment that holds all copies, which is what BenchMARL
+expects of a vectorised simulator. TorchRL's own PettingZoo wrapper cannot be used: it fixes the
+keys of `info` at the reset, and MaMuJoCo returns more of them at every step.
+
+Axes: *batch is () for one copy or (E,) for all of them, N agents, O observation features,
+S state features, A actions.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from benchmarl.algorithms import MappoConfig
+from benchmarl.environments.common import TaskClass
+from benchmarl.experiment import Callback, Experiment, ExperimentConfig
+from benchmarl.models.mlp import MlpConfig
+from gymnasium_robotics import mamujoco_v1
+from tensordict import TensorDict, TensorDictBase
+from torchrl.data import Bounded, Composite, Unbounded
+from torchrl.envs import EnvBase
+
+Sampling = Literal["serial", "parallel", "batched"]
+EPISODE_STEPS = 1000
+
+
+class HalfCheetahEnv(EnvBase):
+    """One or several copies of HalfCheetah 2x3 as a single TorchRL environment."""
+
+    def __init__(self, num_envs: int | None, seed: int | None) -> None:
+        """Make `num_envs` copies with a batch axis; for None one copy without that axis."""
+        batch = torch.Size([] if num_envs is None else [num_envs])
+        super().__init__(device=torch.device("cpu"), batch_size=batch)
+        self.copies = [mamujoco_v1.parallel_env("HalfCheetah", "2x3") for _ in range(num_envs or 1)]
+        first = self.copies[0]
+        self.agents: list[str] = list(first.possible_agents)
+        team = torch.Size([*batch, len(self.agents)])
+        obs_size = first.observation_space(self.agents[0]).shape[0]
+        action_size = first.action_space(self.agents[0]).shape[0]
+        first.reset(seed=0)
+        state = Unbounded(shape=(*batch, first.state().size))
+        observation = Unbounded(shape=(*team, obs_size))
+        action = Bounded(low=-1.0, high=1.0, shape=(*team, action_size), dtype=torch.float32)
+        self.observation_spec = Composite(
+            agents=Composite(observation=observation, shape=team), state=state, shape=batch
+        )
+        self.action_spec = Composite(agents=Composite(action=action, shape=team), shape=batch)
+        self.reward_spec = Unbounded(shape=(*batch, 1))
+        self._obs = np.zeros((len(self.copies), len(self.agents), obs_size), dtype=np.float32)
+        self._state = np.zeros((len(self.copies), first.state().size), dtype=np.float32)
+        self._seeds = np.random.default_rng(seed)
+
+    def _set_seed(self, seed: int | None) -> None:
+        self._seeds = np.random.default_rng(seed)
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        asked = None if tensordict is None else tensordict.get("_reset", None)
+        which = np.ones(len(self.copies), bool) if asked is None else asked.reshape(-1).numpy()
+        for index in np.flatnonzero(which):
+            obs, _ = self.copies[index].reset(seed=int(self._seeds.integers(2**31)))
+            self._store(index, obs)
+        return self._observed()
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        E, N = len(self.copies), len(self.agents)
+        actions = tensordict["agents", "action"].reshape(E, N, -1).numpy()
+        rewards = np.zeros((E, 1), dtype=np.float32)
+        terminated = np.zeros((E, 1), dtype=bool)
+        truncated = np.zeros((E, 1), dtype=bool)
+        lead = self.agents[0]
+        for index, copy in enumerate(self.copies):
+            joint = dict(zip(self.agents, actions[index], strict=True))
+            obs, reward, ended, cut, _ = copy.step(joint)
+            self._store(index, obs)
+            rewards[index], terminated[index], truncated[index] = (
+                reward[lead],
+                ended[lead],
+                cut[lead],
+            )
+        outcome = self._observed()
+        outcome["reward"] = torch.from_numpy(rewards).reshape(*self.batch_size, 1)
+        outcome["terminated"] = torch.from_numpy(terminated).reshape(*self.batch_size, 1)
+        outcome["done"] = torch.from_numpy(terminated | truncated).reshape(*self.batch_size, 1)
+        return outcome
+
+    def _store(self, index: int, obs: dict[str, np.ndarray]) -> None:
+        for agent, name in enumerate(self.agents):
+            self._obs[index, agent] = obs[name]
+        self._state[index] = self.copies[index].state()
+
+    def _observed(self) -> TensorDictBase:
+        batch = self.batch_size
+        observation = torch.from_numpy(self._obs.copy()).reshape(*batch, *self._obs.shape[1:])
+        state = torch.from_numpy(self._state.copy()).reshape(*batch, -1)
+        agents = TensorDict({"observation": observation}, [*batch, len(self.agents)])
+        return TensorDict({"agents": agents, "state": state}, batch)
+
+
+class HalfCheetahTask(TaskClass):
+    """HalfCheetah 2x3 as BenchMARL wants a task described: one group, a state for the critic."""
+
+    def get_env_fun(
+        self, num_envs: int, continuous_actions: bool, seed: int | None, device: Any
+    ) -> Callable[[], EnvBase]:
+        """Return the maker of one batched environment, or of one copy for BenchMARL to repeat."""
+        batched = self.config["sampling"] == "batched"
+        return lambda: HalfCheetahEnv(num_envs if batched else None, seed)
+
+    def supports_continuous_actions(self) -> bool:
+        return True
+
+    def supports_discrete_actions(self) -> bool:
+        return False
+
+    def max_steps(self, env: EnvBase) -> int:
+        return EPISODE_STEPS
+
+    def has_render(self, env: EnvBase) -> bool:
+        return False
+
+    def group_map(self, env: EnvBase) -> dict[str, list[str]]:
+        return {"agents": ["agent_0", "agent_1"]}
+
+    def observation_spec(self, env: EnvBase) -> Composite:
+        return Composite(agents=env.observation_spec_unbatched["agents"].clone())
+
+    def info_spec(self, env: EnvBase) -> None:
+        return None
+
+    def state_spec(self, env: EnvBase) -> Composite:
+        return Composite(state=env.observation_spec_unbatched["state"].clone())
+
+    def action_spec(self, env: EnvBase) -> Composite:
+        return env.full_action_spec_unbatched
+
+    def action_mask_spec(self, env: EnvBase) -> None:
+        return None
+
+    @staticmethod
+    def env_name() -> str:
+        return "mamujoco"
+
+
+class Stopwatch(Callback):
+    """Notes when each training iteration ended, and the memory then held.
+
+    It also restores the number of threads: TorchRL's parallel environment takes one away from the
+    learner for each of its processes, which would leave the update a single thread.
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__()
+        self.threads = threads
+        self.ends: list[float] = []
+        self.peak_rss_mb = 0.0
+
+    def on_batch_collected(self, batch: TensorDictBase) -> None:
+        torch.set_num_threads(self.threads)
+
+    def on_train_end(self, training_td: TensorDictBase, group: str) -> None:
+        self.ends.append(time.perf_counter())
+        self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
+
+
+def peak_rss_mb() -> float:
+    """Return the peak resident memory in MiB, summed over this process and its children.
+
+    Pages that processes share are counted once for each of them.
+    """
+    processes = [os.getpid(), *(child.pid for child in multiprocessing.active_children())]
+    kilobytes = 0
+    for process in processes:
+        status = Path(f"/proc/{process}/status").read_text()
+        kilobytes += int(status.split("VmHWM:")[1].split()[0])
+    return kilobytes / 1024
+
+
+def experiment_config(arguments: argparse.Namespace, folder: str) -> ExperimentConfig:
+    """Return BenchMARL's defaults with our sizes, and without evaluation, logs or checkpoints."""
+    frames = arguments.num_envs * arguments.rollout
+    config = ExperimentConfig.get_from_yaml()
+    config.parallel_collection = arguments.sampling == "parallel"
+    config.lr = 1e-3
+    config.max_n_frames = arguments.steps + frames
+    config.on_policy_collected_frames_per_batch = frames
+    config.on_policy_n_envs_per_worker = arguments.num_envs
+    config.on_policy_n_minibatch_iters = arguments.epochs
+    config.on_policy_minibatch_size = frames // arguments.minibatches
+    config.evaluation = False
+    config.evaluation_episodes = 1
+    config.render = False
+    config.loggers = []
+    config.create_json = False
+    config.save_folder = folder
+    return config
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float | str | int]:
+    """Return the rate over all iterations but the first, which warms up.
+
+    `load_before` is the machine's load average before the start: the rate of a busy machine says
+    nothing, because PyTorch's threads wait for each other.
+    """
+    load_before = os.getloadavg()[0]
+    network = MlpConfig(
+        num_cells=[arguments.hidden, arguments.hidden],
+        layer_class=torch.nn.Linear,
+        activation_class=torch.nn.Tanh,
+    )
+    stopwatch = Stopwatch(arguments.threads)
+    with tempfile.TemporaryDirectory() as folder:
+        Experiment(
+            task=HalfCheetahTask("halfcheetah_2x3", {"sampling": arguments.sampling}),
+            algorithm_config=MappoConfig.get_from_yaml(),
+            model_config=network,
+            seed=arguments.seed,
+            config=experiment_config(arguments, folder),
+            callbacks=[stopwatch],
+        ).run()
+    steps = (len(stopwatch.ends) - 1) * arguments.num_envs * arguments.rollout
+    seconds = stopwatch.ends[-1] - stopwatch.ends[0]
+    return {
+        "library": "benchmarl",
+        "sampling": arguments.sampling,
+        "threads": arguments.threads,
+        "num_envs": arguments.num_envs,
+        "steps": steps,
+        "seconds": round(seconds, 2),
+        "steps_per_second": round(steps / seconds, 1),
+        "peak_rss_mb": round(stopwatch.peak_rss_mb, 1),
+        "load_before": round(load_before, 2),
+    }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Return the command line; the defaults are the settings our own trainer is measured with."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--steps", type=int, default=20_000, help="timed steps, after the warm-up")
+    parser.add_argument("--sampling", choices=["serial", "parallel", "batched"], default="serial")
+    parser.add_argument("--num-envs", type=int, default=16)
+    parser.add_argument("--threads", type=int, default=2, help="PyTorch's threads in the learner")
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--minibatches", type=int, default=4)
+    parser.add_argument("--rollout", type=int, default=125, help="steps per copy and iteration")
+    parser.add_argument("--hidden", type=int, default=64, help="width of the two hidden layers")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure once and print one JSON line."""
+    arguments = parse_arguments()
+    # BenchMARL warns in every iteration in which no 1,000-step episode ends.
+    warnings.filterwarnings("ignore", message="No episode terminated")
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(measure(arguments)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

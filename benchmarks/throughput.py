@@ -1,0 +1,169 @@
+"""Whole training loops on HalfCheetah 2x3 beside raw physics and BenchMARL's MAPPO, in one run.
+
+    python -m benchmarks.throughput --benchmarl-python benchmarl-env/bin/python
+
+Every round measures each contender once, one after the other, so that a machine whose speed
+drifts drifts for all of them; the table holds medians over rounds and ratios within a round.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.cells import ROOT, commit, machine
+from benchmarks.physics import env_rate, raw_physics_rate, record
+
+PARTS = ("physics", "inference", "reward", "policy", "other")
+SAMPLINGS = ("serial", "batched")
+_LOOP = """
+import json, sys, time
+from marl import Trainer, load_config
+algorithm, copies, steps, threads = sys.argv[1], *map(int, sys.argv[2:])
+overrides = {"algorithm": algorithm, "env.num_envs": copies, "threads": threads}
+config = load_config(None, overrides | {"preferences.store_steps": 16_000 * copies})
+trainer = Trainer(config)
+while trainer.steps < 1100 * copies:
+    trainer.iterate()
+split, began, before = {}, time.perf_counter(), trainer.steps
+while trainer.steps < before + steps:
+    metrics = trainer.iterate()
+    for name, value in metrics.items():
+        if name.startswith("time/") and name != "time/steps_per_second":
+            split[name[5:]] = split.get(name[5:], 0.0) + value
+seconds = time.perf_counter() - began
+rate = (trainer.steps - before) / seconds
+print(json.dumps({"rate": rate, "split": split, "mib": metrics["memory/resident_mib"]}))
+"""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One measured training loop."""
+
+    steps_per_second: float
+    seconds: dict[str, float]
+    resident_mib: float
+
+
+def run_loop(algorithm: str, copies: int, steps: int, threads: int) -> Loop:
+    """Return the speed of our own loop after its first episodes ended, in a fresh process."""
+    arguments = [algorithm, str(copies), str(steps), str(threads)]
+    done = subprocess.run(
+        [sys.executable, "-c", _LOOP, *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    report = json.loads(done.stdout.splitlines()[-1])
+    return Loop(report["rate"], report["split"], report["mib"])
+
+
+def run_benchmarl(python: Path, copies: int, sampling: str, threads: int) -> float:
+    """Return BenchMARL's steps per second with the same nets, epochs, minibatches and rollout."""
+    flags = {
+        "num-envs": copies,
+        "sampling": sampling,
+        "threads": threads,
+        "steps": 8 * 125 * copies,
+    }
+    command = [str(python), str(ROOT / "benchmarks" / "benchmarl_rate.py")]
+    command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    rate: float = json.loads(done.stdout.splitlines()[-1])["steps_per_second"]
+    return rate
+
+
+def measure(options: argparse.Namespace) -> str:
+    """Return the report as Markdown."""
+    task, copies, threads = ("HalfCheetah", "2x3"), options.copies, options.threads
+    trace = record(*task, 64)
+    rows: dict[str, list[float]] = {}
+    loops: dict[str, list[Loop]] = {}
+    for index in range(options.rounds):
+        rates = {
+            "raw mujoco.rollout, 64 copies": raw_physics_rate(*task, trace, threads),
+            "environment alone, 64 copies": env_rate(*task, trace, threads),
+        }
+        for algorithm in ("sparse", "imap"):
+            for count in copies:
+                name = f"{'MAPPO' if algorithm == 'sparse' else 'IMAP'}, {count} copies"
+                loop = run_loop(algorithm, count, options.steps, threads)
+                loops.setdefault(name, []).append(loop)
+                rates[name] = loop.steps_per_second
+        if options.benchmarl_python is not None:
+            for count in copies:
+                rates[f"BenchMARL MAPPO, {count} copies"] = max(
+                    run_benchmarl(options.benchmarl_python, count, sampling, threads)
+                    for sampling in SAMPLINGS
+                )
+        for name, rate in rates.items():
+            rows.setdefault(name, []).append(rate)
+        print(f"round {index + 1} of {options.rounds}: {rates}", file=sys.stderr, flush=True)
+    return report(rows, loops, options)
+
+
+def report(
+    rows: dict[str, list[float]], loops: dict[str, list[Loop]], options: argparse.Namespace
+) -> str:
+    """Return medians, ratios, the time split and memory as Markdown tables."""
+    lines = [
+        "# Throughput: HalfCheetah 2x3, whole training loops",
+        "",
+        f"`python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
+        f"at commit {commit()} on {machine()}; {options.threads} threads, {options.rounds} rounds,",
+        "medians. Nets 2 x 64 tanh, 125 steps a rollout, 8 epochs of 4 minibatches everywhere.",
+        "BenchMARL: the faster of its serial sampling and one environment that holds all copies.",
+        "",
+        "| what | steps/s | lowest, highest |",
+        "| --- | --- | --- |",
+    ]
+    for name, rates in rows.items():
+        spread = f"{min(rates):,.0f}, {max(rates):,.0f}"
+        lines.append(f"| {name} | {statistics.median(rates):,.0f} | {spread} |")
+    lines += ["", "| ratio, median over rounds | |", "| --- | --- |"]
+    raw = "raw mujoco.rollout, 64 copies"
+    pairs = [(name, raw) for name in rows if name != raw and "BenchMARL" not in name]
+    for count in options.copies:
+        pairs.append((f"IMAP, {count} copies", f"MAPPO, {count} copies"))
+        pairs.append((f"MAPPO, {count} copies", f"BenchMARL MAPPO, {count} copies"))
+    for top, bottom in pairs:
+        if top in rows and bottom in rows:
+            ratio = statistics.median(a / b for a, b in zip(rows[top], rows[bottom], strict=True))
+            text = f"{ratio:.1f} times" if "BenchMARL" in bottom else f"{ratio:.0%}"
+            lines.append(f"| {top} / {bottom} | {text} |")
+    lines += [
+        "",
+        f"| loop | {' | '.join(PARTS)} | resident MiB |",
+        "| --- " * (len(PARTS) + 2) + "|",
+    ]
+    for name, measured in loops.items():
+        totals = {part: sum(loop.seconds.get(part, 0.0) for loop in measured) for part in PARTS}
+        shares = " | ".join(f"{totals[part] / sum(totals.values()):.0%}" for part in PARTS)
+        memory = max(loop.resident_mib for loop in measured)
+        lines.append(f"| {name} | {shares} | {memory:,.0f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Measure and print the report; with --output also write it."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--copies", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=100_000, help="timed steps of each loop")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--benchmarl-python", type=Path, help="Python of BenchMARL's environment")
+    parser.add_argument("--output", type=Path, help="Markdown file to write")
+    options = parser.parse_args()
+    text = measure(options)
+    print(text)
+    if options.output is not None:
+        options.output.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
