@@ -166,9 +166,10 @@ class Stopwatch(Callback):
     learner for each of its processes, which would leave the update a single thread.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, iterations: int) -> None:
         super().__init__()
         self.threads = threads
+        self.iterations = iterations
         self.ends: list[float] = []
         self.peak_rss_mb = 0.0
 
@@ -177,7 +178,8 @@ class Stopwatch(Callback):
 
     def on_train_end(self, training_td: TensorDictBase, group: str) -> None:
         self.ends.append(time.perf_counter())
-        self.peak_rss_mb = max(self.peak_rss_mb, peak_rss_mb())
+        if len(self.ends) < self.iterations:  # after the last one the processes are going away
+            self.peak_rss_mb = peak_rss_mb()
 
 
 def peak_rss_mb() -> float:
@@ -225,7 +227,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         layer_class=torch.nn.Linear,
         activation_class=torch.nn.Tanh,
     )
-    stopwatch = Stopwatch(arguments.threads)
+    frames = arguments.num_envs * arguments.rollout
+    stopwatch = Stopwatch(arguments.threads, iterations=1 + -(-arguments.steps // frames))
     with tempfile.TemporaryDirectory() as folder:
         Experiment(
             task=HalfCheetahTask("halfcheetah_2x3", {"sampling": arguments.sampling}),
@@ -235,7 +238,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str | int]:
             config=experiment_config(arguments, folder),
             callbacks=[stopwatch],
         ).run()
-    steps = (len(stopwatch.ends) - 1) * arguments.num_envs * arguments.rollout
+    steps = (len(stopwatch.ends) - 1) * frames
     seconds = stopwatch.ends[-1] - stopwatch.ends[0]
     return {
         "library": "benchmarl",

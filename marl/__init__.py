@@ -2,11 +2,13 @@
 
 __version__ = "0.1.0"
 
-from marl.config import Config, ConfigError, load_config
+from marl.config import Config, ConfigError
+from marl.config_files import load_config
 from marl.evaluate import evaluate, load_policy
 from marl.preferences import EpisodePairs, Labeller
 from marl.rewards import RewardModel
-from marl.train import Trainer, train
+from marl.runs import train
+from marl.train import Trainer
 from marl.types import Rewards, Transitions
 
 __all__ = [

@@ -22,11 +22,12 @@ from rich.text import Text
 from envs import EnvError, check_env, env_names, make_env
 from marl import __version__
 from marl.checkpoint import CheckpointError
-from marl.config import Config, ConfigError, load_config
+from marl.config import Config, ConfigError
+from marl.config_files import load_config
 from marl.evaluate import evaluate, load_policy
 from marl.numerics import NonFiniteError
 from marl.progress import Progress
-from marl.train import train
+from marl.runs import train
 
 USER_ERRORS = (ConfigError, EnvError, CheckpointError, NonFiniteError)
 """Errors whose message says what to do; anything else shows a traceback."""

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from envs import make_env
+from marl.actors import CategoricalActor, GaussianActor, make_actor
 from marl.checkpoint import load_checkpoint
-from marl.config import Config, config_from_dict
-from marl.networks import CategoricalActor, GaussianActor, make_actor
+from marl.config import Config
+from marl.config_files import config_from_dict
 from marl.normalisers import TeamNorm
 from marl.rollout import Collector
 from marl.seeding import Seeds

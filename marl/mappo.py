@@ -13,9 +13,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from envs import EnvSpec
+from marl.actors import make_actor
 from marl.advantages import dual_advantages
 from marl.config import LearnerConfig, NetworkConfig
-from marl.networks import LocalCritics, TeamCritic, make_actor
+from marl.networks import LocalCritics, TeamCritic
 from marl.normalisers import TeamNorm
 from marl.numerics import check_finite, correlation, masked_mean
 from marl.streams import Inputs, Stream, read_inputs, reward_stream

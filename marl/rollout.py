@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from marl.actors import Actor
 from marl.config import ConfigError
-from marl.networks import Actor
 from marl.normalisers import TeamNorm
 from marl.numerics import NonFiniteError
 from marl.types import FinishedEpisodes, Rollout, Transitions

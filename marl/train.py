@@ -1,11 +1,9 @@
-"""The algorithm, line by line.
+"""The algorithm: `Trainer.iterate` is its box, line by line.
 
 Axes: T time, E environments, N agents.
 """
 
 import time
-import warnings
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +11,12 @@ import torch
 from torch import Tensor
 
 from envs import make_env
-from marl import __version__
-from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
-from marl.config import Config, ConfigError, config_from_dict, save_config, to_dict
+from marl.config import Config
 from marl.mappo import Mappo
-from marl.metrics import MetricWriter
 from marl.normalisers import TeamNorm
 from marl.numerics import correlation
-from marl.plots import plot_run
 from marl.preferences import PreferenceSource
-from marl.rewards import make_reward_learner
+from marl.rewards import RewardLearner, make_reward_learner
 from marl.rollout import Collector
 from marl.seeding import Seeds
 from marl.types import Rewards, Rollout, Transitions
@@ -60,6 +54,7 @@ class Trainer:
             device=self.device,
         )
         self.source: PreferenceSource | None = None
+        self.reward: RewardLearner | None = None
         if config.learns_reward:
             self.source = PreferenceSource(
                 spec,
@@ -79,32 +74,38 @@ class Trainer:
         return self.iteration * self.config.batch_steps
 
     def iterate(self) -> dict[str, float]:
-        """Run one iteration of the algorithm and return its metrics."""
-        started = time.perf_counter()
-        remaining = 1.0 - self.iteration / self.config.num_iterations
+        """Run one iteration of the algorithm (IMAP, arXiv 2509.21828) and return its metrics.
 
+        With tau a finished episode, S its score and y = P(tau_1 preferred):
+
+        1. collect   T steps of E copies under the current policy
+        2. store     the trajectories; query pairs, label them y     `PreferenceSource`
+        3. fit       L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2),  L_v    `RewardLearner`
+        4. reward    R = Q_tot(s, a) - gamma_R V_tot(s'),  r_i        `FactoredReward.split`
+        5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A); PPO      `Mappo`
+        """
+        clock = Clock()
         rollout, hidden = self.collector.collect(self.mappo.actor)
-        collected = time.perf_counter()
-
-        rewards, metrics = self.task_or_learned_rewards(rollout, hidden)
-        rewarded = time.perf_counter()
-
+        clock.lap("collect")
+        rewards, metrics = self._rewards(rollout, hidden)
+        clock.lap("reward")
         if rewards is not None:
+            remaining = 1.0 - self.iteration / self.config.num_iterations
             metrics |= self.mappo.update(rollout, rewards, remaining)
         self.norm.update(rollout.transitions)
-        self.iteration += 1
-        updated = time.perf_counter()
+        clock.lap("policy")
 
+        self.iteration += 1
         if self.config.diagnose_hidden and hidden is not None and rewards is not None:
             metrics["benchmark/reward_correlation"] = float(correlation(rewards.team, hidden))
         return (
             {"steps": float(self.steps)}
             | episode_metrics(rollout)
             | metrics
-            | self._time_split(started, collected, rewarded, updated)
+            | self._time_metrics(clock.laps)
         )
 
-    def task_or_learned_rewards(
+    def _rewards(
         self, rollout: Rollout, hidden: Tensor | None
     ) -> tuple[Rewards | None, dict[str, float]]:
         """Return what the policy is to maximise on this rollout; None while nothing is known.
@@ -113,12 +114,11 @@ class Trainer:
         """
         if self.config.algorithm == "dense" and hidden is not None:
             return Rewards(team=hidden), {}
-        if self.source is None:
+        if self.source is None or self.reward is None:
             return Rewards(team=rollout.task_rewards), {}
 
         self.source.observe(rollout)
-        metrics = self.reward.fit(self.source, self.policy)
-        metrics |= self.source.metrics()
+        metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()
         if not self.reward.is_fitted:
             return None, metrics
         rewards, reward_metrics = self.reward.rewards(rollout.transitions)
@@ -133,16 +133,15 @@ class Trainer:
         actions = actor.sample(parameters, noise, transitions.action_mask)
         return actions, actor.log_prob(parameters, actions, transitions.action_mask)
 
-    def _time_split(
-        self, started: float, collected: float, rewarded: float, updated: float
-    ) -> dict[str, float]:
-        """Return the seconds this iteration spent in each part."""
+    def _time_metrics(self, laps: dict[str, float]) -> dict[str, float]:
+        """Return the seconds this iteration spent in each part, and the memory it holds."""
         collecting = self.collector.take_seconds()
-        return {f"time/{name}": seconds for name, seconds in collecting.items()} | {
-            "time/reward": rewarded - collected,
-            "time/policy": updated - rewarded,
-            "time/other": max(0.0, collected - started - sum(collecting.values())),
-            "time/steps_per_second": self.config.batch_steps / (updated - started),
+        return {
+            "time/physics": collecting["physics"],
+            "time/inference": collecting["inference"],
+            "time/reward": laps["reward"],
+            "time/policy": laps["policy"],
+            "time/steps_per_second": self.config.batch_steps / sum(laps.values()),
             "memory/resident_mib": resident_mib(),
         }
 
@@ -155,7 +154,7 @@ class Trainer:
             "collector": self.collector.state_dict(),
             "mappo": self.mappo.state_dict(),
         }
-        if self.source is not None:
+        if self.source is not None and self.reward is not None:
             state |= {"source": self.source.state_dict(), "reward": self.reward.state_dict()}
         return state
 
@@ -166,119 +165,23 @@ class Trainer:
         self.norm.load_state_dict(state["norm"])
         self.collector.load_state_dict(state["collector"])
         self.mappo.load_state_dict(state["mappo"])
-        if self.source is not None:
+        if self.source is not None and self.reward is not None:
             self.source.load_state_dict(state["source"])
             self.reward.load_state_dict(state["reward"])
 
 
-def train(
-    config: Config, run_dir: Path | str | None = None, *, resume: bool = False
-) -> Generator[dict[str, float], None, None]:
-    """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
+class Clock:
+    """Seconds between laps."""
 
-    Closing the generator, an error in the run and the last iteration all save the state.
-    """
-    trainer = Trainer(config)
-    if run_dir is None:
-        while trainer.iteration < config.num_iterations:
-            yield trainer.iterate()
-        return
-    folder = Path(run_dir)
-    if not resume:
-        new_run_folder(folder, config)
-    elif list_checkpoints(folder / "checkpoints"):
-        saved = load_checkpoint(folder / "checkpoints")[1]
-        check_same_config(config, saved["config"], folder)
-        trainer.load_state_dict(saved["trainer"])
-    else:
-        warnings.warn(
-            f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
-        )
-    yield from _train_in(folder, trainer, resume)
+    def __init__(self) -> None:
+        self.laps: dict[str, float] = {}
+        self._last = time.perf_counter()
 
-
-def _train_in(
-    folder: Path, trainer: Trainer, resume: bool
-) -> Generator[dict[str, float], None, None]:
-    """Yield the metrics of a run that is recorded in `folder`."""
-    config = trainer.config
-    writer = MetricWriter(folder)
-    if resume:
-        writer.truncate(trainer.steps)
-    saved_at = trainer.steps if resume else -1
-
-    def save() -> None:
-        nonlocal saved_at
-        if saved_at != trainer.steps:
-            save_trainer(trainer, folder / "checkpoints")
-            saved_at = trainer.steps
-
-    try:
-        while trainer.iteration < config.num_iterations:
-            metrics = trainer.iterate()
-            writer.write(trainer.steps, metrics)
-            if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
-                config.checkpoint_every
-            ):
-                save()
-            yield metrics
-        save()
-    except GeneratorExit:
-        save()
-        raise
-    except CheckpointError:
-        raise
-    except Exception as error:
-        crash = save_trainer(trainer, folder / "crash")
-        error.add_note(f"the state at the error is in {crash}; checkpoints/ is as it was before")
-        raise
-    finally:
-        writer.close()
-        if trainer.iteration:
-            plot_run(folder)
-
-
-def save_trainer(trainer: Trainer, folder: Path) -> Path:
-    """Write a checkpoint of a trainer, with the settings it belongs to."""
-    state = {
-        "version": __version__,
-        "config": to_dict(trainer.config),
-        "trainer": trainer.state_dict(),
-    }
-    return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
-
-
-def new_run_folder(folder: Path, config: Config) -> None:
-    """Create a run folder with its settings; refuse one that holds a run."""
-    if (folder / "config.toml").exists():
-        raise ConfigError(
-            f"{folder} already holds a run; continue it with `marl resume {folder}` or choose "
-            "another --run-dir"
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.toml")
-
-
-def check_same_config(config: Config, saved: dict[str, Any], folder: Path) -> None:
-    """Raise `ConfigError` naming the settings in which a checkpoint differs from a run."""
-    before, now = flat(to_dict(config_from_dict(saved, str(folder)))), flat(to_dict(config))
-    changed = sorted(k for k in before | now if before.get(k) != now.get(k))
-    if changed:
-        raise ConfigError(
-            f"{folder}: the checkpoint belongs to another configuration; it differs in "
-            + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} here)" for k in changed)
-        )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            items |= flat(value, f"{prefix}{key}.")
-        else:
-            items[f"{prefix}{key}"] = value
-    return items
+    def lap(self, name: str) -> None:
+        """Book the time since the last lap under a name."""
+        now = time.perf_counter()
+        self.laps[name] = now - self._last
+        self._last = now
 
 
 def env_options(config: Config) -> dict[str, Any]:

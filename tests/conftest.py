@@ -1,8 +1,10 @@
 """While testing, the shapes in the signatures of the tensor modules are enforced."""
 
+import torch
 from jaxtyping import install_import_hook
 
 TENSOR_MODULES = [
+    "marl.actors",
     "marl.advantages",
     "marl.evaluate",
     "marl.mappo",
@@ -18,3 +20,4 @@ TENSOR_MODULES = [
 ]
 
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
+torch.set_num_threads(1)

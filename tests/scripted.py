@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from envs import EnvSpec, EnvStep
-from marl.networks import Actor
+from marl.actors import Actor
 from marl.normalisers import TeamNorm
 from marl.rollout import Collector
 

@@ -6,17 +6,8 @@ from typing import Any
 
 import pytest
 
-from marl.config import (
-    _RANGES,
-    Config,
-    ConfigError,
-    LearnerConfig,
-    RewardConfig,
-    config_from_dict,
-    load_config,
-    save_config,
-    to_dict,
-)
+from marl.config import _RANGES, Config, ConfigError, LearnerConfig, RewardConfig
+from marl.config_files import config_from_dict, load_config, save_config, to_dict
 
 
 def refused(**overrides: Any) -> str:

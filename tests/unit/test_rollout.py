@@ -89,9 +89,7 @@ def test_next_obs_is_the_following_row_or_the_real_final_state() -> None:
 def test_rollouts_are_contiguous() -> None:
     first, second = two_rollouts()
     follows = ~first.done[-1]
-    assert torch.equal(
-        second.transitions.obs[0][follows], first.transitions.next_obs[-1][follows]
-    )
+    assert torch.equal(second.transitions.obs[0][follows], first.transitions.next_obs[-1][follows])
 
 
 def test_terminated_and_truncated_stay_apart() -> None:
@@ -152,5 +150,7 @@ def test_a_value_that_is_not_finite_is_located() -> None:
 
     env._view = broken  # type: ignore[method-assign]
     # Steps 3, 4 and 5 follow; copy 1 starts its second episode at step 4 and is at t = 1 after it.
-    with pytest.raises(NonFiniteError, match=r"scripted returned a obs .* step 5 of copy 1, agent 1"):
+    with pytest.raises(
+        NonFiniteError, match=r"scripted returned a obs .* step 5 of copy 1, agent 1"
+    ):
         collector.collect(actor)

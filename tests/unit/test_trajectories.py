@@ -209,7 +209,9 @@ def test_sampled_steps_lie_in_their_strata_and_weigh_the_length(
     )
     assert weights.sum().item() == pytest.approx(length, rel=1e-5)
     for stratum, offset in enumerate(offsets[0].tolist()):
-        assert stratum * length // count <= offset <= min((stratum + 1) * length / count, length - 1)
+        assert (
+            stratum * length // count <= offset <= min((stratum + 1) * length / count, length - 1)
+        )
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 10])

@@ -1,0 +1,124 @@
+"""Runs: train, and record in a folder what is needed to look at a run and to continue it."""
+
+import warnings
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+from marl import __version__
+from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
+from marl.config import Config, ConfigError
+from marl.config_files import config_from_dict, save_config, to_dict
+from marl.metrics import MetricWriter
+from marl.plots import plot_run
+from marl.train import Trainer
+
+
+def train(
+    config: Config, run_dir: Path | str | None = None, *, resume: bool = False
+) -> Generator[dict[str, float], None, None]:
+    """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
+
+    Closing the generator, an error in the run and the last iteration all save the state.
+    """
+    trainer = Trainer(config)
+    if run_dir is None:
+        while trainer.iteration < config.num_iterations:
+            yield trainer.iterate()
+        return
+    folder = Path(run_dir)
+    if not resume:
+        new_run_folder(folder, config)
+    elif list_checkpoints(folder / "checkpoints"):
+        saved = load_checkpoint(folder / "checkpoints")[1]
+        check_same_config(config, saved["config"], folder)
+        trainer.load_state_dict(saved["trainer"])
+    else:
+        warnings.warn(
+            f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
+        )
+    yield from _train_in(folder, trainer, resume)
+
+
+def _train_in(
+    folder: Path, trainer: Trainer, resume: bool
+) -> Generator[dict[str, float], None, None]:
+    """Yield the metrics of a run that is recorded in `folder`."""
+    config = trainer.config
+    writer = MetricWriter(folder)
+    if resume:
+        writer.truncate(trainer.steps)
+    saved_at = trainer.steps if resume else -1
+
+    def save() -> None:
+        nonlocal saved_at
+        if saved_at != trainer.steps:
+            save_trainer(trainer, folder / "checkpoints")
+            saved_at = trainer.steps
+
+    try:
+        while trainer.iteration < config.num_iterations:
+            metrics = trainer.iterate()
+            writer.write(trainer.steps, metrics)
+            if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
+                config.checkpoint_every
+            ):
+                save()
+            yield metrics
+        save()
+    except GeneratorExit:
+        save()
+        raise
+    except CheckpointError:
+        raise
+    except Exception as error:
+        crash = save_trainer(trainer, folder / "crash")
+        error.add_note(f"the state at the error is in {crash}; checkpoints/ is as it was before")
+        raise
+    finally:
+        writer.close()
+        if trainer.iteration:
+            plot_run(folder)
+
+
+def save_trainer(trainer: Trainer, folder: Path) -> Path:
+    """Write a checkpoint of a trainer, with the settings it belongs to."""
+    state = {
+        "version": __version__,
+        "config": to_dict(trainer.config),
+        "trainer": trainer.state_dict(),
+    }
+    return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
+
+
+def new_run_folder(folder: Path, config: Config) -> None:
+    """Create a run folder with its settings; refuse one that holds a run."""
+    if (folder / "config.toml").exists():
+        raise ConfigError(
+            f"{folder} already holds a run; continue it with `marl resume {folder}` or choose "
+            "another --run-dir"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    save_config(config, folder / "config.toml")
+
+
+def check_same_config(config: Config, saved: dict[str, Any], folder: Path) -> None:
+    """Raise `ConfigError` naming the settings in which a checkpoint differs from a run."""
+    before, now = flat(to_dict(config_from_dict(saved, str(folder)))), flat(to_dict(config))
+    changed = sorted(k for k in before | now if before.get(k) != now.get(k))
+    if changed:
+        raise ConfigError(
+            f"{folder}: the checkpoint belongs to another configuration; it differs in "
+            + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} here)" for k in changed)
+        )
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            items |= flat(value, f"{prefix}{key}.")
+        else:
+            items[f"{prefix}{key}"] = value
+    return items

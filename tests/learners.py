@@ -1,0 +1,96 @@
+"""Small learners, one rollout of theirs, and what an update makes of it."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import LearnerConfig, NetworkConfig
+from marl.mappo import Mappo
+from marl.normalisers import TeamNorm
+from marl.rollout import Collector
+from marl.streams import Stream, read_inputs, reward_stream
+from marl.types import Rewards, Rollout
+
+CPU = torch.device("cpu")
+NETWORK = NetworkConfig(hidden_sizes=(8,))
+ONE_STEP = LearnerConfig(epochs=1, minibatches=1)
+LENGTHS = [[3, 5], [4, 2, 6]]
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_mappo(
+    spec: EnvSpec, learner: LearnerConfig = ONE_STEP, *, network: NetworkConfig = NETWORK
+) -> Mappo:
+    norm = TeamNorm(spec, enabled=False)
+    return Mappo(
+        spec,
+        network,
+        learner,
+        norm,
+        local_stream=True,
+        threads=1,
+        generator=generator(),
+        device=CPU,
+    )
+
+
+def collect(mappo: Mappo, env: Any, steps: int = 12) -> Rollout:
+    """Return one rollout under the learner's own actor."""
+    collector = Collector(env, mappo.norm, steps, seed=0, generator=generator(), device=CPU)
+    return copy.deepcopy(collector.collect(mappo.actor)[0])
+
+
+def random_rewards(rollout: Rollout) -> Rewards:
+    source = generator(7)
+    shape = rollout.log_probs.shape
+    return Rewards(
+        team=torch.randn(shape[:2], generator=source),
+        local=torch.randn(shape, generator=source),
+    )
+
+
+def changed(rollout: Rollout, **fields: Any) -> Rollout:
+    return dataclasses.replace(
+        rollout, transitions=dataclasses.replace(rollout.transitions, **fields)
+    )
+
+
+def parameters_after(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> dict[str, Tensor]:
+    """Return all parameters and statistics after one update of a copy of the learner."""
+    mappo = copy.deepcopy(mappo)
+    mappo.generator = generator(3)
+    mappo.update(rollout, rewards, 1.0)
+    return {
+        f"{name}.{key}": tensor
+        for name, descent in mappo.descents.items()
+        for key, tensor in descent.network.state_dict().items()
+    }
+
+
+def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        assert torch.equal(tensor, right[name]), name
+
+
+def team_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
+    """Return the team's stream; the learner's value statistics stay as they are."""
+    inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.team_critic)
+    with torch.no_grad():
+        return reward_stream(critic, rewards.team, inputs, rollout, mappo.config, per_agent=False)
+
+
+def local_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
+    """Return the agents' streams; the learner's value statistics stay as they are."""
+    assert rewards.local is not None
+    inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.local_critics)
+    assert critic is not None
+    with torch.no_grad():
+        return reward_stream(critic, rewards.local, inputs, rollout, mappo.config, per_agent=True)

@@ -1,0 +1,121 @@
+"""Learning reaches the known optimum of tiny tasks, from random play; a few seconds each.
+
+Every row states the optimum, the score of random play and the threshold that must be passed by
+the mean return of sampled (not greedy) episodes over the last tenth of the run.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from marl.config_files import load_config
+from marl.train import Trainer
+
+SMALL: dict[str, Any] = {
+    "env.num_envs": 32,
+    "threads": 1,
+    "learner.rollout_steps": 8,
+    "learner.epochs": 4,
+    "learner.minibatches": 2,
+    "learner.learning_rate": 3e-3,
+    "network.hidden_sizes": [32],
+    "reward.hidden_sizes": [32],
+    "reward.mixer_hidden": 32,
+    "reward.learning_rate": 3e-3,
+    "reward.gradient_steps": 6,
+    "preferences.store_steps": 8192,
+    "preferences.store_episodes": 512,
+}
+
+
+def trained(name: str, algorithm: str, steps: int, **options: Any) -> tuple[Trainer, float, float]:
+    """Return the trainer and its mean return over the first and the last tenth of the run."""
+    chosen = {"env.name": name, "algorithm": algorithm, "total_steps": steps}
+    trainer = Trainer(load_config(overrides=SMALL | chosen | options))
+    iterations = trainer.config.num_iterations
+    returns = [trainer.iterate()["return/mean"] for _ in range(iterations)]
+    tenth = iterations // 10
+    return trainer, float(np.nanmean(returns[:tenth])), float(np.nanmean(returns[-tenth:]))
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "optimum", "random", "threshold"),
+    [
+        ("coordination", 15_000, 8.0, 8 / 9, 7.8),
+        ("local_credit", 15_000, 8.0, 4.0, 7.8),
+        ("masked", 30_000, 8.0, 8 / 3, 7.6),
+        ("continuous_match", 30_000, 0.0, -16 / 3, -1.0),  # always zero: -8 / 3
+        ("dying", 15_000, 4.5, 2.25, 4.1),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["sparse", "dense"])
+def test_mappo_reaches_the_optimum(
+    algorithm: str, name: str, steps: int, optimum: float, random: float, threshold: float
+) -> None:
+    # At discount .99 the reward at the end of 8 steps is as good as one at every step.
+    _, _, last = trained(f"probe/{name}", algorithm, steps)
+    assert random < threshold < optimum
+    assert last > threshold
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "optimum", "random", "threshold"),
+    [
+        ("local_credit", 15_000, 8.0, 4.0, 7.8),
+        ("dying", 15_000, 4.5, 2.25, 4.1),
+        ("continuous_match", 30_000, 0.0, -16 / 3, -1.4),
+    ],
+)
+@pytest.mark.parametrize("algorithm", ["imap", "slf"])
+def test_learned_rewards_reach_the_optimum(
+    algorithm: str, name: str, steps: int, optimum: float, random: float, threshold: float
+) -> None:
+    _, _, last = trained(f"probe/{name}", algorithm, steps)
+    assert random < threshold < optimum
+    assert last > threshold
+
+
+@pytest.mark.parametrize("algorithm", ["ipl", "sl"])
+def test_central_rewards_reach_the_optimum(algorithm: str) -> None:
+    # Optimum 8, random 4.
+    _, _, last = trained("probe/local_credit", algorithm, 15_000)
+    assert last > 7.8
+
+
+def test_imap_navigates() -> None:
+    # Greedy pursuit -6.4, standing still -26.1, random -28.6.
+    options = {"learner.rollout_steps": 25, "learner.minibatches": 4, "learner.epochs": 6}
+    store = {"preferences.store_steps": 40_000, "reward.gradient_steps": 10}
+    _, first, last = trained("particles/nav_3", "imap", 48_000, **options, **store)
+    assert first < -22.0
+    assert last > -12.0
+
+
+def value_of_the_start(trainer: Trainer) -> float:
+    """Return V(s) of state 0 of the time-limit probe, in units of the reward."""
+    state = torch.tensor([[1.0, 0.0]])
+    critic, norm = trainer.mappo.team_critic, trainer.norm
+    with torch.no_grad():
+        output = critic(norm.obs(state.unsqueeze(1)), norm.state(state))
+        return critic.value_norm.denormalise(output).item()
+
+
+@pytest.mark.parametrize("finite_horizon", [False, True])
+def test_a_time_limit_interrupts_or_ends_as_the_task_says(finite_horizon: bool) -> None:
+    """The value of always earning 1 is 1 / (1 - gamma) if the limit of 10 steps interrupts.
+
+    With gamma .9 that is 10. If the limit ends the task, the start, which only the first step
+    shows, is worth (1 - .9^10) / (1 - .9) = 6.51.
+    """
+    options = {
+        "env.options": {"reward_mode": "dense", "finite_horizon": finite_horizon},
+        "learner.gamma": 0.9,
+        "learner.rollout_steps": 20,
+        "learner.gae_lambda": 1.0,
+    }
+    trainer, _, last = trained("probe/time_limit", "sparse", 40_000, **options)
+    assert last > 9.9  # optimum 10, random 5
+    expected = 6.51 if finite_horizon else 10.0
+    assert value_of_the_start(trainer) == pytest.approx(expected, abs=0.3)

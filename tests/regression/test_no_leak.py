@@ -1,0 +1,179 @@
+"""What must not matter does not: hidden rewards, unused settings, a reward that is switched off.
+
+Every comparison is bit for bit.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from marl.config import Config
+from marl.config_files import load_config
+from marl.train import Trainer
+from marl.types import Rewards, Rollout
+
+SMALL: dict[str, Any] = {
+    "env.name": "probe/local_credit",
+    "env.num_envs": 4,
+    "total_steps": 4 * 12 * 6,
+    "threads": 1,
+    "learner.rollout_steps": 12,
+    "learner.epochs": 2,
+    "learner.minibatches": 2,
+    "network.hidden_sizes": [8],
+    "reward.hidden_sizes": [8],
+    "reward.mixer_hidden": 8,
+    "reward.gradient_steps": 3,
+    "reward.batch_episodes": 8,
+    "preferences.store_steps": 400,
+}
+"""Six iterations; episodes of 8 steps span the rollouts of 12."""
+
+
+def small(**overrides: Any) -> Config:
+    """Return a small run; a double underscore stands for the dot."""
+    return load_config(
+        overrides=SMALL | {key.replace("__", "."): value for key, value in overrides.items()}
+    )
+
+
+def run(trainer: Trainer) -> list[dict[str, float]]:
+    """Return the metrics of all iterations, without times and memory."""
+    rows = []
+    while trainer.iteration < trainer.config.num_iterations:
+        metrics = trainer.iterate()
+        rows.append({k: v for k, v in metrics.items() if not k.startswith(("time/", "memory/"))})
+    return rows
+
+
+def assert_same_run(left: Trainer, right: Trainer, *, ignore: str = "nothing") -> None:
+    """Run both and compare metrics and policies."""
+    for mine, theirs in zip(run(left), run(right), strict=True):
+        mine, theirs = (
+            {k: v for k, v in row.items() if not k.startswith(ignore)} for row in (mine, theirs)
+        )
+        assert mine.keys() == theirs.keys()
+        for name, value in mine.items():
+            np.testing.assert_array_equal(value, theirs[name], err_msg=name)
+    assert_same_policy(left, right)
+
+
+def assert_same_policy(left: Trainer, right: Trainer) -> None:
+    theirs = right.mappo.actor.state_dict()
+    for name, tensor in left.mappo.actor.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl", "sparse"])
+@pytest.mark.parametrize("queries", [0, 8])
+def test_poisoned_hidden_rewards_change_nothing(
+    algorithm: str, queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"algorithm": algorithm, "preferences__queries_per_iteration": queries}
+    poisoned = Trainer(small(**options))
+    monkeypatch.setattr(poisoned.env, "hidden_rewards", lambda: np.full(4, np.nan, np.float32))
+    assert_same_run(Trainer(small(**options)), poisoned)
+
+
+def test_the_oracle_does_see_hidden_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The test above can fail."""
+    poisoned = Trainer(small(algorithm="dense"))
+    monkeypatch.setattr(poisoned.env, "hidden_rewards", lambda: np.full(4, 1.0, np.float32))
+    poisoned.iterate()
+    honest = Trainer(small(algorithm="dense"))
+    honest.iterate()
+    with pytest.raises(AssertionError):
+        assert_same_policy(honest, poisoned)
+
+
+@pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl"])
+def test_preferences_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
+    """Paid at every step or at the end only: the sums are equal, and so is all that is learned."""
+    assert_same_run(
+        Trainer(small(algorithm=algorithm, env__options={"reward_mode": "episodic"})),
+        Trainer(small(algorithm=algorithm, env__options={"reward_mode": "dense"})),
+    )
+
+
+def test_diagnosis_changes_nothing_but_its_own_metric() -> None:
+    assert_same_run(Trainer(small()), Trainer(small(diagnose_hidden=True)), ignore="benchmark/")
+
+
+@pytest.mark.parametrize("algorithm", ["sparse", "dense"])
+def test_settings_of_the_reward_do_not_reach_plain_mappo(algorithm: str) -> None:
+    assert_same_run(
+        Trainer(small(algorithm=algorithm)),
+        Trainer(
+            small(
+                algorithm=algorithm,
+                learner__local_weight=1.0,
+                reward__gamma=0.5,
+                reward__hidden_sizes=[16],
+                preferences__queries_per_iteration=5,
+            )
+        ),
+    )
+
+
+def test_the_oracle_is_plain_mappo_on_the_dense_task() -> None:
+    dense = {"env__options": {"reward_mode": "dense"}}
+    assert_same_run(
+        Trainer(small(algorithm="dense", **dense)), Trainer(small(algorithm="sparse", **dense))
+    )
+
+
+class SwitchedOff(Trainer):
+    """Learns a reward like IMAP and then maximises the task's own, at omega = 0."""
+
+    def _rewards(self, rollout: Rollout, hidden: Tensor | None) -> tuple[Rewards, dict[str, float]]:
+        super()._rewards(rollout, hidden)
+        nonsense = torch.full_like(rollout.log_probs, float("nan"))
+        return Rewards(team=rollout.task_rewards, local=nonsense), {}
+
+
+@pytest.mark.parametrize("value_loss", ["gumbel", "soft"])
+def test_a_learned_reward_that_is_not_used_leaves_plain_mappo(value_loss: str) -> None:
+    """Fitting draws from generators of its own and edits nothing that the policy reads."""
+    assert_same_run(
+        Trainer(small(algorithm="sparse")),
+        SwitchedOff(small(learner__local_weight=0.0, reward__value_loss=value_loss)),
+    )
+
+
+def test_one_seed_one_run() -> None:
+    assert_same_run(Trainer(small()), Trainer(small()))
+    with pytest.raises(AssertionError):
+        assert_same_run(Trainer(small()), Trainer(small(seed=1)))
+
+
+@pytest.mark.parametrize("name", ["probe/dying", "probe/masked", "probe/continuous_match"])
+@pytest.mark.parametrize("queries", [0, 8])
+def test_a_loaded_trainer_continues_bit_for_bit(name: str, queries: int) -> None:
+    config = small(
+        env__name=name, preferences__queries_per_iteration=queries, reward__value_loss="soft"
+    )
+    trainer, other = Trainer(config), Trainer(config)
+    for _ in range(3):
+        trainer.iterate()
+    other.iterate()  # whatever it did before is overwritten
+    other.load_state_dict(_copied(trainer.state_dict()))
+    assert_same_run(trainer, other)
+
+
+def _copied(state: Any) -> Any:
+    """Return a deep copy by way of what a checkpoint writes."""
+    from marl.encoding import decode, encode
+
+    def cloned(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.clone()
+        if isinstance(value, dict):
+            return {key: cloned(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(cloned(item) for item in value)
+        return value
+
+    return decode(cloned(encode(state)))

@@ -1,0 +1,93 @@
+"""Which episodes are compared with which.
+
+Axes: M episodes, B pairs.
+"""
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from marl.preferences.queries import all_pairs, draw_episodes, draw_pairs
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@given(
+    available=st.sets(st.integers(0, 50), min_size=1),
+    latest=st.integers(0, 50),
+    count=st.integers(1, 40),
+    share=st.floats(0.0, 1.0),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_drawn_episodes_differ_and_keep_the_share(
+    available: set[int], latest: int, count: int, share: float, seed: int
+) -> None:
+    drawn = draw_episodes(
+        torch.tensor(sorted(available)), latest, count, share, generator(seed)
+    ).tolist()
+    assert len(drawn) == len(set(drawn)) == min(count, len(available))
+    assert set(drawn) <= available
+    new = sum(number >= latest for number in drawn)
+    num_new = sum(number >= latest for number in available)
+    wanted = round(count * share)
+    if num_new >= wanted and len(available) - num_new >= count - wanted:
+        assert new == wanted
+
+
+def test_each_episode_is_drawn_equally_often() -> None:
+    # 2 of 4: each in half of 2,000 draws, standard deviation .5 sqrt(2000) = 22.
+    source, counts = generator(), torch.zeros(4)
+    for _ in range(2000):
+        counts[draw_episodes(torch.arange(4), 4, 2, 0.0, source)] += 1
+    assert (counts - 1000).abs().max() < 5 * 22
+
+
+def test_all_pairs_by_hand() -> None:
+    first, second = all_pairs(4, torch.device("cpu"))
+    pairs = sorted(zip(first.tolist(), second.tolist(), strict=True))
+    assert pairs == [(0, 1), (0, 2), (0, 3), (1, 2), (1, 3), (2, 3)]
+
+
+@given(
+    query=st.sampled_from(["uniform", "recent_with_older", "newest_share"]),
+    available=st.sets(st.integers(0, 50), min_size=2),
+    latest=st.integers(0, 50),
+    count=st.integers(1, 20),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_drawn_pairs_are_disjoint(
+    query: str, available: set[int], latest: int, count: int, seed: int
+) -> None:
+    first, second = draw_pairs(
+        query, torch.tensor(sorted(available)), latest, count, 0.5, generator(seed)
+    )
+    sides = first.tolist() + second.tolist()
+    assert len(first) == len(second) <= count
+    assert len(sides) == len(set(sides))
+    assert set(sides) <= available
+    new = {n for n in available if n >= latest}
+    if query == "recent_with_older":
+        assert len(first) == min(count, len(new), len(available - new))
+        assert all(
+            (a in new) != (b in new) for a, b in zip(first.tolist(), second.tolist(), strict=True)
+        )
+    else:
+        assert len(first) == min(count, len(available) // 2)
+
+
+def test_sides_are_drawn_at_random() -> None:
+    # The newer episode comes first in half of 1,000 pairs; standard deviation 16.
+    first, second = draw_pairs(
+        "recent_with_older", torch.arange(2000), 1000, 1000, 0.5, generator()
+    )
+    assert abs(int((first > second).sum()) - 500) < 5 * 16
+
+
+def test_uniform_pairs_favour_no_episode() -> None:
+    counts, source = torch.zeros(8), generator()
+    for _ in range(2000):  # 2 of 8 each time: 500 apiece, standard deviation 19
+        for side in draw_pairs("uniform", torch.arange(8), 4, 1, 0.5, source):
+            counts[side] += 1
+    assert (counts - 500).abs().max() < 5 * 19

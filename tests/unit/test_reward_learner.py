@@ -1,0 +1,167 @@
+"""Fitting any reward model, its scale, and models that are plugged in.
+
+Axes: M episodes, K steps, N agents.
+"""
+
+import copy
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.config import Config, RewardConfig
+from marl.normalisers import TeamNorm
+from marl.preferences import PreferenceSource
+from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
+from marl.rewards.learner import checked_rewards
+from marl.types import LabelledSegments, Rewards, Transitions
+from tests.reward_models import (
+    CPU,
+    GAMMA,
+    generator,
+    make_model,
+    make_spec,
+    make_steps,
+    segments_of,
+    uniform_policy,
+)
+
+
+class OneSource(PreferenceSource):
+    """A preference source that always serves the same segments."""
+
+    def __init__(self, segments: LabelledSegments) -> None:
+        self.segments = segments
+
+    def batch(self, *, held_out: bool = False) -> LabelledSegments:
+        return self.segments
+
+
+def make_learner(kind: type, gamma: float = GAMMA, **options: Any) -> RewardLearner:
+    model = make_model(kind, gamma, **options)
+    return RewardLearner(model, "", model.config, gamma, 10, CPU)
+
+
+def test_reward_models_never_see_a_reward() -> None:
+    names = {field.name for field in dataclasses.fields(Transitions)}
+    assert not {name for name in names if "reward" in name or "return" in name}
+    names = {field.name for field in dataclasses.fields(LabelledSegments)}
+    assert names == {"transitions", "step_weights", "lengths", "first", "second", "labels"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "gamma"),
+    [(FactoredReward, 0.0), (FactoredReward, GAMMA), (CentralReward, 0.0), (CentralReward, GAMMA)],
+)
+def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
+    """Six episodes of random steps in order of preference: the order is learned."""
+    pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
+    segments = LabelledSegments(
+        transitions=make_steps(0, 6, 5),
+        step_weights=torch.ones(6, 5),
+        lengths=torch.full((6,), 5),
+        first=pairs[:, 0],
+        second=pairs[:, 1],
+        labels=torch.ones(len(pairs)),
+    )
+    learner = make_learner(kind, gamma, gradient_steps=30, learning_rate=2e-2)
+    assert not learner.is_fitted
+    learner.fit(OneSource(segments), uniform_policy)
+    assert learner.is_fitted
+    metrics = learner.fit(OneSource(segments), uniform_policy)
+    assert metrics["preference/accuracy"] == 1.0
+    assert metrics["preference/loss"] < 0.1
+
+
+def test_padded_steps_change_no_parameter() -> None:
+    """Whatever stands in rows of weight zero."""
+    learners = [make_learner(FactoredReward) for _ in range(2)]
+    segments = segments_of([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [2, 1])
+    noise = make_steps(8, 2, 3)
+    padding = segments.step_weights == 0
+    other = {
+        name: torch.where(
+            padding.view(2, 3, *([1] * (value.ndim - 2))), getattr(noise, name), value
+        )
+        for name, value in vars(segments.transitions).items()
+        if value is not None
+    }
+    changed = dataclasses.replace(segments, transitions=Transitions(**other))
+    for learner, batch in zip(learners, (segments, changed), strict=True):
+        learner.fit(OneSource(batch), uniform_policy)
+    for mine, theirs in zip(*(learner.parameters for learner in learners), strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-6)
+
+
+def test_rewards_are_divided_by_their_deviation_and_not_shifted() -> None:
+    learner, steps = make_learner(FactoredReward), make_steps(0, 6, 5, dies=True)
+    assert steps.alive is not None
+    raw = learner.model(steps)
+    scaled, metrics = learner.rewards(steps)
+    assert scaled.local is not None
+    # The first batch sets the running deviations: the team's, and that of living agents.
+    assert torch.allclose(scaled.team * raw.team.std(correction=0), raw.team, atol=1e-5)
+    own = raw.local[steps.alive].std(correction=0)
+    assert torch.allclose(scaled.local * own, raw.local, atol=1e-5)
+    assert metrics["reward/mean"] == pytest.approx(raw.team.mean().item())
+
+
+def test_the_learner_state_round_trips() -> None:
+    segments = segments_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    source, steps = OneSource(segments), make_steps(0, 6, 5)
+    learner, other = make_learner(FactoredReward), make_learner(FactoredReward)
+    learner.fit(source, uniform_policy)
+    learner.rewards(steps)
+    other.load_state_dict(copy.deepcopy(learner.state_dict()))
+    for each in (learner, other):
+        each.fit(source, uniform_policy)
+    (mine, _), (theirs, _) = learner.rewards(steps), other.rewards(steps)
+    assert torch.equal(mine.team, theirs.team)
+    assert torch.equal(mine.local, theirs.local)  # type: ignore[arg-type]
+
+
+class PluggedReward(nn.Module):
+    """A user's model: one number from the next observation."""
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        self.layer = nn.Linear(spec.obs_size, 1)
+
+    def forward(self, transitions: Transitions) -> Tensor:
+        return self.layer(transitions.next_obs.mean(dim=-2)).squeeze(-1)
+
+
+def test_a_plugged_in_model_is_seeded_by_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    from marl import rewards
+
+    monkeypatch.setattr(rewards, "PluggedReward", PluggedReward, raising=False)
+    spec, config = make_spec(), Config(reward=RewardConfig(model="marl.rewards:PluggedReward"))
+    norm = TeamNorm(spec, enabled=False)
+    before = torch.get_rng_state()
+    weights = [
+        make_reward_learner(spec, config, norm, generator(seed), CPU).parameters[0].clone()
+        for seed in (0, 0, 1)
+    ]
+    assert torch.equal(weights[0], weights[1])
+    assert not torch.equal(weights[0], weights[2])
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([1.0], "reward model mine:f returned list"),
+        (torch.zeros(4), r"returned team rewards of shape \(4,\), expected \(4, 5\)"),
+        (
+            Rewards(team=torch.zeros(4, 5), local=torch.zeros(4, 5, 2)),
+            r"returned local rewards of shape \(4, 5, 2\), expected \(4, 5, 3\)",
+        ),
+    ],
+)
+def test_a_plugged_in_model_that_breaks_its_promise_is_named(returned: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        checked_rewards(returned, "mine:f", make_steps(0, 4, 5))

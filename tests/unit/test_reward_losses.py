@@ -1,0 +1,131 @@
+"""Losses of the implicit reward: fixed points and numbers by hand.
+
+Axes: M episodes, K steps, B pairs.
+"""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from marl.config import RewardConfig
+from marl.rewards.losses import (
+    bradley_terry_loss,
+    expectile_loss,
+    gumbel_loss,
+    preference_accuracy,
+    preference_logits,
+    soft_value_loss,
+)
+from tests.reward_models import segments_of
+
+
+def minimiser(loss: Callable[[Tensor], Tensor]) -> float:
+    """Return the scalar v that minimises a smooth convex loss."""
+    v = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.LBFGS(
+        [v],
+        max_iter=200,
+        tolerance_grad=1e-12,
+        tolerance_change=1e-14,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        value = loss(v)
+        value.backward()
+        return value
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return float(v.detach())
+
+
+PROBABILITIES = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)
+
+
+UTILITIES = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 3.0])
+def test_the_gumbel_loss_is_least_at_the_soft_value(beta: float) -> None:
+    found = minimiser(
+        lambda v: (PROBABILITIES * gumbel_loss(UTILITIES, v.expand(3), beta, 50.0)).sum()
+    )
+    expected = beta * math.log(float((PROBABILITIES * (UTILITIES / beta).exp()).sum()))
+    assert found == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_gumbel_loss_is_tangent_beyond_the_clip() -> None:
+    # At z = 5 with clip 2: e^2 (1 + 5 - 2) - 5 - 1 and slope in z e^2 - 1, so in v -(e^2 - 1).
+    v = torch.zeros((), requires_grad=True)
+    loss = gumbel_loss(torch.tensor(5.0), v, 1.0, 2.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.exp(2) * 4 - 6, rel=1e-6)
+    assert v.grad is not None
+    assert float(v.grad) == pytest.approx(1 - math.exp(2), rel=1e-6)
+
+
+def test_the_expectile_loss_is_least_at_the_expectile() -> None:
+    # Two equally likely values 0 and 1 at level tau: tau (1 - v) = (1 - tau) v gives v = tau.
+    q = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    assert minimiser(lambda v: expectile_loss(q, v.expand(2), 0.7).sum()) == pytest.approx(0.7)
+
+
+def test_the_soft_loss_is_least_at_the_entropic_mean() -> None:
+    # v = E_pi [q - beta log pi], here with pi the distribution above and beta 2.
+    log_probs = PROBABILITIES.log()
+    found = minimiser(
+        lambda v: (PROBABILITIES * soft_value_loss(UTILITIES, v.expand(3), log_probs, 2.0)).sum()
+    )
+    expected = float((PROBABILITIES * (UTILITIES - 2.0 * log_probs)).sum())
+    assert found == pytest.approx(expected, abs=1e-6)
+
+
+REWARDS = torch.tensor([[1.0, 2.0, 100.0], [2.0, 4.0, 6.0]])
+
+
+def test_preference_logits_by_hand() -> None:
+    # alpha 10, T_max 20: S_1 = 10 / 20 (1 + 2) = 1.5 (padding weighs 0); four steps estimated
+    # from three drawn weigh 1.5 each: S_2 = .5 * 1.5 * 12 = 9. The pairs (0, 1), (1, 0).
+    segments = segments_of(
+        [[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4], first=[0, 1], second=[1, 0], labels=[1.0, 0.0]
+    )
+    logits = preference_logits(REWARDS, segments, RewardConfig(alpha=10.0), 20)
+    assert logits.tolist() == [-7.5, 7.5]
+
+
+def test_length_normalised_logits_by_hand() -> None:
+    # alpha times the mean reward: 10 * 3 / 2 = 15 and 10 * 18 / 4 = 45.
+    segments = segments_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4])
+    config = RewardConfig(alpha=10.0, length_normalised=True)
+    assert preference_logits(REWARDS, segments, config, 20).tolist() == [-30.0]
+
+
+def test_bradley_terry_loss_by_hand() -> None:
+    # sigmoid(log 3) = 3/4: -log 3/4 if the first is preferred, -log 1/4 if the second; at a tie
+    # the mean of both.
+    logits = torch.full((1,), math.log(3.0))
+    for label, expected in (
+        (1.0, -math.log(0.75)),
+        (0.0, -math.log(0.25)),
+        (0.5, -0.5 * (math.log(0.75) + math.log(0.25))),
+    ):
+        loss = bradley_terry_loss(logits, torch.tensor([label]))
+        assert float(loss) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_tie_pulls_the_scores_together() -> None:
+    logits = torch.tensor([2.0], requires_grad=True)
+    bradley_terry_loss(logits, torch.tensor([0.5])).backward()
+    assert logits.grad is not None
+    assert float(logits.grad) > 0
+
+
+def test_accuracy_ignores_ties() -> None:
+    logits = torch.tensor([1.0, -1.0, 1.0, 1.0])
+    labels = torch.tensor([1.0, 0.8, 0.1, 0.5])  # right, wrong, wrong, tie
+    assert float(preference_accuracy(logits, labels)) == pytest.approx(1 / 3)
+    assert preference_accuracy(logits[3:], labels[3:]).isnan()
