@@ -26,10 +26,11 @@ from marl.config import Config, ConfigError
 from marl.config_files import load_config
 from marl.evaluate import evaluate, load_policy
 from marl.numerics import NonFiniteError
+from marl.plugins import PluginError
 from marl.progress import Progress
 from marl.runs import train
 
-USER_ERRORS = (ConfigError, EnvError, CheckpointError, NonFiniteError)
+USER_ERRORS = (ConfigError, EnvError, PluginError, CheckpointError, NonFiniteError)
 """Errors whose message says what to do; anything else shows a traceback."""
 
 

@@ -11,6 +11,10 @@ from typing import Any
 from marl.config import ConfigError
 
 
+class PluginError(ValueError):
+    """A plug-in returned something outside its protocol."""
+
+
 def load(path: str, what: str) -> Callable[..., Any]:
     """Return the callable at `path`, ``package.module:name``; the current folder is searched first.
 

@@ -68,27 +68,27 @@ def make_labeller(config: PreferenceConfig) -> Labeller:
 
 
 def checked_labels(labeller: Labeller, name: str, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-    """Return what a labeller answers, or raise `ValueError` if it breaks its promise."""
+    """Return what a labeller answers, or raise `PluginError` if it breaks its promise."""
     labels = labeller(pairs)
     if not isinstance(labels, Tensor):
-        raise ValueError(
+        raise plugins.PluginError(
             f"labeller {name} returned {type(labels).__name__}, expected a torch.Tensor of "
             f"{len(pairs)} labels, one per pair"
         )
     if labels.shape != (len(pairs),):
-        raise ValueError(
+        raise plugins.PluginError(
             f"labeller {name} returned shape {tuple(labels.shape)} for {len(pairs)} pairs; "
             f"return shape ({len(pairs)},), NaN where it has no answer"
         )
     if not labels.is_floating_point():
-        raise ValueError(
+        raise plugins.PluginError(
             f"labeller {name} returned dtype {labels.dtype}, expected a floating dtype; "
             "labels are probabilities that the first is preferred"
         )
     bad = ~(labels.isnan() | ((labels >= 0.0) & (labels <= 1.0)))
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
-        raise ValueError(
+        raise plugins.PluginError(
             f"labeller {name} returned {float(labels[index])} for pair {index}, expected "
             "P(first preferred) in [0, 1], or NaN where it has no answer"
         )

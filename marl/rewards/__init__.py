@@ -36,7 +36,7 @@ def make_reward_learner(
             torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
             model = plugins.load(name, "reward.model")(spec)
         if not isinstance(model, nn.Module):
-            raise ValueError(
+            raise plugins.PluginError(
                 f"reward model {name} is a {type(model).__name__}, expected a torch.nn.Module "
                 "whose forward takes Transitions"
             )

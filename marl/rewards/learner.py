@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from marl.config import RewardConfig
 from marl.normalisers import ValueNorm
 from marl.numerics import check_finite
+from marl.plugins import PluginError
 from marl.preferences import PreferenceSource
 from marl.rewards.factored import Policy
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy, preference_logits
@@ -183,14 +184,14 @@ class RewardLearner:
 
 
 def checked_rewards(returned: object, name: str, transitions: Transitions) -> Rewards:
-    """Return what a plugged-in model gave as `Rewards`, or raise `ValueError`.
+    """Return what a plugged-in model gave as `Rewards`, or raise `PluginError`.
 
     A bare tensor counts as the team's reward.
     """
     lead = tuple(transitions.terminated.shape)
     rewards = Rewards(team=returned) if isinstance(returned, Tensor) else returned
     if not isinstance(rewards, Rewards):
-        raise ValueError(
+        raise PluginError(
             f"reward model {name} returned {type(returned).__name__}, expected marl.Rewards or "
             f"a tensor of shape {lead}"
         )
@@ -202,12 +203,12 @@ def checked_rewards(returned: object, name: str, transitions: Transitions) -> Re
         if tensor is None:
             continue
         if tuple(tensor.shape) != shape:
-            raise ValueError(
+            raise PluginError(
                 f"reward model {name} returned {part} rewards of shape {tuple(tensor.shape)}, "
                 f"expected {shape}"
             )
         if not tensor.is_floating_point():
-            raise ValueError(
+            raise PluginError(
                 f"reward model {name} returned {part} rewards of dtype {tensor.dtype}, "
                 "expected a floating dtype"
             )

@@ -1,0 +1,177 @@
+"""The command line keeps its promises: exit codes, messages, signals, plug-ins."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from marl.checkpoint import list_checkpoints
+from marl.cli import main
+
+QUICK = [
+    "--env.name=particles/nav_3",
+    "--env.num-envs=4",
+    "--learner.rollout-steps=25",
+    "--preferences.store-steps=1000",
+    "--total-steps=300",
+]
+
+
+def run(*arguments: str) -> int:
+    """Return the exit status of `marl ARGUMENTS`."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
+
+
+def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "run"
+    assert run("train", *QUICK, "--run-dir", str(folder)) == 0
+    for name in ("config.toml", "metrics.csv", "curve.png", "tensorboard", "checkpoints"):
+        assert (folder / name).exists(), name
+    assert run("evaluate", str(folder), "--episodes", "8", "--num-envs", "4") == 0
+    shown = capsys.readouterr().out
+    assert "greedy" in shown
+    assert "sampled" in shown
+    assert (folder / "evaluation.json").exists()
+
+
+def test_flags_override_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('seed = 3\nalgorithm = "sl"\n')
+    folder = tmp_path / "run"
+    assert run("train", "--config", str(file), *QUICK, "--seed=4", "--run-dir", str(folder)) == 0
+    saved = (folder / "config.toml").read_text()
+    assert "seed = 4" in saved
+    assert 'algorithm = "sl"' in saved
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["trian"], 2, "did you mean `marl train`"),
+        (["train", "--algorithm=imapp"], 2, "imap"),
+        (["train", "--learner.gama=1"], 2, "--learner.gamma"),
+        (["train", "--learner.gamma=3"], 1, "learner.gamma: got 3.0, expected a number from 0 to"),
+        (["train", "--config=no.toml"], 1, "no.toml: no such config file"),
+        (["train", "--env.name=mamujoco/halfcheetah_2x4"], 1, "nearest: '2x3'"),
+        (["train", "--env.name=no_such_module:Env"], 1, "no_such_module"),
+        (["resume", "nowhere"], 1, "nowhere is not a run folder"),
+        (["evaluate", "nowhere"], 1, "nowhere is not a run folder"),
+    ],
+)
+def test_a_wrong_command_says_what_to_do(
+    arguments: list[str],
+    status: int,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "300")
+    assert run(*arguments) == status
+    captured = capfd.readouterr()
+    assert message in (captured.out + captured.err).replace("\n", " ")
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(f"  {name}" in shown for name in ("train", "resume", "evaluate", "check", "envs"))
+
+
+def test_check_passes_a_shipped_environment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("check", "probe/coordination", "--steps", "40") == 0
+    assert "0 faults" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", "from marl.cli import main; main()", "train", *QUICK]
+    process = subprocess.Popen(
+        [*command, "--total-steps=1000000", "--run-dir", str(folder)],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    while (
+        not (folder / "metrics.csv").exists() or b"\n1" not in (folder / "metrics.csv").read_bytes()
+    ):
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == status
+    assert f"marl resume {folder}" in output
+    assert len(list_checkpoints(folder / "checkpoints")) == 1
+
+
+LABELLER = """
+def sooner_is_better(pairs):
+    gap = pairs.second.lengths - pairs.first.lengths
+    return gap.sign() * 0.5 + 0.5
+
+def too_few(pairs):
+    return pairs.first.returns[1:]
+"""
+
+REWARD = """
+import torch
+from marl import Rewards
+
+class NextObservationReward(torch.nn.Module):
+    def __init__(self, spec):
+        super().__init__()
+        self.score = torch.nn.Linear(spec.obs_size, 1)
+
+    def forward(self, transitions):
+        local = self.score(transitions.next_obs).squeeze(-1)
+        return Rewards(team=local.sum(-1), local=local)
+
+class WrongShape(NextObservationReward):
+    def forward(self, transitions):
+        return self.score(transitions.next_obs)
+"""
+
+
+@pytest.fixture
+def plugins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with plug-ins of the user's own."""
+    (tmp_path / "my_labels.py").write_text(LABELLER)
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("my_labels", "my_reward"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--preferences.labeller=my_labels:sooner_is_better",
+        "--reward.model=my_reward:NextObservationReward",
+    ],
+)
+def test_plugins_train(flag: str, plugins: Path) -> None:
+    assert run("train", *QUICK, flag, "--run-dir", str(plugins / "run")) == 0
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--preferences.labeller=my_labels:too_few", "my_labels:too_few returned shape"),
+        ("--reward.model=my_reward:WrongShape", "my_reward:WrongShape returned team rewards of"),
+        ("--preferences.labeller=my_labels:sooner_is_beter", "did you mean 'sooner_is_better'"),
+    ],
+)
+def test_a_wrong_plugin_is_named(
+    flag: str, message: str, plugins: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run("train", *QUICK, flag, "--run-dir", str(plugins / "run")) == 1
+    assert message in capfd.readouterr().err.replace("\n", " ")

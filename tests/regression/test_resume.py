@@ -1,0 +1,177 @@
+"""A run that was stopped or killed continues to the same metrics, bit for bit."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.resume import differences
+from marl import ConfigError, Trainer, train
+from marl.checkpoint import CheckpointError, list_checkpoints
+from marl.config import Config
+from marl.config_files import load_config
+from marl.metrics import read_metrics
+from marl.numerics import NonFiniteError
+
+SMALL = {
+    "env.name": "particles/nav_3",
+    "env.num_envs": 4,
+    "learner.rollout_steps": 20,
+    "learner.epochs": 2,
+    "learner.minibatches": 2,
+    "reward.gradient_steps": 2,
+    "reward.batch_episodes": 8,
+    "preferences.store_steps": 800,
+    "checkpoint_every": 240,
+    "total_steps": 1200,
+}
+"""Fifteen iterations of 80 steps, a checkpoint every third; episodes of 25 span rollouts of 20."""
+
+
+def small(**changes: object) -> Config:
+    return load_config(overrides=SMALL | changes)
+
+
+def stopped_and_resumed(folder: Path, config: Config, stops: tuple[int, ...]) -> None:
+    """Train in `folder`, closing the run after each number of iterations."""
+    for index, stop in enumerate(stops):
+        run = train(config, folder, resume=index > 0)
+        for _ in range(stop):
+            next(run)
+        run.close()
+    for _ in train(config, folder, resume=True):
+        pass
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"algorithm": "sparse"},
+        {"algorithm": "ipl", "reward.value_loss": "soft"},
+        {"preferences.queries_per_iteration": 6},
+        {"env.name": "probe/dying", "learner.rollout_steps": 10},
+        {"env.name": "mamujoco/reacher_2x1", "preferences.store_steps": 2000},
+    ],
+    ids=["imap", "sparse", "soft", "queries", "dying", "mujoco"],
+)
+def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, object]) -> None:
+    config = small(**changes)
+    for _ in train(config, tmp_path / "alone"):
+        pass
+    stopped_and_resumed(tmp_path / "stopped", config, (2, 5))
+    assert differences(tmp_path / "alone", tmp_path / "stopped") == []
+
+
+def test_a_killed_run_continues_from_its_last_checkpoint(tmp_path: Path) -> None:
+    flags = [f"--{key}={value}" for key, value in SMALL.items()]
+    command = [sys.executable, "-c", "from marl.cli import main; main()"]
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        [*command, "train", "--run-dir", str(killed), *flags, "--total-steps=200000"],
+        stdout=subprocess.DEVNULL,
+    )
+    while len(list_checkpoints(killed / "checkpoints")) < 2:
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+
+    checkpoint = int(list_checkpoints(killed / "checkpoints")[0].stem.removeprefix("step_"))
+    config = load_config(killed / "config.toml")
+    run = train(config, killed, resume=True)
+    rows = [next(run) for _ in range(3)]
+    run.close()
+    assert rows[0]["steps"] == checkpoint + 80
+    alone = tmp_path / "alone"
+    run = train(config, alone)
+    while next(run)["steps"] < rows[-1]["steps"]:
+        pass
+    run.close()
+    assert differences(alone, killed) == []
+
+
+def test_a_run_killed_before_its_first_checkpoint_starts_over(tmp_path: Path) -> None:
+    config = small(total_steps=160)
+    run = train(config, tmp_path)
+    next(run)
+    run.close()
+    for path in list_checkpoints(tmp_path / "checkpoints"):
+        path.unlink()
+    with pytest.warns(UserWarning, match="before its first checkpoint"):
+        assert [row["steps"] for row in train(config, tmp_path, resume=True)] == [80, 160]
+    np.testing.assert_array_equal(read_metrics(tmp_path)["step"], [80, 160])
+
+
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: Path) -> None:
+    config = small()
+    for _ in train(config, tmp_path / "alone"):
+        pass
+    run = train(config, tmp_path / "run")
+    for _ in range(8):
+        next(run)
+    run.close()
+    newest = list_checkpoints(tmp_path / "run" / "checkpoints")[0]
+    newest.write_bytes(newest.read_bytes()[:-100])
+    with pytest.warns(UserWarning, match=newest.name):
+        for _ in train(config, tmp_path / "run", resume=True):
+            pass
+    assert differences(tmp_path / "alone", tmp_path / "run") == []
+
+
+def test_a_folder_with_a_run_is_refused(tmp_path: Path) -> None:
+    next(train(small(), tmp_path))
+    before = (tmp_path / "metrics.csv").read_bytes()
+    with pytest.raises(ConfigError, match="marl resume"):
+        next(train(small(), tmp_path))
+    assert (tmp_path / "metrics.csv").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run = train(small(), tmp_path)
+    next(run)
+    run.close()
+    with pytest.raises(ConfigError, match=r"learner\.gamma \(0\.99 there, 0\.9 here\)"):
+        next(train(small(**{"learner.gamma": 0.9}), tmp_path, resume=True))
+
+
+def test_an_error_keeps_the_checkpoints_and_saves_the_state_beside_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(small(), tmp_path)
+    for _ in range(4):
+        next(run)
+    before = list_checkpoints(tmp_path / "checkpoints")
+
+    def broken(*_: object) -> None:
+        raise NonFiniteError("obs holds NaN")
+
+    monkeypatch.setattr(Trainer, "iterate", broken)
+    with pytest.raises(NonFiniteError) as caught:
+        next(run)
+    assert list_checkpoints(tmp_path / "checkpoints") == before
+    assert len(list_checkpoints(tmp_path / "crash")) == 1
+    assert "crash" in caught.value.__notes__[0]
+
+
+def test_a_full_disk_leaves_the_previous_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(small(), tmp_path)
+    for _ in range(4):
+        next(run)
+    before = list_checkpoints(tmp_path / "checkpoints")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("marl.checkpoint._write", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        for _ in run:
+            pass
+    assert list_checkpoints(tmp_path / "checkpoints") == before
