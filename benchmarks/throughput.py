@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks.cells import ROOT, commit, machine
 from benchmarks.physics import env_rate, raw_physics_rate, record
 
-PARTS = ("physics", "inference", "reward", "policy", "other")
+PARTS = ("physics", "inference", "reward", "policy")
 SAMPLINGS = ("serial", "batched")
 _LOOP = """
 import json, sys, time

@@ -105,8 +105,9 @@ class RewardConfig:
     Expectile: v -> the `expectile` of q."""
     expectile: float = 0.7
     """Level of the expectile loss."""
-    local_form: Literal["additive", "plain"] = "additive"
-    """Additive: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. Plain: r_i = q_i - gamma_R v_i'."""
+    local_form: Literal["complete", "additive", "plain"] = "complete"
+    """Additive: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. Complete: the same plus an equal share of
+    b(s) - gamma_R b(s'), so that R = sum_i r_i. Plain: r_i = q_i - gamma_R v_i'."""
     mixer: Literal["linear", "two_layer"] = "linear"
     """Linear: sum_i w_i(s) q_i + b(s). Two-layer: monotone, needs ``local_form = "plain"``."""
     shared_mixer: bool = True
@@ -227,7 +228,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "reward.alpha": (1e-9, 1e9),
     "reward.sample_steps": (1, 1e6),
     "reward.batch_episodes": (2, 1e5),
-    "reward.gradient_steps": (0, 1e5),
+    "reward.gradient_steps": (1, 1e5),
     "reward.learning_rate": (0, 1),
     "reward.regularisation": (0, 1e6),
     "reward.beta": (1e-6, 1e6),
@@ -260,7 +261,9 @@ def check_ranges(config: Config) -> None:
     ):
         if not sizes or min(sizes) < 1:
             raise ConfigError(f"{key}: got {sizes!r}, expected at least one positive size")
-    if config.reward.mixer == "two_layer" and config.reward.local_form == "additive":
+    if config.device != "cpu" and not config.device.startswith("cuda"):
+        raise ConfigError(f"device: got {config.device!r}, expected cpu, cuda or cuda:N")
+    if config.reward.mixer == "two_layer" and config.reward.local_form != "plain":
         raise ConfigError(
             'reward.mixer: "two_layer" has no additive split into local rewards; '
             'set reward.local_form = "plain" or reward.mixer = "linear"'

@@ -46,6 +46,8 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
         *parents, last = dotted.split(".")
         for parent in parents:
             section = section.setdefault(parent, {})
+            if not isinstance(section, dict):
+                raise ConfigError(f"overrides: {dotted}: {parent} is a value, not a section")
         section[last] = value
     return config_from_dict(values, where)
 

@@ -19,7 +19,7 @@ from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-TIME_PARTS = ("physics", "inference", "reward", "policy", "other")
+TIME_PARTS = ("physics", "inference", "reward", "policy")
 """What an iteration's seconds are divided into, as ``time/physics`` and so on."""
 
 _FILE = "metrics.csv"

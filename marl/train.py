@@ -3,6 +3,7 @@
 Axes: T time, E environments, N agents.
 """
 
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -207,4 +208,4 @@ def resident_mib() -> float:
     status = Path("/proc/self/statm")
     if not status.exists():
         return float("nan")
-    return int(status.read_text().split()[1]) * 4096 / 2**20
+    return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20

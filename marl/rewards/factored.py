@@ -28,10 +28,13 @@ class FactoredReward(nn.Module):
     """Local utilities q_i(o_i, a_i), v_i(o_i) and a monotone mixer of the state.
 
         R   = Q_tot(s, a) - gamma_R (1 - terminated) V_tot(s')
-        r_i = w_i(s) q_i  - gamma_R (1 - terminated) w_i(s') v_i(o'_i)         (additive form)
+        r_i = w_i(s) q_i - gamma_R (1 - terminated) w_i(s') v_i(o'_i)
+              + [b(s) - gamma_R (1 - terminated) b(s')] / N                (complete form)
 
-    so that R = sum_i r_i + [b(s) - gamma_R (1 - terminated) b(s')]. Everything at s' comes from
-    slow copies and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
+    so that R = sum_i r_i. Without the bracket (additive form) the local streams miss what only
+    the state tells; the bracket is mere shaping (Ng et al. 1999) where gamma_R is the policy's
+    discount, and a reward of its own where it is smaller. Everything at s' comes from slow copies
+    and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
     At gamma_R = 0 this is an explicit factored reward and V does not exist.
     """
 
@@ -81,19 +84,25 @@ class FactoredReward(nn.Module):
         q = self.utilities(steps.obs, steps.actions, steps.alive)
         now = self.q_mixer(self.norm.state(steps.state), q)
         if self.gamma == 0.0:
-            local = q * now.weights if self._is_additive else q
-            return Rewards(team=now.total, local=local), now, now.bias
+            return self._rewards(now.total, now.weights * q, q, now.bias), now, now.bias
         with torch.no_grad():
             next_v = self.slow_v(self.norm.obs(steps.next_obs)).squeeze(-1)
             next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
             then = self.slow_mixer(self.norm.state(steps.next_state), next_v)
             discount = self.gamma * (~steps.terminated).to(q.dtype)
-        team = now.total - discount * then.total
-        if self._is_additive:
-            local = now.weights * q - discount.unsqueeze(-1) * then.weights * next_v
-        else:
-            local = q - discount.unsqueeze(-1) * next_v
-        return Rewards(team=team, local=local), now, now.bias - discount * then.bias
+        bias = now.bias - discount * then.bias
+        discount_each = discount.unsqueeze(-1)
+        weighted = now.weights * q - discount_each * then.weights * next_v
+        plain = q - discount_each * next_v
+        return self._rewards(now.total - discount * then.total, weighted, plain, bias), now, bias
+
+    def _rewards(self, team: Tensor, weighted: Tensor, plain: Tensor, bias: Tensor) -> Rewards:
+        """Return R with the form of local rewards that the configuration asks for."""
+        if self.config.local_form == "plain":
+            return Rewards(team=team, local=plain)
+        if self.config.local_form == "additive":
+            return Rewards(team=team, local=weighted)
+        return Rewards(team=team, local=weighted + bias.unsqueeze(-1) / weighted.shape[-1])
 
     def utilities(
         self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
@@ -142,7 +151,3 @@ class FactoredReward(nn.Module):
         """Move the slow copies by the Polyak rate and return how far V is from its own."""
         follow(self.v_mixer, self.slow_mixer, self.config.target_rate)
         return follow(self.v, self.slow_v, self.config.target_rate)
-
-    @property
-    def _is_additive(self) -> bool:
-        return self.config.local_form == "additive"

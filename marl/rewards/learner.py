@@ -69,6 +69,11 @@ class RewardLearner:
         self.has_value = gamma > 0.0
         self.max_steps = max_steps
         self.parameters = [p for p in model.parameters() if p.requires_grad]
+        if not self.parameters:
+            raise PluginError(
+                f"reward model {name} has no parameters to fit; give it at least one "
+                "torch.nn.Parameter or layer"
+            )
         self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
@@ -86,18 +91,17 @@ class RewardLearner:
 
         The gradients of the two losses reach disjoint parameters, so one step serves both.
         """
-        sums: Tensor | None = None
-        for _ in range(self.config.gradient_steps):
+        steps: list[Tensor] = []
+        while len(steps) < self.config.gradient_steps:
             segments = source.batch()
             if segments is None:
-                return {"preference/ties": float("nan")}
-            step = self._step(segments, policy)
-            sums = step if sums is None else sums + step
-            self.num_fits += 1
-        if sums is None:
-            return {}
+                break
+            steps.append(self._step(segments, policy))
+        self.num_fits += len(steps)
+        if not steps:
+            return {"preference/ties": float("nan")}
         names = ("preference/loss", "preference/ties", "reward/bias_share", "reward/value_drift")
-        means = sums / self.config.gradient_steps
+        means = torch.stack(steps).mean(dim=0)
         check_finite(preference_loss=means[0])
         return dict(zip(names, means.tolist(), strict=True)) | self._held_out(source)
 

@@ -103,8 +103,8 @@ def test_duration(seconds: float, text: str) -> None:
 
 
 def test_time_split_shares_sum_to_one() -> None:
-    assert time_split({"time/physics": 1.0, "time/other": 3.0}) == [
+    assert time_split({"time/physics": 1.0, "time/policy": 3.0}) == [
         ("physics", 0.25),
-        ("other", 0.75),
+        ("policy", 0.75),
     ]
     assert time_split({}) == []
