@@ -29,7 +29,7 @@ class FactoredReward(nn.Module):
 
         R   = Q_tot(s, a) - gamma_R (1 - terminated) V_tot(s')
         r_i = w_i(s) q_i - gamma_R (1 - terminated) w_i(s') v_i(o'_i)
-              + [b(s) - gamma_R (1 - terminated) b(s')] / N                (complete form)
+              + [b(s) - gamma_R (1 - terminated) b(s')] / (agents alive)    (complete form)
 
     so that R = sum_i r_i. Without the bracket (additive form) the local streams miss what only
     the state tells; the bracket is mere shaping (Ng et al. 1999) where gamma_R is the policy's
@@ -84,7 +84,7 @@ class FactoredReward(nn.Module):
         q = self.utilities(steps.obs, steps.actions, steps.alive)
         now = self.q_mixer(self.norm.state(steps.state), q)
         if self.gamma == 0.0:
-            return self._rewards(now.total, now.weights * q, q, now.bias), now, now.bias
+            return self._rewards(steps, now.total, now.weights * q, q, now.bias), now, now.bias
         with torch.no_grad():
             next_v = self.slow_v(self.norm.obs(steps.next_obs)).squeeze(-1)
             next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
@@ -94,15 +94,21 @@ class FactoredReward(nn.Module):
         discount_each = discount.unsqueeze(-1)
         weighted = now.weights * q - discount_each * then.weights * next_v
         plain = q - discount_each * next_v
-        return self._rewards(now.total - discount * then.total, weighted, plain, bias), now, bias
+        team = now.total - discount * then.total
+        return self._rewards(steps, team, weighted, plain, bias), now, bias
 
-    def _rewards(self, team: Tensor, weighted: Tensor, plain: Tensor, bias: Tensor) -> Rewards:
+    def _rewards(
+        self, steps: Transitions, team: Tensor, weighted: Tensor, plain: Tensor, bias: Tensor
+    ) -> Rewards:
         """Return R with the form of local rewards that the configuration asks for."""
         if self.config.local_form == "plain":
             return Rewards(team=team, local=plain)
         if self.config.local_form == "additive":
             return Rewards(team=team, local=weighted)
-        return Rewards(team=team, local=weighted + bias.unsqueeze(-1) / weighted.shape[-1])
+        if steps.alive is None:
+            return Rewards(team=team, local=weighted + bias.unsqueeze(-1) / weighted.shape[-1])
+        share = bias / steps.alive.sum(dim=-1).clamp(min=1)
+        return Rewards(team=team, local=weighted + share.unsqueeze(-1) * steps.alive)
 
     def utilities(
         self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None

@@ -27,11 +27,29 @@ from tests.reward_models import GAMMA, N, S, generator, make_model, make_steps, 
     continuous=st.booleans(),
     dies=st.booleans(),
 )
-def test_the_global_reward_is_the_local_ones_plus_shaping(
+def test_the_complete_local_rewards_add_up_to_the_global_one(
+    seed: int, gamma: float, continuous: bool, dies: bool
+) -> None:
+    """R = sum_i r_i wherever somebody is alive to be paid."""
+    model = make_model(gamma=gamma, continuous=continuous, local_form="complete")
+    steps = make_steps(seed, 4, 5, continuous=continuous, dies=dies)
+    rewards = model(steps)
+    paid = torch.ones(4, 5, dtype=torch.bool) if steps.alive is None else steps.alive.any(dim=-1)
+    assert torch.allclose(rewards.team[paid], rewards.local.sum(dim=-1)[paid], atol=1e-5)
+
+
+@settings(max_examples=20)
+@given(
+    seed=st.integers(0, 2**31 - 1),
+    gamma=st.sampled_from([0.0, 0.5, 0.99]),
+    continuous=st.booleans(),
+    dies=st.booleans(),
+)
+def test_the_global_reward_is_the_additive_local_ones_plus_shaping(
     seed: int, gamma: float, continuous: bool, dies: bool
 ) -> None:
     """R = sum_i r_i + b(s) - gamma (1 - terminated) b(s')."""
-    model = make_model(gamma=gamma, continuous=continuous)
+    model = make_model(gamma=gamma, continuous=continuous, local_form="additive")
     steps = make_steps(seed, 4, 5, continuous=continuous, dies=dies)
     rewards, now, bias = model.split(steps)
     assert torch.allclose(rewards.team, rewards.local.sum(dim=-1) + bias, atol=1e-5)
@@ -45,7 +63,7 @@ def test_the_global_reward_is_the_local_ones_plus_shaping(
 
 
 def test_a_terminated_step_is_worth_its_utility_alone() -> None:
-    model, steps = make_model(), make_steps(0, 4, 5, terminated=1.1)
+    model, steps = make_model(local_form="additive"), make_steps(0, 4, 5, terminated=1.1)
     rewards, now, bias = model.split(steps)
     q = model.utilities(steps.obs, steps.actions, None)
     assert torch.allclose(rewards.team, now.total)
