@@ -14,7 +14,7 @@ from marl.config import RewardConfig
 from marl.networks import mlp
 from marl.normalisers import TeamNorm
 from marl.numerics import masked_mean
-from marl.rewards.factored import FactoredReward, Policy
+from marl.rewards.factored import FactoredReward, PolicySampler
 from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
 from marl.rewards.mixers import Mixed
 from marl.rewards.slow import follow
@@ -73,7 +73,7 @@ class CentralReward(nn.Module):
         return self.q(torch.cat((state, actions.flatten(-2)), dim=-1)).squeeze(-1)
 
     def value_loss(
-        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: Policy
+        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
     ) -> Tensor:
         """Return the loss that draws V to the soft value of Q. Gradients reach V only."""
         steps, config = transitions, self.config

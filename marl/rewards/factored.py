@@ -20,7 +20,7 @@ from marl.rewards.mixers import LinearMixer, Mixed, TwoLayerMixer
 from marl.rewards.slow import follow
 from marl.types import Rewards, Transitions
 
-Policy = Callable[[Transitions], tuple[Tensor, Tensor]]
+PolicySampler = Callable[[Transitions], tuple[Tensor, Tensor]]
 """Draws actions of the current policy at some transitions: (actions, log-probabilities)."""
 
 
@@ -120,7 +120,7 @@ class FactoredReward(nn.Module):
         return q if alive is None else q * alive
 
     def value_loss(
-        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: Policy
+        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
     ) -> Tensor:
         """Return the loss that draws w_i v_i to the soft value of w_i q_i, agent by agent.
 

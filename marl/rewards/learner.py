@@ -13,7 +13,7 @@ from marl.normalisers import ValueNorm
 from marl.numerics import check_finite
 from marl.plugins import PluginError
 from marl.preferences import PreferenceSource
-from marl.rewards.factored import Policy
+from marl.rewards.factored import PolicySampler
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy, preference_logits
 from marl.rewards.mixers import Mixed
 from marl.types import LabelledSegments, Rewards, Transitions
@@ -40,7 +40,7 @@ class ImplicitReward(RewardModel, Protocol):
         ...
 
     def value_loss(
-        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: Policy
+        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
     ) -> Tensor:
         """Return the loss of V given Q."""
         ...
@@ -83,7 +83,7 @@ class RewardLearner:
         """Whether any preference has been seen; before that the rewards are noise."""
         return self.num_fits > 0
 
-    def fit(self, source: PreferenceSource, policy: Policy) -> dict[str, float]:
+    def fit(self, source: PreferenceSource, policy: PolicySampler) -> dict[str, float]:
         """Take K_R gradient steps on labelled batches and return metrics.
 
             L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)        -> q, mixer
@@ -105,7 +105,7 @@ class RewardLearner:
         check_finite(preference_loss=means[0])
         return dict(zip(names, means.tolist(), strict=True)) | self._held_out(source)
 
-    def _step(self, segments: LabelledSegments, policy: Policy) -> Tensor:
+    def _step(self, segments: LabelledSegments, policy: PolicySampler) -> Tensor:
         rewards, now, bias = self._split(segments.transitions)
         logits = preference_logits(rewards.team, segments, self.config, self.max_steps)
         preference_loss = bradley_terry_loss(logits, segments.labels)
