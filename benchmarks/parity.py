@@ -39,13 +39,13 @@ def _dense_tendons(env: Any) -> Iterator[None]:
         env.data = real
 
 
-class _Coupled(CoupledHalfCheetahEnv):  # type: ignore[misc]
+class _Coupled(CoupledHalfCheetahEnv):  # type: ignore[misc]  # untyped base
     def _get_obs(self) -> npt.NDArray[np.float64]:
         with _dense_tendons(self):
             return np.asarray(super()._get_obs())
 
 
-class _CoupledTeam(MultiAgentMujocoEnv):  # type: ignore[misc]
+class _CoupledTeam(MultiAgentMujocoEnv):  # type: ignore[misc]  # untyped base
     def _get_obs_agent(self, agent_id: int, data: Any = None) -> npt.NDArray[np.float64]:
         with _dense_tendons(self.single_agent_env.unwrapped):
             return np.asarray(super()._get_obs_agent(agent_id, data))

@@ -1,5 +1,7 @@
 """Cooperative multi-agent environments, their contract, and a checker for your own."""
 
+import farama_notifications
+
 from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
 from envs.checker import check_env
 from envs.registry import env_names, make_env
@@ -14,3 +16,6 @@ __all__ = [
     "env_names",
     "make_env",
 ]
+
+# gymnasium-robotics, imported later, prints a notice about hand tasks, which are none of ours.
+farama_notifications.notifications.pop("gymnasium_robotics", None)

@@ -14,20 +14,15 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-import farama_notifications
 import gymnasium
 import mujoco
 import numpy as np
 import numpy.typing as npt
+from gymnasium_robotics.envs.multiagent_mujoco import many_segment_ant, many_segment_swimmer, obsk
+from gymnasium_robotics.envs.multiagent_mujoco.coupled_half_cheetah import CoupledHalfCheetahEnv
+from gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi import MultiAgentMujocoEnv
 
-# The notice printed on import is about hand tasks, which are none of ours.
-farama_notifications.notifications.pop("gymnasium_robotics", None)
-
-from gymnasium_robotics.envs.multiagent_mujoco import many_segment_ant, many_segment_swimmer, obsk  # noqa: E402
-from gymnasium_robotics.envs.multiagent_mujoco.coupled_half_cheetah import CoupledHalfCheetahEnv  # noqa: E402
-from gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi import MultiAgentMujocoEnv  # noqa: E402
-
-from envs.base import EnvError  # noqa: E402
+from envs.base import EnvError
 
 SEGMENTED = {"ManySegmentSwimmer": "Swimmer", "ManySegmentAnt": "Ant"}
 """Scenarios with any partition AxB (A agents of B segments), and the scenario they extend."""

@@ -129,7 +129,7 @@ def _write(path: Path, encoded: dict[str, Any]) -> None:
     with path.open("wb") as file:
         file.seek(_HEADER_SIZE)
         payload = _HashingWriter(file)
-        torch.save(encoded, payload)  # type: ignore[arg-type]
+        torch.save(encoded, payload)  # type: ignore[arg-type]  # it only writes
         if payload.error is not None:
             raise payload.error
         file.seek(0)

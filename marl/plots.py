@@ -37,6 +37,7 @@ def plot_run(folder: Path) -> Path:
     metrics = read_metrics(folder)
     panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
     figure = Figure(figsize=(11, 7.5 if panels else 5), dpi=120, layout="constrained")
+    # The engine is the constrained one, which matplotlib does not type.
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
     FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))

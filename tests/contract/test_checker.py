@@ -102,7 +102,7 @@ def test_missing_member() -> None:
 
         def step(self, actions: np.ndarray) -> None: ...
 
-    (problem,) = check_env(NoState())  # type: ignore[arg-type]
+    (problem,) = check_env(NoState())  # type: ignore[arg-type]  # the fault tested
     assert "has no state_dict, load_state_dict" in problem
 
 
