@@ -2,7 +2,7 @@
 
 import farama_notifications
 
-from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.base import EnvError, EnvSpec, EnvStep, Fact, HasHiddenRewards, VecEnv
 from envs.checker import check_env
 from envs.registry import env_names, make_env
 
@@ -10,6 +10,7 @@ __all__ = [
     "EnvError",
     "EnvSpec",
     "EnvStep",
+    "Fact",
     "HasHiddenRewards",
     "VecEnv",
     "check_env",

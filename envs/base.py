@@ -1,6 +1,7 @@
 """The contract between an environment and everything that learns in it.
 
-Axes: E environment copies, N agents, O observation features, S state features, A actions.
+Axes: E environment copies, N agents, O observation features, S state features, A actions,
+F facts.
 
 An environment is *batched*: one call to `step` advances all E copies and resets those that
 ended. Any class with the members of `VecEnv` is an environment; nothing is registered and no
@@ -19,6 +20,20 @@ BoolArray = npt.NDArray[np.bool_]
 
 class EnvError(ValueError):
     """An environment was asked for, or returned, something outside the contract."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fact:
+    """A named number about an episode, for metrics, for rules and for descriptions in words."""
+
+    name: str
+    """Identifier, e.g. ``won`` or ``ally_health``."""
+    meaning: str
+    """A short phrase, e.g. ``health left to the allies``."""
+    unit: str = ""
+    """E.g. ``m`` or ``steps``; empty for counts, shares and yes (1) or no (0)."""
+    higher_is_better: bool | None = None
+    """None where neither direction is better."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +64,8 @@ class EnvSpec:
     """Whether `EnvStep.action_mask` is given."""
     agents_die: bool = False
     """Whether `EnvStep.alive` is given."""
+    facts: tuple[Fact, ...] = ()
+    """What `EnvStep.facts` tells, in order; empty where it is not given."""
 
     @property
     def num_agents(self) -> int:
@@ -93,6 +110,9 @@ class EnvStep:
     """(E, N, A) True where an action is legal; every agent always has one. None: all legal."""
     alive: BoolArray | None = None
     """(E, N) True while the agent takes part. None: nobody dies."""
+    facts: FloatArray | None = None
+    """(E, F) float32, one column per `EnvSpec.facts`: what is known of each copy's episode up to
+    and including this step, before any reset. None: the environment tells none."""
 
 
 @runtime_checkable

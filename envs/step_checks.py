@@ -62,6 +62,11 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
             f"spec has {len(spec.obs_sizes)} obs_sizes and {len(spec.action_sizes)} "
             "action_sizes; give one of each per agent",
         )
+    names = [fact.name for fact in spec.facts]
+    if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        problems.add(
+            "fact names", f"spec.facts are named {names}; give each an identifier of its own"
+        )
 
 
 def check_step(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:
@@ -101,25 +106,21 @@ def _check_arrays(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) 
     _check_array("final_obs", step.final_obs, seen, "float32", where, problems)
     final_state = (copies, spec.state_size)
     _check_array("final_state", step.final_state, final_state, "float32", where, problems)
-    optional: list[tuple[str, Any, tuple[int, ...], str, bool]] = [
-        (
-            "action_mask",
-            step.action_mask,
-            (copies, agents, spec.action_size),
-            "masks_actions",
-            spec.masks_actions,
-        ),
-        ("alive", step.alive, (copies, agents), "agents_die", spec.agents_die),
+    choices = (copies, agents, spec.action_size)
+    optional: list[tuple[str, Any, tuple[int, ...], str, str, bool]] = [
+        ("action_mask", step.action_mask, choices, "bool", "masks_actions", spec.masks_actions),
+        ("alive", step.alive, (copies, agents), "bool", "agents_die", spec.agents_die),
+        ("facts", step.facts, (copies, len(spec.facts)), "float32", "facts", bool(spec.facts)),
     ]
-    for field, array, shape, flag, promised in optional:
+    for field, array, shape, kind, member, promised in optional:
         if (array is not None) != promised:
             problems.add(
                 field,
                 f"{where}: {field} is {'missing' if array is None else 'given'}, but "
-                f"spec.{flag} is {promised}; make the two agree",
+                f"spec.{member} is {getattr(spec, member)}; make the two agree",
             )
         elif array is not None:
-            _check_array(field, array, shape, "bool", where, problems)
+            _check_array(field, array, shape, kind, where, problems)
 
 
 def _check_array(

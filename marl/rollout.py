@@ -1,6 +1,7 @@
 """Collects T steps from E environment copies into preallocated tensors.
 
-Axes: T time, E environments, N agents, B finished episodes; O, S, A features.
+Axes: T time, E environments, N agents, B finished episodes; O, S, A features,
+F facts.
 """
 
 import time
@@ -110,6 +111,8 @@ class Collector:
         if step.alive is not None:
             ended = (step.terminated | step.truncated)[:, None]
             arrays["next_alive"][t] = np.where(ended, arrays["alive"][t], step.alive)
+        if step.facts is not None:
+            arrays["facts"][t] = step.facts
         if self.hidden_source is not None:
             arrays["hidden_rewards"][t] = self.hidden_source.hidden_rewards()
 
@@ -155,6 +158,7 @@ class Collector:
             lengths=(ends - previous_end)[order],
             returns=(totals - previous_total)[order].to(torch.float32),
             terminated=buffers["terminated"][times, envs][order],
+            facts=buffers["facts"][times, envs][order] if "facts" in buffers else None,
         )
         all_totals = buffers["rewards"].to(torch.float64).sum(dim=0)
         last_total, last_end = -self._open_returns, -self._open_lengths
@@ -234,6 +238,8 @@ def _allocate(spec: EnvSpec, num_steps: int, hidden: bool) -> dict[str, Tensor]:
     if spec.agents_die:
         buffers["alive"] = torch.ones(team, dtype=torch.bool)
         buffers["next_alive"] = torch.ones(team, dtype=torch.bool)
+    if spec.facts:
+        buffers["facts"] = torch.zeros(*lead, len(spec.facts))
     if hidden:
         buffers["hidden_rewards"] = torch.zeros(lead)
     return buffers

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs import make_env
+from envs import Fact, make_env
 from marl.config import Config
 from marl.mappo import Mappo
 from marl.normalisers import TeamNorm
@@ -101,7 +101,7 @@ class Trainer:
             metrics["benchmark/reward_correlation"] = float(correlation(rewards.team, hidden))
         return (
             {"steps": float(self.steps)}
-            | episode_metrics(rollout)
+            | episode_metrics(rollout, self.env.spec.facts)
             | metrics
             | self._time_metrics(clock.laps)
         )
@@ -193,14 +193,18 @@ def env_options(config: Config) -> dict[str, Any]:
     return options
 
 
-def episode_metrics(rollout: Rollout) -> dict[str, float]:
-    """Return the mean return and length of the episodes that ended; NaN if none did."""
+def episode_metrics(rollout: Rollout, facts: tuple[Fact, ...]) -> dict[str, float]:
+    """Return the mean return, length and facts of the episodes that ended; NaN if none did."""
     episodes = rollout.episodes
-    return {
+    metrics = {
         "return/mean": float(episodes.returns.mean()),
         "return/episodes": float(len(episodes.returns)),
         "return/length": float(episodes.lengths.to(torch.float32).mean()),
     }
+    if episodes.facts is not None:
+        names = [f"episode/{fact.name}" for fact in facts]
+        metrics |= dict(zip(names, episodes.facts.mean(dim=0).tolist(), strict=True))
+    return metrics
 
 
 def resident_mib() -> float:

@@ -1,7 +1,7 @@
 """Recent experience, and the finished episodes in it.
 
 Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of an episode;
-O, S, A features. Memory is allocated once and never grows.
+O, S, A features, F facts. Memory is allocated once and never grows.
 """
 
 from dataclasses import dataclass
@@ -61,6 +61,7 @@ class TrajectoryStore:
             "length": torch.zeros(max_episodes, dtype=torch.int64, device=device),
             "terminated": torch.zeros(max_episodes, dtype=torch.bool, device=device),
             "returns": torch.zeros(max_episodes, device=device),
+            "facts": torch.zeros(max_episodes, len(spec.facts), device=device),
         }
 
     @property
@@ -89,6 +90,8 @@ class TrajectoryStore:
             self._episodes["length"][slots] = lengths
             self._episodes["terminated"][slots] = ended.terminated[keep].to(self.device)
             self._episodes["returns"][slots] = ended.returns[keep].to(self.device)
+            if ended.facts is not None:
+                self._episodes["facts"][slots] = ended.facts[keep].to(self.device)
             self._finals["obs"][slots] = steps.next_obs[end, env]
             self._finals["state"][slots] = steps.next_state[end, env]
             self.num_finished += len(env)
@@ -117,6 +120,7 @@ class TrajectoryStore:
             returns=self._episodes["returns"][slots],
             lengths=self._episodes["length"][slots],
             terminated=self._episodes["terminated"][slots],
+            facts=self._episodes["facts"][slots],
         )
 
     def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
@@ -197,6 +201,8 @@ class Episodes:
     """Steps."""
     terminated: Bool[Tensor, "M"]
     """Whether the task ended, rather than being interrupted."""
+    facts: Float[Tensor, "M F"]
+    """What the environment tells about each episode, in the order of `EnvSpec.facts`."""
 
     def transitions(self) -> Transitions:
         """Return all steps, (M, L) with L the longest length; later rows repeat the last step."""

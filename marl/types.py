@@ -1,8 +1,8 @@
 """Data that crosses modules.
 
 Axes: T time, E environments, N agents, M episodes, K sampled steps, B pairs; O observation,
-S state, A action features. ``*L`` stands for any leading axes: (T, E) in a rollout, (M, K) in a
-batch of episodes.
+S state, A action features, F facts. ``*L`` stands for any leading axes: (T, E) in a rollout,
+(M, K) in a batch of episodes.
 """
 
 from dataclasses import dataclass
@@ -41,6 +41,8 @@ class FinishedEpisodes:
     returns: Float[Tensor, "B"]
     """Sum of the task rewards, revealed by now."""
     terminated: Bool[Tensor, "B"]
+    facts: Float[Tensor, "B F"] | None = None
+    """What the environment tells about each, in the order of `EnvSpec.facts`."""
 
 
 @dataclass(frozen=True, kw_only=True)

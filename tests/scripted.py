@@ -9,10 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvSpec, EnvStep
+from envs import EnvSpec, EnvStep, Fact
 from marl.actors import Actor
 from marl.normalisers import TeamNorm
 from marl.rollout import Collector
+
+FACTS = (Fact(name="episode", meaning="number"), Fact(name="time", meaning="steps", unit="steps"))
 
 
 class ScriptedEnv:
@@ -21,8 +23,8 @@ class ScriptedEnv:
     Agent i of copy c sees (c, episode, t, i), cut to its own size; the state is (c, episode, t).
     Every step pays 1 and the last one 10 times the episode's number on top. Even episodes
     terminate, odd ones are truncated. With `agents_die`, agent i takes part while t <= i. With
-    `masks_actions`, action 0 of agent 0 is illegal. The arrays of a step are overwritten by the
-    next, as the contract allows.
+    `masks_actions`, action 0 of agent 0 is illegal. With `tells_facts`, the facts are (episode, t).
+    The arrays of a step are overwritten by the next, as the contract allows.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class ScriptedEnv:
         continuous: bool = False,
         agents_die: bool = False,
         masks_actions: bool = False,
+        tells_facts: bool = False,
     ) -> None:
         self.lengths = lengths
         self.spec = EnvSpec(
@@ -47,6 +50,7 @@ class ScriptedEnv:
             finite_horizon=False,
             masks_actions=masks_actions,
             agents_die=agents_die,
+            facts=FACTS if tells_facts else (),
         )
         self.received: list[npt.NDArray[Any]] = []
         """Actions of every step so far."""
@@ -112,6 +116,7 @@ class ScriptedEnv:
             "final_state": final[1],
             "action_mask": mask,
             "alive": alive,
+            "facts": final[1][:, 1:] if spec.facts else None,
         }
         for name, array in fresh.items():
             if array is not None:

@@ -15,7 +15,14 @@ Actions = npt.NDArray[Any]
 
 
 def discrete_spec(
-    name: str, num_envs: int, max_steps: int, *, num_agents: int, size: int, **flags: bool
+    name: str,
+    num_envs: int,
+    max_steps: int,
+    *,
+    num_agents: int,
+    size: int,
+    masks_actions: bool = False,
+    agents_die: bool = False,
 ) -> EnvSpec:
     """Return the constants of a task whose agents see `size` features and have `size` choices.
 
@@ -32,7 +39,8 @@ def discrete_spec(
         action_sizes=(size,) * num_agents,
         max_steps=at_least_one(name, "max_steps", max_steps),
         finite_horizon=True,
-        **flags,
+        masks_actions=masks_actions,
+        agents_die=agents_die,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv, check_env, make_env
+from envs import EnvSpec, EnvStep, Fact, HasHiddenRewards, VecEnv, check_env, make_env
 from envs.sampling import random_actions
 
 
@@ -113,6 +113,7 @@ def test_missing_member() -> None:
         ({"max_steps": 0}, "max_steps is 0"),
         ({"obs_sizes": (2, 0, 2, 2)}, "one size of at least 1 per agent"),
         ({"action_sizes": (2, 2)}, "4 obs_sizes and 2 action_sizes"),
+        ({"facts": (Fact(name="a b", meaning=""),)}, "an identifier of its own"),
     ],
 )
 def test_impossible_spec(spec: dict[str, Any], words: str) -> None:
@@ -125,6 +126,7 @@ def test_impossible_spec(spec: dict[str, Any], words: str) -> None:
         ("probe/masked", {"masks_actions": False}, "action_mask is given, but spec.masks_actions"),
         ("probe/local_credit", {"masks_actions": True}, "action_mask is missing"),
         ("probe/dying", {"agents_die": False}, "alive is given"),
+        ("probe/dying", {"facts": (Fact(name="won", meaning="won"),)}, "facts is missing"),
         ("probe/local_credit", {"obs_sizes": (2, 1, 2, 2)}, "agent 1 observes 1 features"),
         ("probe/local_credit", {"max_steps": 5}, "goes on after 5 steps"),
         ("probe/local_credit", {"finite_horizon": False}, "spec.finite_horizon is False"),

@@ -39,6 +39,7 @@ def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
             returns=torch.tensor(returns),
             lengths=count + 1,
             terminated=count.bool(),
+            facts=torch.zeros(len(returns), 0),
         )
 
     return EpisodePairs(first=side(first), second=side(second))

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from marl.numerics import NonFiniteError
+from marl.train import episode_metrics
 from marl.types import Rollout
-from tests.scripted import ScriptedEnv, scripted_collector
+from tests.scripted import FACTS, ScriptedEnv, scripted_collector
 
 LENGTHS = [[3, 5], [4, 2, 6]]
 """Copy 0 ends after 3, 8, 11, ... steps; copy 1 after 4, 6, 12, ..."""
@@ -35,6 +36,15 @@ def test_finished_episodes_by_hand() -> None:
     assert second.lengths.tolist() == [2, 5]
     assert second.returns.tolist() == [12.0, 15.0]
     assert second.terminated.tolist() == [False, False]
+
+
+def test_facts_belong_to_the_episode_that_ended() -> None:
+    first, second = (rollout.episodes for rollout in two_rollouts(tells_facts=True))
+    assert first.facts is not None
+    assert second.facts is not None
+    assert first.facts.tolist() == [[0.0, 3.0], [0.0, 4.0]]  # (episode, steps), by hand as above
+    assert second.facts.tolist() == [[1.0, 2.0], [1.0, 5.0]]
+    assert episode_metrics(two_rollouts(tells_facts=True)[0], FACTS)["episode/time"] == 3.5
 
 
 def test_several_episodes_of_one_copy_in_one_rollout() -> None:
@@ -122,11 +132,13 @@ def test_smaller_observations_are_padded_with_zeros() -> None:
 
 
 def test_a_state_continues_exactly() -> None:
-    collector, actor = scripted_collector(ScriptedEnv(LENGTHS, agents_die=True), 5)
+    collector, actor = scripted_collector(
+        ScriptedEnv(LENGTHS, agents_die=True, tells_facts=True), 5
+    )
     collector.collect(actor)
     saved = copy.deepcopy(collector.state_dict())
     expected = copy.deepcopy(collector.collect(actor)[0])
-    other, _ = scripted_collector(ScriptedEnv(LENGTHS, agents_die=True), 5)
+    other, _ = scripted_collector(ScriptedEnv(LENGTHS, agents_die=True, tells_facts=True), 5)
     other.load_state_dict(saved)
     continued = other.collect(actor)[0]
     for name, tensor in vars(expected.transitions).items():

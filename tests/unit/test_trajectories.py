@@ -30,7 +30,9 @@ def filled(
     lengths: list[list[int]], rollouts: int, max_steps: int = 32, **options: Any
 ) -> tuple[TrajectoryStore, list[Rollout]]:
     """Return a store after some rollouts, and copies of those."""
-    kinds = {k: options.pop(k) for k in ("agents_die", "masks_actions") if k in options}
+    kinds = {
+        k: options.pop(k) for k in ("agents_die", "masks_actions", "tells_facts") if k in options
+    }
     env = ScriptedEnv(lengths, **kinds)
     collector, actor = scripted_collector(env, STEPS)
     store, seen = make_store(env, max_steps, **options), []
@@ -62,6 +64,14 @@ def test_every_available_episode_is_whole(rollouts: int) -> None:
         assert steps.terminated[0].tolist() == [False] * (length - 1) + [index % 2 == 0]
         assert float(episode.returns) == length + 10 * index
         assert bool(episode.terminated) == (index % 2 == 0)
+
+
+def test_facts_of_the_end_stay_with_their_episode() -> None:
+    store, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64, tells_facts=True)
+    episodes = store.episodes(store.available())
+    indices = episodes.transitions().state[:, 0, 1]
+    expected = torch.stack((indices, episodes.lengths.to(torch.float32)), dim=-1)
+    assert torch.equal(episodes.facts, expected)
 
 
 def test_episodes_are_numbered_by_their_end() -> None:
