@@ -16,6 +16,7 @@ from envs import EnvSpec
 from marl.actors import make_actor
 from marl.advantages import dual_advantages
 from marl.config import LearnerConfig, NetworkConfig
+from marl.descent import Descent
 from marl.networks import LocalCritics, TeamCritic
 from marl.normalisers import TeamNorm
 from marl.numerics import check_finite, correlation, masked_mean
@@ -52,40 +53,6 @@ def clipped_value_loss(
     return 0.5 * torch.maximum(loss, (near - targets) ** 2)
 
 
-class Descent:
-    """A network with its own optimiser and its own gradient clipping."""
-
-    def __init__(self, network: nn.Module, learning_rate: float, max_grad_norm: float) -> None:
-        self.network = network
-        self.max_grad_norm = max_grad_norm
-        self.parameters = list(network.parameters())
-        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, eps=1e-5, fused=True)
-
-    def step(self, loss: Tensor) -> None:
-        """Take one gradient step."""
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
-        self.optimiser.step()
-
-    def set_learning_rate(self, learning_rate: float) -> None:
-        """Set the step size of the next steps."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the network (value normaliser included) and the optimiser."""
-        return {
-            "network": self.network.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of the same kind of network."""
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-
-
 class Mappo:
     """One actor network, a team critic and local critics, which share nothing.
 
@@ -115,14 +82,20 @@ class Mappo:
         self.team_critic = TeamCritic(spec, network, cpu).to(device)
         uses_local = local_stream and learner.local_weight > 0.0
         self.local_critics = LocalCritics(spec, network, cpu).to(device) if uses_local else None
-        self.descents = {
-            name: Descent(module, learner.learning_rate, learner.max_grad_norm)
+        self.networks: dict[str, nn.Module] = {
+            name: module
             for name, module in (
                 ("actor", self.actor),
                 ("local_critics", self.local_critics),
                 ("team_critic", self.team_critic),
             )
             if module is not None
+        }
+        self.descents = {
+            name: Descent(
+                network.parameters(), learner.learning_rate, learner.max_grad_norm, eps=1e-5
+            )
+            for name, network in self.networks.items()
         }
         side_by_side = threads > 1 and device.type == "cpu"
         self._pool = ThreadPoolExecutor(2) if side_by_side else None
@@ -239,7 +212,8 @@ class Mappo:
         orders: list[Int64[Tensor, "B"]],
     ) -> dict[str, Tensor]:
         """Improve one stream's critic on every minibatch and return its mean loss."""
-        descent = self.descents["team_critic" if name == "team" else "local_critics"]
+        critic = "team_critic" if name == "team" else "local_critics"
+        network, descent = self.networks[critic], self.descents[critic]
         rows = _flat(
             obs=inputs.obs,
             state=inputs.state,
@@ -251,7 +225,7 @@ class Mappo:
         for order in orders:
             batch = {key: tensor[order] for key, tensor in rows.items()}
             loss = clipped_value_loss(
-                descent.network(batch["obs"], batch["state"]),
+                network(batch["obs"], batch["state"]),
                 batch["values"],
                 batch["targets"],
                 self.config.value_clip,
@@ -262,13 +236,20 @@ class Mappo:
         return {f"value/loss_{name}": total / len(orders)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every network with its optimiser."""
-        return {name: descent.state_dict() for name, descent in self.descents.items()}
+        """Return every network (value normaliser included) with its optimiser."""
+        return {
+            name: {
+                "network": network.state_dict(),
+                "optimiser": self.descents[name].state_dict(),
+            }
+            for name, network in self.networks.items()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner built with the same settings."""
-        for name, descent in self.descents.items():
-            descent.load_state_dict(state[name])
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name]["network"])
+            self.descents[name].load_state_dict(state[name]["optimiser"])
 
 
 def _flat(**tensors: Tensor | None) -> dict[str, Tensor]:

@@ -135,7 +135,8 @@ class TrajectoryStore:
         flat, flat_next = row * self._num_envs + env, following * self._num_envs + env
 
         def at(name: str, index: Tensor) -> Tensor:
-            return self._steps[name].flatten(0, 1)[index]
+            rows = self._steps[name].flatten(0, 1).index_select(0, index.flatten())
+            return rows.unflatten(0, index.shape)
 
         def after(name: str, final: Tensor) -> Tensor:
             tail = (1,) * (final.ndim - 1)

@@ -69,8 +69,8 @@ def parameters_after(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> dict[s
     mappo.update(rollout, rewards, 1.0)
     return {
         f"{name}.{key}": tensor
-        for name, descent in mappo.descents.items()
-        for key, tensor in descent.network.state_dict().items()
+        for name, network in mappo.networks.items()
+        for key, tensor in network.state_dict().items()
     }
 
 

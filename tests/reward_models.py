@@ -13,7 +13,8 @@ from envs import EnvSpec
 from marl.config import RewardConfig
 from marl.normalisers import TeamNorm
 from marl.rewards import FactoredReward
-from marl.types import LabelledSegments, Transitions
+from marl.rewards.mixers import Mixed
+from marl.types import LabelledSegments, Rewards, Transitions
 
 CPU = torch.device("cpu")
 N, O, S, A = 3, 4, 5, 2  # noqa: E741  # the letters of the legend
@@ -69,6 +70,13 @@ def make_model(
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=noise))
     return model
+
+
+def parts_of(model: Any, steps: Transitions) -> tuple[Rewards, Mixed, Tensor]:
+    """Return the rewards, Q at s with its parts, and the bias part of R."""
+    now = model.now(steps)
+    rewards, bias = model.rewards(steps, now, model.then(steps))
+    return rewards, now, bias
 
 
 def uniform_policy(steps: Transitions) -> tuple[Tensor, Tensor]:

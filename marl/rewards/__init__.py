@@ -43,4 +43,6 @@ def make_reward_learner(
     else:
         kind = FactoredReward if config.is_factored else CentralReward
         model = kind(spec, config.reward, gamma, norm, generator)
-    return RewardLearner(model, name, config.reward, gamma, spec.max_steps, device)
+    return RewardLearner(
+        model, name, config.reward, spec.max_steps, threads=config.threads, device=device
+    )

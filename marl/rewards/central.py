@@ -50,27 +50,35 @@ class CentralReward(nn.Module):
 
     def forward(self, transitions: Transitions) -> Rewards:
         """Return R; there are no local rewards."""
-        return self.split(transitions)[0]
+        now, then = self.now(transitions), self.then(transitions)
+        return self.rewards(transitions, now, then)[0]
 
-    def split(self, transitions: Transitions) -> tuple[Rewards, Mixed, Tensor]:
-        """Return the reward, Q as a mixture of one part, and a zero bias."""
-        steps = transitions
-        state = self.norm.state(steps.state)
-        q = self._joint_q(state, steps.actions, steps.alive)
-        zero, part = torch.zeros_like(q), q.unsqueeze(-1)
-        now = Mixed(total=q, utilities=part, weights=torch.ones_like(part), bias=zero)
+    def now(self, steps: Transitions) -> Mixed:
+        """Return Q(s, a) as a mixture of one part."""
+        return _whole(self._joint_q(self.norm.state(steps.state), steps.actions, steps.alive))
+
+    @torch.no_grad()
+    def then(self, steps: Transitions) -> Mixed | None:
+        """Return gamma_R (1 - terminated) V(s') as a mixture of one part; None if gamma_R is 0."""
         if self.gamma == 0.0:
-            return Rewards(team=q), now, zero
-        with torch.no_grad():
-            next_v = self.slow_v(self.norm.state(steps.next_state)).squeeze(-1)
-            discount = self.gamma * (~steps.terminated).to(q.dtype)
-        return Rewards(team=q - discount * next_v), now, zero
+            return None
+        next_v = self.slow_v(self.norm.state(steps.next_state)).squeeze(-1)
+        return _whole(self.gamma * (~steps.terminated).to(next_v.dtype) * next_v)
+
+    def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
+        """Return R, without local rewards, and its bias part, which is zero."""
+        team = now.total if then is None else now.total - then.total
+        return Rewards(team=team), now.bias
 
     def _joint_q(self, state: Tensor, actions: Tensor, alive: Tensor | None) -> Tensor:
         if self.is_discrete:
             actions = nn.functional.one_hot(actions, self.action_size).to(state.dtype)
         actions = actions if alive is None else actions * alive.unsqueeze(-1)
         return self.q(torch.cat((state, actions.flatten(-2)), dim=-1)).squeeze(-1)
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Return what `value_loss` trains."""
+        return [] if self.gamma == 0.0 else list(self.v.parameters())
 
     def value_loss(
         self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
@@ -94,6 +102,14 @@ class CentralReward(nn.Module):
     def follow(self) -> Tensor:
         """Move the slow copy by the Polyak rate and return how far V is from its own."""
         return follow(self.v, self.slow_v, self.config.target_rate)
+
+
+def _whole(total: Tensor) -> Mixed:
+    """Return a value that is not decomposed in the form of one that is."""
+    part = total.unsqueeze(-1)
+    return Mixed(
+        total=total, utilities=part, weights=torch.ones_like(part), bias=torch.zeros_like(total)
+    )
 
 
 def matched_hidden(

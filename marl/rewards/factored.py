@@ -76,28 +76,44 @@ class FactoredReward(nn.Module):
 
     def forward(self, transitions: Transitions) -> Rewards:
         """Return R and r_i."""
-        return self.split(transitions)[0]
+        now, then = self.now(transitions), self.then(transitions)
+        return self.rewards(transitions, now, then)[0]
 
-    def split(self, transitions: Transitions) -> tuple[Rewards, Mixed, Tensor]:
-        """Return the rewards, the mixed utilities at s, and the bias part b(s) - gamma b(s')."""
-        steps = transitions
+    def now(self, steps: Transitions) -> Mixed:
+        """Return Q_tot(s, a) and its parts."""
         q = self.utilities(steps.obs, steps.actions, steps.alive)
-        now = self.q_mixer(self.norm.state(steps.state), q)
-        if self.gamma == 0.0:
-            return self._rewards(steps, now.total, now.weights * q, q, now.bias), now, now.bias
-        with torch.no_grad():
-            next_v = self.slow_v(self.norm.obs(steps.next_obs)).squeeze(-1)
-            next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
-            then = self.slow_mixer(self.norm.state(steps.next_state), next_v)
-            discount = self.gamma * (~steps.terminated).to(q.dtype)
-        bias = now.bias - discount * then.bias
-        discount_each = discount.unsqueeze(-1)
-        weighted = now.weights * q - discount_each * then.weights * next_v
-        plain = q - discount_each * next_v
-        team = now.total - discount * then.total
-        return self._rewards(steps, team, weighted, plain, bias), now, bias
+        return self.q_mixer(self.norm.state(steps.state), q)
 
-    def _rewards(
+    @torch.no_grad()
+    def then(self, steps: Transitions) -> Mixed | None:
+        """Return gamma_R (1 - terminated) V_tot(s') and its parts; None where gamma_R is 0.
+
+        The discount stands in the total, the utilities and the bias, once in each.
+        """
+        if self.gamma == 0.0:
+            return None
+        next_v = self.slow_v(self.norm.obs(steps.next_obs)).squeeze(-1)
+        next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
+        mixed = self.slow_mixer(self.norm.state(steps.next_state), next_v)
+        discount = self.gamma * (~steps.terminated).to(next_v.dtype)
+        return Mixed(
+            total=discount * mixed.total,
+            utilities=discount.unsqueeze(-1) * mixed.utilities,
+            weights=mixed.weights,
+            bias=discount * mixed.bias,
+        )
+
+    def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
+        """Return R, r_i and the bias part b(s) - gamma_R (1 - terminated) b(s')."""
+        weighted = now.weights * now.utilities
+        if then is None:
+            return self._formed(steps, now.total, weighted, now.utilities, now.bias), now.bias
+        team, bias = now.total - then.total, now.bias - then.bias
+        weighted = weighted - then.weights * then.utilities
+        plain = now.utilities - then.utilities
+        return self._formed(steps, team, weighted, plain, bias), bias
+
+    def _formed(
         self, steps: Transitions, team: Tensor, weighted: Tensor, plain: Tensor, bias: Tensor
     ) -> Rewards:
         """Return R with the form of local rewards that the configuration asks for."""
@@ -118,6 +134,13 @@ class FactoredReward(nn.Module):
             actions = nn.functional.one_hot(actions, self.action_size).to(obs.dtype)
         q = self.q(torch.cat((self.norm.obs(obs), actions), dim=-1)).squeeze(-1)
         return q if alive is None else q * alive
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Return what `value_loss` trains: v and, if it is separate, its mixer."""
+        if self.gamma == 0.0:
+            return []
+        mixer = [] if self.config.shared_mixer else list(self.v_mixer.parameters())
+        return [*self.v.parameters(), *mixer]
 
     def value_loss(
         self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler

@@ -3,14 +3,17 @@
 Axes: T time, E environments, N agents, M episodes, K sampled steps.
 """
 
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
+from marl.descent import Descent
 from marl.normalisers import ValueNorm
 from marl.numerics import check_finite
+from marl.parallel import SideBySide
 from marl.plugins import PluginError
 from marl.preferences import PreferenceSource
 from marl.rewards.factored import PolicySampler
@@ -35,8 +38,20 @@ class RewardModel(Protocol):
 class ImplicitReward(RewardModel, Protocol):
     """A reward R = Q - gamma V with a value network of its own."""
 
-    def split(self, transitions: Transitions) -> tuple[Rewards, Mixed, Tensor]:
-        """Return the rewards, Q and its parts, and the bias part of R."""
+    def now(self, steps: Transitions) -> Mixed:
+        """Return Q at s and its parts."""
+        ...
+
+    def then(self, steps: Transitions) -> Mixed | None:
+        """Return gamma (1 - terminated) V at s' and its parts, without gradient."""
+        ...
+
+    def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
+        """Return R = now - then with its local parts, and the bias part of R."""
+        ...
+
+    def value_parameters(self) -> list[nn.Parameter]:
+        """Return what `value_loss` trains; empty where there is no V."""
         ...
 
     def value_loss(
@@ -58,15 +73,15 @@ class RewardLearner:
         model: nn.Module,
         name: str,
         config: RewardConfig,
-        gamma: float,
         max_steps: int,
+        *,
+        threads: int,
         device: torch.device,
     ) -> None:
         self.model = model.to(device)
         self.name = name
         self.config = config
         self.own = model if isinstance(model, ImplicitReward) else None
-        self.has_value = gamma > 0.0
         self.max_steps = max_steps
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
@@ -74,7 +89,12 @@ class RewardLearner:
                 f"reward model {name} has no parameters to fit; give it at least one "
                 "torch.nn.Parameter or layer"
             )
-        self.optimiser = torch.optim.Adam(self.parameters, lr=config.learning_rate, fused=True)
+        of_value = [] if self.own is None else self.own.value_parameters()
+        others = [p for p in self.parameters if all(p is not v for v in of_value)]
+        settings = config.learning_rate, config.max_grad_norm
+        self.q_descent = Descent(others, *settings)
+        self.v_descent = Descent(of_value, *settings) if of_value else None
+        self.side_by_side = SideBySide(threads, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
 
@@ -89,7 +109,8 @@ class RewardLearner:
             L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)        -> q, mixer
             L_v = extreme V (or its options) of w_i v_i on w_i q_i      -> v
 
-        The gradients of the two losses reach disjoint parameters, so one step serves both.
+        The gradients of the two losses reach disjoint parameters, so they are found side by side
+        and clipped apart.
         """
         steps: list[Tensor] = []
         while len(steps) < self.config.gradient_steps:
@@ -112,28 +133,45 @@ class RewardLearner:
         present = segments.step_weights > 0
         team = rewards.team.where(present, torch.zeros_like(rewards.team))
         loss = preference_loss + self.config.regularisation * (team**2).sum() / present.sum()
-        if self.own is not None and self.has_value and now is not None:
-            loss = loss + self.own.value_loss(
-                segments.transitions, now, segments.step_weights, policy
+        drift = torch.zeros_like(preference_loss)
+        if self.own is None or self.v_descent is None or now is None:
+            self.q_descent.step(loss)
+        else:
+            self.side_by_side(
+                partial(self.q_descent.differentiate, loss),
+                partial(self._differentiate_value, self.own, self.v_descent, segments, now, policy),
             )
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.parameters, self.config.max_grad_norm)
-        self.optimiser.step()
-        with torch.no_grad():
-            drift = torch.zeros_like(preference_loss)
-            if self.own is not None and self.has_value:
-                drift = self.own.follow()
-            share = bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
-            ties = (segments.labels == 0.5).to(loss.dtype).mean()
-            return torch.stack((preference_loss.detach(), ties, share, drift))
+            self.q_descent.optimiser.step()
+            self.v_descent.optimiser.step()
+            drift = self.own.follow()
+        share = bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
+        ties = (segments.labels == 0.5).to(loss.dtype).mean()
+        return torch.stack((preference_loss.detach(), ties, share, drift))
+
+    @staticmethod
+    def _differentiate_value(
+        model: ImplicitReward,
+        descent: Descent,
+        segments: LabelledSegments,
+        now: Mixed,
+        policy: PolicySampler,
+    ) -> None:
+        """Leave the gradient of L_v in the parameters of V."""
+        descent.differentiate(
+            model.value_loss(segments.transitions, now, segments.step_weights, policy)
+        )
 
     def _split(self, transitions: Transitions) -> tuple[Rewards, Mixed | None, Tensor]:
-        """Return checked rewards and, for our own models, their parts."""
-        if self.own is not None:
-            return self.own.split(transitions)
-        rewards = checked_rewards(self.model(transitions), self.name, transitions)
-        return rewards, None, torch.zeros_like(rewards.team)
+        """Return checked rewards and, for our own models, Q and the bias part of R."""
+        if self.own is None:
+            rewards = checked_rewards(self.model(transitions), self.name, transitions)
+            return rewards, None, torch.zeros_like(rewards.team)
+        now, then = self.side_by_side(
+            partial(self.own.now, transitions),
+            partial(self.own.then, transitions),
+        )
+        rewards, bias = self.own.rewards(transitions, now, then)
+        return rewards, now, bias
 
     @torch.no_grad()
     def _held_out(self, source: PreferenceSource) -> dict[str, float]:
@@ -172,7 +210,8 @@ class RewardLearner:
         """Return the model, the optimiser and the scales."""
         return {
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "q_descent": self.q_descent.state_dict(),
+            "v_descent": None if self.v_descent is None else self.v_descent.state_dict(),
             "team_scale": self.team_scale.state_dict(),
             "local_scale": self.local_scale.state_dict(),
             "num_fits": self.num_fits,
@@ -181,7 +220,9 @@ class RewardLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner with the same settings."""
         self.model.load_state_dict(state["model"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.q_descent.load_state_dict(state["q_descent"])
+        if self.v_descent is not None:
+            self.v_descent.load_state_dict(state["v_descent"])
         self.team_scale.load_state_dict(state["team_scale"])
         self.local_scale.load_state_dict(state["local_scale"])
         self.num_fits = state["num_fits"]

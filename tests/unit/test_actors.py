@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from marl.actors import CategoricalActor, GaussianActor, make_actor
 from tests.learners import LENGTHS, NETWORK, collect, generator, make_mappo, random_rewards
@@ -160,15 +160,3 @@ def test_unshared_agents_have_weights_of_their_own() -> None:
     for parameter in actor.parameters():
         assert parameter.grad is not None
         assert not parameter.grad[1].any()
-
-
-def test_the_fast_tanh_is_tanh() -> None:
-    from marl.networks import Tanh
-
-    x = torch.linspace(-8.0, 8.0, 1001, requires_grad=True)
-    y = torch.linspace(-8.0, 8.0, 1001, requires_grad=True)
-    fast, exact = Tanh()(x), nn.Tanh()(y)
-    assert torch.allclose(fast, exact, atol=2e-7)
-    fast.sum().backward()
-    exact.sum().backward()
-    assert torch.allclose(x.grad, y.grad, atol=1e-6)  # type: ignore[arg-type]

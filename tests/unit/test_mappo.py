@@ -84,7 +84,7 @@ def test_a_huge_critic_gradient_does_not_shrink_the_actors() -> None:
         with torch.no_grad():
             mappo.team_critic.body[-1].bias.fill_(wrong_by)
         mappo.update(rollout, random_rewards(rollout), 1.0)
-        norms.append({name: gradient_norm(d.network) for name, d in mappo.descents.items()})
+        norms.append({name: gradient_norm(n) for name, n in mappo.networks.items()})
     limit = pytest.approx(1e-3, rel=1e-2)
     assert norms[0] == {"actor": limit, "local_critics": limit, "team_critic": limit}
     assert norms[1]["team_critic"] == limit
@@ -158,7 +158,7 @@ def test_threads_change_no_number() -> None:
         )
         rollout = collect(mappo, env)
         metrics = mappo.update(rollout, random_rewards(rollout), 1.0)
-        states = [descent.network.state_dict() for descent in mappo.descents.values()]
+        states = [network.state_dict() for network in mappo.networks.values()]
         results.append((metrics, states))
     assert results[0][0] == results[1][0]
     for left, right in zip(results[0][1], results[1][1], strict=True):

@@ -43,7 +43,7 @@ class OneSource(PreferenceSource):
 
 def make_learner(kind: type, gamma: float = GAMMA, **options: Any) -> RewardLearner:
     model = make_model(kind, gamma, **options)
-    return RewardLearner(model, "", model.config, gamma, 10, CPU)
+    return RewardLearner(model, "", model.config, 10, threads=2, device=CPU)
 
 
 def test_reward_models_never_see_a_reward() -> None:
@@ -75,6 +75,37 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     metrics = learner.fit(OneSource(segments), uniform_policy)
     assert metrics["preference/accuracy"] == 1.0
     assert metrics["preference/loss"] < 0.1
+
+
+def test_a_huge_gradient_of_v_does_not_shrink_that_of_q() -> None:
+    """L_q and L_v are clipped apart."""
+    segments = segments_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    gradients = []
+    for wrong_by in (0.0, -1e4):
+        learner = make_learner(FactoredReward, max_grad_norm=1e-3, gradient_steps=1)
+        assert isinstance(learner.model, FactoredReward)
+        with torch.no_grad():
+            list(learner.model.v.parameters())[-1].add_(wrong_by)
+        learner.fit(OneSource(segments), uniform_policy)
+        gradients.append([p.grad for p in learner.model.q.parameters()])
+        assert learner.v_descent is not None
+        norm = torch.stack([p.grad.norm() for p in learner.v_descent.parameters]).norm()
+        assert norm == pytest.approx(1e-3, rel=1e-2)
+    for small, large in zip(*gradients, strict=True):
+        assert torch.equal(small, large)
+
+
+@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
+def test_threads_do_not_change_the_numbers(kind: type) -> None:
+    segments = segments_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    fitted = []
+    for threads in (1, 2):
+        model = make_model(kind)
+        learner = RewardLearner(model, "", model.config, 10, threads=threads, device=CPU)
+        learner.fit(OneSource(segments), uniform_policy)
+        fitted.append(model.state_dict())
+    for name, tensor in fitted[0].items():
+        assert torch.equal(tensor, fitted[1][name]), name
 
 
 def test_padded_steps_change_no_parameter() -> None:

@@ -17,7 +17,16 @@ from marl.rewards import CentralReward, FactoredReward
 from marl.rewards.mixers import LinearMixer, TwoLayerMixer
 from marl.rewards.slow import follow
 from marl.types import Transitions
-from tests.reward_models import GAMMA, N, S, generator, make_model, make_steps, uniform_policy
+from tests.reward_models import (
+    GAMMA,
+    N,
+    S,
+    generator,
+    make_model,
+    make_steps,
+    parts_of,
+    uniform_policy,
+)
 
 
 @settings(max_examples=20)
@@ -51,7 +60,7 @@ def test_the_global_reward_is_the_additive_local_ones_plus_shaping(
     """R = sum_i r_i + b(s) - gamma (1 - terminated) b(s')."""
     model = make_model(gamma=gamma, continuous=continuous, local_form="additive")
     steps = make_steps(seed, 4, 5, continuous=continuous, dies=dies)
-    rewards, now, bias = model.split(steps)
+    rewards, now, bias = parts_of(model, steps)
     assert torch.allclose(rewards.team, rewards.local.sum(dim=-1) + bias, atol=1e-5)
     expected = now.bias
     if gamma > 0.0:
@@ -64,7 +73,7 @@ def test_the_global_reward_is_the_additive_local_ones_plus_shaping(
 
 def test_a_terminated_step_is_worth_its_utility_alone() -> None:
     model, steps = make_model(local_form="additive"), make_steps(0, 4, 5, terminated=1.1)
-    rewards, now, bias = model.split(steps)
+    rewards, now, bias = parts_of(model, steps)
     q = model.utilities(steps.obs, steps.actions, None)
     assert torch.allclose(rewards.team, now.total)
     assert torch.allclose(rewards.local, now.weights * q)
@@ -114,7 +123,7 @@ def test_local_advantages_add_up_to_the_global_one() -> None:
 @pytest.mark.parametrize("value_loss", ["gumbel", "expectile", "soft"])
 def test_the_value_loss_reaches_v_only(kind: type, value_loss: Any) -> None:
     model, steps = make_model(kind, value_loss=value_loss), make_steps(0, 4, 5)
-    _, now, _ = model.split(steps)
+    now = model.now(steps)
     model.value_loss(steps, now, torch.ones(4, 5), uniform_policy).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached
@@ -123,7 +132,7 @@ def test_the_value_loss_reaches_v_only(kind: type, value_loss: Any) -> None:
 
 def test_the_value_loss_reaches_a_separate_mixer_of_v() -> None:
     model, steps = make_model(shared_mixer=False), make_steps(0, 4, 5)
-    _, now, _ = model.split(steps)
+    now = model.now(steps)
     model.value_loss(steps, now, torch.ones(4, 5), uniform_policy).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert {name.split(".")[0] for name in reached} == {"v", "v_mixer"}
@@ -164,11 +173,11 @@ def test_the_next_state_is_seen_by_slow_copies_only(kind: type) -> None:
 
 def test_the_mixer_at_the_next_state_is_slow_too() -> None:
     model, steps = make_model(), make_steps(0, 4, 5, terminated=-1.0)
-    before, now, _ = model.split(steps)
+    before, now, _ = parts_of(model, steps)
     with torch.no_grad():
         for parameter in model.q_mixer.parameters():
             parameter.add_(1.0)
-    after, now_after, _ = model.split(steps)
+    after, now_after, _ = parts_of(model, steps)
     # What has changed is the part at s alone.
     assert torch.allclose(after.team - now_after.total, before.team - now.total, atol=1e-4)
 
@@ -236,8 +245,8 @@ def test_dead_agents_contribute_nothing(seed: int, kind: type) -> None:
         actions=torch.where(steps.alive, steps.actions, 1 - steps.actions),
         obs=steps.obs.where(steps.alive.unsqueeze(-1), torch.tensor(9.0)),
     )
-    before, now, _ = model.split(steps)
-    after, now_after, _ = model.split(swapped)
+    before, now, _ = parts_of(model, steps)
+    after, now_after, _ = parts_of(model, swapped)
     assert torch.equal(before.team, after.team)
     losses = [
         model.value_loss(each, mixed, torch.ones(4, 5), uniform_policy)
@@ -256,7 +265,7 @@ def test_dead_agents_leave_the_soft_value_of_the_joint_action() -> None:
         log_probs = torch.where(steps.alive, -1.0, -scale)  # type: ignore[arg-type]
         return lambda _: (steps.actions, log_probs)
 
-    _, now, _ = model.split(steps)
+    now = model.now(steps)
     weights = torch.ones(4, 5)
     losses = [model.value_loss(steps, now, weights, policy(scale)) for scale in (1.0, 100.0)]
     assert torch.equal(*losses)
@@ -267,9 +276,9 @@ def test_padding_leaves_the_value_loss(kind: type) -> None:
     model, steps = make_model(kind), make_steps(0, 4, 5)
     weights = torch.ones(4, 5)
     weights[:, 3:] = 0.0
-    _, now, _ = model.split(steps)
+    now = model.now(steps)
     short = Transitions(**{k: None if v is None else v[:, :3] for k, v in vars(steps).items()})
-    _, now_short, _ = model.split(short)
+    now_short = model.now(short)
     assert torch.allclose(
         model.value_loss(steps, now, weights, uniform_policy),
         model.value_loss(short, now_short, torch.ones(4, 3), uniform_policy),
