@@ -82,6 +82,9 @@ class RewardConfig:
     At 0.99 the preference loss drifted up late in a run of 1M steps."""
     target_rate: float = 0.005
     """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'."""
+    drift_tolerance: float = 0.1
+    """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;
+    0 switches this guard off."""
     alpha: float = 10.0
     """Logit scale: S = (alpha / T_max) * sum of R."""
     length_normalised: bool = False
@@ -225,6 +228,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learner.local_weight": (0, 1),
     "reward.gamma": (0, 1),
     "reward.target_rate": (0, 1),
+    "reward.drift_tolerance": (0, 1e6),
     "reward.alpha": (1e-9, 1e9),
     "reward.sample_steps": (1, 1e6),
     "reward.batch_episodes": (2, 1e5),

@@ -99,9 +99,9 @@ class CentralReward(nn.Module):
             loss = gumbel_loss(now.total, v, config.beta, config.exponent_clip)
         return masked_mean(loss, weights > 0)
 
-    def follow(self) -> Tensor:
+    def follow(self, rate: float) -> Tensor:
         """Move the slow copy by the Polyak rate and return how far V is from its own."""
-        return follow(self.v, self.slow_v, self.config.target_rate)
+        return follow(self.v, self.slow_v, rate)
 
 
 def _whole(total: Tensor) -> Mixed:

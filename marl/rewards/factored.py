@@ -176,7 +176,7 @@ class FactoredReward(nn.Module):
         present = present if steps.alive is None else present & steps.alive
         return masked_mean(loss, present) + masked_mean(bias_loss, real)
 
-    def follow(self) -> Tensor:
+    def follow(self, rate: float) -> Tensor:
         """Move the slow copies by the Polyak rate and return how far V is from its own."""
-        follow(self.v_mixer, self.slow_mixer, self.config.target_rate)
-        return follow(self.v, self.slow_v, self.config.target_rate)
+        follow(self.v_mixer, self.slow_mixer, rate)
+        return follow(self.v, self.slow_v, rate)

@@ -16,6 +16,7 @@ from marl.numerics import check_finite
 from marl.parallel import SideBySide
 from marl.plugins import PluginError
 from marl.preferences import PreferenceSource
+from marl.rewards.drift import DriftGuard
 from marl.rewards.factored import PolicySampler
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy, preference_logits
 from marl.rewards.mixers import Mixed
@@ -60,8 +61,8 @@ class ImplicitReward(RewardModel, Protocol):
         """Return the loss of V given Q."""
         ...
 
-    def follow(self) -> Tensor:
-        """Move the slow copies and return their distance."""
+    def follow(self, rate: float) -> Tensor:
+        """Move the slow copies by the Polyak rate and return their distance."""
         ...
 
 
@@ -94,6 +95,7 @@ class RewardLearner:
         settings = config.learning_rate, config.max_grad_norm
         self.q_descent = Descent(others, *settings)
         self.v_descent = Descent(of_value, *settings) if of_value else None
+        self.guard = DriftGuard(config.target_rate, config.drift_tolerance)
         self.side_by_side = SideBySide(threads, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
@@ -124,7 +126,11 @@ class RewardLearner:
         names = ("preference/loss", "preference/ties", "reward/bias_share", "reward/value_drift")
         means = torch.stack(steps).mean(dim=0)
         check_finite(preference_loss=means[0])
-        return dict(zip(names, means.tolist(), strict=True)) | self._held_out(source)
+        metrics = dict(zip(names, means.tolist(), strict=True))
+        if self.v_descent is not None:
+            self.guard.watch(metrics["preference/loss"])
+            metrics["reward/target_rate"] = self.guard.rate
+        return metrics | self._held_out(source)
 
     def _step(self, segments: LabelledSegments, policy: PolicySampler) -> Tensor:
         rewards, now, bias = self._split(segments.transitions)
@@ -143,7 +149,7 @@ class RewardLearner:
             )
             self.q_descent.optimiser.step()
             self.v_descent.optimiser.step()
-            drift = self.own.follow()
+            drift = self.own.follow(self.guard.rate)
         share = bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
         ties = (segments.labels == 0.5).to(loss.dtype).mean()
         return torch.stack((preference_loss.detach(), ties, share, drift))
@@ -214,6 +220,7 @@ class RewardLearner:
             "v_descent": None if self.v_descent is None else self.v_descent.state_dict(),
             "team_scale": self.team_scale.state_dict(),
             "local_scale": self.local_scale.state_dict(),
+            "guard": self.guard.state_dict(),
             "num_fits": self.num_fits,
         }
 
@@ -225,6 +232,7 @@ class RewardLearner:
             self.v_descent.load_state_dict(state["v_descent"])
         self.team_scale.load_state_dict(state["team_scale"])
         self.local_scale.load_state_dict(state["local_scale"])
+        self.guard.load_state_dict(state["guard"])
         self.num_fits = state["num_fits"]
 
 

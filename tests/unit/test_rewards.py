@@ -183,7 +183,7 @@ def test_the_mixer_at_the_next_state_is_slow_too() -> None:
 
 
 def test_slow_copies_move_by_exactly_the_rate() -> None:
-    model = make_model(target_rate=0.25)
+    model = make_model()
     pairs = [
         (
             dict(getattr(model, fast).named_parameters()),
@@ -192,7 +192,7 @@ def test_slow_copies_move_by_exactly_the_rate() -> None:
         for fast, slow in (("v", "slow_v"), ("v_mixer", "slow_mixer"))
     ]
     before = [{name: p.clone() for name, p in slow.items()} for _, slow in pairs]
-    model.follow()
+    model.follow(0.25)
     for (fast, slow), old in zip(pairs, before, strict=True):
         for name, parameter in slow.items():
             assert torch.allclose(parameter, old[name] + 0.25 * (fast[name] - old[name]))
