@@ -3,8 +3,7 @@
 Axes: T time, E environments, N agents, B rows (steps of any copy); O, S, A features.
 """
 
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,10 +19,14 @@ from marl.descent import Descent
 from marl.networks import LocalCritics, TeamCritic
 from marl.normalisers import TeamNorm
 from marl.numerics import check_finite, correlation, masked_mean
+from marl.parallel import SideBySide
 from marl.streams import Inputs, Stream, read_inputs, reward_stream
 from marl.types import Rewards, Rollout
 
-Job = Callable[[], dict[str, Tensor]]
+Epoch = Sequence[Int64[Tensor, "B"]]
+"""The rows of every minibatch."""
+Job = Generator[None, None, dict[str, Tensor]]
+"""One network's update: yields after every epoch and returns metrics."""
 
 
 def clipped_policy_loss(
@@ -56,8 +59,9 @@ def clipped_value_loss(
 class Mappo:
     """One actor network, a team critic and local critics, which share nothing.
 
-    With `threads` > 1 they are updated side by side; each works through the same minibatches in
-    its own order of operations, so the numbers do not depend on the threads.
+    With `threads` > 1 two of them at a time are updated side by side, in turns of one epoch; each
+    works through the same minibatches in its own order of operations, so the numbers do not depend
+    on the threads.
     """
 
     def __init__(
@@ -97,8 +101,7 @@ class Mappo:
             )
             for name, network in self.networks.items()
         }
-        side_by_side = threads > 1 and device.type == "cpu"
-        self._pool = ThreadPoolExecutor(2) if side_by_side else None
+        self._side_by_side = SideBySide(threads, device)
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
@@ -126,15 +129,13 @@ class Mappo:
             )
             check_finite(advantages=advantages)
 
-        orders = self._minibatch_orders(steps.terminated.numel())
+        epochs = self._minibatches(steps.terminated.numel())
         jobs = [
-            partial(self._improve_actor, rollout, inputs, advantages, orders),
-            partial(self._improve_critic, "team", inputs, team, None, orders),
+            self._improve_actor(rollout, inputs, advantages, epochs),
+            self._improve_critic("team", inputs, team, None, epochs),
         ]
         if local is not None:
-            jobs.insert(
-                1, partial(self._improve_critic, "local", inputs, local, steps.alive, orders)
-            )
+            jobs.insert(1, self._improve_critic("local", inputs, local, steps.alive, epochs))
         metrics = {
             "policy/learning_rate": learning_rate,
             "value/explained_variance_team": float(team.explained_variance),
@@ -146,22 +147,18 @@ class Mappo:
             )
         return metrics
 
-    def _minibatch_orders(self, rows: int) -> list[Int64[Tensor, "B"]]:
-        """Return the rows of every minibatch of every epoch."""
+    def _minibatches(self, rows: int) -> list[Epoch]:
+        """Return the rows of every minibatch, epoch by epoch."""
         size = -(-rows // self.config.minibatches)
         device = self.generator.device
         return [
-            index
+            torch.randperm(rows, generator=self.generator, device=device).split(size)
             for _ in range(self.config.epochs)
-            for index in torch.randperm(rows, generator=self.generator, device=device).split(size)
         ]
 
     def _run(self, jobs: Sequence[Job]) -> dict[str, float]:
         """Run independent jobs, side by side if there are threads, and return their metrics."""
-        if self._pool is None:
-            results = [job() for job in jobs]
-        else:
-            results = [future.result() for future in [self._pool.submit(job) for job in jobs]]
+        results = self._side_by_side.in_turns(jobs)
         metrics = {name: value for result in results for name, value in result.items()}
         check_finite(**metrics)
         return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
@@ -171,10 +168,10 @@ class Mappo:
         rollout: Rollout,
         inputs: Inputs,
         advantages: Float[Tensor, "T E N"],
-        orders: list[Int64[Tensor, "B"]],
-    ) -> dict[str, Tensor]:
+        epochs: list[Epoch],
+    ) -> Job:
         """Improve the actor on every minibatch and return mean metrics."""
-        steps, config = rollout.transitions, self.config
+        steps = rollout.transitions
         rows = _flat(
             obs=inputs.obs,
             actions=steps.actions,
@@ -184,24 +181,29 @@ class Mappo:
             action_mask=steps.action_mask,
         )
         sums = torch.zeros(3, device=advantages.device)
-        for order in orders:
-            batch = {name: tensor[order] for name, tensor in rows.items()}
-            alive, mask = batch.get("alive"), batch.get("action_mask")
-            parameters = self.actor(batch["obs"])
-            surrogate, log_ratio = clipped_policy_loss(
-                self.actor.log_prob(parameters, batch["actions"], mask),
-                batch["log_probs"],
-                batch["advantages"],
-                config.clip_coef,
-            )
-            loss = masked_mean(surrogate, alive)
-            if config.entropy_coef > 0.0:
-                entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
-                loss = loss - config.entropy_coef * entropy
-            self.descents["actor"].step(loss)
-            sums += _policy_metrics(loss.detach(), log_ratio.detach(), alive, config.clip_coef)
+        for epoch in epochs:
+            for order in epoch:
+                sums += self._actor_step({name: tensor[order] for name, tensor in rows.items()})
+            yield
         names = ("policy/loss", "policy/kl", "policy/clip_fraction")
-        return dict(zip(names, sums / len(orders), strict=True))
+        return dict(zip(names, sums / _count(epochs), strict=True))
+
+    def _actor_step(self, batch: dict[str, Tensor]) -> Tensor:
+        """Take one gradient step and return its metrics."""
+        alive, mask = batch.get("alive"), batch.get("action_mask")
+        parameters = self.actor(batch["obs"])
+        surrogate, log_ratio = clipped_policy_loss(
+            self.actor.log_prob(parameters, batch["actions"], mask),
+            batch["log_probs"],
+            batch["advantages"],
+            self.config.clip_coef,
+        )
+        loss = masked_mean(surrogate, alive)
+        if self.config.entropy_coef > 0.0:
+            entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
+            loss = loss - self.config.entropy_coef * entropy
+        self.descents["actor"].step(loss)
+        return _policy_metrics(loss.detach(), log_ratio.detach(), alive, self.config.clip_coef)
 
     def _improve_critic(
         self,
@@ -209,8 +211,8 @@ class Mappo:
         inputs: Inputs,
         stream: Stream,
         present: Tensor | None,
-        orders: list[Int64[Tensor, "B"]],
-    ) -> dict[str, Tensor]:
+        epochs: list[Epoch],
+    ) -> Job:
         """Improve one stream's critic on every minibatch and return its mean loss."""
         critic = "team_critic" if name == "team" else "local_critics"
         network, descent = self.networks[critic], self.descents[critic]
@@ -222,18 +224,20 @@ class Mappo:
             present=present,
         )
         total = torch.zeros((), device=stream.values.device)
-        for order in orders:
-            batch = {key: tensor[order] for key, tensor in rows.items()}
-            loss = clipped_value_loss(
-                network(batch["obs"], batch["state"]),
-                batch["values"],
-                batch["targets"],
-                self.config.value_clip,
-            )
-            loss = masked_mean(loss, batch.get("present"))
-            descent.step(loss)
-            total += loss.detach()
-        return {f"value/loss_{name}": total / len(orders)}
+        for epoch in epochs:
+            for order in epoch:
+                batch = {key: tensor[order] for key, tensor in rows.items()}
+                loss = clipped_value_loss(
+                    network(batch["obs"], batch["state"]),
+                    batch["values"],
+                    batch["targets"],
+                    self.config.value_clip,
+                )
+                loss = masked_mean(loss, batch.get("present"))
+                descent.step(loss)
+                total += loss.detach()
+            yield
+        return {f"value/loss_{name}": total / _count(epochs)}
 
     def state_dict(self) -> dict[str, Any]:
         """Return every network (value normaliser included) with its optimiser."""
@@ -250,6 +254,11 @@ class Mappo:
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
             self.descents[name].load_state_dict(state[name]["optimiser"])
+
+
+def _count(epochs: Sequence[Epoch]) -> int:
+    """Return the number of minibatches."""
+    return sum(len(epoch) for epoch in epochs)
 
 
 def _flat(**tensors: Tensor | None) -> dict[str, Tensor]:

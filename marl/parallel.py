@@ -1,17 +1,21 @@
 """Independent jobs on two threads."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 First = TypeVar("First")
 Second = TypeVar("Second")
 
 
 class SideBySide:
-    """Runs two jobs that share nothing at once on a CPU with threads, else one after the other.
+    """Runs jobs that share nothing two at a time on a CPU with threads, else one after the other.
 
     PyTorch releases Python's lock inside its operations, so two threads overlap; each job keeps
     its own order of operations, so the numbers do not depend on the threads.
@@ -32,3 +36,31 @@ class SideBySide:
         finally:
             future.exception()
         return result, future.result()
+
+    def in_turns(self, jobs: Sequence[Generator[None, None, Result]]) -> list[Result]:
+        """Return what every job returns; the threads change jobs wherever one yields.
+
+        So three jobs keep two threads busy to the end.
+        """
+        waiting = deque(enumerate(jobs))
+        results: dict[int, Result] = {}
+        work = partial(_take_turns, waiting, results)
+        self(work, work)
+        return [results[index] for index in range(len(jobs))]
+
+
+def _take_turns(
+    waiting: deque[tuple[int, Generator[None, None, Result]]], results: dict[int, Result]
+) -> None:
+    """Run the longest waiting job to its next yield, again and again, until none waits."""
+    while waiting:
+        try:
+            index, job = waiting.popleft()
+        except IndexError:  # the other thread was faster
+            return
+        try:
+            next(job)
+        except StopIteration as end:
+            results[index] = end.value
+        else:
+            waiting.append((index, job))

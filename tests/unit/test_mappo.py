@@ -134,11 +134,11 @@ def test_the_step_size_is_annealed() -> None:
 def test_every_row_is_used_once_per_epoch() -> None:
     # 24 rows in 5 minibatches: sizes 5, 5, 5, 5, 4.
     mappo = make_mappo(ScriptedEnv(LENGTHS).spec, LearnerConfig(epochs=2, minibatches=5))
-    orders = mappo._minibatch_orders(24)
-    assert [len(order) for order in orders] == [5, 5, 5, 5, 4] * 2
-    for epoch in (orders[:5], orders[5:]):
-        assert sorted(torch.cat(epoch).tolist()) == list(range(24))
-    assert not torch.equal(torch.cat(orders[:5]), torch.cat(orders[5:]))
+    epochs = mappo._minibatches(24)
+    assert [[len(rows) for rows in epoch] for epoch in epochs] == [[5, 5, 5, 5, 4]] * 2
+    for epoch in epochs:
+        assert sorted(torch.cat(list(epoch)).tolist()) == list(range(24))
+    assert not torch.equal(torch.cat(list(epochs[0])), torch.cat(list(epochs[1])))
 
 
 def test_threads_change_no_number() -> None:

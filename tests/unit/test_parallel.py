@@ -1,0 +1,57 @@
+"""Jobs side by side: what they return, what they raise, and who runs when."""
+
+from collections.abc import Generator
+
+import pytest
+import torch
+
+from marl.parallel import SideBySide
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_both_results_come_back_in_order(threads: int) -> None:
+    assert SideBySide(threads, CPU)(lambda: "first", lambda: 2) == ("first", 2)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("broken", [0, 1])
+def test_an_error_of_either_job_is_raised(threads: int, broken: int) -> None:
+    def fail() -> None:
+        raise ValueError("mine")
+
+    jobs = [lambda: None, lambda: None]
+    jobs[broken] = fail
+    both = SideBySide(threads, CPU)
+    with pytest.raises(ValueError, match="mine"):
+        both(*jobs)
+    assert both(lambda: 1, lambda: 2) == (1, 2)  # the thread is still there
+
+
+def counting(name: str, count: int, log: list[str]) -> Generator[None, None, str]:
+    for index in range(count):
+        log.append(f"{name}{index}")
+        yield
+    return name
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_jobs_take_turns_and_each_keeps_its_order(threads: int) -> None:
+    log: list[str] = []
+    jobs = [counting("a", 3, log), counting("b", 1, log), counting("c", 2, log)]
+    assert SideBySide(threads, CPU).in_turns(jobs) == ["a", "b", "c"]
+    for name, count in (("a", 3), ("b", 1), ("c", 2)):
+        assert [entry for entry in log if entry[0] == name] == [f"{name}{i}" for i in range(count)]
+    if threads == 1:
+        assert log == ["a0", "b0", "c0", "a1", "c1", "a2"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_error_in_a_turn_is_raised(threads: int) -> None:
+    def broken() -> Generator[None, None, str]:
+        yield
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        SideBySide(threads, CPU).in_turns([counting("a", 3, []), broken()])
