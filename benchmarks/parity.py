@@ -106,9 +106,7 @@ def compare(
     scenario: str, partition: str, agent_obsk: int, steps: int, num_envs: int = 2
 ) -> dict[str, float]:
     """Return the largest absolute difference per quantity, and the number of episode ends."""
-    ours = MaMuJoCo(
-        num_envs, scenario, partition, agent_obsk=agent_obsk, reward_mode="dense", dtype="float64"
-    )
+    ours = MaMuJoCo(num_envs, scenario, partition, agent_obsk=agent_obsk, dtype="float64")
     originals = [Original(scenario, partition, agent_obsk) for _ in range(num_envs)]
     worst = dict.fromkeys((*QUANTITIES, "ends"), 0.0)
     step = ours.reset(seed=7)

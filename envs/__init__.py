@@ -5,6 +5,8 @@ import farama_notifications
 from envs.base import EnvError, EnvSpec, EnvStep, Fact, HasHiddenRewards, VecEnv
 from envs.checker import check_env
 from envs.registry import env_names, make_env
+from envs.simulated import SimulatedEnv, Task, View
+from envs.sparse import SparseRewards, unwrapped
 
 __all__ = [
     "EnvError",
@@ -12,10 +14,15 @@ __all__ = [
     "EnvStep",
     "Fact",
     "HasHiddenRewards",
+    "SimulatedEnv",
+    "SparseRewards",
+    "Task",
     "VecEnv",
+    "View",
     "check_env",
     "env_names",
     "make_env",
+    "unwrapped",
 ]
 
 # gymnasium-robotics, imported later, prints a notice about hand tasks, which are none of ours.

@@ -100,19 +100,37 @@ def _check_final(field: str, played: Played, problems: Problems) -> None:
 
 
 def check_rewards(played: Played, problems: Problems) -> None:
-    """Note a reward before the end where the dense reward is hidden and not simply paid."""
-    if not played.hidden:
+    """Note a reward before the end that neither is nor sums up the hidden dense rewards."""
+    if not played.hidden or _is_dense(played) or _pays_in_parts(played):
         return
-    dense = all(
-        np.array_equal(step.rewards, hidden)
-        for step, hidden in zip(played.steps, played.hidden, strict=True)
-    )
     for t, step in enumerate(played.steps):
         early = np.flatnonzero((step.rewards != 0) & ~(step.terminated | step.truncated))
-        if early.size and not dense:
+        if early.size:
             problems.add(
                 "sparse",
                 f"step {t}: copy {early[0]} is paid {step.rewards[early[0]]} before its episode "
-                "ends, and this is not the hidden reward; pay zero until the end, or pay the "
-                "hidden reward in every step",
+                "ends, and an episode's rewards do not add up to the hidden ones; pay zero until "
+                "the end, or pay the hidden rewards, at once or some steps together",
             )
+
+
+def _is_dense(played: Played) -> bool:
+    """Return whether every step pays its hidden reward."""
+    return all(
+        np.array_equal(step.rewards, hidden)
+        for step, hidden in zip(played.steps, played.hidden, strict=True)
+    )
+
+
+def _pays_in_parts(played: Played) -> bool:
+    """Return whether every finished episode pays the sum of its hidden rewards."""
+    owed = np.zeros(len(played.hidden[0]))
+    scale = np.ones_like(owed)
+    for step, hidden in zip(played.steps, played.hidden, strict=True):
+        owed += hidden - step.rewards
+        scale += np.abs(hidden)
+        done = step.terminated | step.truncated
+        if (np.abs(owed) > 1e-4 * scale)[done].any():
+            return False
+        owed[done], scale[done] = 0.0, 1.0
+    return True

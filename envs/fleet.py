@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
+from envs.families import Maker
 from envs.mujoco_controls import Controls
 from envs.mujoco_episodes import Episodes
 from envs.mujoco_obs import Views, find_columns
@@ -17,6 +18,20 @@ from envs.mujoco_source import PARTITIONS, SEGMENTED, choose, make_source
 
 FLEET_SCENARIOS: tuple[str, ...] = tuple(s for s in PARTITIONS if s not in SEGMENTED)
 """Robots a fleet can consist of."""
+
+
+def members() -> list[str]:
+    """Return fleets of four; any number of bodies can be asked for."""
+    return [f"{scenario.lower()}_4" for scenario in FLEET_SCENARIOS]
+
+
+def maker(member: str) -> Maker | None:
+    """Return the maker of several bodies with one agent each, e.g. `halfcheetah_4`."""
+    bodies = {scenario.lower() for scenario in FLEET_SCENARIOS}
+    if member.partition("_")[0] not in bodies:
+        return None
+    scenario, num_bodies = fleet_from_name(member)
+    return Maker(Fleet, {"scenario": scenario, "num_bodies": num_bodies})
 
 
 def fleet_from_name(name: str) -> tuple[str, int]:
@@ -47,7 +62,6 @@ class Fleet:
         num_bodies: int = 4,
         *,
         max_steps: int = 200,
-        reward_mode: str = "episodic",
         finite_horizon: bool = False,
         num_threads: int = 0,
         dtype: str = "float32",
@@ -68,9 +82,8 @@ class Fleet:
         actuators = np.arange(num_bodies * source.model.nu).reshape(num_bodies, -1).tolist()
         ranges = np.tile(source.model.actuator_ctrlrange, (num_bodies, 1))
         self._controls = Controls(num_envs, ranges, actuators)
-        self._episodes = Episodes(num_envs, max_steps, finite_horizon, reward_mode)
+        self._episodes = Episodes(num_envs, max_steps, finite_horizon)
         self._alive: BoolArray = np.ones((num_envs, num_bodies), np.bool_)
-        self._dtype = np.dtype(dtype)
         self._ready = False
         self._spec = EnvSpec(
             name=f"fleet/{scenario.lower()}_{num_bodies}",
@@ -101,7 +114,7 @@ class Fleet:
         return EnvStep(
             obs=obs,
             state=state,
-            rewards=np.zeros(self._spec.num_envs, self._dtype),
+            rewards=np.zeros(self._spec.num_envs),
             terminated=nothing,
             truncated=nothing.copy(),
             final_obs=obs,
@@ -114,7 +127,8 @@ class Fleet:
         if not self._ready:
             raise EnvError("step was called before reset; call reset(seed) first")
         controls = self._controls.compute(actions).reshape(len(self.bodies.qpos), -1)
-        rewards, terminated, truncated = self._episodes.advance(*self._move(controls))
+        rewards, all_dead = self._move(controls)
+        terminated, truncated = self._episodes.advance(all_dead)
         final_obs, final_state = obs, state = self._observe()
         over = terminated | truncated
         if over.any():
@@ -125,17 +139,13 @@ class Fleet:
         return EnvStep(
             obs=obs,
             state=state,
-            rewards=rewards.astype(self._dtype, copy=False),
+            rewards=rewards,
             terminated=terminated,
             truncated=truncated,
             final_obs=final_obs,
             final_state=final_state,
             alive=self._alive.copy() if self._spec.agents_die else None,
         )
-
-    def hidden_rewards(self) -> FloatArray:
-        """(E,) the bodies' mean dense reward of the latest step."""
-        return self._episodes.dense.astype(self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""

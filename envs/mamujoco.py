@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import EnvError, EnvSpec, EnvStep, FloatArray
+from envs.base import EnvError, EnvSpec, EnvStep
+from envs.families import Maker
 from envs.mujoco_controls import Controls
 from envs.mujoco_episodes import Episodes
 from envs.mujoco_obs import Views, find_columns
@@ -27,7 +28,21 @@ from envs.mujoco_source import (
     scenario_from_name,
 )
 
-__all__ = ["MAMUJOCO_NAMES", "MaMuJoCo", "scenario_from_name"]
+__all__ = ["MAMUJOCO_NAMES", "MaMuJoCo", "maker", "members", "scenario_from_name"]
+
+
+def members() -> list[str]:
+    """Return the usual ways to cut each body; segmented bodies can be cut in others."""
+    return list(MAMUJOCO_NAMES)
+
+
+def maker(member: str) -> Maker | None:
+    """Return the maker of one body cut into agents, e.g. `halfcheetah_2x3`."""
+    bodies = {name.partition("_")[0] for name in MAMUJOCO_NAMES}
+    if member.partition("_")[0] not in bodies:
+        return None
+    scenario, partition = scenario_from_name(member)
+    return Maker(MaMuJoCo, {"scenario": scenario, "partition": partition})
 
 
 class MaMuJoCo:
@@ -40,7 +55,6 @@ class MaMuJoCo:
         partition: str = "2x3",
         *,
         agent_obsk: int | None = 1,
-        reward_mode: str = "episodic",
         finite_horizon: bool = False,
         max_steps: int | None = None,
         num_threads: int = 0,
@@ -49,10 +63,9 @@ class MaMuJoCo:
         """Prepare the copies; call `reset` before `step`.
 
         `agent_obsk`: agents observe joints up to that many edges away from their own; None:
-        every agent observes the whole state. `reward_mode`: "episodic" pays an episode's return
-        at its end, "dense" pays each step. `finite_horizon`: report the time limit as
-        terminated. `max_steps`: the time limit, by default Gymnasium's. `num_threads`: 0 means
-        one per processor. `dtype`: of observations, states and rewards; physics is float64.
+        every agent observes the whole state. `finite_horizon`: report the time limit as terminated.
+        `max_steps`: the time limit, by default Gymnasium's. `num_threads`: 0 means one per
+        processor. `dtype`: of observations and states; physics and rewards are float64.
         """
         check_partition(scenario, partition)
         _check_counts(num_envs, agent_obsk)
@@ -67,8 +80,7 @@ class MaMuJoCo:
         parts = [[node.act_ids for node in part] for part in team.parts]
         self._controls = Controls(num_envs, source.model.actuator_ctrlrange, parts)
         limit = source.max_steps if max_steps is None else max_steps
-        self._episodes = Episodes(num_envs, limit, finite_horizon, reward_mode)
-        self._dtype = np.dtype(dtype)
+        self._episodes = Episodes(num_envs, limit, finite_horizon)
         self._ready = False
         self._spec = EnvSpec(
             name=f"mamujoco/{scenario.lower()}_{partition}",
@@ -98,7 +110,7 @@ class MaMuJoCo:
         return EnvStep(
             obs=obs,
             state=state,
-            rewards=np.zeros(self._spec.num_envs, self._dtype),
+            rewards=np.zeros(self._spec.num_envs),
             terminated=nothing,
             truncated=nothing.copy(),
             final_obs=obs,
@@ -110,9 +122,7 @@ class MaMuJoCo:
         if not self._ready:
             raise EnvError("step was called before reset; call reset(seed) first")
         self.bodies.step(self._controls.compute(actions))
-        rewards, terminated, truncated = self._episodes.advance(
-            self.bodies.rewards, self.bodies.terminated
-        )
+        terminated, truncated = self._episodes.advance(self.bodies.terminated)
         self._views.gather(self.bodies.features)
         final_obs, final_state = self._views.obs, self._views.state
         over = terminated | truncated
@@ -123,16 +133,12 @@ class MaMuJoCo:
         return EnvStep(
             obs=self._views.obs,
             state=self._views.state,
-            rewards=rewards.astype(self._dtype, copy=False),
+            rewards=self.bodies.rewards.copy(),
             terminated=terminated,
             truncated=truncated,
             final_obs=final_obs,
             final_state=final_state,
         )
-
-    def hidden_rewards(self) -> FloatArray:
-        """(E,) the dense reward of the latest step."""
-        return self._episodes.dense.astype(self._dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""

@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
-from envs.simulated import Arrays, RewardMode, SimulatedEnv, View
+from envs.families import Maker
+from envs.simulated import Arrays, SimulatedEnv, View
 
 MAX_STEPS = 25
 TIME_STEP = 0.1
@@ -28,9 +29,21 @@ CONTACT_STIFFNESS = 100.0
 CONTACT_MARGIN = 1e-3
 
 
-def nav(
-    num_envs: int, *, num_agents: int = 6, reward_mode: RewardMode = "episodic"
-) -> SimulatedEnv:
+def members() -> list[str]:
+    """Return the usual sizes; any number of agents can be asked for."""
+    return ["nav_3", "nav_6", "nav_12", "spread_3"]
+
+
+def maker(member: str) -> Maker | None:
+    """Return the maker of a particle task, e.g. `nav_6`."""
+    task, _, count = member.rpartition("_")
+    calls = {"nav": nav, "spread": spread}
+    if task not in calls or not count.isdecimal():
+        return None
+    return Maker(calls[task], {"num_agents": int(count)})
+
+
+def nav(num_envs: int, *, num_agents: int = 6) -> SimulatedEnv:
     """Return N particles that each see and must reach their own landmark.
 
     An agent observes its velocity, its position and the way to its landmark (6 features); the
@@ -39,12 +52,10 @@ def nav(
     random -28.6; every agent drifting one way -59.6.
     """
     task = _Navigation(num_agents)
-    return SimulatedEnv(_spec(f"nav_{num_agents}", num_envs, num_agents, 6), task, reward_mode)
+    return SimulatedEnv(_spec(f"nav_{num_agents}", num_envs, num_agents, 6), task)
 
 
-def spread(
-    num_envs: int, *, num_agents: int = 3, reward_mode: RewardMode = "episodic"
-) -> SimulatedEnv:
+def spread(num_envs: int, *, num_agents: int = 3) -> SimulatedEnv:
     """Return N particles that must cover N landmarks without touching each other.
 
     An agent observes its velocity, its position, the way to every landmark and to every other
@@ -57,7 +68,7 @@ def spread(
     task = _Spread(num_agents)
     obs_size = 4 + 2 * num_agents + 2 * (num_agents - 1)
     spec = _spec(f"spread_{num_agents}", num_envs, num_agents, obs_size)
-    return SimulatedEnv(spec, task, reward_mode)
+    return SimulatedEnv(spec, task)
 
 
 def _spec(name: str, num_envs: int, num_agents: int, obs_size: int) -> EnvSpec:

@@ -5,7 +5,7 @@ S state features, A actions, D random draws an episode needs.
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,6 @@ from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.randomness import copy_seeds, uniform
 
 Arrays = dict[str, npt.NDArray[Any]]
-RewardMode = Literal["episodic", "dense"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,30 +54,19 @@ class Task(Protocol):
 
 
 class SimulatedEnv:
-    """A `VecEnv` that runs a `Task`; with hidden rewards and an exact state.
+    """A `VecEnv` that runs a `Task`, pays its rewards every step and has an exact state."""
 
-    `reward_mode` "episodic" pays zero until the episode ends and then the sum of its dense
-    rewards; "dense" pays every step.
-    """
-
-    def __init__(self, spec: EnvSpec, task: Task, reward_mode: RewardMode) -> None:
-        if reward_mode not in get_args(RewardMode):
-            raise EnvError(
-                f"{spec.name}: reward_mode is {reward_mode!r}; choose 'episodic' or 'dense'"
-            )
+    def __init__(self, spec: EnvSpec, task: Task) -> None:
         if spec.num_envs < 1:
             raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
         self._spec = spec
         self._task = task
-        self._episodic = reward_mode == "episodic"
         self._limits = np.asarray(spec.action_sizes)
         self._arrays: Arrays | None = None
         self._mask: BoolArray | None = None
         self._seeds = np.zeros(spec.num_envs, np.uint64)
         self._episodes = np.zeros(spec.num_envs, np.int64)
         self._steps = np.zeros(spec.num_envs, np.int64)
-        self._returns = np.zeros(spec.num_envs)
-        self._hidden = np.zeros(spec.num_envs, np.float32)
 
     @property
     def spec(self) -> EnvSpec:
@@ -91,13 +79,11 @@ class SimulatedEnv:
         self._seeds = copy_seeds(seed, num_envs)
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
-        self._returns = np.zeros(num_envs)
-        self._hidden = np.zeros(num_envs, np.float32)
         self._arrays = self._begin(np.arange(num_envs))
         view = self._task.view(self._arrays, self._steps)
         self._mask = view.action_mask
         nowhere = np.zeros(num_envs, np.bool_)
-        return _env_step(view, view, np.zeros(num_envs, np.float32), nowhere, nowhere.copy())
+        return _env_step(view, view, np.zeros(num_envs), nowhere, nowhere.copy())
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
         """Return what the joint actions led to; copies that ended show their next episode."""
@@ -106,23 +92,16 @@ class SimulatedEnv:
         checked = self._checked(np.asarray(actions))
         self._arrays, rewards, ended = self._task.advance(self._arrays, self._steps, checked)
         self._steps = self._steps + 1
-        self._returns = self._returns + rewards
-        self._hidden = rewards.astype(np.float32)
 
         timed_out = self._steps >= self._spec.max_steps
         terminated = ended | timed_out if self._spec.finite_horizon else ended
         truncated = timed_out & ~terminated
         done = terminated | truncated
-        paid = np.where(done, self._returns, 0.0) if self._episodic else rewards
 
         final = self._task.view(self._arrays, self._steps)
         view = self._restarted(final, np.flatnonzero(done)) if done.any() else final
         self._mask = view.action_mask
-        return _env_step(view, final, paid.astype(np.float32), terminated, truncated)
-
-    def hidden_rewards(self) -> FloatArray:
-        """Return the (E,) dense rewards of the latest step, whatever the reward mode."""
-        return self._hidden.copy()
+        return _env_step(view, final, np.asarray(rewards, np.float64), terminated, truncated)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that changes."""
@@ -132,8 +111,6 @@ class SimulatedEnv:
             "seeds": self._seeds.copy(),
             "episodes": self._episodes.copy(),
             "steps": self._steps.copy(),
-            "returns": self._returns.copy(),
-            "hidden": self._hidden.copy(),
             "arrays": {name: array.copy() for name, array in self._arrays.items()},
         }
 
@@ -148,8 +125,6 @@ class SimulatedEnv:
         self._seeds = state["seeds"].copy()
         self._episodes = state["episodes"].copy()
         self._steps = state["steps"].copy()
-        self._returns = state["returns"].copy()
-        self._hidden = state["hidden"].copy()
         self._arrays = {name: array.copy() for name, array in state["arrays"].items()}
         self._mask = self._task.view(self._arrays, self._steps).action_mask
 
@@ -163,7 +138,6 @@ class SimulatedEnv:
         assert self._arrays is not None
         self._episodes[rows] += 1
         self._steps[rows] = 0
-        self._returns[rows] = 0.0
         fresh = self._begin(rows)
         for name, array in fresh.items():
             self._arrays[name] = _replaced(self._arrays[name], rows, array)

@@ -9,12 +9,10 @@ import numpy as np
 
 from envs.base import BoolArray, EnvSpec, FloatArray
 from envs.probes.common import Actions, Steps, at_least_one, now
-from envs.simulated import Arrays, RewardMode, SimulatedEnv, View
+from envs.simulated import Arrays, SimulatedEnv, View
 
 
-def continuous_match(
-    num_envs: int, *, max_steps: int = 8, reward_mode: RewardMode = "episodic"
-) -> SimulatedEnv:
+def continuous_match(num_envs: int, *, max_steps: int = 8) -> SimulatedEnv:
     """Return two agents that must act out what they see: one number, and two numbers.
 
     Agent 0 sees u in [-1, 1]^2 and should act u[1]. Agent 1 sees w in [-1, 1]^3 and should act
@@ -32,7 +30,7 @@ def continuous_match(
         max_steps=at_least_one("continuous_match", "max_steps", max_steps),
         finite_horizon=True,
     )
-    return SimulatedEnv(spec, _Matching(max_steps), reward_mode)
+    return SimulatedEnv(spec, _Matching(max_steps))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.base import BoolArray, FloatArray
 from envs.probes.common import Actions, Steps, discrete_spec, now, one_hot
-from envs.simulated import Arrays, RewardMode, SimulatedEnv, View
+from envs.simulated import Arrays, SimulatedEnv, View
 
 
 def coordination(
@@ -17,14 +17,13 @@ def coordination(
     *,
     num_cues: int = 3,
     max_steps: int = 8,
-    reward_mode: RewardMode = "episodic",
 ) -> SimulatedEnv:
     """Return two agents that see one cue and are paid 1 only if both name it in the same step.
 
     Optimum T (8); random T / K^2 (8/9). The task ends after T steps.
     """
     spec = discrete_spec("coordination", num_envs, max_steps, num_agents=2, size=num_cues)
-    return SimulatedEnv(spec, _Cues(2, num_cues, max_steps, shared=True), reward_mode)
+    return SimulatedEnv(spec, _Cues(2, num_cues, max_steps, shared=True))
 
 
 def local_credit(
@@ -33,14 +32,13 @@ def local_credit(
     num_agents: int = 4,
     num_cues: int = 2,
     max_steps: int = 8,
-    reward_mode: RewardMode = "episodic",
 ) -> SimulatedEnv:
     """Return agents that each see and name a cue of their own; the team is paid the mean.
 
     Optimum T (8); random T / K (4). The state is all cues. The task ends after T steps.
     """
     spec = discrete_spec("local_credit", num_envs, max_steps, num_agents=num_agents, size=num_cues)
-    return SimulatedEnv(spec, _Cues(num_agents, num_cues, max_steps, shared=False), reward_mode)
+    return SimulatedEnv(spec, _Cues(num_agents, num_cues, max_steps, shared=False))
 
 
 def dying(
@@ -49,7 +47,6 @@ def dying(
     num_agents: int = 3,
     num_cues: int = 2,
     max_steps: int = 8,
-    reward_mode: RewardMode = "episodic",
 ) -> SimulatedEnv:
     """Return agents that each name their own cue until they die, each at a time of its own.
 
@@ -61,7 +58,7 @@ def dying(
     spec = discrete_spec(
         "dying", num_envs, max_steps, num_agents=num_agents, size=num_cues, agents_die=True
     )
-    return SimulatedEnv(spec, _Dying(num_agents, num_cues, max_steps), reward_mode)
+    return SimulatedEnv(spec, _Dying(num_agents, num_cues, max_steps))
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,10 @@ import numpy as np
 
 from envs.base import BoolArray, FloatArray
 from envs.probes.common import Actions, Steps, discrete_spec, now
-from envs.simulated import Arrays, RewardMode, SimulatedEnv, View
+from envs.simulated import Arrays, SimulatedEnv, View
 
 
-def masked(
-    num_envs: int, *, max_steps: int = 8, reward_mode: RewardMode = "episodic"
-) -> SimulatedEnv:
+def masked(num_envs: int, *, max_steps: int = 8) -> SimulatedEnv:
     """Return two agents of which each sees the pay of five actions, two of them illegal.
 
     Every step and agent one legal action pays 1, two pay 0 and the illegal ones promise 2, but
@@ -22,7 +20,7 @@ def masked(
     ends after T steps.
     """
     spec = discrete_spec("masked", num_envs, max_steps, num_agents=2, size=5, masks_actions=True)
-    return SimulatedEnv(spec, _Masked(max_steps), reward_mode)
+    return SimulatedEnv(spec, _Masked(max_steps))
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.base import BoolArray, EnvSpec, FloatArray
 from envs.probes.common import Actions, Steps, at_least_one, one_hot
-from envs.simulated import Arrays, RewardMode, SimulatedEnv, View
+from envs.simulated import Arrays, SimulatedEnv, View
 
 
 def time_limit(
@@ -17,7 +17,6 @@ def time_limit(
     *,
     max_steps: int = 10,
     finite_horizon: bool = False,
-    reward_mode: RewardMode = "episodic",
 ) -> SimulatedEnv:
     """Return one agent that is paid 1 in every step it chooses to stand in state 1, without end.
 
@@ -37,7 +36,7 @@ def time_limit(
         max_steps=at_least_one("time_limit", "max_steps", max_steps),
         finite_horizon=finite_horizon,
     )
-    return SimulatedEnv(spec, _Standing(), reward_mode)
+    return SimulatedEnv(spec, _Standing())
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from envs.base import EnvError, EnvStep, HasHiddenRewards, VecEnv
+from envs.base import EnvError, EnvStep, VecEnv
 from envs.checker import check_env
 from envs.fleet import Fleet
 from envs.mamujoco import MaMuJoCo
+from envs.sparse import SparseRewards
 
 FAMILIES = [
     ("HalfCheetah", "2x3"),
@@ -45,7 +46,6 @@ def assert_same(first: dict[str, Any], second: dict[str, Any]) -> None:
 def test_shapes_types_and_padding(scenario: str, partition: str) -> None:
     env = MaMuJoCo(3, scenario, partition)
     assert isinstance(env, VecEnv)
-    assert isinstance(env, HasHiddenRewards)
     spec = env.spec
     step = env.reset(seed=1)
     for actions in (None, *random_actions(env, 3)):
@@ -73,20 +73,19 @@ def test_saved_state_continues_exactly(scenario: str, partition: str) -> None:
     for index in range(25):
         env.step(actions[index])
     saved = env.state_dict()
-    expected = [(snapshot(env.step(a)), env.hidden_rewards()) for a in actions[25:]]
+    expected = [snapshot(env.step(a)) for a in actions[25:]]
     other = MaMuJoCo(3, scenario, partition, **options)
     for target in (env, other):
         target.load_state_dict(saved)
-        for a, (step, hidden) in zip(actions[25:], expected, strict=True):
+        for a, step in zip(actions[25:], expected, strict=True):
             assert_same(step, snapshot(target.step(a)))
-            np.testing.assert_array_equal(hidden, target.hidden_rewards())
 
 
 @pytest.mark.parametrize(("scenario", "partition"), FAMILIES)
 def test_number_of_threads_changes_nothing(scenario: str, partition: str) -> None:
     runs = []
     for num_threads in (1, 3):
-        env = MaMuJoCo(5, scenario, partition, num_threads=num_threads, reward_mode="dense")
+        env = MaMuJoCo(5, scenario, partition, num_threads=num_threads)
         env.reset(seed=2)
         runs.append([snapshot(env.step(a)) for a in random_actions(env, 30)])
     for first, second in zip(*runs, strict=True):
@@ -96,9 +95,10 @@ def test_number_of_threads_changes_nothing(scenario: str, partition: str) -> Non
 @pytest.mark.parametrize("reward_mode", ["episodic", "dense"])
 def test_checker_finds_nothing(reward_mode: str) -> None:
     for scenario, partition in FAMILIES[:4]:
-        env = MaMuJoCo(3, scenario, partition, max_steps=25, reward_mode=reward_mode)
+        env = SparseRewards(MaMuJoCo(3, scenario, partition, max_steps=25), reward_mode)
         assert check_env(env, steps=40) == []
-    assert check_env(Fleet(2, "Hopper", 3, max_steps=25, reward_mode=reward_mode), steps=40) == []
+    fleet = SparseRewards(Fleet(2, "Hopper", 3, max_steps=25), reward_mode)
+    assert check_env(fleet, steps=40) == []
 
 
 def test_seeds_start_copies_and_episodes_differently_and_reproducibly() -> None:
@@ -128,7 +128,7 @@ def test_final_arrays_show_the_end_of_the_old_episode() -> None:
 
 def test_copies_that_go_on_are_untouched_by_the_reset_of_others() -> None:
     # Hopper copies fall at different steps; a copy alone must see what it sees among others.
-    env = MaMuJoCo(6, "Hopper", "3x1", reward_mode="dense")
+    env = MaMuJoCo(6, "Hopper", "3x1")
     first = snapshot(env.reset(seed=3))
     ends = set()
     for a in random_actions(env, 60):
@@ -143,7 +143,7 @@ def test_copies_that_go_on_are_untouched_by_the_reset_of_others() -> None:
 
 
 def test_episodic_reward_is_the_sum_of_hidden_rewards_paid_at_the_end() -> None:
-    env = MaMuJoCo(3, "Hopper", "3x1", max_steps=40, dtype="float64")
+    env = SparseRewards(MaMuJoCo(3, "Hopper", "3x1", max_steps=40))
     env.reset(seed=0)
     returns, ends = np.zeros(3), 0
     for a in random_actions(env, 200):
@@ -155,15 +155,6 @@ def test_episodic_reward_is_the_sum_of_hidden_rewards_paid_at_the_end() -> None:
         returns[over] = 0.0
         ends += over.sum()
     assert ends >= 15
-
-
-def test_dense_mode_pays_the_hidden_rewards() -> None:
-    env = MaMuJoCo(3, "HalfCheetah", "2x3", reward_mode="dense")
-    env.reset(seed=0)
-    for a in random_actions(env, 5):
-        rewards = env.step(a).rewards
-        np.testing.assert_array_equal(rewards, env.hidden_rewards())
-        assert rewards.any()
 
 
 def test_finite_horizon_reports_the_time_limit_as_terminated() -> None:
@@ -236,7 +227,6 @@ def test_unstable_physics_is_an_error_not_a_silent_restart(
         ({"scenario": "ManySegmentAnt", "partition": "2xx"}, "expected AxB"),
         ({"scenario": "ManySegmentSwimmer", "partition": "1x1"}, "at least 2 segments"),
         ({"agent_obsk": -1}, "agent_obsk is -1"),
-        ({"reward_mode": "sparse"}, "choose one of 'episodic', 'dense'"),
         ({"dtype": "float16"}, "choose one of 'float32', 'float64'"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"num_envs": 0}, "num_envs is 0"),

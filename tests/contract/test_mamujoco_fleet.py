@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.base import EnvError, EnvStep, HasHiddenRewards, VecEnv
+from envs.base import EnvError, EnvStep, VecEnv
 from envs.fleet import FLEET_SCENARIOS, Fleet, fleet_from_name
 from envs.mamujoco import MaMuJoCo
 
@@ -18,7 +18,6 @@ def snapshot(step: EnvStep) -> dict[str, Any]:
 def test_state_is_all_observations_side_by_side(scenario: str) -> None:
     env = Fleet(2, scenario, 3)
     assert isinstance(env, VecEnv)
-    assert isinstance(env, HasHiddenRewards)
     env.reset(seed=0)
     step = env.step(np.full((2, 3, env.spec.action_size), 0.3))
     assert step.obs.shape == (2, 3, env.spec.obs_size)
@@ -30,8 +29,8 @@ def test_state_is_all_observations_side_by_side(scenario: str) -> None:
 
 def test_a_body_moves_as_it_would_alone() -> None:
     # One copy of two bodies is two copies of MaMuJoCo: the same simulations, seeds and actions.
-    fleet = Fleet(1, "HalfCheetah", 2, reward_mode="dense", dtype="float64")
-    alone = MaMuJoCo(2, "HalfCheetah", "2x3", reward_mode="dense", dtype="float64")
+    fleet = Fleet(1, "HalfCheetah", 2, dtype="float64")
+    alone = MaMuJoCo(2, "HalfCheetah", "2x3", dtype="float64")
     fleet.reset(seed=4)
     alone.reset(seed=4)
     for a in np.random.default_rng(0).uniform(-1, 1, (20, 2, 6)):
@@ -59,7 +58,7 @@ def test_the_dead_stay_dead_earn_nothing_and_end_the_task_together() -> None:
         assert step.alive.any(axis=1).all()
         # a hopper's dense reward is at most about 1 + speed; a lone survivor earns a third
         lonely = alive.sum(axis=1) == 1
-        assert (env.hidden_rewards()[lonely] < 0.8).all()
+        assert (step.rewards[lonely] < 0.8).all()
         deaths += (~step.alive & alive).sum()
         ends += over.sum()
         alive, before = step.alive.copy(), step.obs.copy()

@@ -105,20 +105,17 @@ def test_controls_are_scaled_clipped_and_put_in_actuator_order() -> None:
     np.testing.assert_allclose(controls.compute(actions), [[-2.0, 0.75, 0.2]])
 
 
-def test_episodes_pay_at_the_end_and_tell_ends_apart() -> None:
-    episodes = Episodes(3, max_steps=2, finite_horizon=False, reward_mode="episodic")
+def test_episodes_tell_ends_apart() -> None:
+    episodes = Episodes(3, max_steps=2, finite_horizon=False)
     over = np.array([False, True, False])
-    rewards, terminated, truncated = episodes.advance(np.array([1.0, 2.0, 3.0]), over)
-    np.testing.assert_array_equal(rewards, [0, 2, 0])
+    terminated, truncated = episodes.advance(over)
     np.testing.assert_array_equal(terminated, over)
     assert not truncated.any()
     over = np.array([False, False, True])
-    rewards, terminated, truncated = episodes.advance(np.array([10.0, 20.0, 30.0]), over)
+    terminated, truncated = episodes.advance(over)
     # copies 0 and 2 reach two steps, 0 by time, 2 by its task; copy 1 has just begun
-    np.testing.assert_array_equal(rewards, [11, 0, 33])
     np.testing.assert_array_equal(terminated, over)
     np.testing.assert_array_equal(truncated, [True, False, False])
-    np.testing.assert_array_equal(episodes.dense, [10, 20, 30])
 
 
 def test_features_end_with_a_zero_column() -> None:

@@ -13,7 +13,7 @@ import pytest
 from envs import EnvError, EnvStep, make_env
 from envs.particles import FORCES, contact_forces, moved
 from envs.sampling import random_actions
-from envs.simulated import SimulatedEnv
+from envs.sparse import SparseRewards
 
 Policy = Callable[[EnvStep], np.ndarray]
 
@@ -118,7 +118,7 @@ def test_time_limit_truncates_or_terminates_as_asked() -> None:
 
 def test_episodic_pays_the_sum_of_the_hidden_rewards_at_the_end() -> None:
     env = make_env("particles/nav_2", 3)
-    assert isinstance(env, SimulatedEnv)
+    assert isinstance(env, SparseRewards)
     env.reset(0)
     policy = random_policy(env)
     total = np.zeros(3)
@@ -154,8 +154,6 @@ def make_and_step(name: str, actions: np.ndarray) -> None:
 def test_step_before_reset_and_wrong_options_say_what_to_do() -> None:
     with pytest.raises(EnvError, match="call reset"):
         make_env("probe/masked", 1).step(np.zeros((1, 2), int))
-    with pytest.raises(EnvError, match="choose 'episodic' or 'dense'"):
-        make_env("probe/masked", 1, reward_mode="sparse")
     with pytest.raises(EnvError, match="num_envs is 0"):
         make_env("probe/masked", 0)
 

@@ -79,7 +79,7 @@ def test_unknown_option() -> None:
         make_env("probe/masked", 2, max_step=3)
     assert str(caught.value) == (
         "environment 'probe/masked' has no option 'max_step' (did you mean 'max_steps'?); "
-        "its options are max_steps, reward_mode"
+        "its options are max_steps, reward_mode, reward_every, reward_outcome"
     )
     with pytest.raises(EnvError, match="the name already sets num_agents=6"):
         make_env("particles/nav_6", 2, num_agents=3)

@@ -1,0 +1,83 @@
+"""Families of environments: what a name before the slash stands for, and what it takes to install.
+
+A family is one line in `FAMILIES` and a module with two functions: `members() -> list[str]`, the
+names to list, and `maker(member) -> Maker | None`, which may accept more names than are listed.
+The module is imported when one of its names is used or listed, never before.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import Any
+
+from envs.base import EnvError
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What is called to make an environment, and the options that its name already fixes."""
+
+    call: Callable[..., Any]
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Environments that one module makes."""
+
+    module: str
+    summary: str
+    """One line for `marl envs`."""
+    reward_mode: str = ""
+    """How its rewards are paid unless the user says otherwise; empty: as the environments do."""
+    extra: str = ""
+    """Extra of this distribution that installs what the family needs; empty: nothing more."""
+    needs: str = ""
+    """Importable name of what the extra installs."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether what the family needs is there."""
+        return not self.needs or find_spec(self.needs) is not None
+
+    @property
+    def how_to_install(self) -> str:
+        """The command that installs what the family needs."""
+        return f"pip install 'prefmarl[{self.extra}]'"
+
+    def members(self) -> list[str]:
+        """Return the names to list; an empty name stands for the family's own."""
+        listed: list[str] = importlib.import_module(self.module).members()
+        return listed
+
+    def maker(self, member: str) -> Maker | None:
+        """Return how to make a member; None where there is none of that name."""
+        if not self.is_installed:
+            raise EnvError(f"{self.module} needs {self.needs}: {self.how_to_install}")
+        found: Maker | None = importlib.import_module(self.module).maker(member)
+        return found
+
+
+FAMILIES: dict[str, Family] = {
+    "mamujoco": Family(
+        module="envs.mamujoco",
+        summary="one MuJoCo robot whose joints are shared among agents",
+        reward_mode="episodic",
+    ),
+    "fleet": Family(
+        module="envs.fleet",
+        summary="MuJoCo robots that share one return; any number, e.g. hopper_3",
+        reward_mode="episodic",
+    ),
+    "particles": Family(
+        module="envs.particles",
+        summary="points on a plane that look for landmarks; any number, e.g. nav_9",
+        reward_mode="episodic",
+    ),
+    "probe": Family(
+        module="envs.probes",
+        summary="tiny tasks with a known optimum, to test learning",
+        reward_mode="episodic",
+    ),
+}

@@ -1,0 +1,168 @@
+"""When a task pays: any environment with a dense reward made sparse.
+
+Axes: E environment copies, C copies whose episode ended.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from operator import itemgetter
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, HasHiddenRewards, VecEnv
+from envs.import_paths import did_you_mean, load_attribute
+
+RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
+Outcome = Callable[[dict[str, FloatArray]], Any]
+"""From the facts by name, each (C,), of episodes that ended to what they pay, (C,) numbers."""
+
+_OUTCOME_HINT = "the name of a fact or an import path such as my_envs:score"
+
+
+class SparseRewards:
+    """A `VecEnv` that pays the rewards of another one later; nothing else changes.
+
+    `reward_mode` says when: "episodic" pays zero until an episode ends, then its rewards' sum;
+    "every_k" pays the sum of the last `reward_every` steps, and what is left at the end;
+    "outcome" pays at the end only, what `reward_outcome` makes of the episode's final facts;
+    "dense" pays every step.
+    """
+
+    def __init__(
+        self,
+        env: VecEnv,
+        reward_mode: str = "episodic",
+        *,
+        reward_every: int | None = None,
+        reward_outcome: str | Outcome | None = None,
+    ) -> None:
+        """`reward_outcome`: a fact's name, or a function from facts by name to numbers, or where
+        to import it from."""
+        self.inner = env
+        """The environment that is made sparse."""
+        _check_mode(env.spec.name, reward_mode, reward_every, reward_outcome)
+        # Episodic and dense are the ends of one scale: never before the end, and every step.
+        self._every = {"every_k": reward_every, "dense": 1}.get(reward_mode)
+        self._outcome = None if reward_outcome is None else _outcome(env.spec, reward_outcome)
+        self._sums = np.zeros(env.spec.num_envs)
+        self._counts = np.zeros(env.spec.num_envs, np.int64)
+        self._dense = np.zeros(env.spec.num_envs)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of the inner environment."""
+        return self.inner.spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Start a new episode in every copy."""
+        self._sums[:] = 0.0
+        self._counts[:] = 0
+        self._dense[:] = 0.0
+        return self.inner.reset(seed)
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Return the inner environment's step with the rewards that are due."""
+        step = self.inner.step(actions)
+        self._dense[:] = step.rewards
+        self._sums += self._dense
+        self._counts += 1
+        done = step.terminated | step.truncated
+        due = done if self._every is None else done | (self._counts >= self._every)
+        if self._outcome is None:
+            rewards = np.where(due, self._sums, 0.0)
+        else:
+            rewards = self._outcomes(step, done)
+        self._sums[due] = 0.0
+        self._counts[due] = 0
+        return replace(step, rewards=rewards)
+
+    def hidden_rewards(self) -> FloatArray:
+        """Return the (E,) dense rewards of the latest step."""
+        if isinstance(self.inner, HasHiddenRewards):
+            return self.inner.hidden_rewards()
+        return self._dense.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the inner environment's state and the rewards that are not paid yet."""
+        return {
+            "inner": self.inner.state_dict(),
+            "sums": self._sums.copy(),
+            "counts": self._counts.copy(),
+            "dense": self._dense.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.inner.load_state_dict(state["inner"])
+        self._sums[:] = state["sums"]
+        self._counts[:] = state["counts"]
+        self._dense[:] = state["dense"]
+
+    def _outcomes(self, step: EnvStep, done: BoolArray) -> npt.NDArray[np.float64]:
+        """Return (E,) what the episodes that ended pay; zero elsewhere."""
+        rewards = np.zeros(self.spec.num_envs)
+        if not done.any():
+            return rewards
+        assert self._outcome is not None
+        assert step.facts is not None
+        names = [fact.name for fact in self.spec.facts]
+        facts = dict(zip(names, step.facts[done].T.copy(), strict=True))
+        paid = np.asarray(self._outcome(facts), np.float64)
+        if paid.shape != (done.sum(),) or not np.isfinite(paid).all():
+            raise EnvError(
+                f"{self.spec.name}: reward_outcome returned {paid} of shape {paid.shape}; return "
+                f"one finite number per episode that ended, shape ({done.sum()},) here"
+            )
+        rewards[done] = paid
+        return rewards
+
+
+def unwrapped(env: VecEnv) -> VecEnv:
+    """Return the environment inside `SparseRewards`, or the environment itself."""
+    return unwrapped(env.inner) if isinstance(env, SparseRewards) else env
+
+
+def _check_mode(name: str, mode: str, every: int | None, outcome: str | Outcome | None) -> None:
+    """Raise unless the mode is known and has exactly the settings that it needs."""
+    known = get_args(RewardMode)
+    if mode not in known:
+        raise EnvError(
+            f"{name}: reward_mode is {mode!r}{did_you_mean(str(mode), list(known))}; "
+            f"choose one of {', '.join(map(repr, known))}"
+        )
+    if mode == "every_k" and (not isinstance(every, int) or every < 1):
+        raise EnvError(f"{name}: reward_every is {every!r}; give the steps between two rewards")
+    if mode == "outcome" and not outcome:
+        raise EnvError(f"{name}: reward_mode 'outcome' needs reward_outcome; give {_OUTCOME_HINT}")
+    for option, value, its_mode in (
+        ("reward_every", every, "every_k"),
+        ("reward_outcome", outcome, "outcome"),
+    ):
+        if value is not None and mode != its_mode:
+            raise EnvError(
+                f"{name}: {option} means nothing to reward_mode {mode!r}; leave it out or set "
+                f"reward_mode to {its_mode!r}"
+            )
+
+
+def _outcome(spec: EnvSpec, outcome: str | Outcome) -> Outcome:
+    """Return the function that `outcome` is, names or selects by a fact's name."""
+    if not spec.facts:
+        raise EnvError(
+            f"{spec.name}: reward_mode 'outcome' reads an episode's facts, but the environment "
+            "tells none; list them in EnvSpec.facts and return EnvStep.facts, or choose "
+            "'episodic' or 'every_k'"
+        )
+    if callable(outcome):
+        return outcome
+    if ":" in outcome:
+        return load_attribute(outcome, "reward_outcome", "an import path such as my_envs:score")
+    names = [fact.name for fact in spec.facts]
+    if outcome not in names:
+        raise EnvError(
+            f"{spec.name}: reward_outcome is {outcome!r}{did_you_mean(outcome, names)}; "
+            f"give {_OUTCOME_HINT}; the facts are {', '.join(names)}"
+        )
+    return itemgetter(outcome)
