@@ -77,7 +77,7 @@ def test_the_wrapper_alone_is_sound() -> None:
         ("obs", lambda x: x[:, :, :1], r"obs is float32 of shape \(3, 4, 1\).*\(3, 4, 2\)"),
         ("obs", lambda x: x.astype(np.float64), "obs is float64.*promises float32"),
         ("state", lambda x: changed(x, (0, 1), np.nan), r"state\[0, 1\] is nan"),
-        ("rewards", lambda x: x[:, None], r"rewards is float32 of shape \(3, 1\)"),
+        ("rewards", lambda x: x[:, None], r"rewards is float64 of shape \(3, 1\)"),
         ("rewards", lambda x: x.tolist(), "rewards is a list; return a numpy float array"),
         ("terminated", lambda x: x.astype(np.float32), "terminated is float32"),
         ("truncated", lambda x: x.astype(int), "truncated is int64"),
@@ -243,8 +243,9 @@ def test_copies_that_share_a_seed_are_a_warning() -> None:
         def reset(self, seed: int) -> EnvStep:
             super().reset(seed)
             state = self.env.state_dict()
-            state["seeds"][:] = state["seeds"][0]
-            cues = state["arrays"]["cues"]
+            inner = state["inner"]
+            inner["seeds"][:] = inner["seeds"][0]
+            cues = inner["arrays"]["cues"]
             cues[:] = cues[0]
             self.env.load_state_dict(state)
             first = self.env.reset(seed)

@@ -13,7 +13,7 @@ import pytest
 from envs import EnvError, EnvStep, make_env
 from envs.particles import FORCES, contact_forces, moved
 from envs.sampling import random_actions
-from envs.sparse import SparseRewards
+from envs.sparse import SparseRewards, unwrapped
 
 Policy = Callable[[EnvStep], np.ndarray]
 
@@ -168,7 +168,7 @@ def test_point_mass_moves_as_computed_by_hand() -> None:
 
 
 def test_nav_pays_minus_the_mean_distance() -> None:
-    env = make_env("particles/nav_2", 1, reward_mode="dense")
+    env = unwrapped(make_env("particles/nav_2", 1))
     env.reset(0)
     state = env.state_dict()
     state["arrays"] = {
@@ -184,7 +184,7 @@ def test_nav_pays_minus_the_mean_distance() -> None:
 
 
 def test_spread_pays_coverage_and_touching() -> None:
-    env = make_env("particles/spread_3", 1, reward_mode="dense")
+    env = unwrapped(make_env("particles/spread_3", 1))
     env.reset(0)
     state = env.state_dict()
     state["arrays"] = {
