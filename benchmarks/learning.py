@@ -42,8 +42,7 @@ Trainer = Callable[[Cell], Iterable[Metrics]]
 
 def train_package(cell: Cell) -> Iterator[Metrics]:
     """Yield the metrics of our own trainer, one dict per iteration, the last with an evaluation."""
-    from marl import Trainer, load_config
-    from marl.evaluate import Policy, evaluate
+    from marl import Policy, Trainer, evaluate, load_config
 
     overrides = {
         "algorithm": cell.algorithm,
@@ -59,7 +58,11 @@ def train_package(cell: Cell) -> Iterator[Metrics]:
         yield trainer.iterate()
     metrics = trainer.iterate()
     policy = Policy(
-        config=config, steps=trainer.steps, actor=trainer.mappo.actor, norm=trainer.norm
+        config=config,
+        spec=trainer.env.spec,
+        steps=trainer.steps,
+        actor=trainer.mappo.actor,
+        norm=trainer.norm,
     )
     for name in ("greedy", "sampled"):
         result = evaluate(policy, greedy=name == "greedy", episodes=16, seed=cell.seed)

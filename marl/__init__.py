@@ -4,7 +4,8 @@ __version__ = "0.1.0"
 
 from marl.config import Config, ConfigError
 from marl.config_files import load_config
-from marl.evaluate import evaluate, load_policy
+from marl.evaluate import evaluate
+from marl.policy import Policy, load
 from marl.preferences import EpisodePairs, Labeller
 from marl.rewards import RewardModel
 from marl.runs import train
@@ -16,12 +17,13 @@ __all__ = [
     "ConfigError",
     "EpisodePairs",
     "Labeller",
+    "Policy",
     "RewardModel",
     "Rewards",
     "Trainer",
     "Transitions",
     "evaluate",
+    "load",
     "load_config",
-    "load_policy",
     "train",
 ]

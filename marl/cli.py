@@ -19,14 +19,16 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from envs import EnvError, check_env, env_names, make_env
+from envs import EnvError, check_env, make_env
+from envs.families import FAMILIES
 from marl import __version__
 from marl.checkpoint import CheckpointError
-from marl.config import Config, ConfigError
+from marl.config import Config, ConfigError, Option
 from marl.config_files import load_config
-from marl.evaluate import evaluate, load_policy
+from marl.evaluate import evaluate
 from marl.numerics import NonFiniteError
 from marl.plugins import PluginError
+from marl.policy import load
 from marl.progress import Progress
 from marl.runs import train
 
@@ -43,6 +45,22 @@ class TrainCommand:
     run_dir: Path | None = None
     """Where the run is recorded; a new folder under runs/ if not given."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckCommand:
+    """Test an environment of your own against the contract, in plain words."""
+
+    env: tyro.conf.Positional[str]
+    """Import path package.module:attribute, or a shipped name."""
+    options: Annotated[dict[str, Option], tyro.conf.arg(name="env.options")] = dataclasses.field(
+        default_factory=dict
+    )
+    """Keyword arguments of the environment, as `marl train` takes them."""
+    num_envs: int = 4
+    """Copies."""
+    steps: int = 200
+    """Steps to play."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -100,7 +118,7 @@ def evaluate_command(arguments: list[str]) -> int:
     if options.episodes < 1 or options.num_envs < 1:
         parser.error("--episodes and --num-envs must be at least 1")
     _config_of(options.run)
-    policy = load_policy(options.run)
+    policy = load(options.run)
     table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
     for heading in ("acting", "mean return", "95 % interval", "episodes"):
         table.add_column(heading, justify="left" if heading == "acting" else "right")
@@ -129,25 +147,35 @@ def evaluate_command(arguments: list[str]) -> int:
 
 def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
-    parser = _parser("check", check_command)
-    parser.add_argument("env", help="import path package.module:Class, or a shipped name")
-    parser.add_argument("--num-envs", type=int, default=4, help="copies (default 4)")
-    parser.add_argument("--steps", type=int, default=200, help="steps to play (default 200)")
-    options = parser.parse_args(arguments)
-    problems = check_env(make_env(options.env, options.num_envs), steps=options.steps)
+    command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
+    env = make_env(command.env, command.num_envs, **command.options)
+    problems = check_env(env, steps=command.steps)
     for problem in problems:
         print(f"- {problem}")
-    faults = [p for p in problems if not p.startswith("warning: ")]
-    print(f"{options.env}: {len(faults)} faults, {len(problems) - len(faults)} warnings")
+    faults = len([p for p in problems if not p.startswith("warning: ")])
+    print(f"{command.env}: {faults} faults, {len(problems) - faults} warnings")
+    if not faults:
+        settings = " ".join(f"{key} {value}" for key, value in command.options.items())
+        settings = f" --env.options {settings}" if settings else ""
+        print(f"it keeps the contract; train with: marl train --env.name {command.env}{settings}")
     return 1 if faults else 0
 
 
 def envs_command(arguments: list[str]) -> int:
-    """List the environments that come with the package."""
+    """List what there is to train in, and what can be installed with which extra."""
     _parser("envs", envs_command).parse_args(arguments)
-    print("\n".join(env_names()))
-    print("\nOther sizes work too, e.g. particles/nav_9 or fleet/hopper_3; so does your own class:")
-    print("package.module:Class")
+    console = Console(soft_wrap=True, highlight=False)
+    missing = {prefix: family for prefix, family in FAMILIES.items() if not family.is_installed}
+    for prefix, family in FAMILIES.items():
+        if prefix not in missing:
+            console.print(Text(f"{prefix}", "bold") + Text(f": {family.summary}"))
+            names = [f"{prefix}/{member}" if member else prefix for member in family.members()]
+            console.print("".join(f"  {name}\n" for name in names), end="", markup=False)
+    for prefix, family in missing.items():
+        console.print(Text(f"{prefix}", "bold") + Text(f": {family.summary}"))
+        console.print(f"  not installed: {family.how_to_install}", markup=False)
+    console.print(Text("your own", "bold") + Text(": --env.name my_envs:two_keys"))
+    console.print("  any import path; `marl check my_envs:two_keys` says what is wrong with it")
     return 0
 
 

@@ -4,7 +4,6 @@ Axes: E environments, B episodes.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -12,24 +11,10 @@ import torch
 from torch import Tensor
 
 from envs import make_env
-from marl.actors import CategoricalActor, GaussianActor, make_actor
-from marl.checkpoint import load_checkpoint
-from marl.config import Config
-from marl.config_files import config_from_dict
-from marl.normalisers import TeamNorm
+from marl.actors import CategoricalActor, GaussianActor
+from marl.policy import Policy
 from marl.rollout import Collector
 from marl.seeding import Seeds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Policy:
-    """A trained team, free of the trainer."""
-
-    config: Config
-    steps: int
-    """Environment steps it was trained for."""
-    actor: CategoricalActor | GaussianActor
-    norm: TeamNorm
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,19 +46,6 @@ class GreedyActor:
     def sample(self, parameters: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
         """Return the most likely actions; the noise is ignored."""
         return self.mode(parameters, mask)
-
-
-def load_policy(run: Path | str) -> Policy:
-    """Return the policy of a run's newest whole checkpoint."""
-    saved = load_checkpoint(Path(run) / "checkpoints")[1]
-    config = config_from_dict(saved["config"], str(run))
-    spec = make_env(config.env.name, 1, **config.env.options).spec
-    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
-    norm.load_state_dict(saved["trainer"]["norm"])
-    actor = make_actor(spec, config.network, torch.Generator())
-    actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
-    steps = saved["trainer"]["iteration"] * config.batch_steps
-    return Policy(config=config, steps=steps, actor=actor, norm=norm)
 
 
 def evaluate(

@@ -53,8 +53,9 @@ def test_shapes_types_and_padding(scenario: str, partition: str) -> None:
             step = env.step(actions)
         assert step.obs.shape == step.final_obs.shape == (3, spec.num_agents, spec.obs_size)
         assert step.state.shape == step.final_state.shape == (3, spec.state_size)
-        for array in (step.obs, step.state, step.rewards, step.final_obs, step.final_state):
+        for array in (step.obs, step.state, step.final_obs, step.final_state):
             assert array.dtype == np.float32
+        assert step.rewards.dtype == np.float64
         assert step.terminated.shape == step.truncated.shape == step.rewards.shape == (3,)
         assert step.terminated.dtype == step.truncated.dtype == np.bool_
         assert step.action_mask is None

@@ -1,0 +1,174 @@
+"""Any of our environments as a PettingZoo `ParallelEnv`.
+
+Axes: N agents, O observation features, S state features, A actions.
+"""
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
+
+from envs.base import EnvError, EnvStep, VecEnv
+from envs.registry import make_env
+
+
+def to_pettingzoo(name: str, **options: Any) -> "ParallelTeam":
+    """Return one copy of the environment `name`; `options` are those of `make_env`."""
+    return ParallelTeam(make_env(name, 1, **options))
+
+
+class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
+    """One copy of a `VecEnv` for programs that speak PettingZoo.
+
+    Agents are named ``agent_0`` to ``agent_(N-1)``, see and act in spaces of their own size and
+    are all paid the team's reward. Where actions can be illegal, an observation is a dict of
+    ``observation`` and ``action_mask``, PettingZoo's convention. An agent that dies is
+    terminated and leaves `agents`. Infos hold the episode's facts by name.
+    """
+
+    def __init__(self, env: VecEnv) -> None:
+        spec = env.spec
+        if spec.num_envs != 1:
+            raise EnvError(
+                f"{spec.name} has {spec.num_envs} copies; a ParallelEnv is one, make it with "
+                "num_envs=1"
+            )
+        self.env = env
+        """The environment inside."""
+        self.metadata = {"name": spec.name, "render_modes": [], "is_parallelizable": True}
+        self.render_mode = None
+        self.possible_agents = [f"agent_{index}" for index in range(spec.num_agents)]
+        self.agents: list[str] = []
+        self.observation_spaces = dict(zip(self.possible_agents, self._obs_spaces(), strict=True))
+        self.action_spaces = dict(zip(self.possible_agents, self._action_spaces(), strict=True))
+        self.state_space = spaces.Box(-np.inf, np.inf, (spec.state_size,), np.float32)
+        self._seeds = np.random.default_rng()
+        self._mask: npt.NDArray[np.bool_] | None = None
+        self._state = np.zeros(spec.state_size, np.float32)
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        """Return the space of an agent's observations."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        """Return the space of an agent's actions."""
+        return self.action_spaces[agent]
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return first observations and infos; without `seed` the next of a sequence is used.
+
+        The sequence begins at the last seed given. There are no `options`.
+        """
+        if seed is not None:
+            self._seeds = np.random.default_rng(seed)
+        step = self.env.reset(int(self._seeds.integers(2**63)))
+        self.agents = self._living(step)
+        self._state = step.state[0].copy()
+        return self._seen(self.agents, step.obs, step.action_mask), self._infos(self.agents, step)
+
+    def step(
+        self, actions: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
+        """Return observations, rewards, terminations, truncations and infos of the living."""
+        if not self.agents:
+            raise EnvError(f"{self.env.spec.name}: the episode is over; call reset first")
+        step = self.env.step(self._joined(actions))
+        acted = self.agents
+        terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
+        over = terminated or truncated
+        # Once the episode is over the masks and the living are those of the next one.
+        living = acted if over else self._living(step)
+        present = [a for a in self.possible_agents if a in acted or a in living]
+        self._state = step.final_state[0].copy()
+        self.agents = [] if over else living
+        return (
+            self._seen(present, step.final_obs, None if over else step.action_mask),
+            dict.fromkeys(present, float(step.rewards[0])),
+            {agent: terminated or agent not in living for agent in present},
+            dict.fromkeys(present, truncated),
+            self._infos(present, step),
+        )
+
+    def state(self) -> npt.NDArray[np.float32]:
+        """Return the (S,) state of the team."""
+        return self._state
+
+    def render(self) -> None:
+        """Return nothing: there are no render modes."""
+
+    def close(self) -> None:
+        """Do nothing: one copy holds no more than memory."""
+
+    def _obs_spaces(self) -> list[spaces.Space[Any]]:
+        """Return the agents' observation spaces."""
+        spec = self.env.spec
+        seen = [spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in spec.obs_sizes]
+        if not spec.masks_actions:
+            return list(seen)
+        masks = [spaces.Box(0, 1, (size,), np.int8) for size in spec.action_sizes]
+        return [
+            spaces.Dict({"observation": obs, "action_mask": mask})
+            for obs, mask in zip(seen, masks, strict=True)
+        ]
+
+    def _action_spaces(self) -> list[spaces.Space[Any]]:
+        """Return the agents' action spaces."""
+        spec = self.env.spec
+        if spec.action_kind == "discrete":
+            return [spaces.Discrete(size) for size in spec.action_sizes]
+        return [spaces.Box(-1.0, 1.0, (size,), np.float32) for size in spec.action_sizes]
+
+    def _living(self, step: EnvStep) -> list[str]:
+        """Return the agents that take part."""
+        if step.alive is None:
+            return list(self.possible_agents)
+        return [a for a, alive in zip(self.possible_agents, step.alive[0], strict=True) if alive]
+
+    def _seen(
+        self, agents: list[str], obs: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None
+    ) -> dict[str, Any]:
+        """Return the agents' observations and remember the mask; None: all actions are legal."""
+        spec = self.env.spec
+        self._mask = None if mask is None else mask[0].copy()
+        seen: dict[str, Any] = {}
+        for agent in agents:
+            index = self.possible_agents.index(agent)
+            own = obs[0, index, : spec.obs_sizes[index]].astype(np.float32)
+            if spec.masks_actions:
+                legal = np.ones(spec.action_sizes[index], np.int8)
+                if mask is not None:
+                    legal[:] = mask[0, index, : len(legal)]
+                seen[agent] = {"observation": own, "action_mask": legal}
+            else:
+                seen[agent] = own
+        return seen
+
+    def _infos(self, agents: list[str], step: EnvStep) -> dict[str, Any]:
+        """Return the facts by name, the same for every agent."""
+        names = [fact.name for fact in self.env.spec.facts]
+        values = [] if step.facts is None else step.facts[0].tolist()
+        return {agent: dict(zip(names, values, strict=True)) for agent in agents}
+
+    def _joined(self, actions: dict[str, Any]) -> npt.NDArray[Any]:
+        """Return the (1, N) or (1, N, A) actions; the dead do the first thing that is legal."""
+        spec = self.env.spec
+        missing = [agent for agent in self.agents if agent not in actions]
+        if missing:
+            raise EnvError(f"{spec.name}: no action for {', '.join(missing)}; give all agents one")
+        if spec.action_kind == "discrete":
+            joined = np.zeros(spec.num_agents, np.int64)
+            if self._mask is not None:
+                joined[:] = self._mask.argmax(axis=1)
+        else:
+            joined = np.zeros((spec.num_agents, spec.action_size), np.float32)
+        for agent in self.agents:
+            index = self.possible_agents.index(agent)
+            if spec.action_kind == "discrete":
+                joined[index] = actions[agent]
+            else:
+                joined[index, : spec.action_sizes[index]] = actions[agent]
+        return joined[None]

@@ -1,0 +1,153 @@
+"""A trained team outside the trainer: observations in, actions out, both NumPy.
+
+Axes: E copies, N agents, O observation features, A actions.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from envs import EnvSpec, make_env
+from marl.actors import CategoricalActor, GaussianActor, make_actor
+from marl.checkpoint import load_checkpoint
+from marl.config import Config
+from marl.config_files import config_from_dict
+from marl.normalisers import TeamNorm
+
+
+class Policy:
+    """A trained team. Its random draws come from a generator of its own."""
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        spec: EnvSpec,
+        steps: int,
+        actor: CategoricalActor | GaussianActor,
+        norm: TeamNorm,
+        seed: int = 0,
+    ) -> None:
+        self.config = config
+        """The settings it was trained with."""
+        self.spec = spec
+        """The environment it was trained in; `num_envs` says nothing here."""
+        self.steps = steps
+        """Environment steps it was trained for."""
+        self.actor = actor
+        self.norm = norm
+        self._generator = torch.Generator()
+        self.reset(seed)
+
+    def reset(self, seed: int | None = None) -> None:
+        """Begin new episodes: forget all that is remembered of earlier steps.
+
+        With `seed`, the random draws start over as well. A feed-forward team remembers nothing.
+        """
+        if seed is not None:
+            self._generator.manual_seed(seed)
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: npt.ArrayLike,
+        state: npt.ArrayLike | None = None,
+        mask: npt.ArrayLike | None = None,
+        greedy: bool = False,
+    ) -> npt.NDArray[Any]:
+        """Return the actions of one team, or of each of E teams.
+
+        `obs` is (N, O) or (E, N, O), padded with zeros beyond an agent's own features. `mask` is
+        True where an action is legal, (N, A) or (E, N, A). The agents act on what each of them
+        sees: `state` is taken so that one call fits all policies, and not read. Actions are
+        (N,) or (E, N) integers, or (N, A) or (E, N, A) floats in [-1, 1]: the most likely ones
+        if `greedy`, else drawn.
+        """
+        spec, team = self.spec, self.spec.num_agents
+        seen = self._checked("obs", obs, (team, spec.obs_size), np.float32)
+        legal = None
+        if mask is not None:
+            shape = (*np.shape(obs)[:-1], spec.action_size)
+            legal = self._checked("mask", mask, (team, spec.action_size), np.bool_)
+            if np.shape(mask) != shape:
+                raise ValueError(f"mask has shape {np.shape(mask)}; expected {shape}, as obs has")
+        elif spec.masks_actions:
+            raise ValueError(
+                f"{spec.name} has illegal actions; give mask, True where an action is legal"
+            )
+        parameters = self.actor(self.norm.obs(seen))
+        if greedy:
+            actions = self.actor.mode(parameters, legal)
+        else:
+            noise = self.actor.noise(tuple(seen.shape[:-2]), self._generator)
+            actions = self.actor.sample(parameters, noise, legal)
+        if spec.action_kind == "continuous":
+            actions = actions.clamp(-1.0, 1.0)
+        chosen: npt.NDArray[Any] = actions.numpy()
+        return chosen if np.ndim(obs) == 3 else chosen[0]
+
+    def act_named(
+        self, obs: Mapping[str, Any], agents: Sequence[str], greedy: bool = False
+    ) -> dict[str, Any]:
+        """Return an action for each agent in `obs`, by name, as PettingZoo's `step` takes them.
+
+        `agents` are all names in the environment's order, e.g. ``env.possible_agents``; those
+        missing in `obs` have died. An observation is an agent's own features, or a dict of
+        ``observation`` and ``action_mask``. Actions have each agent's own size.
+        """
+        spec = self.spec
+        unknown = set(obs) - set(agents)
+        if len(agents) != spec.num_agents or unknown:
+            raise ValueError(
+                f"{spec.name} was trained with {spec.num_agents} agents, agents names "
+                f"{len(agents)} and lacks {sorted(unknown)}; give all names in the environment's "
+                "order, e.g. env.possible_agents"
+            )
+        padded = np.zeros((spec.num_agents, spec.obs_size), np.float32)
+        legal = np.arange(spec.action_size) < np.array(spec.action_sizes)[:, None]
+        for index, agent in enumerate(agents):
+            if agent not in obs:
+                continue
+            own = obs[agent]
+            if isinstance(own, Mapping):
+                legal[index, : spec.action_sizes[index]] = own["action_mask"]
+                own = own["observation"]
+            if np.shape(own) != (spec.obs_sizes[index],):
+                raise ValueError(
+                    f"the observation of {agent} has shape {np.shape(own)}; "
+                    f"{spec.name} was trained with {(spec.obs_sizes[index],)}"
+                )
+            padded[index, : spec.obs_sizes[index]] = own
+        actions = self.act(padded, mask=legal, greedy=greedy)
+        if spec.action_kind == "continuous":
+            return {a: actions[i, : spec.action_sizes[i]] for i, a in enumerate(agents) if a in obs}
+        return {a: int(actions[i]) for i, a in enumerate(agents) if a in obs}
+
+    def _checked(
+        self, name: str, given: npt.ArrayLike, shape: tuple[int, int], dtype: type[np.generic]
+    ) -> torch.Tensor:
+        """Return `given` as (E, *shape), E = 1 for one team."""
+        array = np.asarray(given)
+        if array.ndim not in (2, 3) or array.shape[-2:] != shape:
+            raise ValueError(
+                f"{name} has shape {array.shape}; {self.spec.name} was trained with {shape}: give "
+                f"one team {shape} or E teams (E, {shape[0]}, {shape[1]})"
+            )
+        return torch.from_numpy(array.astype(dtype).reshape(-1, *shape))
+
+
+def load(run: Path | str, seed: int = 0) -> Policy:
+    """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws."""
+    saved = load_checkpoint(Path(run) / "checkpoints")[1]
+    config = config_from_dict(saved["config"], str(run))
+    spec = make_env(config.env.name, 1, **config.env.options).spec
+    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    norm.load_state_dict(saved["trainer"]["norm"])
+    actor = make_actor(spec, config.network, torch.Generator())
+    actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
+    steps = saved["trainer"]["iteration"] * config.batch_steps
+    return Policy(config=config, spec=spec, steps=steps, actor=actor, norm=norm, seed=seed)
