@@ -3,7 +3,7 @@
 Axes: N agents, O observation features, S state features, A actions.
 """
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +13,13 @@ from pettingzoo import ParallelEnv
 from envs.base import EnvError, EnvStep, VecEnv
 from envs.registry import make_env
 
+Illegal = Literal["error", "replace"]
+"""Whether an illegal action is an error, or the first legal one is taken and the info says so."""
 
-def to_pettingzoo(name: str, **options: Any) -> "ParallelTeam":
+
+def to_pettingzoo(name: str, illegal: Illegal = "error", **options: Any) -> "ParallelTeam":
     """Return one copy of the environment `name`; `options` are those of `make_env`."""
-    return ParallelTeam(make_env(name, 1, **options))
+    return ParallelTeam(make_env(name, 1, **options), illegal)
 
 
 class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
@@ -25,16 +28,20 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
     Agents are named ``agent_0`` to ``agent_(N-1)``, see and act in spaces of their own size and
     are all paid the team's reward. Where actions can be illegal, an observation is a dict of
     ``observation`` and ``action_mask``, PettingZoo's convention. An agent that dies is
-    terminated and leaves `agents`. Infos hold the episode's facts by name.
+    terminated and leaves `agents`. Infos hold the episode's facts by name, and `illegal_action`
+    where an action was replaced.
     """
 
-    def __init__(self, env: VecEnv) -> None:
+    def __init__(self, env: VecEnv, illegal: Illegal = "error") -> None:
         spec = env.spec
         if spec.num_envs != 1:
             raise EnvError(
                 f"{spec.name} has {spec.num_envs} copies; a ParallelEnv is one, make it with "
                 "num_envs=1"
             )
+        if illegal not in get_args(Illegal):
+            raise EnvError(f"illegal is {illegal!r}; choose 'error' or 'replace'")
+        self._replaces = illegal == "replace"
         self.env = env
         """The environment inside."""
         self.metadata = {"name": spec.name, "render_modes": [], "is_parallelizable": True}
@@ -76,7 +83,9 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         """Return observations, rewards, terminations, truncations and infos of the living."""
         if not self.agents:
             raise EnvError(f"{self.env.spec.name}: the episode is over; call reset first")
-        step = self.env.step(self._joined(actions))
+        joined = self._joined(actions)
+        replaced = self._replace_illegal(joined) if self._replaces else []
+        step = self.env.step(joined)
         acted = self.agents
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         over = terminated or truncated
@@ -85,12 +94,15 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         present = [a for a in self.possible_agents if a in acted or a in living]
         self._state = step.final_state[0].copy()
         self.agents = [] if over else living
+        infos = self._infos(present, step)
+        for agent in replaced:
+            infos[agent]["illegal_action"] = True
         return (
             self._seen(present, step.final_obs, None if over else step.action_mask),
             dict.fromkeys(present, float(step.rewards[0])),
             {agent: terminated or agent not in living for agent in present},
             dict.fromkeys(present, truncated),
-            self._infos(present, step),
+            infos,
         )
 
     def state(self) -> npt.NDArray[np.float32]:
@@ -172,3 +184,11 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             else:
                 joined[index, : spec.action_sizes[index]] = actions[agent]
         return joined[None]
+
+    def _replace_illegal(self, joined: npt.NDArray[Any]) -> list[str]:
+        """Put the first legal action in place of illegal ones; return whose they were."""
+        if self._mask is None:
+            return []
+        illegal = ~np.take_along_axis(self._mask, joined[0, :, None], axis=1)[:, 0]
+        joined[0, illegal] = self._mask.argmax(axis=1)[illegal]
+        return [a for a, wrong in zip(self.possible_agents, illegal, strict=True) if wrong]

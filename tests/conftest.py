@@ -11,6 +11,7 @@ TENSOR_MODULES = [
     "marl.networks",
     "marl.normalisers",
     "marl.numerics",
+    "marl.policy",
     "marl.preferences",
     "marl.rewards",
     "marl.rollout",

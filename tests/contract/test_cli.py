@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.families import FAMILIES, Family
 from marl.checkpoint import list_checkpoints
 from marl.cli import main
 
@@ -88,6 +89,21 @@ def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_passes_a_shipped_environment(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("check", "probe/coordination", "--steps", "40") == 0
     assert "0 faults" in capsys.readouterr().out
+
+
+def test_envs_lists_names_and_how_to_install_the_rest(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    family = Family(
+        module="no.such", summary="battles", extra="battles", needs="no_such_package_here"
+    )
+    monkeypatch.setitem(FAMILIES, "battle", family)
+    assert run("envs") == 0
+    shown = capsys.readouterr().out
+    assert "  mamujoco/halfcheetah_2x3\n" in shown
+    assert "battle: battles\n  not installed: pip install 'prefmarl[battles]'" in shown
+    assert run("check", "battle/royale") == 1
+    assert "pip install 'prefmarl[battles]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

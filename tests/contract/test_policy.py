@@ -1,0 +1,138 @@
+"""A trained team acts outside the trainer: shapes, ranges, masks, seeds, names."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import marl
+from envs import make_env
+from envs.to_pettingzoo import to_pettingzoo
+from marl.actors import make_actor
+from marl.config import Config, EnvConfig
+from marl.normalisers import TeamNorm
+
+SMALL: dict[str, Any] = {
+    "env.num_envs": 4,
+    "total_steps": 200,
+    "threads": 1,
+    "learner.rollout_steps": 25,
+    "learner.epochs": 1,
+    "network.hidden_sizes": [8],
+}
+
+
+def untrained(name: str, seed: int = 0) -> marl.Policy:
+    """Return a policy with random weights."""
+    config = Config(env=EnvConfig(name=name))
+    spec = make_env(name, 1).spec
+    actor = make_actor(spec, config.network, torch.Generator().manual_seed(3))
+    norm = TeamNorm(spec, enabled=True)
+    return marl.Policy(config=config, spec=spec, steps=0, actor=actor, norm=norm, seed=seed)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run on three particles."""
+    folder = tmp_path_factory.mktemp("policy") / "run"
+    overrides = SMALL | {"env.name": "particles/nav_3", "algorithm": "sparse"}
+    list(marl.train(marl.load_config(overrides=overrides), folder))
+    return folder
+
+
+def test_load_acts_as_the_trainer_does(run: Path) -> None:
+    policy = marl.load(run)
+    assert policy.steps == 200
+    trainer = marl.Trainer(policy.config)
+    while trainer.iteration < trainer.config.num_iterations:
+        trainer.iterate()
+    obs = make_env("particles/nav_3", 6).reset(0).obs
+    with torch.no_grad():
+        actor = trainer.mappo.actor
+        expected = actor.mode(actor(policy.norm.obs(torch.from_numpy(obs))), None)
+    np.testing.assert_array_equal(policy.act(obs, greedy=True), expected.numpy())
+
+
+def test_one_team_or_many(run: Path) -> None:
+    policy = marl.load(run)
+    step = make_env("particles/nav_3", 6).reset(0)
+    many = policy.act(step.obs, step.state, greedy=True)
+    assert many.shape == (6, 3)
+    assert many.dtype == np.int64
+    for copy in range(6):
+        np.testing.assert_array_equal(policy.act(step.obs[copy], greedy=True), many[copy])
+
+
+def test_draws_come_from_the_policys_own_seed(run: Path) -> None:
+    obs = make_env("particles/nav_3", 50).reset(0).obs
+    policy, same, other = marl.load(run, seed=1), marl.load(run, seed=1), marl.load(run, seed=2)
+    torch.manual_seed(0)
+    first, second = policy.act(obs), policy.act(obs)
+    np.testing.assert_array_equal(same.act(obs), first)
+    assert (first != second).any()
+    assert (other.act(obs) != first).any()
+    policy.reset()
+    assert (policy.act(obs) != first).any()
+    policy.reset(seed=1)
+    np.testing.assert_array_equal(policy.act(obs), first)
+
+
+def test_continuous_actions_are_clipped_to_the_range() -> None:
+    policy = untrained("probe/continuous_match")
+    with torch.no_grad():
+        policy.actor.log_std.fill_(2.0)  # deviations of 7.4: most samples lie outside [-1, 1]
+    actions = policy.act(np.zeros((200, 2, 3), np.float32))
+    assert actions.shape == (200, 2, 2)
+    assert actions.dtype == np.float32
+    assert np.abs(actions).max() == 1.0
+    assert (actions[:, 0, 1] == 0.0).all()  # agent 0 has one dimension
+
+
+def test_masks_are_kept_and_asked_for() -> None:
+    policy = untrained("probe/masked")
+    step = make_env("probe/masked", 100).reset(0)
+    for greedy in (False, True):
+        actions = policy.act(step.obs, mask=step.action_mask, greedy=greedy)
+        assert step.action_mask is not None
+        assert np.take_along_axis(step.action_mask, actions[:, :, None], axis=2).all()
+    with pytest.raises(ValueError, match="has illegal actions; give mask"):
+        policy.act(step.obs)
+    with pytest.raises(ValueError, match=r"mask has shape \(2, 5\); expected \(100, 2, 5\)"):
+        policy.act(step.obs, mask=np.ones((2, 5), bool))
+
+
+def test_wrong_shapes_name_both_sides(run: Path) -> None:
+    with pytest.raises(ValueError, match=r"obs has shape \(3, 7\); .* trained with \(3, 6\)"):
+        marl.load(run).act(np.zeros((3, 7)))
+
+
+@pytest.mark.parametrize("name", ["probe/masked", "probe/dying", "probe/continuous_match"])
+def test_named_actions_play_a_parallel_env(name: str) -> None:
+    env, policy = to_pettingzoo(name), untrained(name)
+    ends = 0
+    obs, _ = env.reset(seed=0)
+    for _ in range(40):
+        actions = policy.act_named({a: obs[a] for a in env.agents}, env.possible_agents)
+        assert set(actions) == set(env.agents)
+        assert all(env.action_space(a).contains(action) for a, action in actions.items())
+        obs, *_ = env.step(actions)
+        if not env.agents:
+            ends += 1
+            obs, _ = env.reset()
+    assert ends >= 4
+
+
+def test_named_actions_are_those_of_the_team() -> None:
+    policy = untrained("probe/continuous_match")
+    team = np.zeros((2, 3), np.float32)
+    team[0, :2], team[1] = [0.3, -0.2], [0.1, 0.9, -0.4]
+    named = policy.act_named({"b": team[1], "a": team[0, :2]}, ["a", "b"], greedy=True)
+    expected = policy.act(team, greedy=True)
+    np.testing.assert_array_equal(named["a"], expected[0, :1])
+    np.testing.assert_array_equal(named["b"], expected[1])
+    with pytest.raises(ValueError, match=r"the observation of a has shape \(3,\)"):
+        policy.act_named({"a": team[0]}, ["a", "b"])
+    with pytest.raises(ValueError, match=r"lacks \['c'\]"):
+        policy.act_named({"c": team[1]}, ["a", "b"])
