@@ -41,6 +41,7 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
     check_rewards(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
+    _attempt("trying other actions", problems, _check_actions, env, steps, seed, played, problems)
     _attempt("saving and loading", problems, _check_resume, env, steps, seed, problems)
     return problems.sentences()
 
@@ -153,6 +154,21 @@ def _check_seeds(env: VecEnv, steps: int, seed: int, played: Played, problems: P
             f"all {env.spec.num_envs} copies do the same under the same actions; fine if the task "
             "is deterministic, else give every copy a seed of its own",
         )
+
+
+def _check_actions(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:
+    """Warn if it does not matter what the agents do."""
+    rng = np.random.default_rng(seed + 1)
+    step = env.reset(seed)
+    for t in range(steps):
+        step = env.step(random_actions(env.spec, rng, step.action_mask))
+        if _difference(step, played.steps[t]):
+            return
+    problems.warn(
+        "influence",
+        f"other actions changed nothing in {steps} steps, no observation and no reward; make the "
+        "task depend on them",
+    )
 
 
 def _copies_alike(env: VecEnv, steps: int, seed: int) -> bool:

@@ -19,6 +19,11 @@ def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute:
         raise EnvError(f"{what} {path!r} lacks a side of its colon; give {example}")
+    if module_name.endswith(".py"):
+        raise EnvError(
+            f"{what} {path!r} names a file; name the module: "
+            f"{module_name.removesuffix('.py')}:{attribute}"
+        )
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:

@@ -90,7 +90,13 @@ class SimulatedEnv:
         if self._arrays is None:
             raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
         checked = self._checked(np.asarray(actions))
-        self._arrays, rewards, ended = self._task.advance(self._arrays, self._steps, checked)
+        after, rewards, ended = self._task.advance(self._arrays, self._steps, checked)
+        if after.keys() != self._arrays.keys():
+            raise EnvError(
+                f"{self._spec.name}: advance returned the arrays {', '.join(after)}; return those "
+                f"that begin makes: {', '.join(self._arrays)}"
+            )
+        self._arrays = after
         self._steps = self._steps + 1
 
         timed_out = self._steps >= self._spec.max_steps

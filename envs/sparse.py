@@ -70,12 +70,11 @@ class SparseRewards:
         self._counts += 1
         done = step.terminated | step.truncated
         due = done if self._every is None else done | (self._counts >= self._every)
-        if self._outcome is None:
-            rewards = np.where(due, self._sums, 0.0)
-        else:
-            rewards = self._outcomes(step, done)
-        self._sums[due] = 0.0
-        self._counts[due] = 0
+        rewards = np.zeros(len(due))
+        if due.any():
+            rewards[due] = self._sums[due] if self._outcome is None else self._outcomes(step, due)
+            self._sums[due] = 0.0
+            self._counts[due] = 0
         return replace(step, rewards=rewards)
 
     def hidden_rewards(self) -> FloatArray:
@@ -101,10 +100,7 @@ class SparseRewards:
         self._dense[:] = state["dense"]
 
     def _outcomes(self, step: EnvStep, done: BoolArray) -> npt.NDArray[np.float64]:
-        """Return (E,) what the episodes that ended pay; zero elsewhere."""
-        rewards = np.zeros(self.spec.num_envs)
-        if not done.any():
-            return rewards
+        """Return (C,) what the episodes that ended pay."""
         assert self._outcome is not None
         assert step.facts is not None
         names = [fact.name for fact in self.spec.facts]
@@ -115,8 +111,7 @@ class SparseRewards:
                 f"{self.spec.name}: reward_outcome returned {paid} of shape {paid.shape}; return "
                 f"one finite number per episode that ended, shape ({done.sum()},) here"
             )
-        rewards[done] = paid
-        return rewards
+        return paid
 
 
 def unwrapped(env: VecEnv) -> VecEnv:

@@ -24,7 +24,10 @@ class EnvConfig:
     num_envs: int = 16
     """E, copies stepped together. At least 1."""
     options: dict[str, Option] = field(default_factory=dict)
-    """Keyword arguments of the environment, e.g. ``agent_obsk = 0``."""
+    """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take
+    ``reward_mode``: ``episodic`` (the sum at the end), ``every_k`` (the sum of the last
+    ``reward_every`` steps), ``outcome`` (``reward_outcome`` at the end: a fact's name or your own
+    function of the facts) or ``dense``. Shipped ones are episodic, your own pays as it does."""
 
 
 @dataclass(frozen=True, kw_only=True)

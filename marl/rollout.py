@@ -38,7 +38,8 @@ class Collector:
         if hidden and self.hidden_source is None:
             raise ConfigError(
                 f"environment {env.spec.name} has no hidden_rewards(); "
-                'algorithm = "dense" and diagnose_hidden need one that has'
+                'algorithm = "dense" and diagnose_hidden need them. If its own reward is dense, '
+                "set reward_mode in env.options, which hides it"
             )
         self.env = env
         self.norm = norm

@@ -345,3 +345,13 @@ def test_random_actions_are_legal_and_padded() -> None:
     continuous = random_actions(make_env("probe/continuous_match", 50).spec, rng, None)
     assert (continuous[:, 0, 1] == 0).all()
     assert continuous[:, 1].min() < 0 < continuous.max() <= 1
+
+
+def test_actions_that_change_nothing_are_a_warning() -> None:
+    class Deaf(Broken):
+        def step(self, actions: np.ndarray) -> EnvStep:
+            return super().step(np.zeros_like(actions))
+
+    problem = the_problem(Deaf())
+    assert problem.startswith("warning: ")
+    assert "other actions changed nothing in 40 steps" in problem

@@ -68,3 +68,13 @@ def test_a_mistake_is_shown_where_it_is(folder: Path, capsys: pytest.CaptureFixt
     assert run("check", "my_envs:two_keys") == 1
     line = code[: code.index("places = np.clip")].count("\n") + 1
     assert f"(my_envs.py, line {line}, in advance)" in capsys.readouterr().out
+
+
+def test_arrays_that_are_lost_on_the_way_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = (folder / "my_envs.py").read_text()
+    (folder / "my_envs.py").write_text(code.replace('{"places": places}', '{"place": places}'))
+    assert run("check", "my_envs:two_keys") == 1
+    shown = capsys.readouterr().out
+    assert "advance returned the arrays keys, places, place; return those that begin makes" in shown

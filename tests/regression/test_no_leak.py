@@ -78,6 +78,17 @@ def test_poisoned_hidden_rewards_change_nothing(
     assert_same_run(Trainer(small(**options)), poisoned)
 
 
+@pytest.mark.parametrize("algorithm", ["imap", "sparse"])
+def test_poisoned_hidden_rewards_change_nothing_when_paid_in_parts(
+    algorithm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = {"reward_mode": "every_k", "reward_every": 3}
+    options: dict[str, Any] = {"algorithm": algorithm, "env__options": every}
+    poisoned = Trainer(small(**options))
+    monkeypatch.setattr(poisoned.env, "hidden_rewards", lambda: np.full(4, np.nan, np.float32))
+    assert_same_run(Trainer(small(**options)), poisoned)
+
+
 def test_the_oracle_does_see_hidden_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
     """The test above can fail."""
     poisoned = Trainer(small(algorithm="dense"))

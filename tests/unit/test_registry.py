@@ -1,11 +1,13 @@
 """`make_env` finds environments by name or import path, and says what is wrong with the rest."""
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
 
-from envs import EnvError, env_names, make_env
+from envs import EnvError, SimulatedEnv, SparseRewards, env_names, make_env, particles
+from envs.families import FAMILIES, Family, Maker
 
 TWO_KEYS = """
 from envs.probes import masked
@@ -99,6 +101,7 @@ def test_import_path() -> None:
         ("my_test_envs:Half", "without spec, reset, step, state_dict, load_state_dict"),
         ("my_test_envs:NoCopies", "takes no num_envs"),
         ("my_test_envs:Needs", "needs the option width"),
+        ("my_test_envs.py:Half", "name the module: my_test_envs:Half"),
         (":TwoKeys", "lacks a side of its colon"),
     ],
 )
@@ -112,3 +115,26 @@ def test_import_path_errors(name: str, words: str) -> None:
 def test_import_error_inside_the_users_file_is_shown_as_it_is() -> None:
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
         make_env("needs_more:Anything", 2)
+
+
+def test_a_family_is_one_line_and_two_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = types.ModuleType("my_family")
+    vars(module).update(
+        members=lambda: [""], maker=lambda member: None if member else Maker(particles.nav)
+    )
+    monkeypatch.setitem(sys.modules, "my_family", module)
+    monkeypatch.setitem(FAMILIES, "mine", Family(module="my_family", summary="a test"))
+    assert "mine" in env_names()
+    assert make_env("mine", 2, num_agents=4).spec.num_agents == 4
+    assert isinstance(make_env("mine", 2), SimulatedEnv)
+    assert isinstance(make_env("mine", 2, reward_mode="dense"), SparseRewards)
+    with pytest.raises(EnvError, match="there is no environment 'mine/other'"):
+        make_env("mine/other", 2)
+
+
+def test_a_family_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    family = Family(module="no.such", summary="battles", extra="battles", needs="no_such_package")
+    monkeypatch.setitem(FAMILIES, "battle", family)
+    assert not any(name.startswith("battle") for name in env_names())
+    with pytest.raises(EnvError, match=r"pip install 'prefmarl\[battles\]'"):
+        make_env("battle/royale", 2)
