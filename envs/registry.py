@@ -22,12 +22,15 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     `module:attribute`, imported with the working directory on the path and called as
     ``attribute(num_envs=..., **options)``. With `reward_mode` any of them is paid by
     `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the shipped families
-    are paid as `FAMILIES` says, and what comes from an import path as it pays by itself.
+    are paid as `FAMILIES` says, and what comes from an import path as it pays by itself. What
+    has an option `reward_mode` of its own gets it and is not touched.
     """
     is_path = ":" in name
     maker = Maker(load_attribute(name, "environment", _EXAMPLE)) if is_path else _shipped(name)
     taken = inspect.signature(maker.call).parameters
-    paid = {key: options.pop(key) for key in REWARD_OPTIONS if key in options and key not in taken}
+    pays_itself = "reward_mode" in taken
+    ours = () if pays_itself else REWARD_OPTIONS
+    paid = {key: options.pop(key) for key in ours if key in options}
     _check_options(name, maker, options)
     env = maker.call(num_envs=num_envs, **maker.fixed, **options)
     missing = missing_members(env)
@@ -39,7 +42,7 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
         )
     made: VecEnv = env
     default = "" if is_path else FAMILIES[name.partition("/")[0]].reward_mode
-    if "reward_mode" in taken or not (paid or default):
+    if pays_itself or not (paid or default):
         return made
     return SparseRewards(made, **({"reward_mode": default or "dense"} | paid))
 
@@ -83,6 +86,8 @@ def _check_options(name: str, maker: Maker, options: dict[str, Any]) -> None:
         )
     free = [p for p in parameters if p.name not in {"num_envs", *maker.fixed}]
     valid = [parameter.name for parameter in free]
+    if "reward_mode" not in valid:
+        valid += REWARD_OPTIONS
     for option in options:
         if option in maker.fixed:
             raise EnvError(
@@ -92,8 +97,8 @@ def _check_options(name: str, maker: Maker, options: dict[str, Any]) -> None:
         if option not in valid:
             raise EnvError(
                 f"environment {name!r} has no option {option!r}"
-                f"{did_you_mean(option, [*valid, *REWARD_OPTIONS])}; "
-                f"its options are {', '.join([*valid, *REWARD_OPTIONS])}"
+                f"{did_you_mean(option, valid)}; "
+                f"its options are {', '.join(valid)}"
             )
     needed = [p.name for p in free if p.default is p.empty and p.name not in options]
     if needed:

@@ -169,6 +169,8 @@ def test_your_own_environment_pays_as_it_does_unless_asked() -> None:
 def test_an_option_of_that_name_is_the_environments_own() -> None:
     env: Any = make_env("my_sparse_envs:own", 2, reward_mode="theirs")
     assert env.mode == "theirs"
+    with pytest.raises(EnvError, match="has no option 'reward_every'"):
+        make_env("my_sparse_envs:own", 2, reward_every=2)
 
 
 @pytest.mark.usefixtures("mine")
