@@ -25,7 +25,8 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     are paid as `FAMILIES` says, and what comes from an import path as it pays by itself. What
     has an option `reward_mode` of its own gets it and is not touched.
     """
-    is_path = ":" in name
+    prefix = name.partition("/")[0]
+    is_path = ":" in name and prefix not in FAMILIES
     maker = Maker(load_attribute(name, "environment", _EXAMPLE)) if is_path else _shipped(name)
     taken = inspect.signature(maker.call).parameters
     pays_itself = "reward_mode" in taken
@@ -41,7 +42,7 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
             "them all and asks for three functions of arrays"
         )
     made: VecEnv = env
-    default = "" if is_path else FAMILIES[name.partition("/")[0]].reward_mode
+    default = "" if is_path else FAMILIES[prefix].reward_mode
     if pays_itself or not (paid or default):
         return made
     return SparseRewards(made, **({"reward_mode": default or "dense"} | paid))
