@@ -60,7 +60,7 @@ def test_every_copy_has_a_seed_of_its_own_which_is_saved() -> None:
     assert len(np.unique(obs.reshape(4, -1), axis=0)) == 4
     np.testing.assert_array_equal(start(5)[1], obs)
     assert not np.array_equal(start(6)[1], obs)
-    assert len(np.unique(env.state_dict()["seeds"])) == 4
+    assert len(np.unique(env.state_dict()["inner"]["seeds"])) == 4
 
 
 def test_the_policy_loss_by_hand() -> None:
