@@ -4,6 +4,7 @@ Defaults live here and nowhere else. A file in ``configs/`` holds only differenc
 the file, and the result is one frozen `Config`, written into the run folder and the checkpoint.
 """
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -129,20 +130,70 @@ class RewardConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """Simulated human error around the labeller (Lee et al. 2021, arXiv 2111.03026).
+
+    Returns are measured in standard deviations over the kept episodes, so that the same numbers
+    mean the same on every task. Asked twice about a pair, the teacher says the same. The
+    defaults add no error.
+    """
+
+    rationality: float = math.inf
+    """beta: the answer is turned round with probability sigmoid(-beta |G_1 - G_2| / std G), which
+    is the Boltzmann choice; inf never errs, 0 guesses."""
+    mistakes: float = 0.0
+    """Probability that an answer is turned round, however clear the pair."""
+    skip_below: float = -math.inf
+    """No answer where both returns lie below mean G + this many deviations."""
+    tie_within: float = 0.0
+    """Tie where the returns differ by less than this many deviations."""
+    myopia: float = 1.0
+    """Benchmarks only: discount by which a step weighs less than the next one in the return that
+    the teacher judges by, a sum of the hidden dense rewards. 1: the true return."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
     """Which episodes are compared, and by whom."""
 
     labeller: str = "return"
-    """``return`` (larger episodic return wins) or an import path of your own labeller."""
+    """``return`` (larger episodic return wins), ``outcome`` (the fact ``won``), ``facts`` (see
+    `facts`), or an import path: ``my_labels:f`` is the labeller (a class is first made), and
+    ``my_labels:make()`` returns it."""
     margin: float = 0.0
     """Returns closer than this are a tie."""
     sharpness: float = 0.0
     """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
+    facts: tuple[str, ...] = ()
+    """What ``facts`` compares, the most important first; a later one decides where the earlier
+    tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).
+    ``+time`` or ``-time`` says whether more or less is better."""
+    fact_margins: tuple[float, ...] = ()
+    """One per entry of `facts`: closer than this is a tie. Empty: only equal ones are."""
+    tie_break: tuple[str, ...] = ()
+    """What decides where the labeller says tie, in the form of `facts`, e.g. while no early
+    return differs from another."""
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     queries_per_iteration: int = 0
-    """Pairs asked per iteration and kept; 0: the labeller is free and labels every pair."""
-    query: Literal["uniform", "recent_with_older", "newest_share"] = "newest_share"
-    """How episodes are chosen: uniformly, each recent one against an older one, or
-    `newest_share` of them from the newest rollout."""
+    """Pairs asked per iteration in which an episode ended, and kept; 0: the labeller is free and
+    labels every pair."""
+    schedule: Literal["constant", "hyperbolic"] = "constant"
+    """Hyperbolic: `queries_per_iteration` / (1 + 10 t), t being the share of the run that is over."""
+    max_labels: int = 0
+    """Most pairs asked in the whole run, answered or not; 0: no limit."""
+    query: Literal[
+        "uniform", "recent_with_older", "newest_share", "stratified", "disagreement", "entropy"
+    ] = "newest_share"
+    """How episodes are chosen: uniformly, each recent one against an older one, `newest_share` of
+    them from the newest rollout, or every range of returns alike. Disagreement and entropy ask
+    the `newest_share` pairs on which `committee` reward models disagree or are undecided most."""
+    committee: int = 3
+    """Reward models behind ``disagreement`` and ``entropy``, the run's own among them."""
+    candidates: int = 10
+    """Pairs drawn for each that ``disagreement`` or ``entropy`` asks."""
+    retire_after: int = 0
+    """Environment steps after which an answer is not used any more; 0: as long as both episodes
+    are kept."""
     newest_share: float = 0.5
     """Share of a batch that comes from the newest finished episodes."""
     buffer_pairs: int = 10_000
@@ -196,6 +247,12 @@ class Config:
         return self.algorithm in ("imap", "slf") or bool(self.reward.model)
 
     @property
+    def sees_hidden(self) -> bool:
+        """Whether anything may see the hidden reward: an oracle, a diagnosis, a myopic teacher."""
+        myopic = self.learns_reward and self.preferences.teacher.myopia < 1.0
+        return self.algorithm == "dense" or self.diagnose_hidden or myopic
+
+    @property
     def reward_gamma(self) -> float:
         """gamma_R; explicit rewards are the implicit ones at 0."""
         return self.reward.gamma if self.algorithm in ("imap", "ipl") else 0.0
@@ -245,7 +302,16 @@ _RANGES: dict[str, tuple[float, float]] = {
     "reward.max_grad_norm": (1e-9, 1e9),
     "preferences.margin": (0, 1e12),
     "preferences.sharpness": (0, 1e6),
+    "preferences.teacher.rationality": (0, math.inf),
+    "preferences.teacher.mistakes": (0, 1),
+    "preferences.teacher.skip_below": (-math.inf, 1e6),
+    "preferences.teacher.tie_within": (0, 1e6),
+    "preferences.teacher.myopia": (0, 1),
     "preferences.queries_per_iteration": (0, 1e6),
+    "preferences.max_labels": (0, 1e9),
+    "preferences.committee": (1, 100),
+    "preferences.candidates": (1, 1e4),
+    "preferences.retire_after": (0, 1e12),
     "preferences.newest_share": (0, 1),
     "preferences.buffer_pairs": (1, 1e8),
     "preferences.holdout_every": (2, 1e6),
@@ -280,8 +346,43 @@ def check_ranges(config: Config) -> None:
             "reward.shared_mixer: a mixer of V's own is learned in the linear form only; "
             'set reward.shared_mixer = true or reward.mixer = "linear"'
         )
+    _check_preferences(config.preferences)
     if config.learner.minibatches > config.batch_steps:
         raise ConfigError(
             f"learner.minibatches: got {config.learner.minibatches}, but one rollout has only "
             f"{config.batch_steps} steps (env.num_envs x learner.rollout_steps)"
+        )
+
+
+def _check_preferences(config: PreferenceConfig) -> None:
+    """Raise `ConfigError` for settings that say nothing together."""
+    if (config.labeller == "facts") != bool(config.facts):
+        raise ConfigError(
+            f"preferences.facts: got {list(config.facts)} with preferences.labeller = "
+            f'{config.labeller!r}; labeller = "facts" needs at least one, others use none'
+        )
+    if any(margin < 0.0 for margin in config.fact_margins):
+        raise ConfigError(
+            f"preferences.fact_margins: got {list(config.fact_margins)}, expected none below 0"
+        )
+    if config.fact_margins and len(config.fact_margins) != len(config.facts):
+        raise ConfigError(
+            f"preferences.fact_margins: got {len(config.fact_margins)} for {len(config.facts)} "
+            "facts; give one for each, or none"
+        )
+    if config.teacher.myopia < 1.0 and config.labeller != "return":
+        raise ConfigError(
+            f"preferences.teacher.myopia: got {config.teacher.myopia}, but only "
+            'preferences.labeller = "return" judges by rewards; leave it at 1'
+        )
+    if config.queries_per_iteration == 0 and (
+        config.query in ("disagreement", "entropy") or config.max_labels or config.retire_after
+    ):
+        raise ConfigError(
+            "preferences.queries_per_iteration: got 0, which asks about every pair anew; a query "
+            "by disagreement or entropy, max_labels and retire_after need at least 1"
+        )
+    if config.query == "disagreement" and config.committee < 2:
+        raise ConfigError(
+            f"preferences.committee: got {config.committee}; to disagree takes at least 2"
         )

@@ -37,9 +37,9 @@ class Collector:
         self.hidden_source = env if hidden and isinstance(env, HasHiddenRewards) else None
         if hidden and self.hidden_source is None:
             raise ConfigError(
-                f"environment {env.spec.name} has no hidden_rewards(); "
-                'algorithm = "dense" and diagnose_hidden need them. If its own reward is dense, '
-                "set reward_mode in env.options, which hides it"
+                f'environment {env.spec.name} has no hidden_rewards(); algorithm = "dense", '
+                "diagnose_hidden and preferences.teacher.myopia need them. If its own reward is "
+                "dense, set reward_mode in env.options, which hides it"
             )
         self.env = env
         self.norm = norm
@@ -139,6 +139,7 @@ class Collector:
             ),
             task_rewards=tensors["rewards"],
             episodes=self._finished_episodes(),
+            facts=tensors.get("facts"),
         )
 
     def _finished_episodes(self) -> FinishedEpisodes:

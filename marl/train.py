@@ -17,7 +17,7 @@ from marl.mappo import Mappo
 from marl.normalisers import TeamNorm
 from marl.numerics import correlation
 from marl.preferences import PreferenceSource
-from marl.rewards import RewardLearner, make_reward_learner
+from marl.rewards import Committee, RewardLearner, make_committee, make_reward_learner
 from marl.rollout import Collector
 from marl.seeding import Seeds
 from marl.types import Rewards, Rollout, Transitions
@@ -42,7 +42,7 @@ class Trainer:
             seed=self.seeds.integer("environment"),
             generator=self.seeds.torch("actions", self.device),
             device=self.device,
-            hidden=config.algorithm == "dense" or config.diagnose_hidden,
+            hidden=config.sees_hidden,
         )
         self.mappo = Mappo(
             spec,
@@ -56,17 +56,22 @@ class Trainer:
         )
         self.source: PreferenceSource | None = None
         self.reward: RewardLearner | None = None
+        self.committee: Committee | None = None
         if config.learns_reward:
             self.source = PreferenceSource(
                 spec,
                 config.learner.rollout_steps,
                 config.preferences,
                 config.reward,
-                self.seeds.torch("preferences", self.device),
+                self.seeds,
                 self.device,
+                num_iterations=config.num_iterations,
             )
             self.reward = make_reward_learner(
                 spec, config, self.norm, self.seeds.torch("reward"), self.device
+            )
+            self.committee = make_committee(
+                self.reward, spec, config, self.norm, self.seeds.torch("committee"), self.device
             )
 
     @property
@@ -111,15 +116,18 @@ class Trainer:
     ) -> tuple[Rewards | None, dict[str, float]]:
         """Return what the policy is to maximise on this rollout; None while nothing is known.
 
-        The hidden reward reaches the oracle and nothing else.
+        The hidden reward reaches the oracle, a myopic teacher and nothing else.
         """
         if self.config.algorithm == "dense" and hidden is not None:
             return Rewards(team=hidden), {}
         if self.source is None or self.reward is None:
             return Rewards(team=rollout.task_rewards), {}
 
-        self.source.observe(rollout)
+        scorer = None if self.committee is None else self.committee.scores
+        self.source.observe(rollout, hidden, scorer)
         metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()
+        if self.committee is not None:
+            self.committee.fit(self.source, self.policy)
         if not self.reward.is_fitted:
             return None, metrics
         rewards, reward_metrics = self.reward.rewards(rollout.transitions)
@@ -157,6 +165,8 @@ class Trainer:
         }
         if self.source is not None and self.reward is not None:
             state |= {"source": self.source.state_dict(), "reward": self.reward.state_dict()}
+        if self.committee is not None:
+            state["committee"] = self.committee.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -169,6 +179,8 @@ class Trainer:
         if self.source is not None and self.reward is not None:
             self.source.load_state_dict(state["source"])
             self.reward.load_state_dict(state["reward"])
+        if self.committee is not None:
+            self.committee.load_state_dict(state["committee"])
 
 
 class Clock:

@@ -51,6 +51,8 @@ class TrajectoryStore:
         self.latest = 0
         """Number (counted from 0) of the first episode of the newest batch that ended."""
         self._steps = _ring(spec, (self.ring_steps, spec.num_envs), device)
+        self._facts = torch.zeros(self.ring_steps, spec.num_envs, len(spec.facts), device=device)
+        """Apart from the steps: labellers see facts, reward models do not."""
         self._finals = {
             "obs": torch.zeros(max_episodes, spec.num_agents, spec.obs_size, device=device),
             "state": torch.zeros(max_episodes, spec.state_size, device=device),
@@ -67,7 +69,7 @@ class TrajectoryStore:
     @property
     def num_bytes(self) -> int:
         """Bytes held, all of them allocated at the start."""
-        groups = (self._steps, self._finals, self._episodes)
+        groups = (self._steps, self._finals, self._episodes, {"facts": self._facts})
         return sum(t.numel() * t.element_size() for group in groups for t in group.values())
 
     def append(self, rollout: Rollout) -> None:
@@ -77,6 +79,8 @@ class TrajectoryStore:
         span = slice(row, row + rollout.truncated.shape[0])
         for name, ring in self._steps.items():
             ring[span] = getattr(steps, name)
+        if rollout.facts is not None:
+            self._facts[span] = rollout.facts
         keep = slice(max(0, len(ended.env) - self.max_episodes), None)
         end, env = ended.end_time[keep].to(self.device), ended.env[keep].to(self.device)
         lengths = ended.lengths[keep].to(self.device)
@@ -123,16 +127,44 @@ class TrajectoryStore:
             facts=self._episodes["facts"][slots],
         )
 
+    def return_moments(self) -> tuple[float, float]:
+        """Return mean and standard deviation of the kept episodes' returns; 0 and 1 of none.
+
+        A deviation of zero comes back as 1: equal returns then differ by zero deviations.
+        """
+        returns = self._episodes["returns"][: self.num_finished].to(torch.float64)
+        if len(returns) == 0:
+            return 0.0, 1.0
+        return float(returns.mean()), float(returns.std(correction=0)) or 1.0
+
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+        """Return the team's state at the end of each episode."""
+        return self._finals["state"][numbers % self.max_episodes]
+
+    def facts_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Float[Tensor, "M K F"]:
+        """Return what was known of episodes after their steps `offsets`, clamped to the last."""
+        row, env, _ = self._locate(numbers, offsets)
+        return self._facts[row, env]
+
+    def _locate(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> tuple[Int64[Tensor, "M K"], Int64[Tensor, "M 1"], Bool[Tensor, "M K"]]:
+        """Return ring rows and copies of steps, and which are the last of their episode."""
+        slots = numbers % self.max_episodes
+        start, length = self._episodes["start"][slots], self._episodes["length"][slots]
+        last = (length - 1).unsqueeze(-1)
+        offsets = torch.minimum(offsets, last)
+        row = (start.unsqueeze(-1) + offsets) % self.ring_steps
+        return row, self._episodes["env"][slots].unsqueeze(-1), offsets == last
+
     def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
         """Return the transitions of episodes at steps `offsets`, clamped to their last step."""
         slots = numbers % self.max_episodes
-        start, length = self._episodes["start"][slots], self._episodes["length"][slots]
-        env = self._episodes["env"][slots].unsqueeze(-1)
-        offsets = torch.minimum(offsets, (length - 1).unsqueeze(-1))
-        is_last = offsets == (length - 1).unsqueeze(-1)
-        row = (start.unsqueeze(-1) + offsets) % self.ring_steps
+        row, env, is_last = self._locate(numbers, offsets)
         following = (row + 1) % self.ring_steps
-        flat, flat_next = row * self._num_envs + env, following * self._num_envs + env
+        flat, flat_next = row * self.num_envs + env, following * self.num_envs + env
 
         def at(name: str, index: Tensor) -> Tensor:
             rows = self._steps[name].flatten(0, 1).index_select(0, index.flatten())
@@ -161,7 +193,7 @@ class TrajectoryStore:
         )
 
     @property
-    def _num_envs(self) -> int:
+    def num_envs(self) -> int:
         return self._steps["obs"].shape[1]
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,6 +203,7 @@ class TrajectoryStore:
             "num_finished": self.num_finished,
             "latest": self.latest,
             "steps": self._steps,
+            "facts": self._facts,
             "finals": self._finals,
             "episodes": self._episodes,
         }
@@ -180,6 +213,7 @@ class TrajectoryStore:
         self.time = state["time"]
         self.num_finished = state["num_finished"]
         self.latest = state["latest"]
+        self._facts.copy_(state["facts"])
         for name, mine in (
             ("steps", self._steps),
             ("finals", self._finals),
@@ -210,6 +244,21 @@ class Episodes:
         longest = int(self.lengths.max()) if len(self.lengths) else 0
         steps = torch.arange(longest, device=self.lengths.device)
         return self.store.steps(self.numbers, steps.expand(len(self.numbers), longest))
+
+    def facts_at(self, offsets: Int64[Tensor, "M K"]) -> Float[Tensor, "M K F"]:
+        """Return the facts after some steps, counted from 0 and clamped to the last."""
+        return self.store.facts_at(self.numbers, offsets)
+
+    def rows(self, index: Int64[Tensor, "B"] | Bool[Tensor, "M"]) -> "Episodes":
+        """Return some of these episodes."""
+        return Episodes(
+            store=self.store,
+            numbers=self.numbers[index],
+            returns=self.returns[index],
+            lengths=self.lengths[index],
+            terminated=self.terminated[index],
+            facts=self.facts[index],
+        )
 
     def __len__(self) -> int:
         return len(self.numbers)

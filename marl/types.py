@@ -56,6 +56,8 @@ class Rollout:
     task_rewards: Float[Tensor, "T E"]
     """The environment's own reward: sparse unless the task is dense."""
     episodes: FinishedEpisodes
+    facts: Float[Tensor, "T E F"] | None = None
+    """What is known of each copy's episode after each step."""
 
     @property
     def done(self) -> Bool[Tensor, "T E"]:

@@ -17,6 +17,8 @@ class PreferenceBuffer:
         self.first = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.second = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.labels = torch.zeros(capacity, device=device)
+        self.asked_at = torch.zeros(capacity, dtype=torch.int64, device=device)
+        """Time of each answer, in steps of every copy."""
         self.num_answered = 0
         self.num_unanswered = 0
 
@@ -25,8 +27,9 @@ class PreferenceBuffer:
         first: Int64[Tensor, "B"],
         second: Int64[Tensor, "B"],
         labels: Float[Tensor, "B"],
+        time: int = 0,
     ) -> None:
-        """Keep the pairs with an answer, overwriting the oldest."""
+        """Keep the pairs with an answer, given at `time`, overwriting the oldest."""
         answered = ~labels.isnan()
         self.num_unanswered += int((~answered).sum())
         first, second, labels = first[answered], second[answered], labels[answered]
@@ -36,6 +39,7 @@ class PreferenceBuffer:
         self.first[slots] = first[-len(slots) :] if count else first
         self.second[slots] = second[-len(slots) :] if count else second
         self.labels[slots] = labels[-len(slots) :] if count else labels
+        self.asked_at[slots] = time
         self.num_answered += count
 
     def __len__(self) -> int:
@@ -47,7 +51,7 @@ class PreferenceBuffer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a buffer of the same capacity."""
-        for name in ("first", "second", "labels"):
+        for name in ("first", "second", "labels", "asked_at"):
             getattr(self, name).copy_(state[name])
         self.num_answered = state["num_answered"]
         self.num_unanswered = state["num_unanswered"]

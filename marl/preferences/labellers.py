@@ -1,17 +1,19 @@
 """Labellers: episode pairs in, P(first preferred) out.
 
-Axes: B pairs.
+Axes: B pairs, D of them chosen.
 """
 
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from marl import plugins
-from marl.config import PreferenceConfig
+from marl.config import ConfigError
+from marl.plugins import PluginError
 from marl.trajectories import Episodes
 
 
@@ -21,6 +23,10 @@ class EpisodePairs:
 
     first: Episodes
     second: Episodes
+
+    def rows(self, index: Int64[Tensor, "D"] | Bool[Tensor, "B"]) -> "EpisodePairs":
+        """Return some of these pairs."""
+        return EpisodePairs(first=self.first.rows(index), second=self.second.rows(index))
 
     def __len__(self) -> int:
         return len(self.first)
@@ -58,38 +64,117 @@ class ReturnLabeller:
         return labels.masked_fill(tie, 0.5)
 
 
-def make_labeller(config: PreferenceConfig) -> Labeller:
-    """Return the labeller a configuration names."""
-    if config.labeller == "return":
-        return ReturnLabeller(margin=config.margin, sharpness=config.sharpness)
-    loaded = plugins.load(config.labeller, "preferences.labeller")
-    labeller: Labeller = loaded() if isinstance(loaded, type) else loaded
-    return labeller
+@runtime_checkable
+class HasParts(Protocol):
+    """A labeller made of others; their state and their metrics are looked after too."""
+
+    @property
+    def parts(self) -> tuple[Labeller, ...]:
+        """The labellers it asks."""
+        ...
+
+
+@runtime_checkable
+class HasState(Protocol):
+    """A labeller that changes during training; saved and restored with the run."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return tensors, arrays, numbers, strings and nested dicts."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from `state_dict()`."""
+        ...
+
+
+@runtime_checkable
+class HasMetrics(Protocol):
+    """A labeller with something to report each iteration."""
+
+    def metrics(self) -> dict[str, float]:
+        """Return numbers by name; they are written as ``labeller/<name>``."""
+        ...
+
+
+def parts_of(labeller: Labeller) -> Iterator[Labeller]:
+    """Yield a labeller and, depth first, all that it is made of."""
+    yield labeller
+    if isinstance(labeller, HasParts):
+        for part in labeller.parts:
+            yield from parts_of(part)
+
+
+def labeller_state(labeller: Labeller) -> list[dict[str, Any]]:
+    """Return the states of a labeller and its parts that have one."""
+    return [part.state_dict() for part in parts_of(labeller) if isinstance(part, HasState)]
+
+
+def load_labeller_state(labeller: Labeller, states: list[dict[str, Any]]) -> None:
+    """Continue from `labeller_state()` of a labeller made of the same parts."""
+    stateful = [part for part in parts_of(labeller) if isinstance(part, HasState)]
+    if len(stateful) != len(states):
+        raise ConfigError(
+            f"the saved run has {len(states)} labellers with a state, this one {len(stateful)}; "
+            "resume with the labeller it was trained with"
+        )
+    for part, state in zip(stateful, states, strict=True):
+        part.load_state_dict(state)
+
+
+def labeller_metrics(labeller: Labeller) -> dict[str, float]:
+    """Return what a labeller and its parts report, as ``labeller/<name>``."""
+    return {
+        f"labeller/{name}": float(value)
+        for part in parts_of(labeller)
+        if isinstance(part, HasMetrics)
+        for name, value in part.metrics().items()
+    }
+
+
+def name_of(labeller: Labeller) -> str:
+    """Return what to call a labeller in a message."""
+    own = getattr(labeller, "__qualname__", type(labeller).__name__)
+    return str(own)
 
 
 def checked_labels(labeller: Labeller, name: str, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-    """Return what a labeller answers, or raise `PluginError` if it breaks its promise."""
-    labels = labeller(pairs)
+    """Return what a labeller answers, or raise `PluginError` if it fails or breaks its promise."""
+    labels = _asked(labeller, name, pairs)
     if not isinstance(labels, Tensor):
-        raise plugins.PluginError(
+        raise PluginError(
             f"labeller {name} returned {type(labels).__name__}, expected a torch.Tensor of "
             f"{len(pairs)} labels, one per pair"
         )
     if labels.shape != (len(pairs),):
-        raise plugins.PluginError(
+        raise PluginError(
             f"labeller {name} returned shape {tuple(labels.shape)} for {len(pairs)} pairs; "
             f"return shape ({len(pairs)},), NaN where it has no answer"
         )
     if not labels.is_floating_point():
-        raise plugins.PluginError(
+        raise PluginError(
             f"labeller {name} returned dtype {labels.dtype}, expected a floating dtype; "
             "labels are probabilities that the first is preferred"
         )
     bad = ~(labels.isnan() | ((labels >= 0.0) & (labels <= 1.0)))
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
-        raise plugins.PluginError(
+        raise PluginError(
             f"labeller {name} returned {float(labels[index])} for pair {index}, expected "
             "P(first preferred) in [0, 1], or NaN where it has no answer"
         )
     return labels.to(torch.float32)
+
+
+def _asked(labeller: Labeller, name: str, pairs: EpisodePairs) -> object:
+    """Return the raw answer; an exception comes back as a `PluginError` that says where it rose."""
+    try:
+        return labeller(pairs)
+    except (PluginError, ConfigError):
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise PluginError(
+            f"labeller {name} raised {type(error).__name__}: {error} ({frame.filename}, line "
+            f"{frame.lineno}) when asked about {len(pairs)} pairs; return NaN where it has no "
+            "answer"
+        ) from error

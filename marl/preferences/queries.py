@@ -1,11 +1,15 @@
 """Which finished episodes are compared.
 
-Axes: M episodes, B pairs. Episodes are named by their running number; larger is newer.
+Axes: E and M episodes, B pairs, K reward models. Episodes are named by their running number;
+larger is newer.
 """
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
+
+STRATA = 8
+"""Ranges of equal width that stratified queries cut the returns into."""
 
 
 def draw_episodes(
@@ -52,13 +56,57 @@ def draw_pairs(
         recent = draw_episodes(available[available >= latest], 0, count, 1.0, generator)
         older = draw_episodes(available[available < latest], 0, count, 1.0, generator)
         size = min(len(recent), len(older))
-        first, second = recent[:size], older[:size]
+        return swapped(recent[:size], older[:size], generator)
+    share = newest_share if query == "newest_share" else 0.0
+    start = latest if query == "newest_share" else int(available[-1]) + 1
+    drawn = draw_episodes(available, start, 2 * count, share, generator)
+    return disjoint_pairs(drawn, generator)
+
+
+def draw_stratified(
+    available: Int64[Tensor, "E"],
+    returns: Float[Tensor, "E"],
+    count: int,
+    generator: torch.Generator,
+) -> Int64[Tensor, "M"]:
+    """Return up to `count` different episodes, those of every range of returns equally likely.
+
+    The returns are cut into ranges of equal width, so that rare returns, the best above all, are
+    asked about as often as common ones. With equal returns the draw is uniform.
+    """
+    width = (returns.max() - returns.min()) / STRATA
+    if width > 0:
+        strata = ((returns - returns.min()) / width).long().clamp(max=STRATA - 1)
     else:
-        share = newest_share if query == "newest_share" else 0.0
-        start = latest if query == "newest_share" else int(available[-1]) + 1
-        drawn = draw_episodes(available, start, 2 * count, share, generator)
-        drawn = drawn[torch.randperm(len(drawn), generator=generator, device=drawn.device)]
-        half = len(drawn) // 2
-        first, second = drawn[:half], drawn[half : 2 * half]
+        strata = torch.zeros_like(available)
+    weights = 1.0 / torch.bincount(strata, minlength=STRATA)[strata].to(torch.float32)
+    size = min(count, len(available))
+    return available[torch.multinomial(weights, size, generator=generator)]
+
+
+def disjoint_pairs(
+    drawn: Int64[Tensor, "M"], generator: torch.Generator
+) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
+    """Return M // 2 pairs of episodes, each at most once, paired and ordered at random."""
+    drawn = drawn[torch.randperm(len(drawn), generator=generator, device=drawn.device)]
+    half = len(drawn) // 2
+    return swapped(drawn[:half], drawn[half : 2 * half], generator)
+
+
+def swapped(
+    first: Int64[Tensor, "B"], second: Int64[Tensor, "B"], generator: torch.Generator
+) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
+    """Return the pairs in random order of sides."""
     swap = torch.rand(len(first), generator=generator, device=first.device) < 0.5
     return torch.where(swap, second, first), torch.where(swap, first, second)
+
+
+def disagreement(logits: Float[Tensor, "K B"]) -> Float[Tensor, "B"]:
+    """Return the standard deviation over models of P(first preferred) = sigmoid(logit)."""
+    return torch.sigmoid(logits).std(dim=0, correction=0)
+
+
+def entropy(logits: Float[Tensor, "K B"]) -> Float[Tensor, "B"]:
+    """Return the entropy in nats of the models' mean P(first preferred)."""
+    first = torch.sigmoid(logits).mean(dim=0)
+    return torch.special.entr(first) + torch.special.entr(1.0 - first)

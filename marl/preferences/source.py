@@ -1,21 +1,53 @@
 """From finished episodes to labelled batches for the reward model.
 
-Axes: M episodes, K sampled steps, B pairs.
+Axes: T time, E environments, M episodes, K sampled steps, B pairs, V reward models.
 """
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from envs import EnvSpec
+from envs.randomness import uniform
 from marl.config import PreferenceConfig, RewardConfig
+from marl.preferences.budget import Budget
 from marl.preferences.buffer import PreferenceBuffer
-from marl.preferences.labellers import EpisodePairs, checked_labels, make_labeller
-from marl.preferences.queries import all_pairs, draw_episodes, draw_pairs
+from marl.preferences.labellers import (
+    EpisodePairs,
+    checked_labels,
+    labeller_metrics,
+    labeller_state,
+    load_labeller_state,
+)
+from marl.preferences.making import make_labeller
+from marl.preferences.queries import (
+    all_pairs,
+    disagreement,
+    disjoint_pairs,
+    draw_episodes,
+    draw_pairs,
+    draw_stratified,
+    entropy,
+)
+from marl.preferences.tally import Tally
+from marl.preferences.teachers import MyopicReturns
+from marl.seeding import Seeds
 from marl.trajectories import TrajectoryStore, sample_steps
-from marl.types import LabelledSegments, Rollout
+from marl.types import LabelledSegments, Rollout, Transitions
+
+Scorer = Callable[
+    [Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]],
+    Float[Tensor, "V M"],
+]
+"""From sampled steps, their weights and the episodes' lengths to each model's scores S."""
+
+BAG_SHARE = 0.632
+"""Share of the answers that each model of a committee learns from: 1 - 1/e, as in a bootstrap."""
 
 
 class PreferenceSource:
@@ -32,14 +64,17 @@ class PreferenceSource:
         rollout_steps: int,
         preferences: PreferenceConfig,
         reward: RewardConfig,
-        generator: torch.Generator,
+        seeds: Seeds,
         device: torch.device,
+        *,
+        num_iterations: int,
     ) -> None:
         self.config = preferences
         self.reward_config = reward
         self.max_steps = spec.max_steps
-        self.generator = generator
-        self.labeller = make_labeller(preferences)
+        self.num_iterations = num_iterations
+        self.generator = seeds.torch("preferences", device)
+        self.labeller = make_labeller(preferences, spec, seeds)
         self.store = TrajectoryStore(
             spec,
             rollout_steps,
@@ -49,43 +84,80 @@ class PreferenceSource:
             device=device,
         )
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
+        self.budget = Budget(preferences)
+        self.tally = Tally(preferences.labeller)
+        self.myopic: MyopicReturns | None = None
+        if preferences.teacher.myopia < 1.0:
+            self.myopic = MyopicReturns(preferences.teacher.myopia, spec.num_envs, device)
+        self.num_rollouts = 0
         self.device = device
 
-    def observe(self, rollout: Rollout) -> None:
-        """Store a rollout and, for a labeller that costs something, ask about new episodes."""
+    def observe(
+        self,
+        rollout: Rollout,
+        hidden: Float[Tensor, "T E"] | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        """Store a rollout and, for a labeller that costs something, ask about new episodes.
+
+        `hidden` is for a myopic teacher only, which judges by it. `scorer` is for queries by
+        ``disagreement`` and ``entropy`` only.
+        """
+        if self.myopic is not None:
+            assert hidden is not None, "a myopic teacher sees the hidden rewards"
+            returns = self.myopic.observe(rollout, hidden)
+            rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
         self.store.append(rollout)
+        progress = self.num_rollouts / self.num_iterations
+        self.num_rollouts += 1
         if self.config.queries_per_iteration == 0 or len(rollout.episodes.env) == 0:
             return
-        for held_out in (False, True):
-            share = 1.0 / self.config.holdout_every
-            count = round(self.config.queries_per_iteration * (share if held_out else 1.0 - share))
-            available = self.store.available(held_out=held_out)
+        train, held_out = self.budget.grant(progress)
+        for count, side in ((train, False), (held_out, True)):
+            available = self.store.available(held_out=side)
             if count and len(available) > 1:
-                first, second = draw_pairs(
-                    self.config.query,
-                    available,
-                    self.store.latest,
-                    count,
-                    self.config.newest_share,
-                    self.generator,
-                )
+                first, second = self._choose(available, count, scorer)
                 if len(first):
-                    self.buffer.add(first, second, self._ask(first, second))
+                    self.budget.asked += len(first)
+                    labels = self._ask(first, second)
+                    self.buffer.add(first, second, labels, self.store.time)
 
-    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
-        """Return M episodes with every answered pair among them; None if there is no pair."""
+    def _choose(
+        self, available: Int64[Tensor, "E"], count: int, scorer: Scorer | None
+    ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
+        """Return up to `count` disjoint pairs, as ``preferences.query`` says."""
+        query, latest = self.config.query, self.store.latest
+        share = self.config.newest_share
+        if query == "stratified":
+            returns = self.store.episodes(available).returns
+            drawn = draw_stratified(available, returns, 2 * count, self.generator)
+            return disjoint_pairs(drawn, self.generator)
+        if query not in ("disagreement", "entropy"):
+            return draw_pairs(query, available, latest, count, share, self.generator)
+        assert scorer is not None, "queries by disagreement and entropy need reward models"
+        pool = count * self.config.candidates
+        first, second = draw_pairs("newest_share", available, latest, pool, share, self.generator)
+        numbers, places = torch.stack((first, second)).unique(return_inverse=True)
+        scores = scorer(*self._sampled(numbers))
+        logits = scores[:, places[0]] - scores[:, places[1]]
+        worth = disagreement(logits) if query == "disagreement" else entropy(logits)
+        best = worth.topk(min(count, len(worth))).indices
+        return first[best], second[best]
+
+    def batch(self, *, held_out: bool = False, bag: int | None = None) -> LabelledSegments | None:
+        """Return M episodes with every answered pair among them; None if there is no pair.
+
+        `bag` leaves out the answers that the model of that number does not learn from.
+        """
         if self.config.queries_per_iteration == 0:
             numbers, first, second, labels = self._free_pairs(held_out)
         else:
-            numbers, first, second, labels = self._answered_pairs(held_out)
+            numbers, first, second, labels = self._answered_pairs(held_out, bag)
         if len(labels) == 0:
             return None
-        lengths = self.store.episodes(numbers).lengths
-        offsets, weights = sample_steps(
-            lengths, self.max_steps, self.reward_config.sample_steps, self.generator
-        )
+        transitions, weights, lengths = self._sampled(numbers)
         return LabelledSegments(
-            transitions=self.store.steps(numbers, offsets),
+            transitions=transitions,
             step_weights=weights,
             lengths=lengths,
             first=first,
@@ -93,16 +165,19 @@ class PreferenceSource:
             labels=labels,
         )
 
+    def _sampled(
+        self, numbers: Int64[Tensor, "M"]
+    ) -> tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]:
+        """Return sampled steps of some episodes, the steps' weights, and the lengths."""
+        lengths = self.store.episodes(numbers).lengths
+        offsets, weights = sample_steps(
+            lengths, self.max_steps, self.reward_config.sample_steps, self.generator
+        )
+        return self.store.steps(numbers, offsets), weights, lengths
+
     def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a batch of episodes and every answered pair among them, asked now."""
-        uniform = held_out or self.config.query == "uniform"
-        numbers = draw_episodes(
-            self.store.available(held_out=held_out),
-            self.store.num_finished if uniform else self.store.latest,
-            self.reward_config.batch_episodes,
-            0.0 if uniform else self.config.newest_share,
-            self.generator,
-        )
+        numbers = self._free_episodes(held_out)
         first, second = all_pairs(len(numbers), self.device)
         if self.config.query == "recent_with_older" and not held_out:
             is_new = numbers >= self.store.latest
@@ -115,13 +190,36 @@ class PreferenceSource:
         self.buffer.num_unanswered += int((~answered).sum())
         return numbers, first[answered], second[answered], labels[answered]
 
-    def _answered_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _free_episodes(self, held_out: bool) -> Int64[Tensor, "M"]:
+        """Return the episodes of a batch for a free labeller; held-out ones are always uniform."""
+        available = self.store.available(held_out=held_out)
+        count = self.reward_config.batch_episodes
+        if self.config.query == "stratified" and not held_out and len(available):
+            returns = self.store.episodes(available).returns
+            return draw_stratified(available, returns, count, self.generator)
+        uniformly = held_out or self.config.query == "uniform"
+        return draw_episodes(
+            available,
+            self.store.num_finished if uniformly else self.store.latest,
+            count,
+            0.0 if uniformly else self.config.newest_share,
+            self.generator,
+        )
+
+    def _answered_pairs(
+        self, held_out: bool, bag: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return kept answers about episodes that are still whole, M/2 of them at most."""
         size = len(self.buffer)
         first, second = self.buffer.first[:size], self.buffer.second[:size]
         every = self.config.holdout_every
         usable = self.store.holds(first) & self.store.holds(second)
         usable &= (first % every == every - 1) == held_out
+        if self.config.retire_after:
+            age = (self.store.time - self.buffer.asked_at[:size]) * self.store.num_envs
+            usable &= age <= self.config.retire_after
+        if bag is not None:
+            usable &= in_bag(first, second, bag)
         rows = usable.nonzero().squeeze(-1)
         order = torch.randperm(len(rows), generator=self.generator, device=self.device)
         rows = rows[order[: self.reward_config.batch_episodes // 2]]
@@ -130,22 +228,46 @@ class PreferenceSource:
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
         pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
-        return checked_labels(self.labeller, self.config.labeller, pairs).to(self.device)
+        labels = checked_labels(self.labeller, self.config.labeller, pairs).to(self.device)
+        self.tally.add(labels)
+        return labels
 
     def metrics(self) -> dict[str, float]:
-        """Return sizes and counts."""
-        return {
+        """Return sizes, counts, and what became of the questions since the last call."""
+        metrics = {
             "preference/episodes": float(self.store.num_finished),
             "preference/answered": float(self.buffer.num_answered),
             "preference/unanswered": float(self.buffer.num_unanswered),
             "memory/store_mib": self.store.num_bytes / 2**20,
         }
+        return metrics | self.tally.take() | labeller_metrics(self.labeller)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the trajectories and the answers."""
-        return {"store": self.store.state_dict(), "buffer": self.buffer.state_dict()}
+        """Return the trajectories, the answers, and what the labeller remembers."""
+        return {
+            "store": self.store.state_dict(),
+            "buffer": self.buffer.state_dict(),
+            "budget": self.budget.state_dict(),
+            "tally": self.tally.state_dict(),
+            "labeller": labeller_state(self.labeller),
+            "num_rollouts": self.num_rollouts,
+            "myopic": None if self.myopic is None else self.myopic.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a source with the same settings."""
         self.store.load_state_dict(state["store"])
         self.buffer.load_state_dict(state["buffer"])
+        self.budget.load_state_dict(state["budget"])
+        self.tally.load_state_dict(state["tally"])
+        load_labeller_state(self.labeller, state["labeller"])
+        self.num_rollouts = state["num_rollouts"]
+        if self.myopic is not None:
+            self.myopic.load_state_dict(state["myopic"])
+
+
+def in_bag(first: Int64[Tensor, "B"], second: Int64[Tensor, "B"], bag: int) -> Bool[Tensor, "B"]:
+    """Return which pairs the model of number `bag` learns from: a hash of the three numbers."""
+    seeds = first.cpu().numpy().astype(np.uint64) + np.uint64(bag << 40)
+    draws = torch.as_tensor(uniform(seeds, second.cpu().numpy(), 1)[:, 0] < BAG_SHARE)
+    return draws.to(first.device)

@@ -8,15 +8,18 @@ from marl import plugins
 from marl.config import Config
 from marl.normalisers import TeamNorm
 from marl.rewards.central import CentralReward
+from marl.rewards.committee import Committee
 from marl.rewards.factored import FactoredReward
 from marl.rewards.learner import ImplicitReward, RewardLearner, RewardModel
 
 __all__ = [
     "CentralReward",
+    "Committee",
     "FactoredReward",
     "ImplicitReward",
     "RewardLearner",
     "RewardModel",
+    "make_committee",
     "make_reward_learner",
 ]
 
@@ -46,3 +49,21 @@ def make_reward_learner(
     return RewardLearner(
         model, name, config.reward, spec.max_steps, threads=config.threads, device=device
     )
+
+
+def make_committee(
+    own: RewardLearner,
+    spec: EnvSpec,
+    config: Config,
+    norm: TeamNorm,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Committee | None:
+    """Return the models that choose the questions; None where the query needs none."""
+    if config.preferences.query not in ("disagreement", "entropy"):
+        return None
+    others = [
+        make_reward_learner(spec, config, norm, generator, device)
+        for _ in range(config.preferences.committee - 1)
+    ]
+    return Committee(own, others)

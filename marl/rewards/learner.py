@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
@@ -15,10 +16,14 @@ from marl.normalisers import ValueNorm
 from marl.numerics import check_finite
 from marl.parallel import SideBySide
 from marl.plugins import PluginError
-from marl.preferences import PreferenceSource
 from marl.rewards.drift import DriftGuard
 from marl.rewards.factored import PolicySampler
-from marl.rewards.losses import bradley_terry_loss, preference_accuracy, preference_logits
+from marl.rewards.losses import (
+    bradley_terry_loss,
+    episode_scores,
+    preference_accuracy,
+    preference_logits,
+)
 from marl.rewards.mixers import Mixed
 from marl.types import LabelledSegments, Rewards, Transitions
 
@@ -66,6 +71,14 @@ class ImplicitReward(RewardModel, Protocol):
         ...
 
 
+class Batches(Protocol):
+    """Where labelled batches come from."""
+
+    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+        """Return a batch to train on or to measure with; None while there is none."""
+        ...
+
+
 class RewardLearner:
     """A reward model with its optimiser, its running scale and its diagnostics."""
 
@@ -105,7 +118,7 @@ class RewardLearner:
         """Whether any preference has been seen; before that the rewards are noise."""
         return self.num_fits > 0
 
-    def fit(self, source: PreferenceSource, policy: PolicySampler) -> dict[str, float]:
+    def fit(self, source: Batches, policy: PolicySampler) -> dict[str, float]:
         """Take K_R gradient steps on labelled batches and return metrics.
 
             L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)        -> q, mixer
@@ -180,7 +193,7 @@ class RewardLearner:
         return rewards, now, bias
 
     @torch.no_grad()
-    def _held_out(self, source: PreferenceSource) -> dict[str, float]:
+    def _held_out(self, source: Batches) -> dict[str, float]:
         """Return accuracy and loss on pairs that were never trained on."""
         segments = source.batch(held_out=True)
         if segments is None:
@@ -191,6 +204,17 @@ class RewardLearner:
             "preference/accuracy": float(preference_accuracy(logits, segments.labels)),
             "preference/held_out_loss": float(bradley_terry_loss(logits, segments.labels)),
         }
+
+    @torch.no_grad()
+    def scores(
+        self,
+        transitions: Transitions,
+        step_weights: Float[Tensor, "M K"],
+        lengths: Int64[Tensor, "M"],
+    ) -> Float[Tensor, "M"]:
+        """Return each episode's score S, estimated from its sampled steps."""
+        team = self._split(transitions)[0].team
+        return episode_scores(team, step_weights, lengths, self.config, self.max_steps)
 
     @torch.no_grad()
     def rewards(self, transitions: Transitions) -> tuple[Rewards, dict[str, float]]:

@@ -4,11 +4,29 @@ Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
 from marl.types import LabelledSegments
+
+
+def episode_scores(
+    team_rewards: Float[Tensor, "M K"],
+    step_weights: Float[Tensor, "M K"],
+    lengths: Int64[Tensor, "M"],
+    config: RewardConfig,
+    max_steps: int,
+) -> Float[Tensor, "M"]:
+    """Return S = (alpha / T_max) * sum_t R_t of each episode.
+
+    The sum is estimated from the sampled steps by their weights; with
+    ``length_normalised`` each episode's own length takes the place of T_max.
+    """
+    sums = (step_weights * team_rewards).sum(dim=-1)
+    if config.length_normalised:
+        return config.alpha * sums / lengths
+    return config.alpha / max_steps * sums
 
 
 def preference_logits(
@@ -17,16 +35,10 @@ def preference_logits(
     config: RewardConfig,
     max_steps: int,
 ) -> Float[Tensor, "B"]:
-    """Return S(tau_1) - S(tau_2) with S = (alpha / T_max) * sum_t R_t.
-
-    The sum is estimated from the sampled steps by their weights; with
-    ``length_normalised`` each episode's own length takes the place of T_max.
-    """
-    sums = (segments.step_weights * team_rewards).sum(dim=-1)
-    if config.length_normalised:
-        scores = config.alpha * sums / segments.lengths
-    else:
-        scores = config.alpha / max_steps * sums
+    """Return S(tau_1) - S(tau_2) of every pair."""
+    scores = episode_scores(
+        team_rewards, segments.step_weights, segments.lengths, config, max_steps
+    )
     return scores[segments.first] - scores[segments.second]
 
 

@@ -1,0 +1,62 @@
+"""From settings to a labeller."""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from envs import EnvSpec
+from marl import plugins
+from marl.config import PreferenceConfig, TeacherConfig
+from marl.preferences.compose import Cascade
+from marl.preferences.labellers import Labeller, ReturnLabeller
+from marl.preferences.rules import facts_labeller
+from marl.preferences.teachers import NoisyTeacher
+from marl.seeding import Seeds
+
+
+def make_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
+    """Return the labeller a configuration names, with its tie-break and its teacher's errors."""
+    labeller = _named(config, spec, seeds)
+    if config.tie_break:
+        rule = facts_labeller(spec, config.tie_break, setting="preferences.tie_break")
+        labeller = Cascade(labeller, rule, pass_ties=True)
+    if errs(config.teacher):
+        labeller = NoisyTeacher(labeller, config.teacher, seeds.integer("teacher"))
+    return labeller
+
+
+def errs(config: TeacherConfig) -> bool:
+    """Return whether a teacher does anything but pass answers on."""
+    exact = TeacherConfig(myopia=config.myopia)  # myopia is in the returns themselves
+    return config != exact
+
+
+def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
+    """Return the labeller that ``preferences.labeller`` names."""
+    if config.labeller == "return":
+        return ReturnLabeller(margin=config.margin, sharpness=config.sharpness)
+    if config.labeller == "outcome":
+        return facts_labeller(spec, ("won",), setting='preferences.labeller = "outcome"')
+    if config.labeller == "facts":
+        names, margins = config.facts, config.fact_margins
+        return facts_labeller(spec, names, margins, setting="preferences.facts")
+    path = config.labeller.removesuffix("()")
+    loaded = plugins.load(path, "preferences.labeller")
+    if isinstance(loaded, type) or path != config.labeller:
+        loaded = _called(loaded, config.labeller, spec, seeds)
+    return loaded
+
+
+def _called(
+    factory: Callable[..., Any], name: str, spec: EnvSpec, seeds: Seeds
+) -> Callable[..., Any]:
+    """Return what a class or a factory makes, given the `spec` and `generator` it asks for."""
+    wanted = inspect.signature(factory).parameters
+    offered = {"spec": lambda: spec, "generator": lambda: seeds.torch("labeller")}
+    made = factory(**{key: make() for key, make in offered.items() if key in wanted})
+    if not callable(made):
+        raise plugins.PluginError(
+            f"preferences.labeller: {name} made a {type(made).__name__}, expected a labeller: a "
+            "callable from pairs to labels"
+        )
+    return made

@@ -1,0 +1,60 @@
+"""What became of the questions.
+
+Axes: B pairs.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Tally:
+    """Counts asked pairs, abstentions and ties, and warns of a labeller that never answers."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.asked = self.answered = 0
+        """Over the whole run."""
+        self._asked = self._answered = self._decided = 0
+        self._has_warned = False
+
+    def add(self, labels: Float[Tensor, "B"]) -> None:
+        """Count the answers to some pairs."""
+        answered = ~labels.isnan()
+        counts = torch.stack((answered, answered & (labels != 0.5))).sum(dim=1).tolist()
+        self._asked += len(labels)
+        self._answered += counts[0]
+        self._decided += counts[1]
+
+    def take(self) -> dict[str, float]:
+        """Return counts since the last call; shares are NaN where nothing was asked.
+
+        ``informative_share`` is the share of answers that are no tie. At 0 there is nothing to
+        learn from: no episode is better than another yet, in the eyes of the labeller.
+        """
+        asked, answered, decided = self._asked, self._answered, self._decided
+        self._asked = self._answered = self._decided = 0
+        self.asked, self.answered = self.asked + asked, self.answered + answered
+        if self.asked and not self.answered and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"labeller {self.name} has answered none of {self.asked} pairs; the policy does "
+                "not learn before the first answer",
+                stacklevel=2,
+            )
+        return {
+            "preference/asked": float(asked),
+            "preference/abstained_share": 1.0 - answered / asked if asked else float("nan"),
+            "preference/informative_share": decided / answered if answered else float("nan"),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all counts."""
+        return {"counts": [self.asked, self.answered, self._asked, self._answered, self._decided]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.asked, self.answered, self._asked, self._answered, self._decided = state["counts"]
