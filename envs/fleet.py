@@ -3,6 +3,7 @@
 Axes: E environment copies, N agents (one body each), O observation features, A actuators.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -95,6 +96,10 @@ class Fleet:
             max_steps=max_steps,
             finite_horizon=finite_horizon,
             agents_die=self.bodies.can_die,
+            facts=tuple(
+                replace(fact, meaning=f"{fact.meaning}, mean over robots")
+                for fact in self.bodies.facts.facts
+            ),
         )
 
     @property
@@ -120,6 +125,7 @@ class Fleet:
             final_obs=obs,
             final_state=state,
             alive=self._alive.copy() if self._spec.agents_die else None,
+            facts=self._facts(),
         )
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
@@ -130,6 +136,7 @@ class Fleet:
         rewards, all_dead = self._move(controls)
         terminated, truncated = self._episodes.advance(all_dead)
         final_obs, final_state = obs, state = self._observe()
+        facts = self._facts()
         over = terminated | truncated
         if over.any():
             bodies = np.repeat(over, self._spec.num_agents)
@@ -145,6 +152,7 @@ class Fleet:
             final_obs=final_obs,
             final_state=final_state,
             alive=self._alive.copy() if self._spec.agents_die else None,
+            facts=facts,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -177,3 +185,9 @@ class Fleet:
         self._views.gather(self.bodies.features)
         obs = self._views.obs.reshape(self._spec.num_envs, self._spec.num_agents, -1).copy()
         return obs, obs.reshape(self._spec.num_envs, -1).copy()
+
+    def _facts(self) -> FloatArray:
+        """Return fresh (E, F) facts: means over the bodies."""
+        values = self.bodies.facts.values
+        means = values.reshape(self._spec.num_envs, self._spec.num_agents, -1).mean(axis=1)
+        return means.astype(np.float32)

@@ -91,6 +91,7 @@ class MaMuJoCo:
             action_sizes=self._controls.sizes,
             max_steps=limit,
             finite_horizon=finite_horizon,
+            facts=self.bodies.facts.facts,
         )
 
     @property
@@ -115,6 +116,7 @@ class MaMuJoCo:
             truncated=nothing.copy(),
             final_obs=obs,
             final_state=state,
+            facts=self.bodies.facts.values.astype(np.float32),
         )
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
@@ -125,6 +127,7 @@ class MaMuJoCo:
         terminated, truncated = self._episodes.advance(self.bodies.terminated)
         self._views.gather(self.bodies.features)
         final_obs, final_state = self._views.obs, self._views.state
+        facts = self.bodies.facts.values.astype(np.float32)
         over = terminated | truncated
         if over.any():
             final_obs, final_state = final_obs.copy(), final_state.copy()
@@ -138,6 +141,7 @@ class MaMuJoCo:
             truncated=truncated,
             final_obs=final_obs,
             final_state=final_state,
+            facts=facts,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from mujoco.batch import Batch, SimulationError
 
 from envs.base import BoolArray, EnvError
+from envs.mujoco_facts import EpisodeFacts
 from envs.mujoco_obs import Features
 from envs.mujoco_source import Source
 from envs.mujoco_starts import make_start
@@ -58,6 +59,8 @@ class Bodies:
         self._ages = np.zeros(num_sims, np.int64)
         self._all_healthy = np.ones(num_sims, np.bool_)
         self._position = self._task.position(self._fields).copy()
+        self.facts = EpisodeFacts(self._task, self._position, source.env.dt, can_fall=self.can_die)
+        """What is known of each simulation's episode so far."""
         self.features = np.zeros((num_sims, self.layout.width))
         """(n, F)"""
         self._scratch = np.zeros_like(self.features)
@@ -90,6 +93,7 @@ class Bodies:
             self._contacts.forces[chosen] = 0.0  # as mj_resetData leaves them
         self._refresh(chosen)
         self._position[chosen] = self._task.position(self._fields)[chosen]
+        self.facts.begin(chosen, self._fields, self._position)
 
     def step(self, ctrl: npt.NDArray[np.float64], sims: npt.NDArray[np.intp] | None = None) -> None:
         """Apply (n, U) controls in actuator units for one control step.
@@ -116,6 +120,7 @@ class Bodies:
             self._fields, position - self._position, self._ctrl, healthy
         )
         self._position[:] = position
+        self.facts.advance(sims, self._fields, position, self._ctrl, self.terminated)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the simulations' rows and everything that outlives a step."""
@@ -126,6 +131,7 @@ class Bodies:
             "counts": self._counts.copy(),
             "ages": self._ages.copy(),
             "features": self.features.copy(),
+            "facts": self.facts.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -143,6 +149,7 @@ class Bodies:
         self._counts[:] = state["counts"]
         self._ages[:] = state["ages"]
         self.features[:] = state["features"]
+        self.facts.load_state_dict(state["facts"])
 
     def _refresh(self, sims: npt.NDArray[np.intp] | None) -> None:
         """Write the features of some simulations, by default of all.

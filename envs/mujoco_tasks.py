@@ -8,12 +8,12 @@ The weights and ranges are read from Gymnasium's environments; the formulas are 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import BoolArray
+from envs.base import BoolArray, Fact
 from envs.mujoco_obs import Fields
 from envs.mujoco_source import Source
 
@@ -23,9 +23,21 @@ Array = npt.NDArray[np.float64]
 class Task(Protocol):
     """What a scenario pays for."""
 
+    outcome: ClassVar[Fact]
+    """What `progress` measures."""
+
     @property
     def fields(self) -> tuple[str, ...]:
         """MjData fields the task reads."""
+        ...
+
+    @property
+    def ctrl_weight(self) -> float:
+        """Price of a squared control."""
+        ...
+
+    def progress(self, fields: Fields, displacement: Array) -> Array:
+        """(n,) how well it went so far; `displacement` is (n, P), since the episode began."""
         ...
 
     def position(self, fields: Fields) -> Array:
@@ -51,6 +63,13 @@ class Locomotion:
     ctrl_weight: float
     healthy_reward: float = 0.0
     contact_cost: Callable[[Array], Array] | None = None
+    outcome: ClassVar[Fact] = Fact(
+        name="distance", meaning="distance covered along x", unit="m", higher_is_better=True
+    )
+
+    def progress(self, fields: Fields, displacement: Array) -> Array:
+        """(n,) metres covered, the mean over the P bodies."""
+        return displacement.sum(axis=1) / displacement.shape[1]
 
     def position(self, fields: Fields) -> Array:
         """(n, P) x coordinates in metres."""
@@ -79,6 +98,13 @@ class StandUp:
     ctrl_weight: float
     impact_cost: Callable[[Array], Array]
     fields: tuple[str, ...] = ("qpos", "cfrc_ext")
+    outcome: ClassVar[Fact] = Fact(
+        name="height", meaning="height of the torso", unit="m", higher_is_better=True
+    )
+
+    def progress(self, fields: Fields, displacement: Array) -> Array:
+        """(n,) metres above the ground."""
+        return fields["qpos"][:, 2]
 
     def position(self, fields: Fields) -> Array:
         """(n, 1) zeros: progress is not rewarded."""
@@ -101,6 +127,16 @@ class Distances:
     """(body, body, weight)"""
     ctrl_weight: float
     fields: tuple[str, ...] = ("xpos",)
+    outcome: ClassVar[Fact] = Fact(
+        name="goal_distance", meaning="distance to the goal", unit="m", higher_is_better=False
+    )
+
+    def progress(self, fields: Fields, displacement: Array) -> Array:
+        """(n,) metres between the first pair of bodies."""
+        positions = fields["xpos"].reshape(len(displacement), -1, 3)
+        first, second, _ = self.pairs[0]
+        gaps: Array = np.linalg.norm(positions[:, first] - positions[:, second], axis=1)
+        return gaps
 
     def position(self, fields: Fields) -> Array:
         """(n, 1) zeros: progress is not rewarded."""

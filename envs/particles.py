@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
+from envs.base import BoolArray, EnvError, EnvSpec, Fact, FloatArray
 from envs.families import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
 
@@ -27,6 +27,30 @@ FORCES = FORCE * np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]], dtype=np.f
 AGENT_RADIUS = 0.15
 CONTACT_STIFFNESS = 100.0
 CONTACT_MARGIN = 1e-3
+NEAR = 0.1
+"""A particle no farther away has reached a landmark."""
+NAV_FACTS = (
+    Fact(
+        name="mean_distance",
+        meaning="mean distance of the agents to their landmarks",
+        higher_is_better=False,
+    ),
+    Fact(
+        name="farthest",
+        meaning="distance of the agent that is farthest from its landmark",
+        higher_is_better=False,
+    ),
+    Fact(name="arrived", meaning="agents within 0.1 of their landmark", higher_is_better=True),
+)
+SPREAD_FACTS = (
+    Fact(
+        name="mean_distance",
+        meaning="mean distance of the landmarks to the nearest agent",
+        higher_is_better=False,
+    ),
+    Fact(name="covered", meaning="landmarks with an agent within 0.1", higher_is_better=True),
+    Fact(name="touching", meaning="pairs of agents that touch", higher_is_better=False),
+)
 
 
 def members() -> list[str]:
@@ -52,7 +76,7 @@ def nav(num_envs: int, *, num_agents: int = 6) -> SimulatedEnv:
     random -28.6; every agent drifting one way -59.6.
     """
     task = _Navigation(num_agents)
-    return SimulatedEnv(_spec(f"nav_{num_agents}", num_envs, num_agents, 6), task)
+    return SimulatedEnv(_spec(f"nav_{num_agents}", num_envs, num_agents, 6, NAV_FACTS), task)
 
 
 def spread(num_envs: int, *, num_agents: int = 3) -> SimulatedEnv:
@@ -67,11 +91,13 @@ def spread(num_envs: int, *, num_agents: int = 3) -> SimulatedEnv:
     """
     task = _Spread(num_agents)
     obs_size = 4 + 2 * num_agents + 2 * (num_agents - 1)
-    spec = _spec(f"spread_{num_agents}", num_envs, num_agents, obs_size)
+    spec = _spec(f"spread_{num_agents}", num_envs, num_agents, obs_size, SPREAD_FACTS)
     return SimulatedEnv(spec, task)
 
 
-def _spec(name: str, num_envs: int, num_agents: int, obs_size: int) -> EnvSpec:
+def _spec(
+    name: str, num_envs: int, num_agents: int, obs_size: int, facts: tuple[Fact, ...]
+) -> EnvSpec:
     """Return the constants of a particle task."""
     if num_agents < 1:
         raise EnvError(f"particles/{name}: num_agents is {num_agents}; ask for at least 1")
@@ -84,6 +110,7 @@ def _spec(name: str, num_envs: int, num_agents: int, obs_size: int) -> EnvSpec:
         action_sizes=(len(FORCES),) * num_agents,
         max_steps=MAX_STEPS,
         finite_horizon=True,
+        facts=facts,
     )
 
 
@@ -124,6 +151,12 @@ class _Navigation:
         after = {**arrays, "positions": positions, "velocities": velocities}
         return after, rewards, np.zeros(len(rewards), np.bool_)
 
+    def facts(self, arrays: Arrays) -> FloatArray:
+        """Return `NAV_FACTS` of where the agents are now."""
+        distances = _length(arrays["landmarks"] - arrays["positions"])
+        arrived = (distances <= NEAR).sum(axis=1)
+        return np.stack([distances.mean(axis=1), distances.max(axis=1), arrived], axis=1)
+
 
 @dataclass(frozen=True)
 class _Spread:
@@ -162,13 +195,31 @@ class _Spread:
         positions, velocities = moved(
             positions, arrays["velocities"], FORCES[actions] + contact_forces(positions)
         )
-        distances = _length(arrays["landmarks"][:, None] - positions[:, :, None])
-        uncovered = distances.min(axis=1).sum(axis=1)
-        apart = _length(positions[:, None] - positions[:, :, None])
-        touching = (apart < 2 * AGENT_RADIUS).sum(axis=(1, 2)) - self.num_agents
+        uncovered = _uncovered(arrays["landmarks"], positions).sum(axis=1)
+        touching = _touching(positions)
         rewards = -0.5 * uncovered - 0.5 * touching / self.num_agents
         after = {**arrays, "positions": positions, "velocities": velocities}
         return after, rewards, np.zeros(len(rewards), np.bool_)
+
+    def facts(self, arrays: Arrays) -> FloatArray:
+        """Return `SPREAD_FACTS` of where the agents are now."""
+        uncovered = _uncovered(arrays["landmarks"], arrays["positions"])
+        covered = (uncovered <= NEAR).sum(axis=1)
+        pairs = _touching(arrays["positions"]) / 2
+        return np.stack([uncovered.mean(axis=1), covered, pairs], axis=1)
+
+
+def _uncovered(landmarks: FloatArray, positions: FloatArray) -> FloatArray:
+    """Return (C, N) distances of the landmarks to the nearest agent."""
+    nearest: FloatArray = _length(landmarks[:, None] - positions[:, :, None]).min(axis=1)
+    return nearest
+
+
+def _touching(positions: FloatArray) -> npt.NDArray[np.int64]:
+    """Return (C,) how many agents each agent touches, in sum: every pair counts twice."""
+    apart = _length(positions[:, None] - positions[:, :, None])
+    counts: npt.NDArray[np.int64] = (apart < 2 * AGENT_RADIUS).sum(axis=(1, 2)) - positions.shape[1]
+    return counts
 
 
 def contact_forces(positions: FloatArray) -> FloatArray:

@@ -1,11 +1,11 @@
 """Environments written as a few functions of arrays: episodes, seeds and resets are kept here.
 
 Axes: E environment copies, C the copies a call is about, N agents, O observation features,
-S state features, A actions, D random draws an episode needs.
+S state features, A actions, F facts, D random draws an episode needs.
 """
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -53,6 +53,15 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class TellsFacts(Protocol):
+    """A task that tells the facts its `EnvSpec.facts` lists."""
+
+    def facts(self, arrays: Arrays) -> FloatArray:
+        """Return (C, F) numbers about the episodes so far."""
+        ...
+
+
 class SimulatedEnv:
     """A `VecEnv` that runs a `Task`, pays its rewards every step and has an exact state."""
 
@@ -61,6 +70,7 @@ class SimulatedEnv:
             raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
         self._spec = spec
         self._task = task
+        self._teller = task if isinstance(task, TellsFacts) else None
         self._limits = np.asarray(spec.action_sizes)
         self._arrays: Arrays | None = None
         self._mask: BoolArray | None = None
@@ -83,7 +93,8 @@ class SimulatedEnv:
         view = self._task.view(self._arrays, self._steps)
         self._mask = view.action_mask
         nowhere = np.zeros(num_envs, np.bool_)
-        return _env_step(view, view, np.zeros(num_envs), nowhere, nowhere.copy())
+        nothing, facts = np.zeros(num_envs), self._facts(self._arrays)
+        return _env_step(view, view, nothing, nowhere, nowhere.copy(), facts)
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
         """Return what the joint actions led to; copies that ended show their next episode."""
@@ -105,9 +116,10 @@ class SimulatedEnv:
         done = terminated | truncated
 
         final = self._task.view(self._arrays, self._steps)
+        facts = self._facts(self._arrays)
         view = self._restarted(final, np.flatnonzero(done)) if done.any() else final
         self._mask = view.action_mask
-        return _env_step(view, final, np.asarray(rewards, np.float64), terminated, truncated)
+        return _env_step(view, final, np.asarray(rewards, np.float64), terminated, truncated, facts)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that changes."""
@@ -133,6 +145,10 @@ class SimulatedEnv:
         self._steps = state["steps"].copy()
         self._arrays = {name: array.copy() for name, array in state["arrays"].items()}
         self._mask = self._task.view(self._arrays, self._steps).action_mask
+
+    def _facts(self, arrays: Arrays) -> FloatArray | None:
+        """Return (E, F) facts, or None where the task tells none."""
+        return None if self._teller is None else self._teller.facts(arrays).astype(np.float32)
 
     def _begin(self, rows: npt.NDArray[np.int64]) -> Arrays:
         """Return the arrays of new episodes in the copies `rows`."""
@@ -203,7 +219,12 @@ def _replaced_mask(
 
 
 def _env_step(
-    view: View, final: View, rewards: FloatArray, terminated: BoolArray, truncated: BoolArray
+    view: View,
+    final: View,
+    rewards: FloatArray,
+    terminated: BoolArray,
+    truncated: BoolArray,
+    facts: FloatArray | None,
 ) -> EnvStep:
     """Return the step that shows `view` now and `final` before any reset."""
     return EnvStep(
@@ -216,4 +237,5 @@ def _env_step(
         final_state=final.state,
         action_mask=view.action_mask,
         alive=view.alive,
+        facts=facts,
     )

@@ -178,7 +178,7 @@ class PreferenceConfig:
     """Pairs asked per iteration in which an episode ended, and kept; 0: the labeller is free and
     labels every pair."""
     schedule: Literal["constant", "hyperbolic"] = "constant"
-    """Hyperbolic: `queries_per_iteration` / (1 + 10 t), t being the share of the run that is over."""
+    """Hyperbolic: `queries_per_iteration` / (1 + 10 t), where t is the share of the run done."""
     max_labels: int = 0
     """Most pairs asked in the whole run, answered or not; 0: no limit."""
     query: Literal[

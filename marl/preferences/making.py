@@ -52,8 +52,12 @@ def _called(
 ) -> Callable[..., Any]:
     """Return what a class or a factory makes, given the `spec` and `generator` it asks for."""
     wanted = inspect.signature(factory).parameters
-    offered = {"spec": lambda: spec, "generator": lambda: seeds.torch("labeller")}
-    made = factory(**{key: make() for key, make in offered.items() if key in wanted})
+    arguments: dict[str, Any] = {}
+    if "spec" in wanted:
+        arguments["spec"] = spec
+    if "generator" in wanted:
+        arguments["generator"] = seeds.torch("labeller")
+    made = factory(**arguments)
     if not callable(made):
         raise plugins.PluginError(
             f"preferences.labeller: {name} made a {type(made).__name__}, expected a labeller: a "
