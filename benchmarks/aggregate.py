@@ -23,6 +23,7 @@ from benchmarks.curves import ALGORITHM_TITLES, Panel, draw_curves, in_order
 OURS = "imap"
 REPETITIONS = 2000
 """Bootstrap samples behind an interval."""
+COMMANDS = "python -m benchmarks.learning\npython -m benchmarks.aggregate"
 LEAST_SEEDS = 3
 """With fewer seeds no interval is stated."""
 
@@ -175,9 +176,8 @@ def section(
     return "\n\n".join([f"## {title}", f"{steps:,} steps.", figure, markdown(head, rows)])
 
 
-def provenance(cells: Sequence[dict[str, Any]]) -> str:
+def provenance(cells: Sequence[dict[str, Any]], commands: str = COMMANDS) -> str:
     """Return the commands, and the commits and machines of the cells with their numbers."""
-    commands = "python -m benchmarks.learning\npython -m benchmarks.aggregate"
     lines = [f"```\n{commands}\n```", ""]
     for key in ("commit", "machine"):
         counted = Counter(cell[key] for cell in cells).most_common()

@@ -33,7 +33,7 @@ _COLOURS = {
     "dense": "#2b2d42",
     "sparse": "#8d99ae",
 }
-_OTHER_COLOURS = ("#7b5ea7", "#00a6a6", "#b5651d", "#c77dff")
+_OTHER_COLOURS = ("#7b5ea7", "#00a6a6", "#b5651d", "#c77dff", "#555b6e")
 _DASHES = {"dense": (0, (5, 2)), "sparse": (0, (1, 1.5))}
 _INK, _GRID = "#2b2d42", "#e4e6eb"
 _GRID_POINTS, _SAMPLES, _COLUMNS = 100, 1000, 3
@@ -63,10 +63,7 @@ def draw_curves(panels: Sequence[Panel], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     algorithms = in_order({name for panel in panels for name in panel.cells})
     for panel in panels:
-        figure = _figure(8.0, 5.0)
-        _draw_panel(figure.add_subplot(), panel, algorithms)
-        _add_legend(figure, in_order(panel.cells), algorithms)
-        figure.savefig(folder / f"{panel.task}.png")
+        draw_panel(panel, algorithms, folder)
     columns = min(_COLUMNS, math.ceil(math.sqrt(len(panels))))
     rows = -(-len(panels) // columns)
     figure = _figure(max(4.6 * columns, 8.0), 3.4 * rows + 0.5)
@@ -74,6 +71,14 @@ def draw_curves(panels: Sequence[Panel], folder: Path) -> None:
         _draw_panel(figure.add_subplot(rows, columns, index + 1), panel, algorithms)
     _add_legend(figure, algorithms, algorithms)
     figure.savefig(folder / "all.png")
+
+
+def draw_panel(panel: Panel, algorithms: Sequence[str], folder: Path) -> None:
+    """Write `<task>.png` of one panel into a folder; `algorithms` are those that share colours."""
+    figure = _figure(8.0, 5.0)
+    _draw_panel(figure.add_subplot(), panel, algorithms)
+    _add_legend(figure, in_order(panel.cells), algorithms)
+    figure.savefig(folder / f"{panel.task}.png")
 
 
 def common_curves(cells: Cells) -> tuple[FloatArray, FloatArray]:
