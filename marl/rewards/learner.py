@@ -71,6 +71,7 @@ class ImplicitReward(RewardModel, Protocol):
         ...
 
 
+@runtime_checkable
 class Batches(Protocol):
     """Where labelled batches come from."""
 

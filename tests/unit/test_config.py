@@ -1,6 +1,5 @@
 """Settings: what is refused, what is suggested, and what comes back from a file."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from marl.config import _RANGES, Config, ConfigError, LearnerConfig, RewardConfig
 from marl.config_files import config_from_dict, load_config, save_config, to_dict
+from marl.runs import flat
 
 
 def refused(**overrides: Any) -> str:
@@ -66,6 +66,8 @@ def test_a_choice_suggests_the_nearest() -> None:
 def test_every_range_is_a_real_setting_and_is_enforced(key: str) -> None:
     low, high = _RANGES[key]
     for value in (low - 1, high * 2 + 1):
+        if low <= value <= high:  # an end at infinity
+            continue
         section: Any = Config()
         for part in key.split("."):
             section = getattr(section, part)
@@ -75,13 +77,7 @@ def test_every_range_is_a_real_setting_and_is_enforced(key: str) -> None:
 
 def test_every_number_has_a_range() -> None:
     unbounded = {"network.initial_log_std"}
-    found = set()
-    for field in dataclasses.fields(Config):
-        section = getattr(Config(), field.name)
-        parts = dataclasses.fields(section) if dataclasses.is_dataclass(section) else []
-        found |= {f"{field.name}.{p.name}" for p in parts if p.type in (int, float, "int", "float")}
-        if type(section) in (int, float):
-            found.add(field.name)
+    found = {key for key, value in flat(to_dict(Config())).items() if type(value) in (int, float)}
     assert found - unbounded == set(_RANGES)
 
 
@@ -93,6 +89,43 @@ def test_conflicts_are_refused() -> None:
     assert 'set reward.local_form = "plain"' in refused(reward__mixer="two_layer")
     assert "learner.minibatches: got 5000" in refused(learner__minibatches=5000)
     assert "reward.hidden_sizes: got ()" in refused(reward__hidden_sizes=[])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"labeller": "facts"}, "preferences.facts: got []"),
+        ({"facts": ["won"]}, "preferences.facts: got ['won'] with preferences.labeller = 'return'"),
+        (
+            {"labeller": "facts", "facts": ["won"], "fact_margins": [1.0, 2.0]},
+            "preferences.fact_margins: got 2 for 1 facts",
+        ),
+        (
+            {"labeller": "facts", "facts": ["won"], "fact_margins": [-1.0]},
+            "preferences.fact_margins: got [-1.0]",
+        ),
+        ({"labeller": "outcome", "teacher.myopia": 0.9}, "preferences.teacher.myopia: got 0.9"),
+        ({"query": "entropy"}, "preferences.queries_per_iteration: got 0"),
+        ({"max_labels": 5}, "preferences.queries_per_iteration: got 0"),
+        ({"retire_after": 5}, "preferences.queries_per_iteration: got 0"),
+        (
+            {"query": "disagreement", "queries_per_iteration": 2, "committee": 1},
+            "preferences.committee: got 1",
+        ),
+        ({"teacher.mistakes": 1.5}, "preferences.teacher.mistakes: got 1.5"),
+    ],
+)
+def test_preferences_that_say_nothing_together_are_refused(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(overrides={f"preferences.{key}": value for key, value in settings.items()})
+    assert message in str(caught.value)
+
+
+def test_infinite_settings_come_back_from_a_file(tmp_path: Path) -> None:
+    save_config(Config(), tmp_path / "config.toml")
+    assert load_config(tmp_path / "config.toml").preferences.teacher.rationality == float("inf")
 
 
 def test_a_config_built_in_python_is_checked_too() -> None:

@@ -13,18 +13,16 @@ import torch
 from torch import Tensor
 
 from marl import preferences
-from marl.config import PreferenceConfig, RewardConfig
+from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
+from marl.preferences import make_labeller
 from marl.preferences.buffer import PreferenceBuffer
-from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels, make_labeller
+from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
 from marl.preferences.source import PreferenceSource
+from marl.seeding import Seeds
 from marl.trajectories import Episodes
 from tests.scripted import ScriptedEnv, scripted_collector
 
 CPU = torch.device("cpu")
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
@@ -95,10 +93,11 @@ def test_no_answer_is_a_legal_answer() -> None:
 
 
 def test_a_labeller_may_be_a_function_or_a_class() -> None:
-    by_return = make_labeller(PreferenceConfig(margin=2.0, sharpness=3.0))
+    spec = ScriptedEnv([[1]]).spec
+    by_return = make_labeller(PreferenceConfig(margin=2.0, sharpness=3.0), spec, Seeds(0))
     assert by_return == ReturnLabeller(margin=2.0, sharpness=3.0)
-    plugged = make_labeller(PreferenceConfig(labeller="marl.preferences:ReturnLabeller"))
-    assert plugged == ReturnLabeller()
+    plugged = PreferenceConfig(labeller="marl.preferences:ReturnLabeller")
+    assert make_labeller(plugged, spec, Seeds(0)) == ReturnLabeller()
 
 
 def test_the_buffer_keeps_the_newest_answers_and_counts_the_missing() -> None:
@@ -143,7 +142,9 @@ def make_source(**options: Any) -> tuple[PreferenceSource, ScriptedEnv]:
     env = ScriptedEnv([[1], [2], [3], [4]])
     reward = RewardConfig(batch_episodes=options.pop("batch_episodes", 8))
     settings: dict[str, Any] = {"store_steps": 400, "holdout_every": 4} | options
-    source = PreferenceSource(env.spec, 4, PreferenceConfig(**settings), reward, generator(), CPU)
+    iterations = settings.pop("num_iterations", 10)
+    config = PreferenceConfig(**settings)
+    source = PreferenceSource(env.spec, 4, config, reward, Seeds(0), CPU, num_iterations=iterations)
     return source, env
 
 
@@ -151,6 +152,19 @@ def observe(source: PreferenceSource, env: ScriptedEnv, rollouts: int) -> None:
     collector, actor = scripted_collector(env, 4)
     for _ in range(rollouts):
         source.observe(collector.collect(actor)[0])
+
+
+def failing(pairs: EpisodePairs) -> Tensor:
+    raise KeyError("health")
+
+
+def test_a_labeller_that_fails_is_named_with_the_place() -> None:
+    with pytest.raises(
+        ValueError, match=r"labeller mine:f raised KeyError: 'health' \(.*line"
+    ) as e:
+        checked_labels(failing, "mine:f", pairs_of([1.0], [2.0]))
+    assert "test_preferences.py" in str(e.value)
+    assert isinstance(e.value.__cause__, KeyError)
 
 
 def test_nothing_stored_gives_no_batch() -> None:
@@ -270,3 +284,140 @@ def test_answers_about_overwritten_episodes_are_not_used() -> None:
         assert source.store.holds(numbers).all()
     stale = ~source.store.holds(source.buffer.first[: len(source.buffer)])
     assert stale.any()
+
+
+@pytest.mark.usefixtures("_half_labeller")
+def test_questions_of_an_iteration_are_tallied() -> None:
+    source, env = make_source(labeller="marl.preferences:silent_half")
+    observe(source, env, 3)
+    assert source.batch() is not None
+    # All pairs of eight episodes: 28, every second without an answer, the others 1.
+    metrics = source.metrics()
+    assert metrics["preference/asked"] == 28
+    assert metrics["preference/abstained_share"] == 0.5
+    assert metrics["preference/informative_share"] == 1.0
+    assert math.isnan(source.metrics()["preference/informative_share"])  # nothing asked since
+
+
+def test_equal_returns_are_not_informative() -> None:
+    # Four copies whose first episodes all last 2 steps and return 2.
+    source, env = make_source(margin=1e6)
+    observe(source, env, 2)
+    assert source.batch() is not None
+    assert source.metrics()["preference/informative_share"] == 0.0
+
+
+def silent(pairs: EpisodePairs) -> Tensor:
+    return torch.full((len(pairs),), math.nan)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_labeller_that_never_answers_is_said_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preferences, "silent", silent, raising=False)
+    source, env = make_source(labeller="marl.preferences:silent")
+    observe(source, env, 2)
+    assert source.batch() is None
+    with pytest.warns(UserWarning, match=r"marl\.preferences:silent has answered none of 28 pairs"):
+        assert source.metrics()["preference/abstained_share"] == 1.0
+    assert source.batch() is None
+    source.metrics()  # a second warning would be an error: see the filter above
+
+
+def test_labels_stop_at_the_budget() -> None:
+    source, env = make_source(queries_per_iteration=4, max_labels=10)
+    observe(source, env, 8)
+    assert source.buffer.num_answered == 10
+    assert source.batch() is not None
+
+
+def test_old_answers_retire() -> None:
+    # An iteration is 4 steps of 4 copies: 16 steps. Answers may be 16 old: those of the latest
+    # two iterations.
+    source, env = make_source(queries_per_iteration=4, retire_after=16)
+    observe(source, env, 6)
+    times = source.buffer.asked_at[: len(source.buffer)]
+    assert times.unique().tolist() == [4, 8, 12, 16, 20, 24]
+    recent = times >= 20
+    numbers = torch.cat((source.buffer.first[: len(times)], source.buffer.second[: len(times)]))
+    fresh = set(numbers[torch.cat((recent, recent))].tolist())
+    for _ in range(20):
+        assert set(source._answered_pairs(False)[0].tolist()) <= fresh
+    assert len(source._answered_pairs(False)[3]) < int((numbers % 4 != 3).sum()) // 2
+
+
+def test_bags_are_two_thirds_of_the_answers_and_differ() -> None:
+    source, env = make_source(queries_per_iteration=8, batch_episodes=4000, store_steps=4000)
+    observe(source, env, 60)
+    everything = len(source._answered_pairs(False)[3])
+    assert everything > 200
+    bags = [source._answered_pairs(False, bag) for bag in (0, 1)]
+    for _, _, _, labels in bags:  # standard deviation below .035
+        assert abs(len(labels) / everything - 0.632) < 0.15
+    sets = [
+        set(zip(n[first].tolist(), n[second].tolist(), strict=True)) for n, first, second, _ in bags
+    ]
+    assert sets[0] != sets[1]
+    again = source._answered_pairs(False, 0)
+    assert {*zip(again[0][again[1]].tolist(), again[0][again[2]].tolist(), strict=True)} == sets[0]
+
+
+def flat_scores(transitions: Any, weights: Tensor, lengths: Tensor) -> Tensor:
+    """Return three models' scores: the third sees longer episodes ahead, the others nothing."""
+    nothing = torch.zeros(len(lengths))
+    return torch.stack((nothing, nothing, lengths.float()))
+
+
+@pytest.mark.parametrize(("query", "gap"), [("disagreement", 3), ("entropy", 0)])
+def test_reward_models_choose_the_questions(query: str, gap: int) -> None:
+    # Episodes last 1 to 4 steps. The models disagree most where lengths differ by 3, and the
+    # mean is nearest to .5 where they are equal.
+    source, env = make_source(query=query, queries_per_iteration=2, candidates=30)
+    collector, actor = scripted_collector(env, 4)
+    for _ in range(12):
+        source.observe(collector.collect(actor)[0], None, flat_scores)
+    size = len(source.buffer)
+    lengths = [
+        source.store.episodes(side[:size][-4:]).lengths
+        for side in (source.buffer.first, source.buffer.second)
+    ]
+    assert (lengths[0] - lengths[1]).abs().tolist() == [gap] * 4
+
+
+def test_a_myopic_teacher_sees_the_latest_rewards() -> None:
+    source, env = make_source(teacher=TeacherConfig(myopia=0.5))
+    collector, actor = scripted_collector(env, 4)
+    for _ in range(2):
+        rollout, _ = collector.collect(actor)
+        hidden = torch.arange(4.0).unsqueeze(-1).expand(4, 4).contiguous()
+        source.observe(rollout, hidden)
+    # Hidden rewards 0 1 2 3 in each rollout. Copy 3: one episode of 4 steps a rollout:
+    # 3 + 2/2 + 1/4 + 0. Copy 1: two of 2 steps: 1 + 0/2, then 3 + 2/2.
+    episodes = source.store.episodes(torch.arange(source.store.num_finished))
+    by_length = [episodes.returns[episodes.lengths == n].tolist() for n in (4, 2)]
+    assert by_length == [[4.25, 4.25], [1.0, 4.0, 1.0, 4.0]]
+    # Copy 2, episodes of 3 steps: 0 1 2 | 3 0 1 | 2 3 ...: 2 + 1/2, then 1 + 0/2 + 3/4.
+    assert episodes.returns[episodes.lengths == 3].tolist() == [2.5, 1.75]
+
+
+def test_a_source_continues_exactly() -> None:
+    options: dict[str, Any] = {
+        "queries_per_iteration": 3,
+        "schedule": "hyperbolic",
+        "max_labels": 20,
+        "retire_after": 64,
+        "teacher": TeacherConfig(rationality=1.0, mistakes=0.2, myopia=0.9),
+    }
+    (source, env), (other, _) = make_source(**options), make_source(**options)
+    collector, actor = scripted_collector(env, 4)
+    hidden = torch.rand(4, 4, generator=torch.Generator().manual_seed(0))
+    for _ in range(3):
+        source.observe(collector.collect(actor)[0], hidden)
+    other.load_state_dict(copy.deepcopy(source.state_dict()))
+    other.generator.set_state(source.generator.get_state())
+    for _ in range(4):
+        rollout = collector.collect(actor)[0]
+        for each in (source, other):
+            each.observe(rollout, hidden)
+        assert str(other.metrics()) == str(source.metrics())  # NaN equals NaN
+    assert torch.equal(other.buffer.labels, source.buffer.labels)
+    assert torch.equal(other.store._episodes["returns"], source.store._episodes["returns"])
