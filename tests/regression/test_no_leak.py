@@ -100,6 +100,44 @@ def test_the_oracle_does_see_hidden_rewards(monkeypatch: pytest.MonkeyPatch) -> 
         assert_same_policy(honest, poisoned)
 
 
+def test_a_myopic_teacher_does_see_hidden_rewards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one labeller that does, and only when it is asked for."""
+    options = {"preferences__teacher__myopia": 0.9, "reward__gradient_steps": 20}
+    poisoned = Trainer(small(**options))
+    monkeypatch.setattr(poisoned.env, "hidden_rewards", lambda: np.full(4, 1.0, np.float32))
+    honest = Trainer(small(**options))
+    run(honest)
+    run(poisoned)
+    with pytest.raises(AssertionError):
+        assert_same_policy(honest, poisoned)
+
+
+@pytest.mark.parametrize(
+    ("labeller", "sees"), [("return", False), ("facts", True)], ids=["by return", "by facts"]
+)
+def test_facts_reach_labellers_that_ask_for_them_and_nothing_else(
+    labeller: str, sees: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"env__name": "particles/nav_3", "preferences__labeller": labeller}
+    if sees:
+        options["preferences__facts"] = ["arrived", "mean_distance"]
+    honest, poisoned = Trainer(small(**options)), Trainer(small(**options))
+    task = poisoned.env._teller  # type: ignore[attr-defined]
+    original = type(task).facts
+    monkeypatch.setattr(
+        type(task),
+        "facts",
+        lambda self, a: -original(self, a) if self is task else original(self, a),
+    )
+    if not sees:
+        assert_same_run(honest, poisoned, ignore="episode/")
+        return
+    run(honest)
+    run(poisoned)
+    with pytest.raises(AssertionError):
+        assert_same_policy(honest, poisoned)
+
+
 @pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl"])
 def test_preferences_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
     """Paid at every step or at the end only: the sums are equal, and so is all that is learned."""
@@ -111,6 +149,13 @@ def test_preferences_see_the_return_of_an_episode_and_no_single_reward(algorithm
 
 def test_diagnosis_changes_nothing_but_its_own_metric() -> None:
     assert_same_run(Trainer(small()), Trainer(small(diagnose_hidden=True)), ignore="benchmark/")
+
+
+def test_an_unfailing_teacher_is_no_teacher() -> None:
+    """Errors of probability 0 leave no trace."""
+    assert_same_run(
+        Trainer(small()), Trainer(small(preferences__teacher__skip_below=-1e6)), ignore="labeller/"
+    )
 
 
 @pytest.mark.parametrize("algorithm", ["sparse", "dense"])
@@ -158,6 +203,31 @@ def test_one_seed_one_run() -> None:
     assert_same_run(Trainer(small()), Trainer(small()))
     with pytest.raises(AssertionError):
         assert_same_run(Trainer(small()), Trainer(small(seed=1)))
+
+
+LABELS: dict[str, dict[str, Any]] = {
+    "disagreement": {"query": "disagreement", "queries_per_iteration": 8},
+    "entropy": {"query": "entropy", "queries_per_iteration": 8, "committee": 2},
+    "stratified": {"query": "stratified", "queries_per_iteration": 8, "max_labels": 20},
+    "free stratified": {"query": "stratified"},
+    "hyperbolic": {"schedule": "hyperbolic", "queries_per_iteration": 8, "retire_after": 100},
+    "noisy": {"teacher__rationality": 1.0, "teacher__mistakes": 0.2, "teacher__tie_within": 0.1},
+    "myopic": {"teacher__myopia": 0.8, "teacher__skip_below": -0.5},
+    "cold start": {"margin": 100.0, "tie_break": ["arrived", "novelty"]},
+    "facts": {"labeller": "facts", "facts": ["arrived", "-length", "mean_distance"]},
+}
+
+
+@pytest.mark.parametrize("labels", LABELS)
+def test_whoever_labels_a_loaded_trainer_continues_bit_for_bit(labels: str) -> None:
+    options = {f"preferences__{key}": value for key, value in LABELS[labels].items()}
+    config = small(env__name="particles/nav_3", **options)
+    trainer, other = Trainer(config), Trainer(config)
+    for _ in range(3):
+        trainer.iterate()
+    other.iterate()  # whatever it did before is overwritten
+    other.load_state_dict(_copied(trainer.state_dict()))
+    assert_same_run(trainer, other)
 
 
 @pytest.mark.parametrize("name", ["probe/dying", "probe/masked", "probe/continuous_match"])

@@ -3,11 +3,21 @@
 Axes: M episodes, B pairs.
 """
 
+import math
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from marl.preferences.queries import all_pairs, draw_episodes, draw_pairs
+from marl.preferences.queries import (
+    all_pairs,
+    disagreement,
+    draw_episodes,
+    draw_pairs,
+    draw_stratified,
+    entropy,
+)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -91,3 +101,42 @@ def test_uniform_pairs_favour_no_episode() -> None:
         for side in draw_pairs("uniform", torch.arange(8), 4, 1, 0.5, source):
             counts[side] += 1
     assert (counts - 500).abs().max() < 5 * 19
+
+
+def test_rare_returns_are_drawn_as_often_as_common_ones() -> None:
+    # Seven episodes return 0 and one 8: two ranges of the eight, so the rare one is drawn in half
+    # of 1,000 draws; standard deviation 16.
+    returns, source = torch.tensor([0.0] * 7 + [8.0]), generator()
+    rare = sum(
+        int(draw_stratified(torch.arange(10, 18), returns, 1, source)) == 17 for _ in range(1000)
+    )
+    assert abs(rare - 500) < 5 * 16
+
+
+@given(
+    returns=st.lists(st.floats(-1e6, 1e6, width=32), min_size=1, max_size=20),
+    count=st.integers(1, 30),
+)
+def test_stratified_episodes_differ(returns: list[float], count: int) -> None:
+    available = torch.arange(len(returns)) + 5
+    drawn = draw_stratified(available, torch.tensor(returns), count, generator()).tolist()
+    assert len(drawn) == len(set(drawn)) == min(count, len(returns))
+    assert set(drawn) <= set(available.tolist())
+
+
+def test_equal_returns_are_drawn_uniformly() -> None:
+    source, counts = generator(), torch.zeros(4)
+    for _ in range(2000):  # 500 apiece, standard deviation 19
+        counts[draw_stratified(torch.arange(4), torch.ones(4), 1, source)] += 1
+    assert (counts - 500).abs().max() < 5 * 19
+
+
+def test_disagreement_and_entropy_by_hand() -> None:
+    # P by two models: (.5, .5), (.25, .75), (.75, .75).
+    third = math.log(3)
+    logits = torch.tensor([[0.0, -third, third], [0.0, third, third]])
+    assert disagreement(logits).tolist() == pytest.approx([0.0, 0.25, 0.0], abs=1e-6)
+    mixed = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert entropy(logits).tolist() == pytest.approx([math.log(2), math.log(2), mixed], abs=1e-6)
+    # Certain models: no entropy and no NaN.
+    assert entropy(torch.tensor([[200.0], [200.0]])).tolist() == [0.0]

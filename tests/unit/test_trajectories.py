@@ -48,6 +48,30 @@ def all_steps(store: TrajectoryStore, number: int) -> Any:
 
 
 @pytest.mark.parametrize("rollouts", range(1, 13))
+def test_facts_on_the_way_are_those_of_their_step(rollouts: int) -> None:
+    """Also after the ring has wrapped around; steps beyond the end repeat the last."""
+    store, _ = filled([[3, 5, 7], [6, 2]], rollouts, tells_facts=True)
+    numbers = store.available()
+    episodes = store.episodes(numbers)
+    facts = episodes.facts_at(torch.arange(8).expand(len(numbers), 8))
+    for index, length in enumerate(episodes.lengths.tolist()):
+        assert facts[index, :, 1].tolist() == [min(t + 1, length) for t in range(8)]
+        assert facts[index, :, 0].unique().tolist() == facts[index, -1:, 0].tolist()
+    assert torch.equal(facts[:, -1], episodes.facts)
+
+
+def test_some_of_the_episodes_are_a_view_too() -> None:
+    store, _ = filled([[3, 5, 7], [6, 2]], 4, tells_facts=True)
+    every = store.episodes(store.available())
+    chosen = torch.tensor([2, 0])
+    some = every.rows(chosen)
+    assert some.numbers.tolist() == every.numbers[chosen].tolist()
+    assert torch.equal(some.facts, every.facts[chosen])
+    assert torch.equal(some.transitions().obs, every.rows(chosen).transitions().obs)
+    assert len(every.rows(every.lengths > 100)) == 0
+
+
+@pytest.mark.parametrize("rollouts", range(1, 13))
 def test_every_available_episode_is_whole(rollouts: int) -> None:
     """Also after the ring of 16 steps (4 rollouts) has wrapped around, several times."""
     lengths = [[3, 5, 7], [6, 2]]
