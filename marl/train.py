@@ -128,8 +128,8 @@ class Trainer:
         metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()
         if self.committee is not None:
             self.committee.fit(self.source, self.policy)
-        if not self.reward.is_fitted:
-            return None, metrics
+        if not (self.reward.is_fitted and self.source.is_informative):
+            return None, metrics  # what ties alone have taught is noise, scaled up
         rewards, reward_metrics = self.reward.rewards(rollout.transitions)
         return rewards, metrics | reward_metrics
 

@@ -232,6 +232,11 @@ class PreferenceSource:
         self.tally.add(labels)
         return labels
 
+    @property
+    def is_informative(self) -> bool:
+        """Whether any answer so far prefers one episode to another; ties alone teach nothing."""
+        return self.tally.is_informative
+
     def metrics(self) -> dict[str, float]:
         """Return sizes, counts, and what became of the questions since the last call."""
         metrics = {

@@ -17,7 +17,9 @@ class Tally:
     def __init__(self, name: str) -> None:
         self.name = name
         self.asked = self.answered = 0
-        """Over the whole run."""
+        """Pairs of the whole run, up to the latest `take`."""
+        self.is_informative = False
+        """Whether any answer so far was no tie."""
         self._asked = self._answered = self._decided = 0
         self._has_warned = False
 
@@ -28,6 +30,7 @@ class Tally:
         self._asked += len(labels)
         self._answered += counts[0]
         self._decided += counts[1]
+        self.is_informative |= counts[1] > 0
 
     def take(self) -> dict[str, float]:
         """Return counts since the last call; shares are NaN where nothing was asked.
@@ -53,8 +56,10 @@ class Tally:
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counts."""
-        return {"counts": [self.asked, self.answered, self._asked, self._answered, self._decided]}
+        counts = [self.asked, self.answered, self._asked, self._answered, self._decided]
+        return {"counts": counts, "is_informative": self.is_informative}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
         self.asked, self.answered, self._asked, self._answered, self._decided = state["counts"]
+        self.is_informative = state["is_informative"]

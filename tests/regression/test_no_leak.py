@@ -158,6 +158,16 @@ def test_an_unfailing_teacher_is_no_teacher() -> None:
     )
 
 
+def test_ties_alone_do_not_move_the_policy() -> None:
+    trainer = Trainer(small(preferences__margin=1e6))
+    before = {name: t.clone() for name, t in trainer.mappo.actor.state_dict().items()}
+    rows = run(trainer)
+    assert rows[-1]["preference/informative_share"] == 0.0
+    assert rows[-1]["preference/ties"] == 1.0
+    for name, tensor in trainer.mappo.actor.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 @pytest.mark.parametrize("algorithm", ["sparse", "dense"])
 def test_settings_of_the_reward_do_not_reach_plain_mappo(algorithm: str) -> None:
     assert_same_run(

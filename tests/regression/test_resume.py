@@ -6,17 +6,20 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.resume import differences
-from marl import ConfigError, Trainer, train
+from marl import ConfigError, EpisodePairs, Trainer, preferences, train
 from marl.checkpoint import CheckpointError, list_checkpoints
 from marl.config import Config
 from marl.config_files import load_config
 from marl.metrics import read_metrics
 from marl.numerics import NonFiniteError
+from marl.plugins import PluginError
 
 SMALL = {
     "env.name": "particles/nav_3",
@@ -48,6 +51,60 @@ def stopped_and_resumed(folder: Path, config: Config, stops: tuple[int, ...]) ->
         pass
 
 
+class Forgetful:
+    """A labeller whose answers depend on what it was asked before, and on a generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.asked = 0
+
+    def __call__(self, pairs: EpisodePairs) -> torch.Tensor:
+        self.asked += len(pairs)
+        labels = torch.rand(len(pairs), generator=self.generator)
+        labels[self.asked % 3 :: 3] = torch.nan
+        return labels
+
+    def metrics(self) -> dict[str, float]:
+        return {"asked": self.asked}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.asked = state["asked"]
+
+
+def test_a_labeller_with_a_memory_continues_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preferences, "Forgetful", Forgetful, raising=False)
+    config = small(**{"preferences.labeller": "marl.preferences:Forgetful"})
+    for row in train(config, tmp_path / "alone"):
+        last = row
+    stopped_and_resumed(tmp_path / "stopped", config, (2, 5))
+    assert differences(tmp_path / "alone", tmp_path / "stopped") == []
+    assert last["labeller/asked"] > 100
+
+
+def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[int] = []
+
+    def tired(pairs: EpisodePairs) -> torch.Tensor:
+        calls.append(len(pairs))
+        if len(calls) > 4:
+            raise RuntimeError("no more")
+        return torch.ones(len(pairs))
+
+    monkeypatch.setattr(preferences, "tired", tired, raising=False)
+    run = train(small(**{"preferences.labeller": "marl.preferences:tired"}), tmp_path)
+    with pytest.raises(PluginError, match=r"marl\.preferences:tired raised RuntimeError: no more"):
+        for _ in run:
+            pass
+    assert len(list_checkpoints(tmp_path / "crash")) == 1
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -55,10 +112,12 @@ def stopped_and_resumed(folder: Path, config: Config, stops: tuple[int, ...]) ->
         {"algorithm": "sparse"},
         {"algorithm": "ipl", "reward.value_loss": "soft"},
         {"preferences.queries_per_iteration": 6},
+        {"preferences.queries_per_iteration": 6, "preferences.query": "disagreement"},
+        {"preferences.teacher.myopia": 0.9, "preferences.tie_break": ["novelty"]},
         {"env.name": "probe/dying", "learner.rollout_steps": 10},
         {"env.name": "mamujoco/reacher_2x1", "preferences.store_steps": 2000},
     ],
-    ids=["imap", "sparse", "soft", "queries", "dying", "mujoco"],
+    ids=["imap", "sparse", "soft", "queries", "committee", "teacher", "dying", "mujoco"],
 )
 def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, object]) -> None:
     config = small(**changes)

@@ -296,6 +296,7 @@ def test_questions_of_an_iteration_are_tallied() -> None:
     assert metrics["preference/asked"] == 28
     assert metrics["preference/abstained_share"] == 0.5
     assert metrics["preference/informative_share"] == 1.0
+    assert source.is_informative
     assert math.isnan(source.metrics()["preference/informative_share"])  # nothing asked since
 
 
@@ -305,6 +306,7 @@ def test_equal_returns_are_not_informative() -> None:
     observe(source, env, 2)
     assert source.batch() is not None
     assert source.metrics()["preference/informative_share"] == 0.0
+    assert not source.is_informative
 
 
 def silent(pairs: EpisodePairs) -> Tensor:
