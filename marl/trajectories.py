@@ -148,6 +148,15 @@ class TrajectoryStore:
         row, env, _ = self._locate(numbers, offsets)
         return self._facts[row, env]
 
+    def alive_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Bool[Tensor, "M K N"] | None:
+        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
+        if "alive" not in self._steps:
+            return None
+        row, env, _ = self._locate(numbers, offsets)
+        return self._steps["alive"][row, env]
+
     def _locate(
         self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
     ) -> tuple[Int64[Tensor, "M K"], Int64[Tensor, "M 1"], Bool[Tensor, "M K"]]:
@@ -244,6 +253,12 @@ class Episodes:
         longest = int(self.lengths.max()) if len(self.lengths) else 0
         steps = torch.arange(longest, device=self.lengths.device)
         return self.store.steps(self.numbers, steps.expand(len(self.numbers), longest))
+
+    def alive(self) -> Bool[Tensor, "M L N"] | None:
+        """Return who took part in each step, as in `transitions`; None if nobody ever dies."""
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        steps = torch.arange(longest, device=self.lengths.device)
+        return self.store.alive_at(self.numbers, steps.expand(len(self.numbers), longest))
 
     def facts_at(self, offsets: Int64[Tensor, "M K"]) -> Float[Tensor, "M K F"]:
         """Return the facts after some steps, counted from 0 and clamped to the last."""

@@ -105,12 +105,10 @@ def _part_ends(episodes: Episodes) -> Tensor:
 
 def _first_deaths(episodes: Episodes) -> list[int | None]:
     """Return the step after which an agent of each episode was first missing, if any was."""
-    steps = episodes.transitions()
-    if steps.alive is None or steps.next_alive is None:
+    alive = episodes.alive()
+    if alive is None or alive.shape[1] < 2:
         return [None] * len(episodes)
-    lost = (steps.alive & ~steps.next_alive).any(dim=-1)
-    inside = torch.arange(lost.shape[1], device=lost.device) < episodes.lengths.unsqueeze(-1)
-    lost &= inside
+    lost = (alive[:, :-1] & ~alive[:, 1:]).any(dim=-1)
     first = lost.to(torch.int8).argmax(dim=1).tolist()
     return [
         step + 1 if any_lost else None

@@ -34,7 +34,11 @@ class EpisodePairs:
 
 @runtime_checkable
 class Labeller(Protocol):
-    """Any callable from pairs to labels; a plain function will do."""
+    """Any callable from pairs to labels; a plain function will do.
+
+    What it does not know it answers with NaN. An exception stops the run with its state saved.
+    Training waits for the answers: one that may hang keeps a deadline of its own.
+    """
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
         """Return (B,) P(first preferred): 1 first, 0 second, 0.5 tie, NaN no answer."""

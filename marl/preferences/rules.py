@@ -104,7 +104,7 @@ def _rule(spec: EnvSpec, signed: str, setting: str) -> FactRule:
     else:
         known = [*directions, *COMPUTED]
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ConfigError(
             f"{setting}: environment {spec.name} tells no fact {name!r}{hint} It can be judged by "
             f"{', '.join(known)}"

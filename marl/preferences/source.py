@@ -116,18 +116,25 @@ class PreferenceSource:
         for count, side in ((train, False), (held_out, True)):
             available = self.store.available(held_out=side)
             if count and len(available) > 1:
-                first, second = self._choose(available, count, scorer)
+                first, second = self._choose(available, count, scorer, held_out=side)
                 if len(first):
                     self.budget.asked += len(first)
                     labels = self._ask(first, second)
                     self.buffer.add(first, second, labels, self.store.time)
 
     def _choose(
-        self, available: Int64[Tensor, "E"], count: int, scorer: Scorer | None
+        self,
+        available: Int64[Tensor, "E"],
+        count: int,
+        scorer: Scorer | None,
+        *,
+        held_out: bool,
     ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
         """Return up to `count` disjoint pairs, as ``preferences.query`` says."""
         query, latest = self.config.query, self.store.latest
         share = self.config.newest_share
+        if query in ("stratified", "disagreement", "entropy") and held_out:
+            query = "uniform"  # to measure on pairs chosen for their difficulty would mislead
         if query == "stratified":
             returns = self.store.episodes(available).returns
             drawn = draw_stratified(available, returns, 2 * count, self.generator)

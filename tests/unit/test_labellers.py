@@ -132,7 +132,10 @@ def test_return_and_length_are_facts_of_every_environment() -> None:
     ("name", "message"),
     [
         ("wonn", r"here: environment toy tells no fact 'wonn'; did you mean 'won'\?"),
-        ("zzz", "judged by won, damage, time, return, length, novelty"),
+        (
+            "zzz",
+            r"tells no fact 'zzz'\. It can be judged by won, damage, time, return, length, novelty",
+        ),
         ("time", "here: neither more nor less of 'time' is better by itself; write '\\+time'"),
         ("length", "write '\\+length' or '-length'"),
     ],
