@@ -11,6 +11,7 @@ Axes: B pairs.
 """
 
 import argparse
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,7 @@ def panels_of(results: Results, titles: Mapping[str, str]) -> list[Panel]:
         figure, _, curve = titles[cell["task"]].partition(": ")
         figures.setdefault(figure, {}).setdefault(curve, []).append(cell)
     return [
-        Panel(f"labels_{index}", figure, curves)
-        for index, (figure, curves) in enumerate(figures.items())
+        Panel(re.sub(r"\W+", "_", figure), figure, curves) for figure, curves in figures.items()
     ]
 
 
