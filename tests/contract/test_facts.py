@@ -15,8 +15,7 @@ from envs.mamujoco import MaMuJoCo
 
 
 def played(env: VecEnv, steps: int, seed: int = 0) -> list[tuple[EnvStep, npt.NDArray[Any]]]:
-    """Return copies of the steps of a random policy, with the hidden rewards."""
-    assert isinstance(env, HasHiddenRewards)
+    """Return copies of the steps of a random policy, with the dense rewards."""
     draw, seen = np.random.default_rng(seed), []
     spec = env.spec
     env.reset(seed=seed)
@@ -30,7 +29,8 @@ def played(env: VecEnv, steps: int, seed: int = 0) -> list[tuple[EnvStep, npt.ND
             actions = draw.uniform(-1, 1, shape).astype(np.float32)
         step = env.step(actions)
         copied = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
-        seen.append((EnvStep(**copied), env.hidden_rewards().copy()))
+        dense = env.hidden_rewards() if isinstance(env, HasHiddenRewards) else step.rewards
+        seen.append((EnvStep(**copied), np.array(dense)))
     return seen
 
 

@@ -122,7 +122,7 @@ def test_facts_reach_labellers_that_ask_for_them_and_nothing_else(
     if sees:
         options["preferences__facts"] = ["arrived", "mean_distance"]
     honest, poisoned = Trainer(small(**options)), Trainer(small(**options))
-    task = poisoned.env._teller  # type: ignore[attr-defined]
+    task = poisoned.env.inner._teller  # type: ignore[attr-defined]
     original = type(task).facts
     monkeypatch.setattr(
         type(task),
