@@ -4,6 +4,7 @@ import farama_notifications
 
 from envs.base import EnvError, EnvSpec, EnvStep, Fact, HasHiddenRewards, VecEnv
 from envs.checker import check_env
+from envs.frames import Frame, HasFrames
 from envs.registry import env_names, make_env
 from envs.simulated import SimulatedEnv, Task, View
 from envs.sparse import SparseRewards, unwrapped
@@ -13,6 +14,8 @@ __all__ = [
     "EnvSpec",
     "EnvStep",
     "Fact",
+    "Frame",
+    "HasFrames",
     "HasHiddenRewards",
     "SimulatedEnv",
     "SparseRewards",

@@ -11,8 +11,11 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.families import Maker
+from envs.fleet_frames import fleet_frame
+from envs.frames import Frame
 from envs.mujoco_controls import Controls
 from envs.mujoco_episodes import Episodes
+from envs.mujoco_frames import BodyArtist
 from envs.mujoco_obs import Views, find_columns
 from envs.mujoco_physics import Bodies
 from envs.mujoco_source import PARTITIONS, SEGMENTED, choose, make_source
@@ -83,6 +86,7 @@ class Fleet:
         actuators = np.arange(num_bodies * source.model.nu).reshape(num_bodies, -1).tolist()
         ranges = np.tile(source.model.actuator_ctrlrange, (num_bodies, 1))
         self._controls = Controls(num_envs, ranges, actuators)
+        self._artist = BodyArtist(source, [range(source.model.nu)])
         self._episodes = Episodes(num_envs, max_steps, finite_horizon)
         self._alive: BoolArray = np.ones((num_envs, num_bodies), np.bool_)
         self._ready = False
@@ -154,6 +158,12 @@ class Fleet:
             alive=self._alive.copy() if self._spec.agents_die else None,
             facts=facts,
         )
+
+    def frame(self, copy: int) -> Frame:
+        """What a copy looks like now: each body in a cell of its own, which moves along with it."""
+        first = copy * self._spec.num_agents
+        qpos = self.bodies.qpos[first : first + self._spec.num_agents]
+        return fleet_frame(self._artist, qpos, self._alive[copy])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""

@@ -15,8 +15,10 @@ import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec, EnvStep
 from envs.families import Maker
+from envs.frames import Frame
 from envs.mujoco_controls import Controls
 from envs.mujoco_episodes import Episodes
+from envs.mujoco_frames import BodyArtist
 from envs.mujoco_obs import Views, find_columns
 from envs.mujoco_physics import Bodies
 from envs.mujoco_source import (
@@ -79,6 +81,7 @@ class MaMuJoCo:
         self._views = Views(columns, num_envs, self.bodies.layout.width, dtype)
         parts = [[node.act_ids for node in part] for part in team.parts]
         self._controls = Controls(num_envs, source.model.actuator_ctrlrange, parts)
+        self._artist = BodyArtist(source, parts)
         limit = source.max_steps if max_steps is None else max_steps
         self._episodes = Episodes(num_envs, limit, finite_horizon)
         self._ready = False
@@ -143,6 +146,10 @@ class MaMuJoCo:
             final_state=final_state,
             facts=facts,
         )
+
+    def frame(self, copy: int) -> Frame:
+        """What a copy looks like now; the bodies an agent drives have the agent's colour."""
+        return self._artist.frame(self.bodies.qpos[copy])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""

@@ -16,6 +16,8 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, Fact, FloatArray
 from envs.families import Maker
+from envs.frames import Frame
+from envs.particle_frames import particle_frame
 from envs.simulated import Arrays, SimulatedEnv, View
 
 MAX_STEPS = 25
@@ -142,6 +144,11 @@ class _Navigation:
         way = arrays["landmarks"] - arrays["positions"]
         return _view(arrays["velocities"], arrays["positions"], way)
 
+    def frame(self, arrays: Arrays, copy: int) -> Frame:
+        """Return agents, drawn small as they do not touch, on their way to their rings."""
+        places = arrays["positions"][copy], arrays["landmarks"][copy]
+        return particle_frame(*places, AGENT_RADIUS / 2.0, TIME_STEP, own_landmarks=True)
+
     def advance(
         self, arrays: Arrays, steps: npt.NDArray[np.int64], actions: npt.NDArray[Any]
     ) -> tuple[Arrays, FloatArray, BoolArray]:
@@ -186,6 +193,11 @@ class _Spread:
             to_landmarks.reshape(copies, agents, 2 * agents),
             others.reshape(copies, agents, 2 * (agents - 1)),
         )
+
+    def frame(self, arrays: Arrays, copy: int) -> Frame:
+        """Return agents among rings, which are anybody's."""
+        places = arrays["positions"][copy], arrays["landmarks"][copy]
+        return particle_frame(*places, AGENT_RADIUS, TIME_STEP, own_landmarks=False)
 
     def advance(
         self, arrays: Arrays, steps: npt.NDArray[np.int64], actions: npt.NDArray[Any]

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
+from envs.frames import Frame
 from envs.randomness import copy_seeds, uniform
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -59,6 +60,15 @@ class TellsFacts(Protocol):
 
     def facts(self, arrays: Arrays) -> FloatArray:
         """Return (C, F) numbers about the episodes so far."""
+        ...
+
+
+@runtime_checkable
+class DrawnTask(Task, Protocol):
+    """A task that can be seen."""
+
+    def frame(self, arrays: Arrays, copy: int) -> Frame:
+        """Return what one copy looks like."""
         ...
 
 
@@ -120,6 +130,14 @@ class SimulatedEnv:
         view = self._restarted(final, np.flatnonzero(done)) if done.any() else final
         self._mask = view.action_mask
         return _env_step(view, final, np.asarray(rewards, np.float64), terminated, truncated, facts)
+
+    def frame(self, copy: int) -> Frame | None:
+        """Return what a copy looks like now; None where the task draws nothing."""
+        if self._arrays is None:
+            raise EnvError(f"{self._spec.name}: frame before reset; call reset(seed) first")
+        if not isinstance(self._task, DrawnTask):
+            return None
+        return self._task.frame(self._arrays, copy)
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that changes."""

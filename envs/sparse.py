@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, HasHiddenRewards, VecEnv
+from envs.frames import Frame, HasFrames
 from envs.import_paths import did_you_mean, load_attribute
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
@@ -82,6 +83,10 @@ class SparseRewards:
         if isinstance(self.inner, HasHiddenRewards):
             return self.inner.hidden_rewards()
         return self._dense.copy()
+
+    def frame(self, copy: int) -> Frame | None:
+        """Return what a copy looks like now, if the inner environment shows it."""
+        return self.inner.frame(copy) if isinstance(self.inner, HasFrames) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner environment's state and the rewards that are not paid yet."""
