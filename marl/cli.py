@@ -31,6 +31,7 @@ from marl.plugins import PluginError
 from marl.policy import load
 from marl.progress import Progress
 from marl.runs import train
+from marl.watch.command import watch
 
 USER_ERRORS = (ConfigError, EnvError, PluginError, CheckpointError, NonFiniteError)
 """Errors whose message says what to do; anything else shows a traceback."""
@@ -145,6 +146,11 @@ def evaluate_command(arguments: list[str]) -> int:
     return 0
 
 
+def watch_command(arguments: list[str]) -> int:
+    """Film an episode of a trained team, its learned rewards beside the agents."""
+    return watch(arguments, watch_command.__doc__)
+
+
 def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
     command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
@@ -183,6 +189,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train_command,
     "resume": resume_command,
     "evaluate": evaluate_command,
+    "watch": watch_command,
     "check": check_command,
     "envs": envs_command,
 }

@@ -1,0 +1,127 @@
+"""`marl watch` films any run, and says what is missing."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from marl.cli import main
+from marl.evaluate import load_policy
+from marl.watch import play
+from marl.watch.play import load_reward
+
+QUICK = [
+    "--env.name=particles/nav_3",
+    "--env.num-envs=4",
+    "--learner.rollout-steps=25",
+    "--preferences.store-steps=1000",
+    "--total-steps=300",
+]
+
+
+def run(*arguments: str) -> int:
+    """Return the exit status of `marl ARGUMENTS`."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
+
+
+def trained(folder: Path, changes: Sequence[str] = ()) -> Path:
+    """Return the folder of a tiny run."""
+    assert run("train", *QUICK, *changes, "--run-dir", str(folder)) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def imap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run that has learned local rewards."""
+    return trained(tmp_path_factory.mktemp("watch") / "imap")
+
+
+def test_a_run_becomes_a_film(imap: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("watch", str(imap), "--width", "400") == 0
+    with Image.open(imap / "episode.gif") as movie:
+        assert movie.n_frames == 25
+        assert movie.size == (400, 224)
+        assert movie.info["duration"] == 100
+    shown = capsys.readouterr().out
+    assert "25 frames of an episode of 25 steps" in shown
+    assert "learned no reward" not in shown
+
+
+def test_a_film_can_be_cut_and_put_elsewhere(
+    imap: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "film.gif"
+    options = ["--max-frames", "4", "--speed", "2", "--fps", "10", "--sampled", "--episode", "1"]
+    assert run("watch", str(imap), "--output", str(output), *options) == 0
+    with Image.open(output) as movie:
+        assert movie.n_frames == 4
+    # Two steps of .1 s at twice the speed make a frame: the fourth shows the seventh step.
+    assert "it ends at step 7; --max-frames or --speed" in capsys.readouterr().out
+
+
+def test_the_same_episode_plays_again(imap: Path) -> None:
+    policy = load_policy(imap)
+    plays = [
+        play(policy, load_reward(imap, policy), greedy=True, seed=seed, episode=episode)
+        for seed, episode in ((1, 1), (1, 1), (1, 0), (2, 1))
+    ]
+    assert plays[0].frames == plays[1].frames
+    assert plays[0].frames not in (plays[2].frames, plays[3].frames)
+    assert plays[0].local is not None
+    assert plays[1].local is not None
+    np.testing.assert_array_equal(plays[0].local, plays[1].local)
+
+
+def test_learned_rewards_belong_to_the_steps_shown(imap: Path) -> None:
+    policy = load_policy(imap)
+    shown = play(policy, load_reward(imap, policy), greedy=True, seed=0)
+    assert shown.team is not None
+    assert shown.local is not None
+    assert shown.team.shape == shown.rewards.shape == (25,)
+    assert shown.local.shape == (25, 3)
+    # Complete local rewards add up to the team's; both come in deviations of their own.
+    sums = shown.local.sum(axis=1)
+    np.testing.assert_allclose(sums / sums[0], shown.team / shown.team[0], rtol=1e-3)
+
+
+@pytest.mark.parametrize("algorithm", ["sparse", "ipl"])
+def test_runs_without_local_rewards_are_filmed_without(
+    algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path / "run", [f"--algorithm={algorithm}"])
+    assert run("watch", str(folder)) == 0
+    assert ("learned no reward" in capsys.readouterr().out) == (algorithm == "sparse")
+    policy = load_policy(folder)
+    shown = play(policy, load_reward(folder, policy), greedy=True, seed=0)
+    assert shown.local is None
+    assert (shown.team is None) == (algorithm == "sparse")
+
+
+def test_an_environment_without_frames_is_plotted(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", ["--env.name=probe/dying"])
+    assert run("watch", str(folder), "--seed", "3") == 0
+    with Image.open(folder / "episode.gif") as movie:
+        assert 1 <= movie.n_frames <= 8
+
+
+def test_a_wrong_request_says_what_to_do(
+    imap: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(imap / "config.toml", bare)
+    for arguments, message in (
+        (["nowhere"], "nowhere is not a run folder"),
+        ([str(bare)], "holds no checkpoint"),
+        ([str(imap), "--fps", "0"], "fps is 0; expected a number from 1 to 50"),
+        ([str(imap), "--output", str(imap / "config.toml" / "a.gif")], "choose another --output"),
+        ([str(imap), "--output", "a.avi"], "expected .gif or .mp4"),
+        ([str(imap), "--output", "a.gif", "--format", "mp4"], "does not end in .mp4"),
+    ):
+        assert run("watch", *arguments) == 1
+        assert message in capfd.readouterr().err.replace("\n", " ")
