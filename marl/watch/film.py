@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import track
 
 from marl.config import ConfigError
-from marl.evaluate import load_policy
+from marl.policy import load
 from marl.watch.movies import movie_format, write_movie
 from marl.watch.panel import WIDTH as PANEL_WIDTH
 from marl.watch.panel import Panel, panel_height, reward_rows, scaled
@@ -73,7 +73,7 @@ def film_run(run: Path, path: Path, options: FilmOptions, console: Console | Non
     """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file."""
     movie_format(path)
     console = console or Console(stderr=True)
-    policy = load_policy(run)
+    policy = load(run)
     with console.status("playing"):
         shown = play(
             policy,

@@ -14,7 +14,8 @@ import torch
 from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv, make_env
 from envs.frame_plots import frame_of
 from marl.checkpoint import load_checkpoint
-from marl.evaluate import GreedyActor, Policy
+from marl.evaluate import GreedyActor
+from marl.policy import Policy
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rollout import Collector
 from marl.seeding import Seeds

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from marl.cli import main
-from marl.evaluate import load_policy
+from marl.policy import load
 from marl.watch import play
 from marl.watch.play import load_reward
 
@@ -65,7 +65,7 @@ def test_a_film_can_be_cut_and_put_elsewhere(
 
 
 def test_the_same_episode_plays_again(imap: Path) -> None:
-    policy = load_policy(imap)
+    policy = load(imap)
     plays = [
         play(policy, load_reward(imap, policy), greedy=True, seed=seed, episode=episode)
         for seed, episode in ((1, 1), (1, 1), (1, 0), (2, 1))
@@ -78,7 +78,7 @@ def test_the_same_episode_plays_again(imap: Path) -> None:
 
 
 def test_learned_rewards_belong_to_the_steps_shown(imap: Path) -> None:
-    policy = load_policy(imap)
+    policy = load(imap)
     shown = play(policy, load_reward(imap, policy), greedy=True, seed=0)
     assert shown.team is not None
     assert shown.local is not None
@@ -96,7 +96,7 @@ def test_runs_without_local_rewards_are_filmed_without(
     folder = trained(tmp_path / "run", [f"--algorithm={algorithm}"])
     assert run("watch", str(folder)) == 0
     assert ("learned no reward" in capsys.readouterr().out) == (algorithm == "sparse")
-    policy = load_policy(folder)
+    policy = load(folder)
     shown = play(policy, load_reward(folder, policy), greedy=True, seed=0)
     assert shown.local is None
     assert (shown.team is None) == (algorithm == "sparse")
