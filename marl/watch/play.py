@@ -77,9 +77,8 @@ def load_reward(run: Path, policy: Policy) -> RewardLearner | None:
     """Return the reward a run has learned by its newest checkpoint; None where it learns none."""
     if not policy.config.learns_reward:
         return None
-    spec = make_env(policy.config.env.name, 1, **policy.config.env.options).spec
     reward = make_reward_learner(
-        spec, policy.config, policy.norm, torch.Generator(), torch.device("cpu")
+        policy.spec, policy.config, policy.norm, torch.Generator(), torch.device("cpu")
     )
     reward.load_state_dict(load_checkpoint(run / "checkpoints")[1]["trainer"]["reward"])
     return reward

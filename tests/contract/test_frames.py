@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from envs import EnvSpec, EnvStep, Frame, HasFrames, env_names, make_env
+from envs import EnvError, EnvSpec, EnvStep, Frame, HasFrames, env_names, make_env
 from envs.frame_plots import frame_of, observation_frame
 from envs.frames import Polygon
 
@@ -80,3 +80,20 @@ def test_a_plot_shows_observations_and_the_chosen_action() -> None:
     assert heights == pytest.approx([0.21, -0.315])
     assert polygons[2].colour != polygons[3].colour == polygons[0].colour
     assert frame.anchors[1] is None
+
+
+class OneAnchor:
+    """Two agents, of which the frames show one."""
+
+    spec = make_env("probe/local_credit", 1, num_agents=2).spec
+
+    def frame(self, copy: int) -> Frame:
+        """Return a frame without shapes."""
+        return Frame(shapes=(), view=(0.0, 0.0, 1.0, 1.0), anchors=((0.5, 0.5),))
+
+
+def test_a_frame_that_lacks_an_agent_is_refused() -> None:
+    env: Any = OneAnchor()
+    step: Any = None
+    with pytest.raises(EnvError, match=r"frame\(0\) has 1 anchors .* each of the 2 agents"):
+        frame_of(env, 0, step, np.zeros((1, 2), np.int64))
