@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from envs.action_checks import checked_actions
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.frames import Frame
 from envs.randomness import copy_seeds, uniform
@@ -81,7 +82,6 @@ class SimulatedEnv:
         self._spec = spec
         self._task = task
         self._teller = task if isinstance(task, TellsFacts) else None
-        self._limits = np.asarray(spec.action_sizes)
         self._arrays: Arrays | None = None
         self._mask: BoolArray | None = None
         self._seeds = np.zeros(spec.num_envs, np.uint64)
@@ -110,7 +110,7 @@ class SimulatedEnv:
         """Return what the joint actions led to; copies that ended show their next episode."""
         if self._arrays is None:
             raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
-        checked = self._checked(np.asarray(actions))
+        checked = checked_actions(self._spec, self._mask, actions)
         after, rewards, ended = self._task.advance(self._arrays, self._steps, checked)
         if after.keys() != self._arrays.keys():
             raise EnvError(
@@ -188,34 +188,6 @@ class SimulatedEnv:
             action_mask=_replaced_mask(final.action_mask, rows, first.action_mask),
             alive=_replaced_mask(final.alive, rows, first.alive),
         )
-
-    def _checked(self, actions: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Return the actions if every one of them is legal, else say which is not."""
-        spec = self._spec
-        shape: tuple[int, ...] = (spec.num_envs, spec.num_agents)
-        if spec.action_kind == "continuous":
-            shape = (*shape, spec.action_size)
-            allowed = np.abs(actions) <= 1.0 + 1e-6
-        else:
-            allowed = (actions >= 0) & (actions < self._limits)
-        kind_fits = (actions.dtype.kind in "iu") == (spec.action_kind == "discrete")
-        if actions.shape != shape or not kind_fits:
-            wanted = "integer" if spec.action_kind == "discrete" else "float"
-            raise EnvError(
-                f"{spec.name}: got {actions.dtype} actions of shape {actions.shape}; "
-                f"give {wanted} actions of shape {shape}"
-            )
-        if self._mask is not None and allowed.all():
-            allowed = np.take_along_axis(self._mask, actions[:, :, None], axis=2)[:, :, 0]
-        if not allowed.all():
-            where = tuple(int(i) for i in np.argwhere(~allowed)[0])
-            raise EnvError(
-                f"{spec.name}: action {actions[where]} of copy {where[0]}, agent {where[1]} is "
-                f"illegal; stay within the action sizes {spec.action_sizes}"
-                f"{', the mask' if spec.masks_actions else ''}"
-                f"{' and [-1, 1]' if spec.action_kind == 'continuous' else ''}"
-            )
-        return actions
 
 
 def _replaced(

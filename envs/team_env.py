@@ -1,0 +1,208 @@
+"""`TeamEnv`: copies of a third-party task as one `VecEnv`, in this process or in workers.
+
+Axes: E environment copies, N agents, A actions.
+
+A third-party task cannot be saved, but it can be repeated: each episode is determined by its seed
+and the actions since, so that is what `state_dict` holds, and loading replays the open episodes.
+"""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.action_checks import checked_actions
+from envs.action_log import ActionLog
+from envs.base import EnvError, EnvSpec, EnvStep
+from envs.blocks import Block, Plan, TeamMaker
+from envs.randomness import copy_seeds
+from envs.sampling import random_actions
+from envs.teams import Records, Team, empty_records, view_of
+from envs.workers import Workers
+
+_ROUND_TRIP = 0.4e-3
+"""Seconds that handing a step to workers costs; see benchmarks/results/workers.md."""
+
+
+class TeamEnv:
+    """A `VecEnv` of E teams. Where the copies run does not change the numbers."""
+
+    def __init__(
+        self,
+        make_team: TeamMaker,
+        num_envs: int,
+        *,
+        workers: int | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        """`workers` processes, 0 for this process, None for what a short measurement advises.
+
+        `timeout` is how many seconds one reset or step of one copy in a worker may take.
+        """
+        team = make_team()
+        _check_options(team.spec, num_envs, workers, timeout)
+        self._spec = EnvSpec(**{**vars(team.spec), "num_envs": num_envs})
+        self._make_team = make_team
+        self._timeout = timeout
+        self.workers = advised_workers(team, num_envs) if workers is None else workers
+        """Worker processes in use; 0: the copies run in this process."""
+        team.close()
+        self._runner: Block | Workers | None = None
+        self._seeds = np.zeros(num_envs, np.uint64)
+        self._log = ActionLog(num_envs)
+        self._records = empty_records(self._spec, num_envs)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of this environment."""
+        return self._spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Start a new episode in every copy."""
+        num_envs = self._spec.num_envs
+        self._seeds = copy_seeds(seed, num_envs)
+        self._log = ActionLog(num_envs)
+        self._start(np.zeros(num_envs, np.int64))
+        return self._env_step()
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Apply (E, N) integer or (E, N, A) float actions; copies that end are reset."""
+        if self._runner is None:
+            raise EnvError(
+                f"{self._spec.name}: step before reset or after an error; call reset(seed)"
+            )
+        mask = self._records["action_mask"] if self._spec.masks_actions else None
+        actions = checked_actions(self._spec, mask, actions)
+        self._take(self._run("step", actions))
+        self._log.add(actions, self._records["terminated"] | self._records["truncated"])
+        return self._env_step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to repeat the open episodes, and what they must lead to."""
+        return {
+            "seeds": self._seeds.copy(),
+            "episodes": self._records["episodes"].copy(),
+            "lengths": self._log.lengths.copy(),
+            "actions": self._log.actions,
+            "obs": self._records["obs"].copy(),
+            "state": self._records["state"].copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` by replaying the open episodes."""
+        if len(state["seeds"]) != self._spec.num_envs:
+            raise EnvError(
+                f"{self._spec.name}: the saved state has {len(state['seeds'])} copies, this "
+                f"environment {self._spec.num_envs}; make it with num_envs={len(state['seeds'])}"
+            )
+        self._seeds = state["seeds"].copy()
+        self._log.restore(state["lengths"], state["actions"])
+        self._start(state["episodes"])
+        for name in ("obs", "state"):
+            _check_same(self._spec, name, self._records, state)
+
+    def close(self) -> None:
+        """End the workers and release what the copies hold; `reset` starts them again."""
+        if self._runner is not None:
+            self._runner.close()
+            self._runner = None
+
+    def _start(self, episodes: npt.NDArray[np.int64]) -> None:
+        """Bring every copy to where its seed, its episode and the log say."""
+        if self._runner is None:
+            self._runner = (
+                Workers(self._make_team, self._spec, self.workers, self._timeout)
+                if self.workers
+                else Block(self._make_team, self._spec, range(self._spec.num_envs))
+            )
+        plan = Plan(
+            seeds=self._seeds,
+            episodes=episodes.copy(),
+            lengths=self._log.lengths,
+            actions=self._log.actions,
+        )
+        self._take(self._run("start", plan))
+
+    def _run(self, call: str, argument: Any) -> Records:
+        """Return what the copies answer; after an error they are closed, and the log is kept."""
+        try:
+            records: Records = getattr(self._runner, call)(argument)
+        except EnvError:
+            self.close()
+            raise
+        return records
+
+    def _take(self, records: Records) -> None:
+        """Keep the records apart from the memory that the copies write into."""
+        self._records = records.copy()
+
+    def _env_step(self) -> EnvStep:
+        records, spec = self._records, self._spec
+        return EnvStep(
+            obs=records["obs"],
+            state=records["state"],
+            rewards=records["rewards"],
+            terminated=records["terminated"],
+            truncated=records["truncated"],
+            final_obs=records["final_obs"],
+            final_state=records["final_state"],
+            action_mask=records["action_mask"] if spec.masks_actions else None,
+            alive=records["alive"] if spec.agents_die else None,
+            facts=records["facts"] if spec.facts else None,
+        )
+
+
+def advised_workers(team: Team, num_envs: int) -> int:
+    """Return as many workers as cores and copies allow, or 0 where they would not pay."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores or 1, num_envs)
+    if workers < 2:
+        return 0
+    saved = num_envs * seconds_per_step(team) * (1.0 - 1.0 / workers)
+    return workers if saved > 2 * _ROUND_TRIP else 0
+
+
+def seconds_per_step(team: Team, budget: float = 0.1, max_steps: int = 100) -> float:
+    """Return the median seconds of a step under random actions; the team is left anywhere."""
+    records = empty_records(team.spec, 1)
+    view = view_of(records, 0)
+    rng = np.random.default_rng(0)
+    seconds: list[float] = []
+    over, began = True, time.perf_counter()
+    while len(seconds) < max_steps and (time.perf_counter() - began < budget or not seconds):
+        if over:
+            team.reset(len(seconds), view)
+        actions = random_actions(team.spec, rng, records["action_mask"])[0]
+        before = time.perf_counter()
+        _, terminated, truncated = team.step(actions, view)
+        seconds.append(time.perf_counter() - before)
+        over = terminated or truncated
+    return float(np.median(seconds))
+
+
+def _check_options(spec: EnvSpec, num_envs: int, workers: int | None, timeout: float) -> None:
+    """Raise on numbers that cannot be."""
+    if num_envs < 1:
+        raise EnvError(f"{spec.name}: num_envs is {num_envs}; ask for at least 1")
+    if workers is not None and not 0 <= workers <= num_envs:
+        raise EnvError(
+            f"{spec.name}: workers is {workers}; give 0 (this process) to {num_envs} (num_envs), "
+            "or leave it out to have it measured"
+        )
+    if timeout <= 0:
+        raise EnvError(f"{spec.name}: timeout is {timeout}; give seconds above 0")
+
+
+def _check_same(spec: EnvSpec, name: str, records: Records, state: dict[str, Any]) -> None:
+    """Raise if a replayed episode does not lead to what was saved."""
+    same = (records[name] == state[name]).reshape(spec.num_envs, -1).all(axis=1)
+    if not same.all():
+        copy = int(np.flatnonzero(~same)[0])
+        raise EnvError(
+            f"{spec.name}, copy {copy}: replaying the {state['lengths'][copy]} actions of its "
+            f"open episode led to another {name} than was saved, so the run cannot be continued "
+            "exactly; the task must repeat under the same seed and actions: draw its randomness "
+            "from generators that reset(seed) seeds, and keep versions as they were"
+        )

@@ -1,0 +1,196 @@
+"""`TeamEnv`: the same numbers in one process and in workers, replayed episodes, named troubles."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from envs import EnvError, VecEnv, check_env
+from envs.sampling import random_actions
+from envs.team_env import TeamEnv, advised_workers
+from tests.counting_team import CountingTeam
+
+Make = Callable[..., TeamEnv]
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Yield a maker of environments whose workers end with the test."""
+    made: list[TeamEnv] = []
+
+    def make(num_envs: int, workers: int, timeout: float = 30.0, **options: object) -> TeamEnv:
+        team = partial(CountingTeam, **options)
+        made.append(TeamEnv(team, num_envs, workers=workers, timeout=timeout))
+        return made[-1]
+
+    yield make
+    for env in made:
+        env.close()
+
+
+@pytest.mark.parametrize("finite_horizon", [False, True])
+@pytest.mark.parametrize("max_steps", [3, 50])
+@pytest.mark.parametrize(("num_envs", "workers"), [(1, 0), (5, 0), (1, 1), (5, 2)])
+def test_contract(
+    make: Make, num_envs: int, workers: int, max_steps: int, finite_horizon: bool
+) -> None:
+    env = make(num_envs, workers, max_steps=max_steps, finite_horizon=finite_horizon)
+    assert isinstance(env, VecEnv)
+    assert check_env(env, steps=40) == []
+
+
+# Seven copies on three workers: three, three and one, so the last one has rows to spare.
+@pytest.mark.parametrize("workers", [1, 2, 3, 7])
+def test_workers_do_not_change_the_numbers(make: Make, workers: int) -> None:
+    here, there = make(7, 0), make(7, workers)
+    rng = np.random.default_rng(0)
+    ours, theirs = here.reset(3), there.reset(3)
+    for _ in range(20):
+        for name, array in vars(ours).items():
+            np.testing.assert_array_equal(array, getattr(theirs, name))
+        actions = random_actions(here.spec, rng, ours.action_mask)
+        ours, theirs = here.step(actions), there.step(actions)
+
+
+def test_an_end_shows_both_episodes(make: Make) -> None:
+    env = make(2, 0)
+    first = env.reset(0)
+    for _ in range(3):
+        step = env.step(np.zeros((2, 3), np.int64))
+        assert not step.terminated.any()
+    step = env.step(np.zeros((2, 3), np.int64))
+    assert step.terminated.all()
+    assert step.facts is not None
+    assert step.alive is not None
+    np.testing.assert_array_equal(step.final_state[:, 1], 4)
+    np.testing.assert_array_equal(step.facts[:, 0], 4)
+    np.testing.assert_array_equal(step.state[:, 1], 0)
+    assert (step.state[:, 0] != first.state[:, 0]).all()
+    assert step.alive.all()
+
+
+def test_a_task_that_ends_at_the_limit_has_ended(make: Make) -> None:
+    env = make(1, 0, max_steps=4, finite_horizon=False)
+    env.reset(0)
+    for _ in range(4):
+        step = env.step(np.zeros((1, 3), np.int64))
+    assert step.terminated.all()
+    assert not step.truncated.any()
+
+
+@pytest.mark.parametrize("saved_by", [0, 2])
+@pytest.mark.parametrize("loaded_by", [0, 2])
+def test_resume_by_replay(make: Make, saved_by: int, loaded_by: int) -> None:
+    env, other = make(5, saved_by), make(5, loaded_by)
+    rng = np.random.default_rng(0)
+    mask = env.reset(1).action_mask
+    for _ in range(10):
+        mask = env.step(random_actions(env.spec, rng, mask)).action_mask
+    other.load_state_dict(env.state_dict())
+    for _ in range(10):
+        actions = random_actions(env.spec, rng, mask)
+        ours, theirs = env.step(actions), other.step(actions)
+        for name, array in vars(ours).items():
+            np.testing.assert_array_equal(array, getattr(theirs, name))
+        mask = ours.action_mask
+
+
+def test_a_task_that_does_not_repeat_cannot_be_continued(make: Make) -> None:
+    env = make(2, 0, unseeded=True)
+    env.reset(0)
+    env.step(np.zeros((2, 3), np.int64))
+    with pytest.raises(
+        EnvError, match="replaying the 1 actions of its open episode led to another"
+    ):
+        env.load_state_dict(env.state_dict())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, workers: int) -> None:
+    env = make(5, workers, trouble="raise")
+    env.reset(0)
+    actions = np.zeros((5, 3), np.int64)
+    before = env.step(actions)
+    kept = before.obs.copy()
+    actions[3, 0] = 3
+    with pytest.raises(EnvError) as caught:
+        env.step(actions)
+    words = str(caught.value)
+    for part in ("copy 3 (episode 0, reset(seed=", "after 1 steps", "KeyError", "_make_trouble"):
+        assert part in words
+    np.testing.assert_array_equal(before.obs, kept)
+    env.load_state_dict(env.state_dict())
+    actions[3, 0] = 0
+    np.testing.assert_array_equal(env.step(actions).final_state[:, 1], 2)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"), [("hang", "within 0.3 s; raise the option timeout"), ("exit", "status 7")]
+)
+def test_a_worker_that_hangs_or_dies(make: Make, trouble: str, words: str) -> None:
+    env = make(4, 2, timeout=0.3, trouble=trouble, trouble_at=0)
+    env.reset(0)
+    actions = np.zeros((4, 3), np.int64)
+    actions[2, 0] = 3
+    began = time.perf_counter()
+    with pytest.raises(EnvError) as caught:
+        env.step(actions)
+    assert time.perf_counter() - began < 5.0
+    assert "copy 2 (episode 0, reset(seed=" in str(caught.value)
+    assert words in str(caught.value)
+    if trouble == "hang":
+        assert "_make_trouble" in str(caught.value)
+    assert env.reset(0).obs.shape == (4, 3, 3)
+
+
+def test_slow_is_not_hung(make: Make) -> None:
+    # Four copies of 0.15 s are more than the 0.3 s that one of them may take.
+    env = make(4, 1, timeout=0.3, sleep=0.15)
+    env.reset(0)
+    assert env.step(np.zeros((4, 3), np.int64)).obs.shape == (4, 3, 3)
+
+
+def test_ctrl_c_is_the_parents(make: Make) -> None:
+    env = make(2, 2)
+    env.reset(0)
+    assert env._runner is not None
+    for process in env._runner._pool.processes:  # type: ignore[union-attr]
+        os.kill(process.pid, signal.SIGINT)
+    assert env.step(np.zeros((2, 3), np.int64)).obs.shape == (2, 3, 3)
+
+
+def test_closing_leaves_nothing(make: Make) -> None:
+    env = make(2, 2)
+    env.reset(0)
+    workers = env._runner
+    env.close()
+    assert not any(process.is_alive() for process in workers._pool.processes)  # type: ignore[union-attr]
+    assert not Path(workers._folder.name).exists()  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"num_envs": 0, "workers": 0}, "num_envs is 0"),
+        ({"num_envs": 2, "workers": 3}, "workers is 3; give 0 (this process) to 2"),
+        ({"num_envs": 2, "workers": 1, "timeout": 0.0}, "timeout is 0.0"),
+    ],
+)
+def test_bad_options(make: Make, options: dict[str, float], words: str) -> None:
+    with pytest.raises(EnvError) as caught:
+        make(**options)
+    assert words in str(caught.value)
+
+
+def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert advised_workers(CountingTeam(), 4) == 0
+    assert advised_workers(CountingTeam(sleep=0.002), 4) == 2
+    assert advised_workers(CountingTeam(sleep=0.002), 1) == 0
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    assert advised_workers(CountingTeam(sleep=0.002), 4) == 0

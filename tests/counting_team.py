@@ -1,0 +1,85 @@
+"""A team whose observations say where they come from, and that misbehaves when asked to."""
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from envs import EnvSpec, Fact
+from envs.teams import TeamView
+
+
+class CountingTeam:
+    """Three agents that see (draw, t, own index), cut to their own size; the state is (draw, t).
+
+    The draw is the episode's first random number. Agent i leaves after step 2 + i. The reward is
+    the sum of the actions plus a random number; the task ends when all have left, which `max_steps`
+    may forestall. Choosing action 3 in step `trouble_at` raises, hangs or exits.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_steps: int = 50,
+        finite_horizon: bool = False,
+        trouble: str = "",
+        trouble_at: int = 1,
+        sleep: float = 0.0,
+        unseeded: bool = False,
+    ) -> None:
+        self.spec = EnvSpec(
+            name="counting",
+            num_envs=1,
+            obs_sizes=(3, 2, 3),
+            state_size=2,
+            action_kind="discrete",
+            action_sizes=(4, 4, 2),
+            max_steps=max_steps,
+            finite_horizon=finite_horizon,
+            masks_actions=True,
+            agents_die=True,
+            facts=(Fact(name="time", meaning="steps taken", unit="steps"),),
+        )
+        self.trouble, self.trouble_at, self.sleep, self.unseeded = (
+            trouble,
+            trouble_at,
+            sleep,
+            unseeded,
+        )
+        self.closed = False
+
+    def reset(self, seed: int, view: TeamView) -> None:
+        self.rng = np.random.default_rng(None if self.unseeded else seed)
+        self.draw, self.t = self.rng.random(), 0
+        self._show(view)
+
+    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
+        if self.trouble and self.t == self.trouble_at and actions[0] == 3:
+            self._make_trouble()
+        if self.sleep:
+            time.sleep(self.sleep)
+        self.t += 1
+        self._show(view)
+        return float(actions.sum()) + self.rng.random(), self.t >= 4, False
+
+    def close(self) -> None:
+        self.closed = True
+
+    def _make_trouble(self) -> None:
+        if self.trouble == "raise":
+            raise KeyError("the key of the matter")
+        if self.trouble == "exit":
+            os._exit(7)
+        while True:
+            time.sleep(0.01)
+
+    def _show(self, view: TeamView) -> None:
+        view.obs[:, 0], view.obs[:, 1] = self.draw, self.t
+        view.obs[0, 2], view.obs[2, 2] = 0, 2
+        view.state[:] = self.draw, self.t
+        view.alive[:] = self.t < 2 + np.arange(3)
+        view.obs[~view.alive] = 0
+        view.action_mask[0, 1] = self.t != 1
+        view.facts[0] = self.t
