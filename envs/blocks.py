@@ -33,6 +33,12 @@ class Plan:
     """(E, L, N) or (E, L, N, A): what was done in those steps."""
 
 
+def new_episodes(seeds: npt.NDArray[np.uint64]) -> Plan:
+    """Return the plan in which every copy begins its first episode."""
+    nothing = np.zeros(len(seeds), np.int64)
+    return Plan(seeds=seeds, episodes=nothing, lengths=nothing, actions=np.zeros((len(seeds), 0)))
+
+
 def episode_seed(seed: np.uint64, episode: int) -> int:
     """Return a 31-bit seed that depends on the copy's seed and the episode's number only."""
     draw = uniform(np.array([seed], np.uint64), np.array([episode]), 1)

@@ -8,6 +8,7 @@ and the actions since, so that is what `state_dict` holds, and loading replays t
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ import numpy.typing as npt
 from envs.action_checks import checked_actions
 from envs.action_log import ActionLog
 from envs.base import EnvError, EnvSpec, EnvStep
-from envs.blocks import Block, Plan, TeamMaker
+from envs.blocks import Block, Plan, TeamMaker, new_episodes
 from envs.randomness import copy_seeds
 from envs.sampling import random_actions
-from envs.teams import Records, Team, empty_records, view_of
+from envs.teams import Records, empty_records
 from envs.workers import Workers
 
 _ROUND_TRIP = 0.4e-3
@@ -42,13 +43,13 @@ class TeamEnv:
         `timeout` is how many seconds one reset or step of one copy in a worker may take.
         """
         team = make_team()
-        _check_options(team.spec, num_envs, workers, timeout)
-        self._spec = EnvSpec(**{**vars(team.spec), "num_envs": num_envs})
+        self._spec = replace(team.spec, num_envs=num_envs)
+        team.close()
+        _check_options(self._spec, workers, timeout)
         self._make_team = make_team
         self._timeout = timeout
-        self.workers = advised_workers(team, num_envs) if workers is None else workers
+        self.workers = advised_workers(make_team, self._spec) if workers is None else workers
         """Worker processes in use; 0: the copies run in this process."""
-        team.close()
         self._runner: Block | Workers | None = None
         self._seeds = np.zeros(num_envs, np.uint64)
         self._log = ActionLog(num_envs)
@@ -64,7 +65,7 @@ class TeamEnv:
         num_envs = self._spec.num_envs
         self._seeds = copy_seeds(seed, num_envs)
         self._log = ActionLog(num_envs)
-        self._start(np.zeros(num_envs, np.int64))
+        self._start(new_episodes(self._seeds))
         return self._env_step()
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
@@ -99,7 +100,14 @@ class TeamEnv:
             )
         self._seeds = state["seeds"].copy()
         self._log.restore(state["lengths"], state["actions"])
-        self._start(state["episodes"])
+        self._start(
+            Plan(
+                seeds=self._seeds,
+                episodes=state["episodes"],
+                lengths=state["lengths"],
+                actions=state["actions"],
+            )
+        )
         for name in ("obs", "state"):
             _check_same(self._spec, name, self._records, state)
 
@@ -109,20 +117,14 @@ class TeamEnv:
             self._runner.close()
             self._runner = None
 
-    def _start(self, episodes: npt.NDArray[np.int64]) -> None:
-        """Bring every copy to where its seed, its episode and the log say."""
+    def _start(self, plan: Plan) -> None:
+        """Bring every copy to where the plan wants it."""
         if self._runner is None:
             self._runner = (
                 Workers(self._make_team, self._spec, self.workers, self._timeout)
                 if self.workers
                 else Block(self._make_team, self._spec, range(self._spec.num_envs))
             )
-        plan = Plan(
-            seeds=self._seeds,
-            episodes=episodes.copy(),
-            lengths=self._log.lengths,
-            actions=self._log.actions,
-        )
         self._take(self._run("start", plan))
 
     def _run(self, call: str, argument: Any) -> Records:
@@ -154,42 +156,42 @@ class TeamEnv:
         )
 
 
-def advised_workers(team: Team, num_envs: int) -> int:
+def advised_workers(make_team: TeamMaker, spec: EnvSpec) -> int:
     """Return as many workers as cores and copies allow, or 0 where they would not pay."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, num_envs)
+    workers = min(cores or 1, spec.num_envs)
     if workers < 2:
         return 0
-    saved = num_envs * seconds_per_step(team) * (1.0 - 1.0 / workers)
+    saved = spec.num_envs * seconds_per_step(make_team, spec) * (1.0 - 1.0 / workers)
     return workers if saved > 2 * _ROUND_TRIP else 0
 
 
-def seconds_per_step(team: Team, budget: float = 0.1, max_steps: int = 100) -> float:
-    """Return the median seconds of a step under random actions; the team is left anywhere."""
-    records = empty_records(team.spec, 1)
-    view = view_of(records, 0)
+def seconds_per_step(
+    make_team: TeamMaker, spec: EnvSpec, budget: float = 0.1, max_steps: int = 100
+) -> float:
+    """Return the median seconds that one copy needs for a step under random actions."""
+    spec = replace(spec, num_envs=1)
+    block = Block(make_team, spec, range(1))
+    records = block.start(new_episodes(np.zeros(1, np.uint64)))
     rng = np.random.default_rng(0)
     seconds: list[float] = []
-    over, began = True, time.perf_counter()
-    while len(seconds) < max_steps and (time.perf_counter() - began < budget or not seconds):
-        if over:
-            team.reset(len(seconds), view)
-        actions = random_actions(team.spec, rng, records["action_mask"])[0]
+    while len(seconds) < max_steps and sum(seconds) < budget:
+        actions = random_actions(spec, rng, records["action_mask"])
         before = time.perf_counter()
-        _, terminated, truncated = team.step(actions, view)
+        block.step(actions)
         seconds.append(time.perf_counter() - before)
-        over = terminated or truncated
+    block.close()
     return float(np.median(seconds))
 
 
-def _check_options(spec: EnvSpec, num_envs: int, workers: int | None, timeout: float) -> None:
+def _check_options(spec: EnvSpec, workers: int | None, timeout: float) -> None:
     """Raise on numbers that cannot be."""
-    if num_envs < 1:
-        raise EnvError(f"{spec.name}: num_envs is {num_envs}; ask for at least 1")
-    if workers is not None and not 0 <= workers <= num_envs:
+    if spec.num_envs < 1:
+        raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
+    if workers is not None and not 0 <= workers <= spec.num_envs:
         raise EnvError(
-            f"{spec.name}: workers is {workers}; give 0 (this process) to {num_envs} (num_envs), "
-            "or leave it out to have it measured"
+            f"{spec.name}: workers is {workers}; give 0 (this process) to {spec.num_envs} "
+            "(num_envs), or leave it out to have it measured"
         )
     if timeout <= 0:
         raise EnvError(f"{spec.name}: timeout is {timeout}; give seconds above 0")
@@ -204,5 +206,6 @@ def _check_same(spec: EnvSpec, name: str, records: Records, state: dict[str, Any
             f"{spec.name}, copy {copy}: replaying the {state['lengths'][copy]} actions of its "
             f"open episode led to another {name} than was saved, so the run cannot be continued "
             "exactly; the task must repeat under the same seed and actions: draw its randomness "
-            "from generators that reset(seed) seeds, and keep versions as they were"
+            "from generators that reset(seed) seeds, let reset forget the episode before (the "
+            "option remake does that for PettingZoo and gymnasium), and keep versions as they were"
         )

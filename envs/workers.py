@@ -212,11 +212,11 @@ class Workers:
 
     def _raise_death(self) -> NoReturn:
         """Say which worker died, and where it was."""
-        sentinels = [process.sentinel for process in self._pool.processes]
-        ended = wait(sentinels, timeout=5.0)
-        index = sentinels.index(ended[0]) if ended else 0
-        self._pool.processes[index].join(timeout=5.0)
-        code = self._pool.processes[index].exitcode
+        processes = self._pool.processes
+        ended = wait([process.sentinel for process in processes], timeout=5.0)
+        index = [process.sentinel in ended for process in processes].index(True) if ended else 0
+        processes[index].join(timeout=5.0)
+        code = processes[index].exitcode
         reason = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
         raise EnvError(
             f"{self._where(index)} took its worker process down ({reason})\n{self._stack(index)}"

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -189,8 +190,10 @@ def test_bad_options(make: Make, options: dict[str, float], words: str) -> None:
 
 def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
-    assert advised_workers(CountingTeam(), 4) == 0
-    assert advised_workers(CountingTeam(sleep=0.002), 4) == 2
-    assert advised_workers(CountingTeam(sleep=0.002), 1) == 0
+    four = replace(CountingTeam().spec, num_envs=4)
+    slow = partial(CountingTeam, sleep=0.002)
+    assert advised_workers(CountingTeam, four) == 0
+    assert advised_workers(slow, four) == 2
+    assert advised_workers(slow, replace(four, num_envs=1)) == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert advised_workers(CountingTeam(sleep=0.002), 4) == 0
+    assert advised_workers(slow, four) == 0
