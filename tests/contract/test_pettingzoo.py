@@ -1,0 +1,203 @@
+"""PettingZoo environments: agents that differ, come and go; masks, ends, facts, clear errors."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+
+from envs import EnvError, EnvStep, check_env, make_env
+from envs.pettingzoo import pettingzoo
+from envs.team_env import TeamEnv
+from tests.village import Village
+
+
+def village(num_envs: int = 2, **options: Any) -> TeamEnv:
+    options = {"max_steps": 10, "workers": 0} | options
+    return pettingzoo(Village, "village", num_envs=num_envs, **options)
+
+
+def played(env: TeamEnv, steps: int) -> list[EnvStep]:
+    """Return the reset and the steps in which everybody chooses the first action."""
+    shape = (env.spec.num_envs, env.spec.num_agents)
+    results = [env.reset(0)]
+    for _ in range(steps):
+        results.append(env.step(np.zeros(shape, np.int64)))
+    return results
+
+
+@pytest.mark.parametrize("masks", ["", "dict", "info"])
+@pytest.mark.parametrize("end", ["cut", "done", "quiet", "never"])
+def test_contract(end: str, masks: str) -> None:
+    env = village(3, end=end, masks=masks, facts="age")
+    assert env.spec.masks_actions == bool(masks)
+    assert env.spec.agents_die
+    assert check_env(env, steps=40) == []
+
+
+def test_spaces_become_sizes() -> None:
+    spec = village().spec
+    assert spec.obs_sizes == (2, 4, 2)
+    assert spec.action_sizes == (3, 2, 3)
+    assert spec.state_size == 2
+
+
+def test_what_agents_see_while_they_come_and_go() -> None:
+    start, one, _, three, four = played(village(1, end="cut"), 4)
+    draw = start.state[0, 0]
+    assert start.alive is not None
+    assert one.alive is not None
+    assert three.alive is not None
+    # The child sees t modulo 4 as a one-hot; the guest is not there yet and sees nothing.
+    np.testing.assert_array_equal(start.obs[0], [[draw, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(start.alive[0], [True, True, False])
+    np.testing.assert_array_equal(one.obs[0], [[draw, 1, 0, 0], [0, 1, 0, 0], [1, 0, 0, 0]])
+    np.testing.assert_array_equal(one.alive[0], [True, True, True])
+    # The elder left in step 3; its row is zero while the team goes on.
+    np.testing.assert_array_equal(three.obs[0], [[0, 0, 0, 0], [0, 0, 0, 1], [1, 1, 0, 0]])
+    np.testing.assert_array_equal(three.alive[0], [False, True, True])
+    # t = 4 at the end: 4 modulo 4 is 0, its bits are 0 0; the next episode starts.
+    np.testing.assert_array_equal(four.final_obs[0], [[0, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(four.final_state[0], [draw, 4])
+    assert four.state[0, 1] == 0
+
+
+@pytest.mark.parametrize(
+    ("end", "finite_horizon", "max_steps", "terminated", "truncated"),
+    [
+        ("cut", False, 10, False, True),
+        ("done", False, 10, True, False),
+        ("quiet", False, 10, True, False),
+        # At the time limit, its meaning decides, whatever the environment calls the end.
+        ("done", False, 4, False, True),
+        ("cut", True, 4, True, False),
+        ("never", False, 4, False, True),
+        ("never", True, 4, True, False),
+    ],
+)
+def test_how_it_ends(
+    end: str, finite_horizon: bool, max_steps: int, terminated: bool, truncated: bool
+) -> None:
+    env = village(1, end=end, finite_horizon=finite_horizon, max_steps=max_steps)
+    steps = played(env, 4)
+    assert [bool(step.terminated[0]) for step in steps] == [False] * 4 + [terminated]
+    assert [bool(step.truncated[0]) for step in steps] == [False] * 4 + [truncated]
+
+
+@pytest.mark.parametrize("masks", ["dict", "info"])
+def test_masks(masks: str) -> None:
+    start, one, _, three, _ = (step.action_mask for step in played(village(1, masks=masks), 4))
+    assert start is not None
+    assert one is not None
+    assert three is not None
+    # Choices beyond an agent's own are never legal, the last one only at even t; the absent
+    # guest at the start and the elder that left at t = 3 may choose anything of their own.
+    np.testing.assert_array_equal(start[0], [[1, 1, 1], [1, 1, 0], [1, 1, 1]])
+    np.testing.assert_array_equal(one[0], [[1, 1, 0], [1, 0, 0], [1, 1, 0]])
+    np.testing.assert_array_equal(three[0], [[1, 1, 1], [1, 0, 0], [1, 1, 0]])
+
+
+def test_actions_arrive_in_their_own_space() -> None:
+    env = village(1)
+    env.reset(0)
+    env.step(np.array([[2, 1, 0]]))
+    env.step(np.array([[0, 1, 2]]))
+    team = env._runner._teams[0]  # type: ignore[union-attr]
+    assert team._env.received == [{"elder": 2, "child": 11}, {"elder": 0, "child": 11, "guest": 22}]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("mode", "paid"), [("sum", [4, 7, 7, 6]), ("mean", [4 / 3, 7 / 3, 7 / 3, 2])]
+)
+def test_team_reward(mode: str, paid: list[float]) -> None:
+    # Elder 1, child 3, guest 3: two act in step 1, three in 2 and 3, child and guest in 4.
+    steps = played(village(1, rewards=(1, 3, 3), team_reward=mode), 4)
+    assert [step.rewards[0] for step in steps] == [0, *paid]
+
+
+def test_facts_are_averaged_over_agents() -> None:
+    env = village(1, facts="age")
+    facts = [step.facts[0, 0] for step in played(env, 4) if step.facts is not None]
+    # t plus the mean number (0, 1, 2) of the agents that are told: 0.5, then 1 once the guest is
+    # there, and 1.5 without the elder, at the end of the episode too.
+    assert facts == [0.5, 2, 3, 4, 5.5]
+    assert env.spec.facts[0].name == "age"
+
+
+def test_without_a_state_the_observations_stand_for_it() -> None:
+    for options in ({"own_state": False}, {"facts": "age", "own_state": False}):
+        env = village(1, **options)
+        step = played(env, 1)[-1]
+        np.testing.assert_array_equal(step.state[0], np.delete(step.obs[0].ravel(), [2, 3, 10, 11]))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"max_steps": None}, "shows no time limit"),
+        ({"max_steps": 0}, "max_steps is 0"),
+        ({"rewards": (1.0, -1.0, 0.0)}, "Set the option team_reward to sum or mean"),
+        ({"team_reward": "average"}, "choose sum, mean, error"),
+        ({"facts": "won"}, "its entries were age"),
+        ({"agents_die": False}, "agents_die is False; leave it True"),
+        ({"fault": "shape"}, "agent elder observed float64 of shape (1,)"),
+        ({"fault": "range"}, "integers from -1 to 2"),
+        ({"fault": "silent"}, "observations lacks 'elder'"),
+        ({"fault": "stranger"}, "'stranger' is not among possible_agents"),
+        ({"colour": 3}, "unexpected keyword argument 'colour'"),
+    ],
+)
+def test_errors_say_what_to_do(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(EnvError) as caught:
+        played(village(1, **options), 4)
+    assert words in str(caught.value)
+    assert "village" in str(caught.value) or "team_reward" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "space", "words"),
+    [
+        ("observation_space", MultiDiscrete([2, 2]), "supported are Box, Discrete, MultiBinary"),
+        ("action_space", MultiDiscrete([2, 2]), "supported are Discrete and Box of floats"),
+        ("action_space", Box(-np.inf, np.inf, (1,)), "finite low and high"),
+    ],
+)
+def test_spaces_that_are_not_spoken(
+    monkeypatch: pytest.MonkeyPatch, method: str, space: Any, words: str
+) -> None:
+    monkeypatch.setattr(Village, method, lambda self, agent: space)
+    with pytest.raises(EnvError) as caught:
+        village()
+    assert words in str(caught.value)
+
+
+def test_choosing_and_steering_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    spaces = {"elder": Box(-1, 1, (2,)), "child": Discrete(2), "guest": Discrete(2)}
+    monkeypatch.setattr(Village, "action_space", lambda self, agent: spaces[agent])
+    with pytest.raises(EnvError, match="some agents choose"):
+        village()
+
+
+def test_steering_is_scaled_to_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    low, high = np.array([0.0, -2.0], np.float32), np.array([1.0, 6.0], np.float32)
+    monkeypatch.setattr(Village, "action_space", lambda self, agent: Box(low, high))
+    env = village(1)
+    env.reset(0)
+    env.step(np.array([[[-1, -1], [0, 0], [0, 0]]], np.float32))
+    env.step(np.array([[[1, 1], [0.5, 0.5], [0, 0]]], np.float32))
+    first, second = env._runner._teams[0]._env.received  # type: ignore[union-attr,attr-defined]
+    np.testing.assert_array_equal(first["elder"], [0, -2])
+    np.testing.assert_array_equal(first["child"], [0.5, 2])
+    np.testing.assert_array_equal(second["elder"], [1, 6])
+    np.testing.assert_array_equal(second["child"], [0.75, 4])
+
+
+def test_by_import_path() -> None:
+    env = make_env("tests.village:Village", 2, max_steps=6, masks="dict")
+    assert env.spec.name == "tests.village:Village"
+    assert env.spec.max_steps == 6
+
+
+def test_turn_based_environments_are_refused() -> None:
+    with pytest.raises(EnvError, match="aec_to_parallel"):
+        make_env("tests.contract.turn_based:env", 2, max_steps=6)
