@@ -50,6 +50,8 @@ def gym_team(
     remade for every episode: its reset looks at where the players of the last one stood.
     """
     _register(env_id)
+    if max_steps is not None and "max_steps" in gymnasium.spec(env_id.rpartition(":")[2]).kwargs:
+        options["max_steps"] = max_steps
     team = partial(
         TupleTeam,
         env_id,
@@ -78,7 +80,7 @@ class TupleTeam:
         remake: bool,
     ) -> None:
         name = f"gym/{env_id}"
-        self._make = partial(gymnasium.make, env_id, disable_env_checker=True, **options)
+        self._make = partial(_made, env_id, options)
         self._remake = remake
         self._env = env = self._make()
         spaces = (env.observation_space, env.action_space)
@@ -153,18 +155,25 @@ class TupleTeam:
         view.state[:] = view.obs.reshape(-1)[self._columns]
 
 
-def _register(env_id: str) -> None:
-    """Import the package that registers an id; gymnasium imports one named in the id itself."""
-    module = _MODULES.get(env_id.partition("-")[0])
-    if module is not None:
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise EnvError(f"gym/{env_id}: {extra_hint(module)}") from error
+def _made(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Return the environment, or say which option it does not have."""
     try:
-        gymnasium.spec(env_id)
+        return gymnasium.make(env_id, disable_env_checker=True, **options)
+    except TypeError as error:
+        raise EnvError(f"gym/{env_id} with the options {options}: {error}; correct them") from error
+
+
+def _register(env_id: str) -> None:
+    """Import what registers an id: the module it names, or the package we know for it."""
+    named, _, bare = env_id.rpartition(":")
+    module = named or _MODULES.get(bare.partition("-")[0])
+    try:
+        if module is not None:
+            importlib.import_module(module)
+        gymnasium.spec(bare)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
+        fix = extra_hint(module) if module and isinstance(error, ModuleNotFoundError) else None
         raise EnvError(
-            f"gymnasium knows no {env_id!r}: {error}; give the id of a team such as "
-            f"{GYM_TEAMS[0]}, or module:id if a module of your own registers it"
+            f"there is no environment 'gym/{env_id}': {error}; "
+            + (fix or f"give an id such as {GYM_TEAMS[0]}, or module:id if yours registers it")
         ) from error

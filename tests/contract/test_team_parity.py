@@ -105,6 +105,15 @@ def test_gymnasium_contract(env_id: str) -> None:
     assert check_env(make_env(f"gym/{env_id}", 2, workers=0, max_steps=40), steps=60) == []
 
 
+def test_a_longer_warehouse() -> None:
+    pytest.importorskip("rware", reason="needs the extra rware")
+    env = make_env("gym/rware-tiny-2ag-v2", 1, workers=0, max_steps=510)
+    env.reset(0)
+    for t in range(1, 511):
+        step = env.step(np.zeros((1, 2), np.int64))
+        assert step.truncated[0] == (t == 510)
+
+
 def check_seen(obs: npt.NDArray[np.float32], seen: list[Any]) -> None:
     """Check that each agent's own observation stands in its row, and zeros after it."""
     for row, own in zip(obs, seen, strict=True):
