@@ -75,6 +75,10 @@ FAMILIES: dict[str, Family] = {
         summary="points on a plane that look for landmarks; any number, e.g. nav_9",
         reward_mode="episodic",
     ),
+    "gym": Family(
+        module="envs.gym_teams",
+        summary="gymnasium teams by id (extras lbforaging, rware); your own: gym/my_envs:Team-v0",
+    ),
     "probe": Family(
         module="envs.probes",
         summary="tiny tasks with a known optimum, to test learning",

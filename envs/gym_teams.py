@@ -8,6 +8,7 @@ Axes: E environment copies, N agents, A actions.
 import importlib
 from collections.abc import Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, cast
 
 import gymnasium
@@ -17,6 +18,8 @@ from gymnasium.spaces import Tuple
 
 from envs.base import EnvError, EnvSpec
 from envs.extras import extra_hint
+from envs.families import Maker
+from envs.import_paths import search_working_directory
 from envs.team_env import TeamEnv
 from envs.team_infos import InfoFacts, check_team_reward, joint_reward, time_limit
 from envs.team_spaces import AgentSpaces
@@ -28,6 +31,16 @@ GYM_TEAMS = ("Foraging-8x8-2p-2f-coop-v3", "rware-tiny-2ag-v2")
 
 _MODULES = {"Foraging": "lbforaging", "rware": "rware"}
 """Which package registers ids that begin so."""
+
+
+def members() -> list[str]:
+    """Return the usual ids of the packages that are installed."""
+    return [env_id for env_id in GYM_TEAMS if find_spec(_MODULES[env_id.partition("-")[0]])]
+
+
+def maker(member: str) -> Maker | None:
+    """Return the maker of a gymnasium team."""
+    return Maker(gym_team, {"env_id": member}) if member else None
 
 
 def gym_team(
@@ -165,6 +178,7 @@ def _made(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
 
 def _register(env_id: str) -> None:
     """Import what registers an id: the module it names, or the package we know for it."""
+    search_working_directory()
     named, _, bare = env_id.rpartition(":")
     module = named or _MODULES.get(bare.partition("-")[0])
     try:

@@ -24,8 +24,7 @@ def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
             f"{what} {path!r} names a file; name the module: "
             f"{module_name.removesuffix('.py')}:{attribute}"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+    search_working_directory()
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -50,6 +49,12 @@ def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
         )
     loaded: Callable[..., Any] = found
     return loaded
+
+
+def search_working_directory() -> None:
+    """Let modules be imported from where the user is."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

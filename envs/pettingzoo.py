@@ -50,7 +50,7 @@ def pettingzoo(
     if max_steps is not None and _has_parameter(factory, "max_steps"):
         options["max_steps"] = max_steps
     team = partial(
-        ParallelTeam,
+        ParallelEnvTeam,
         factory,
         options,
         name=name,
@@ -65,7 +65,7 @@ def pettingzoo(
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
 
 
-class ParallelTeam:
+class ParallelEnvTeam:
     """One `ParallelEnv` as a `Team`."""
 
     def __init__(

@@ -1,9 +1,11 @@
 """Environments by name: `make_env("particles/nav_6", num_envs=64)` or `"my_envs:two_keys"`."""
 
 import inspect
+from functools import partial
 from typing import Any
 
 from envs.base import EnvError, VecEnv
+from envs.extras import extra_hint
 from envs.families import FAMILIES, Maker
 from envs.import_paths import did_you_mean, load_attribute
 from envs.sparse import SparseRewards
@@ -20,14 +22,15 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
 
     `name` is one of `env_names()`, another size of the same family (`particles/nav_9`), or
     `module:attribute`, imported with the working directory on the path and called as
-    ``attribute(num_envs=..., **options)``. With `reward_mode` any of them is paid by
-    `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the shipped families
-    are paid as `FAMILIES` says, and what comes from an import path as it pays by itself. What
-    has an option `reward_mode` of its own gets it and is not touched.
+    ``attribute(num_envs=..., **options)``; what takes no `num_envs` is called as the factory of a
+    PettingZoo ``ParallelEnv``, and copied (`envs.pettingzoo`). With `reward_mode` any of them is
+    paid by `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the shipped
+    families are paid as `FAMILIES` says, and what comes from an import path as it pays by itself.
+    What has an option `reward_mode` of its own gets it and is not touched.
     """
     prefix = name.partition("/")[0]
     is_path = ":" in name and prefix not in FAMILIES
-    maker = Maker(load_attribute(name, "environment", _EXAMPLE)) if is_path else _shipped(name)
+    maker = _imported(name) if is_path else _shipped(name)
     taken = inspect.signature(maker.call).parameters
     pays_itself = "reward_mode" in taken
     ours = () if pays_itself else REWARD_OPTIONS
@@ -75,16 +78,27 @@ def _shipped(name: str) -> Maker:
     return maker
 
 
+def _imported(name: str) -> Maker:
+    """Return the maker behind an import path: the user's own, or copies of a PettingZoo team."""
+    try:
+        call = load_attribute(name, "environment", _EXAMPLE)
+    except (EnvError, ModuleNotFoundError) as error:
+        hint = extra_hint(name.partition(":")[0])
+        if hint and ModuleNotFoundError in (type(error), type(error.__cause__)):
+            raise EnvError(f"environment {name!r}: {error}; {hint}") from error
+        raise
+    if "num_envs" in inspect.signature(call).parameters:
+        return Maker(call)
+    from envs.pettingzoo import pettingzoo
+
+    return Maker(partial(pettingzoo, call, name))
+
+
 def _check_options(name: str, maker: Maker, options: dict[str, Any]) -> None:
     """Raise on an option that the environment does not have, or that it needs and lacks."""
     parameters = inspect.signature(maker.call).parameters.values()
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return
-    if all(parameter.name != "num_envs" for parameter in parameters):
-        raise EnvError(
-            f"environment {name!r} takes no num_envs; "
-            f"it is called as {name.partition(':')[2]}(num_envs=..., **options)"
-        )
     free = [p for p in parameters if p.name not in {"num_envs", *maker.fixed}]
     valid = [parameter.name for parameter in free]
     if "reward_mode" not in valid:

@@ -182,6 +182,9 @@ def envs_command(arguments: list[str]) -> int:
         console.print(f"  not installed: {family.how_to_install}", markup=False)
     console.print(Text("your own", "bold") + Text(": --env.name my_envs:two_keys"))
     console.print("  any import path; `marl check my_envs:two_keys` says what is wrong with it")
+    console.print(
+        "  or a PettingZoo ParallelEnv, e.g. mpe2.simple_spread_v3:parallel_env (extra mpe2)"
+    )
     return 0
 
 

@@ -23,7 +23,7 @@ class Pair(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, Any]:
         self.t += 1
-        over, paid = self.t == self.length, list(action) if self.paid == "each" else 2.0
+        over, paid = self.t == self.length, list(action) if self.paid == "each" else 2.0 * action[0]
         ends = [over, over] if self.paid == "each" else over
         return self._seen(), paid, ends, False, {"eaten": 2 * self.t}
 

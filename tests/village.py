@@ -16,7 +16,7 @@ class Village(ParallelEnv):  # type: ignore[type-arg]
     In step 4 everything ends: "cut" truncates whoever is left, "done" terminates them, "quiet"
     only empties the list of agents; "never" goes on. The elder sees (draw, t), the child t modulo
     4, the guest two bits of t. `masks` "dict" or "info": nobody may choose the last action while
-    t is odd.
+    t is odd. Without `rewards`, everybody is paid the number of its action.
     """
 
     metadata = {"name": "village"}  # noqa: RUF012  # PettingZoo's own spelling
@@ -26,7 +26,7 @@ class Village(ParallelEnv):  # type: ignore[type-arg]
         self,
         end: str = "cut",
         masks: str = "",
-        rewards: tuple[float, float, float] = (1.0, 1.0, 1.0),
+        rewards: tuple[float, ...] = (1.0, 1.0, 1.0),
         own_state: bool = True,
         fault: str = "",
     ) -> None:
@@ -75,7 +75,7 @@ class Village(ParallelEnv):  # type: ignore[type-arg]
             self.agents = []
         if self.t == 3:
             self.agents.remove("elder")
-        rewards = {a: self.rewards[AGENTS.index(a)] for a in acting}
+        rewards = {a: self.rewards[AGENTS.index(a)] if self.rewards else actions[a] for a in acting}
         if self.fault == "stranger":
             self.agents.append("stranger")
         return self._seen(here), rewards, terminated, truncated, self._infos(here)

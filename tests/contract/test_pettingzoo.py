@@ -29,7 +29,7 @@ def played(env: TeamEnv, steps: int) -> list[EnvStep]:
 @pytest.mark.parametrize("masks", ["", "dict", "info"])
 @pytest.mark.parametrize("end", ["cut", "done", "quiet", "never"])
 def test_contract(end: str, masks: str) -> None:
-    env = village(3, end=end, masks=masks, facts="age")
+    env = village(3, end=end, masks=masks, facts="age", rewards=(), team_reward="sum")
     assert env.spec.masks_actions == bool(masks)
     assert env.spec.agents_die
     assert check_env(env, steps=40) == []
