@@ -24,7 +24,7 @@ from envs.teams import Records, empty_records
 from envs.workers import Workers
 
 _ROUND_TRIP = 0.4e-3
-"""Seconds that handing a step to workers costs; see benchmarks/results/workers.md."""
+"""Seconds that handing a step to two workers costs; 0.2 to 0.4 ms were measured."""
 
 
 class TeamEnv:
