@@ -1,6 +1,7 @@
 """Policies of all agents, discrete and continuous; they read what `TeamNorm` has standardised.
 
-Axes: N agents, I input features, A actions; ``*L`` any leading axes.
+Axes: T time, E environments, N agents, I input features, A actions, H units of memory; ``*L``
+any leading axes.
 """
 
 import math
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import NetworkConfig
+from marl.memory import Past, RecurrentBody, initial_memory
 from marl.networks import agent_mlp
 from marl.normalisers import input_size
 
@@ -21,6 +23,16 @@ class Actor(Protocol):
     """A policy of all agents. ``parameters`` below is what the network puts out for one batch."""
 
     def __call__(self, obs: Float[Tensor, "*L N I"]) -> Tensor: ...
+
+    def initial_memory(self, rows: int) -> Float[Tensor, "E N H"] | None:
+        """Return the memory of `rows` teams that start an episode; None if it keeps none."""
+        ...
+
+    def step(
+        self, memory: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
+    ) -> tuple[Tensor, Float[Tensor, "E N H"] | None]:
+        """Return the parameters of one step and the memory after it."""
+        ...
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return the random numbers that `sample` consumes, for leading axes `shape`."""
@@ -48,7 +60,8 @@ class _ActorBase(nn.Module):
 
     def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.body = agent_mlp(
+        body = RecurrentBody if config.memory == "gru" else agent_mlp
+        self.body: nn.Module = body(
             spec.num_agents,
             input_size(spec),
             config.hidden_sizes,
@@ -64,6 +77,25 @@ class _ActorBase(nn.Module):
 
     def forward(self, obs: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N A"]:
         return self.body(obs)
+
+    def initial_memory(self, rows: int) -> Float[Tensor, "E N H"] | None:
+        """Return the memory of `rows` teams that start an episode; None without memory."""
+        return initial_memory(self.body, rows)
+
+    def step(
+        self, memory: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
+    ) -> tuple[Float[Tensor, "E N A"], Float[Tensor, "E N H"] | None]:
+        """Return the parameters of one step and the memory after it."""
+        if isinstance(self.body, RecurrentBody):
+            assert memory is not None
+            return self.body.step(obs, memory)
+        return self.body(obs), None
+
+    def unroll(
+        self, past: Past, obs: Float[Tensor, "T E N I"]
+    ) -> tuple[Float[Tensor, "T E N A"], Float[Tensor, "T E N H"]]:
+        """Return the parameters of successive steps and the memory after each."""
+        return self.body(obs, past)
 
 
 class CategoricalActor(_ActorBase):

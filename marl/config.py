@@ -41,6 +41,9 @@ class NetworkConfig:
     """One actor and one local critic for all agents, told apart by a one-hot id; or one each."""
     normalise_inputs: bool = True
     """Standardise observations and states by their running mean and deviation."""
+    memory: Literal["none", "gru"] = "none"
+    """Gru: the second hidden layer of actors and critics is a gated recurrent unit (the only one,
+    if there is one), so that they remember the episode so far."""
     initial_log_std: float = -0.5
     """Logarithm of the Gaussian policy's initial standard deviation."""
 
@@ -55,6 +58,9 @@ class LearnerConfig:
     """Passes over a rollout."""
     minibatches: int = 4
     """Gradient steps per pass."""
+    chunk_length: int = 10
+    """With memory, steps that a gradient reaches back at most: minibatches then consist of chunks
+    of so many successive steps of one copy; a rollout's last ones may be shorter."""
     learning_rate: float = 1e-3
     """Adam step size, annealed linearly to zero over the run."""
     anneal: bool = True
@@ -263,6 +269,13 @@ class Config:
         return self.env.num_envs * self.learner.rollout_steps
 
     @property
+    def batch_rows(self) -> int:
+        """Rows of one iteration's minibatches: steps or, with memory, chunks of steps."""
+        if self.network.memory == "none":
+            return self.batch_steps
+        return self.env.num_envs * -(-self.learner.rollout_steps // self.learner.chunk_length)
+
+    @property
     def num_iterations(self) -> int:
         """Iterations needed to reach `total_steps`."""
         return -(-self.total_steps // self.batch_steps)
@@ -278,6 +291,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "learner.rollout_steps": (1, 1e6),
     "learner.epochs": (1, 1000),
     "learner.minibatches": (1, 1e5),
+    "learner.chunk_length": (1, 1e6),
     "learner.learning_rate": (0, 1),
     "learner.clip_coef": (1e-6, 1),
     "learner.value_clip": (0, 1e6),
@@ -347,10 +361,23 @@ def check_ranges(config: Config) -> None:
             'set reward.shared_mixer = true or reward.mixer = "linear"'
         )
     _check_preferences(config.preferences)
-    if config.learner.minibatches > config.batch_steps:
+    asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
+    if asks_policy and config.network.memory != "none":
+        raise ConfigError(
+            'reward.value_loss: "soft" asks the policy about single steps, which one with memory '
+            'cannot answer; set reward.value_loss = "gumbel" or network.memory = "none"'
+        )
+    if config.learner.minibatches > config.batch_rows:
+        if config.network.memory == "none":
+            rows = f"{config.batch_rows} steps (env.num_envs x learner.rollout_steps)"
+        else:
+            rows = (
+                f"{config.batch_rows} chunks "
+                "(env.num_envs x learner.rollout_steps / learner.chunk_length)"
+            )
         raise ConfigError(
             f"learner.minibatches: got {config.learner.minibatches}, but one rollout has only "
-            f"{config.batch_steps} steps (env.num_envs x learner.rollout_steps)"
+            + rows
         )
 
 

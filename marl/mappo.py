@@ -1,6 +1,7 @@
 """MAPPO: clipped policy and value updates on the team's and the local advantage streams.
 
-Axes: T time, E environments, N agents, B rows (steps of any copy); O, S, A features.
+Axes: T time, E environments, N agents, B rows; O, S, A features. A row is a step of any copy;
+with memory it is a chunk of successive steps, and ``*B`` are a chunk's steps and the rows.
 """
 
 from collections.abc import Generator, Sequence
@@ -8,19 +9,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.actors import make_actor
 from marl.advantages import dual_advantages
 from marl.config import LearnerConfig, NetworkConfig
+from marl.critics import LocalCritics, TeamCritic
 from marl.descent import Descent
-from marl.networks import LocalCritics, TeamCritic
+from marl.memory import Past, initial_memory
+from marl.minibatches import Rows, chunk_rows, step_rows
 from marl.normalisers import TeamNorm
 from marl.numerics import check_finite, correlation, masked_mean
 from marl.parallel import SideBySide
-from marl.streams import Inputs, Stream, read_inputs, reward_stream
+from marl.streams import Inputs, Stream, read_inputs, read_values, reward_stream
 from marl.types import Rewards, Rollout
 
 Epoch = Sequence[Int64[Tensor, "B"]]
@@ -30,11 +33,11 @@ Job = Generator[None, None, dict[str, Tensor]]
 
 
 def clipped_policy_loss(
-    log_probs: Float[Tensor, "B N"],
-    old_log_probs: Float[Tensor, "B N"],
-    advantages: Float[Tensor, "B N"],
+    log_probs: Float[Tensor, "*B N"],
+    old_log_probs: Float[Tensor, "*B N"],
+    advantages: Float[Tensor, "*B N"],
     clip_coef: float,
-) -> tuple[Float[Tensor, "B N"], Float[Tensor, "B N"]]:
+) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
     """Return PPO's clipped surrogate loss (Schulman et al. 2017, eq. 7) and the log-ratio."""
     log_ratio = log_probs - old_log_probs
     ratio = log_ratio.exp()
@@ -102,6 +105,14 @@ class Mappo:
             for name, network in self.networks.items()
         }
         self._side_by_side = SideBySide(threads, device)
+        self.has_memory = network.memory != "none"
+        critics = {"team_critic": self.team_critic, "local_critics": self.local_critics}
+        self.critics = {name: critic for name, critic in critics.items() if critic is not None}
+        self.memory = {
+            name: initial_memory(critic.body, spec.num_envs)
+            for name, critic in self.critics.items()
+        }
+        """What each critic remembers of the rollouts so far; None without memory."""
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
@@ -116,10 +127,20 @@ class Mappo:
         with torch.no_grad():
             inputs = read_inputs(rollout, self.norm)
             stream = partial(reward_stream, inputs=inputs, rollout=rollout, config=self.config)
-            team = stream(self.team_critic, rewards.team, per_agent=False)
+            memory = self.memory
+            team = stream(
+                self.team_critic, rewards.team, per_agent=False, memory=memory["team_critic"]
+            )
+            memory["team_critic"] = team.next_memory
             local = None
             if self.local_critics is not None and rewards.local is not None:
-                local = stream(self.local_critics, rewards.local, per_agent=True)
+                local = stream(
+                    self.local_critics,
+                    rewards.local,
+                    per_agent=True,
+                    memory=memory["local_critics"],
+                )
+                memory["local_critics"] = local.next_memory
             advantages = dual_advantages(
                 team.advantages,
                 None if local is None else local.advantages,
@@ -129,7 +150,9 @@ class Mappo:
             )
             check_finite(advantages=advantages)
 
-        epochs = self._minibatches(steps.terminated.numel())
+        num_steps, num_envs = steps.terminated.shape
+        length = self.config.chunk_length if self.has_memory else 1
+        epochs = self._minibatches(-(-num_steps // length) * num_envs)
         jobs = [
             self._improve_actor(rollout, inputs, advantages, epochs),
             self._improve_critic("team", inputs, team, None, epochs),
@@ -147,6 +170,16 @@ class Mappo:
             )
         return metrics
 
+    @torch.no_grad()
+    def watch(self, rollout: Rollout) -> None:
+        """Let critics with memory see a rollout that nothing is learned from."""
+        if self.has_memory:
+            inputs = read_inputs(rollout, self.norm)
+            for name, critic in self.critics.items():
+                length = self.config.chunk_length
+                read = read_values(critic, inputs, rollout, self.memory[name], length)
+                self.memory[name] = read.next_memory
+
     def _minibatches(self, rows: int) -> list[Epoch]:
         """Return the rows of every minibatch, epoch by epoch."""
         size = -(-rows // self.config.minibatches)
@@ -163,6 +196,23 @@ class Mappo:
         check_finite(**metrics)
         return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
 
+    def _rows(
+        self,
+        memory: Tensor | None,
+        starts: Bool[Tensor, "T E"],
+        *,
+        like: Tensor,
+        present: Tensor | None,
+        **tensors: Tensor | None,
+    ) -> Rows:
+        """Return the rows of a network's minibatches; its loss has the shape of `like`."""
+        if memory is None:
+            return step_rows(present=present, **tensors)
+        length = self.config.chunk_length
+        if present is None and len(starts) % length:
+            present = torch.ones_like(like, dtype=torch.bool)
+        return chunk_rows(memory, starts, length, present=present, **tensors)
+
     def _improve_actor(
         self,
         rollout: Rollout,
@@ -172,26 +222,29 @@ class Mappo:
     ) -> Job:
         """Improve the actor on every minibatch and return mean metrics."""
         steps = rollout.transitions
-        rows = _flat(
+        rows = self._rows(
+            rollout.memory,
+            inputs.starts,
+            like=advantages,
+            present=steps.alive,
             obs=inputs.obs,
             actions=steps.actions,
             log_probs=rollout.log_probs,
             advantages=advantages,
-            alive=steps.alive,
             action_mask=steps.action_mask,
         )
         sums = torch.zeros(3, device=advantages.device)
         for epoch in epochs:
             for order in epoch:
-                sums += self._actor_step({name: tensor[order] for name, tensor in rows.items()})
+                sums += self._actor_step(*rows.take(order))
             yield
         names = ("policy/loss", "policy/kl", "policy/clip_fraction")
         return dict(zip(names, sums / _count(epochs), strict=True))
 
-    def _actor_step(self, batch: dict[str, Tensor]) -> Tensor:
+    def _actor_step(self, batch: dict[str, Tensor], past: Past | None) -> Tensor:
         """Take one gradient step and return its metrics."""
-        alive, mask = batch.get("alive"), batch.get("action_mask")
-        parameters = self.actor(batch["obs"])
+        alive, mask = batch.get("present"), batch.get("action_mask")
+        parameters = _outputs(self.actor, past, batch["obs"])
         surrogate, log_ratio = clipped_policy_loss(
             self.actor.log_prob(parameters, batch["actions"], mask),
             batch["log_probs"],
@@ -216,19 +269,22 @@ class Mappo:
         """Improve one stream's critic on every minibatch and return its mean loss."""
         critic = "team_critic" if name == "team" else "local_critics"
         network, descent = self.networks[critic], self.descents[critic]
-        rows = _flat(
+        rows = self._rows(
+            stream.chunk_memory,
+            inputs.starts,
+            like=stream.targets,
+            present=present,
             obs=inputs.obs,
             state=inputs.state,
             values=stream.values,
             targets=stream.targets,
-            present=present,
         )
         total = torch.zeros((), device=stream.values.device)
         for epoch in epochs:
             for order in epoch:
-                batch = {key: tensor[order] for key, tensor in rows.items()}
+                batch, past = rows.take(order)
                 loss = clipped_value_loss(
-                    network(batch["obs"], batch["state"]),
+                    _outputs(network, past, batch["obs"], batch["state"]),
                     batch["values"],
                     batch["targets"],
                     self.config.value_clip,
@@ -240,17 +296,20 @@ class Mappo:
         return {f"value/loss_{name}": total / _count(epochs)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every network (value normaliser included) with its optimiser."""
-        return {
+        """Return every network (value normaliser included) with its optimiser, and the memory."""
+        state: dict[str, Any] = {
             name: {
                 "network": network.state_dict(),
                 "optimiser": self.descents[name].state_dict(),
             }
             for name, network in self.networks.items()
         }
+        return state | {"memory": self.memory} if self.has_memory else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner built with the same settings."""
+        if self.has_memory:
+            self.memory = state["memory"]
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
             self.descents[name].load_state_dict(state[name]["optimiser"])
@@ -261,9 +320,9 @@ def _count(epochs: Sequence[Epoch]) -> int:
     return sum(len(epoch) for epoch in epochs)
 
 
-def _flat(**tensors: Tensor | None) -> dict[str, Tensor]:
-    """Return those tensors that there are, with time and copies flattened to B rows."""
-    return {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
+def _outputs(network: Any, past: Past | None, *inputs: Tensor) -> Tensor:
+    """Return what a network makes of a minibatch."""
+    return network(*inputs) if past is None else network.unroll(past, *inputs)[0]
 
 
 @torch.no_grad()

@@ -1,6 +1,6 @@
-"""Bodies and critics; all of them read inputs that `TeamNorm` has standardised.
+"""Layers and networks without memory, for a team of agents and for its state.
 
-Axes: N agents, O observation, S state, A actions, H units; ``*L`` any leading axes.
+Axes: N agents, I inputs, H units; ``*L`` any leading axes.
 """
 
 import math
@@ -11,10 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-
-from envs import EnvSpec
-from marl.config import NetworkConfig
-from marl.normalisers import ValueNorm, input_size
 
 
 def _runs_on_amd() -> bool:
@@ -136,42 +132,3 @@ def mlp(
         if not last:
             layers.append(Tanh())
     return nn.Sequential(*layers)
-
-
-class TeamCritic(nn.Module):
-    """V_phi(s): the normalised value of the team's stream."""
-
-    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.value_norm = ValueNorm()
-        self.body = mlp(
-            spec.state_size, config.hidden_sizes, 1, output_gain=1.0, generator=generator
-        )
-
-    def forward(
-        self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
-    ) -> Float[Tensor, "*L"]:
-        return self.body(state).squeeze(-1)
-
-
-class LocalCritics(nn.Module):
-    """V_psi,i(o_i, s): the normalised value of every agent's local stream."""
-
-    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.value_norm = ValueNorm()
-        self.body = agent_mlp(
-            spec.num_agents,
-            input_size(spec) + spec.state_size,
-            config.hidden_sizes,
-            1,
-            shared=config.share_parameters,
-            output_gain=1.0,
-            generator=generator,
-        )
-
-    def forward(
-        self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
-    ) -> Float[Tensor, "*L N"]:
-        team = state.unsqueeze(-2).expand(*obs.shape[:-1], state.shape[-1])
-        return self.body(torch.cat((obs, team), dim=-1)).squeeze(-1)

@@ -46,10 +46,18 @@ class Policy:
     def reset(self, seed: int | None = None) -> None:
         """Begin new episodes: forget all that is remembered of earlier steps.
 
-        With `seed`, the random draws start over as well. A feed-forward team remembers nothing.
+        With `seed`, the random draws start over as well. A feed-forward team remembers nothing;
+        one with memory takes successive calls of `act` for successive steps of the same teams.
         """
+        self._memory: torch.Tensor | None = None
         if seed is not None:
             self._generator.manual_seed(seed)
+
+    def forget(self, done: npt.ArrayLike) -> None:
+        """Forget what is remembered of those of the E teams whose episode has ended."""
+        if self._memory is not None:
+            ended = torch.from_numpy(np.asarray(done, np.bool_)).view(-1, 1, 1)
+            self._memory = self._memory.masked_fill(ended, 0.0)
 
     @torch.no_grad()
     def act(
@@ -79,7 +87,7 @@ class Policy:
             raise ValueError(
                 f"{spec.name} has illegal actions; give mask, True where an action is legal"
             )
-        parameters = self.actor(self.norm.obs(seen))
+        parameters = self._parameters(seen)
         if greedy:
             actions = self.actor.mode(parameters, legal)
         else:
@@ -89,6 +97,18 @@ class Policy:
             actions = actions.clamp(-1.0, 1.0)
         chosen: npt.NDArray[Any] = actions.numpy()
         return chosen if np.ndim(obs) == 3 else chosen[0]
+
+    def _parameters(self, seen: torch.Tensor) -> torch.Tensor:
+        """Return the actor's parameters, with the memory of the calls since `reset`."""
+        if self._memory is None:
+            self._memory = self.actor.initial_memory(len(seen))
+        elif len(self._memory) != len(seen):
+            raise ValueError(
+                f"obs holds {len(seen)} teams, the policy remembers {len(self._memory)}; "
+                "call reset() before acting for others"
+            )
+        parameters, self._memory = self.actor.step(self._memory, self.norm.obs(seen))
+        return parameters
 
     def act_named(
         self, obs: Mapping[str, Any], agents: Sequence[str], greedy: bool = False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from marl.acting import ActingMemory
 from marl.actors import Actor
 from marl.config import ConfigError
 from marl.normalisers import TeamNorm
@@ -32,8 +33,12 @@ class Collector:
         generator: torch.Generator,
         device: torch.device,
         hidden: bool = False,
+        chunk_length: int = 1,
     ) -> None:
-        """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis."""
+        """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis.
+
+        With memory, the rollout keeps what the actors remembered every `chunk_length` steps.
+        """
         self.hidden_source = env if hidden and isinstance(env, HasHiddenRewards) else None
         if hidden and self.hidden_source is None:
             raise ConfigError(
@@ -46,6 +51,7 @@ class Collector:
         self.num_steps = num_steps
         self.generator = generator
         self.device = device
+        self.acting = ActingMemory(num_steps, chunk_length)
         self.seconds = {"physics": 0.0, "inference": 0.0}
         self._buffers = _allocate(env.spec, num_steps, hidden)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
@@ -65,17 +71,20 @@ class Collector:
         physics = 0.0
         spec, buffers = self.env.spec, self._buffers
         noise = actor.noise((self.num_steps, spec.num_envs), self.generator)
+        self.acting.begin(actor, spec.num_envs)
         for t in range(self.num_steps):
             self._record(t, self._current)
             obs = buffers["obs"][t].to(self.device)
             mask = buffers["action_mask"][t].to(self.device) if spec.masks_actions else None
-            actions = actor.sample(actor(self.norm.obs(obs)), noise[t], mask)
+            parameters = self.acting.step(actor, t, self.norm.obs(obs))
+            actions = actor.sample(parameters, noise[t], mask)
             buffers["actions"][t] = actions
             sent = actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
             before = time.perf_counter()
             step = self.env.step(sent.cpu().numpy())
             physics += time.perf_counter() - before
             self._record_outcome(t, step)
+            self.acting.forget(buffers["terminated"][t] | buffers["truncated"][t])
             self._current = step
         self._current = _copied(self._current)
         self._check_finite()
@@ -118,8 +127,14 @@ class Collector:
             arrays["hidden_rewards"][t] = self.hidden_source.hidden_rewards()
 
     def _rollout(self, actor: Actor) -> Rollout:
-        """Return the buffers as a rollout; log-probabilities are computed in one batch."""
+        """Return the buffers as a rollout.
+
+        Log-probabilities are computed in one batch; with memory, of the parameters that acted.
+        """
         tensors = {name: tensor.to(self.device) for name, tensor in self._buffers.items()}
+        parameters = self.acting.parameters
+        if parameters is None:
+            parameters = actor(self.norm.obs(tensors["obs"]))
         transitions = Transitions(
             obs=tensors["obs"],
             state=tensors["state"],
@@ -134,12 +149,11 @@ class Collector:
         return Rollout(
             transitions=transitions,
             truncated=tensors["truncated"],
-            log_probs=actor.log_prob(
-                actor(self.norm.obs(tensors["obs"])), tensors["actions"], transitions.action_mask
-            ),
+            log_probs=actor.log_prob(parameters, tensors["actions"], transitions.action_mask),
             task_rewards=tensors["rewards"],
             episodes=self._finished_episodes(),
             facts=tensors.get("facts"),
+            memory=self.acting.chunk_memory,
         )
 
     def _finished_episodes(self) -> FinishedEpisodes:
@@ -188,19 +202,21 @@ class Collector:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the environment, what the agents see now, and the open episodes."""
+        """Return the environment, what the agents see and remember now, and the open episodes."""
         current = {
             name: value
             for name, value in vars(self._current).items()
             if isinstance(value, np.ndarray)
         }
-        return {
+        state = {
             "env": self.env.state_dict(),
             "current": current,
             "open_returns": self._open_returns,
             "open_lengths": self._open_lengths,
             "steps_before": self._steps_before,
         }
+        memory = self.acting.memory
+        return state if memory is None else state | {"memory": memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a collector over the same environment."""
@@ -209,6 +225,7 @@ class Collector:
         self._open_returns = state["open_returns"]
         self._open_lengths = state["open_lengths"]
         self._steps_before = state["steps_before"]
+        self.acting.memory = state.get("memory")
 
 
 def _copied(step: EnvStep) -> EnvStep:

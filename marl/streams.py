@@ -1,7 +1,8 @@
 """A reward stream: one reward signal, its critic, and the advantages they give.
 
-Axes: T time, E environments, N agents, D rows where an episode or the rollout ends; ``*X`` is
-nothing for the team's stream and N for the local ones.
+Axes: T time, E environments, N agents, D rows where an episode or the rollout ends, C chunks,
+H units of memory; ``*X`` is nothing for the team's stream and N for the local ones, and M the
+memories of a critic: one or N.
 """
 
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from marl.advantages import gae
 from marl.config import LearnerConfig
-from marl.networks import LocalCritics, TeamCritic
+from marl.critics import LocalCritics, TeamCritic
+from marl.memory import Past
 from marl.normalisers import TeamNorm
 from marl.types import Rollout
 
@@ -23,11 +25,26 @@ class Inputs:
 
     obs: Float[Tensor, "T E N I"]
     state: Float[Tensor, "T E S"]
+    starts: Bool[Tensor, "T E"]
+    """See `Rollout.starts`."""
     ends: Int64[Tensor, "D"]
     """Rows of (T * E) whose next row does not continue the episode."""
     end_obs: Float[Tensor, "D N I"]
     """What those steps really led to."""
     end_state: Float[Tensor, "D S"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """What a critic says of a rollout, in normalised units, and what it remembers."""
+
+    steps: Float[Tensor, "T E *X"]
+    ends: Float[Tensor, "D *X"]
+    """Of what the steps in `Inputs.ends` led to."""
+    chunk_memory: Float[Tensor, "C E M H"] | None = None
+    """Memory before the first step of every chunk. None: no memory."""
+    next_memory: Float[Tensor, "E M H"] | None = None
+    """Memory before the first step of the next rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +58,9 @@ class Stream:
     advantages: Float[Tensor, "T E *X"]
     """In units of the reward."""
     explained_variance: Tensor
+    chunk_memory: Float[Tensor, "C E M H"] | None
+    """See `Values`."""
+    next_memory: Float[Tensor, "E M H"] | None
 
 
 def read_inputs(rollout: Rollout, norm: TeamNorm) -> Inputs:
@@ -52,9 +72,47 @@ def read_inputs(rollout: Rollout, norm: TeamNorm) -> Inputs:
     return Inputs(
         obs=norm.obs(steps.obs),
         state=norm.state(steps.state),
+        starts=rollout.starts,
         ends=ends,
         end_obs=norm.obs(steps.next_obs.flatten(0, 1)[ends]),
         end_state=norm.state(steps.next_state.flatten(0, 1)[ends]),
+    )
+
+
+def read_values(
+    critic: TeamCritic | LocalCritics,
+    inputs: Inputs,
+    rollout: Rollout,
+    memory: Float[Tensor, "E M H"] | None,
+    chunk_length: int,
+) -> Values:
+    """Return a critic's values of a rollout.
+
+    A critic with memory starts from `memory`, the one it had at the end of the last rollout: it
+    is older than the critic by an update, and not computed anew from the episode's start.
+    """
+    if memory is None:
+        return Values(
+            steps=critic(inputs.obs, inputs.state), ends=critic(inputs.end_obs, inputs.end_state)
+        )
+    steps, memories = critic.unroll(
+        Past(memory=memory, starts=inputs.starts), inputs.obs, inputs.state
+    )
+    at_ends = memories.flatten(0, 1)[inputs.ends]
+    going_on = torch.zeros((1, len(at_ends)), dtype=torch.bool, device=at_ends.device)
+    ends, _ = critic.unroll(
+        Past(memory=at_ends, starts=going_on),
+        inputs.end_obs.unsqueeze(0),
+        inputs.end_state.unsqueeze(0),
+    )
+    before = torch.cat((memory.unsqueeze(0), memories[chunk_length - 1 : -1 : chunk_length]))
+    forgotten = rollout.done.view(*rollout.done.shape, 1, 1)
+    before[1:].masked_fill_(forgotten[chunk_length - 1 : -1 : chunk_length], 0.0)
+    return Values(
+        steps=steps,
+        ends=ends.squeeze(0),
+        chunk_memory=before,
+        next_memory=memories[-1].masked_fill(forgotten[-1], 0.0),
     )
 
 
@@ -66,6 +124,7 @@ def reward_stream(
     config: LearnerConfig,
     *,
     per_agent: bool,
+    memory: Float[Tensor, "E M H"] | None = None,
 ) -> Stream:
     """Return values, advantages and targets, and take the targets into the value normaliser.
 
@@ -75,9 +134,9 @@ def reward_stream(
     """
     steps = rollout.transitions
     present = steps.alive if per_agent else None
-    outputs = critic(inputs.obs, inputs.state)
-    values = critic.value_norm.denormalise(outputs)
-    end_values = critic.value_norm.denormalise(critic(inputs.end_obs, inputs.end_state))
+    read = read_values(critic, inputs, rollout, memory, config.chunk_length)
+    values = critic.value_norm.denormalise(read.steps)
+    end_values = critic.value_norm.denormalise(read.ends)
     if present is not None and steps.next_alive is not None:
         reward, values = reward * present, values * present
         end_values = end_values * steps.next_alive.flatten(0, 1)[inputs.ends]
@@ -95,10 +154,12 @@ def reward_stream(
     targets = advantages + values
     critic.value_norm.update(targets, present)
     return Stream(
-        values=outputs,
+        values=read.steps,
         targets=critic.value_norm.normalise(targets),
         advantages=advantages,
         explained_variance=explained_variance(advantages, targets, present),
+        chunk_memory=read.chunk_memory,
+        next_memory=read.next_memory,
     )
 
 

@@ -43,6 +43,7 @@ class Trainer:
             generator=self.seeds.torch("actions", self.device),
             device=self.device,
             hidden=config.sees_hidden,
+            chunk_length=config.learner.chunk_length,
         )
         self.mappo = Mappo(
             spec,
@@ -98,6 +99,8 @@ class Trainer:
         if rewards is not None:
             remaining = 1.0 - self.iteration / self.config.num_iterations
             metrics |= self.mappo.update(rollout, rewards, remaining)
+        else:
+            self.mappo.watch(rollout)
         self.norm.update(rollout.transitions)
         clock.lap("policy")
 

@@ -1,12 +1,13 @@
 """Data that crosses modules.
 
 Axes: T time, E environments, N agents, M episodes, K sampled steps, B pairs; O observation,
-S state, A action features, F facts. ``*L`` stands for any leading axes: (T, E) in a rollout,
-(M, K) in a batch of episodes.
+S state, A action features, F facts, C chunks, H units of memory. ``*L`` stands for any leading
+axes: (T, E) in a rollout, (M, K) in a batch of episodes.
 """
 
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
@@ -58,6 +59,13 @@ class Rollout:
     episodes: FinishedEpisodes
     facts: Float[Tensor, "T E F"] | None = None
     """What is known of each copy's episode after each step."""
+    memory: Float[Tensor, "C E N H"] | None = None
+    """What the actors remembered before the first step of every chunk. None: no memory."""
+
+    @property
+    def starts(self) -> Bool[Tensor, "T E"]:
+        """Steps that start an episode, but for the first: memory before it is already reset."""
+        return torch.cat((torch.zeros_like(self.done[:1]), self.done[:-1]))
 
     @property
     def done(self) -> Bool[Tensor, "T E"]:

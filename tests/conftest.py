@@ -4,10 +4,14 @@ import torch
 from jaxtyping import install_import_hook
 
 TENSOR_MODULES = [
+    "marl.acting",
     "marl.actors",
     "marl.advantages",
+    "marl.critics",
     "marl.evaluate",
     "marl.mappo",
+    "marl.memory",
+    "marl.minibatches",
     "marl.networks",
     "marl.normalisers",
     "marl.numerics",

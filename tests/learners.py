@@ -17,6 +17,7 @@ from marl.types import Rewards, Rollout
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(hidden_sizes=(8,))
+RECURRENT = NetworkConfig(hidden_sizes=(8, 8), memory="gru")
 ONE_STEP = LearnerConfig(epochs=1, minibatches=1)
 LENGTHS = [[3, 5], [4, 2, 6]]
 
@@ -84,7 +85,15 @@ def team_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
     """Return the team's stream; the learner's value statistics stay as they are."""
     inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.team_critic)
     with torch.no_grad():
-        return reward_stream(critic, rewards.team, inputs, rollout, mappo.config, per_agent=False)
+        return reward_stream(
+            critic,
+            rewards.team,
+            inputs,
+            rollout,
+            mappo.config,
+            per_agent=False,
+            memory=mappo.memory["team_critic"],
+        )
 
 
 def local_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
@@ -93,4 +102,12 @@ def local_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
     inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.local_critics)
     assert critic is not None
     with torch.no_grad():
-        return reward_stream(critic, rewards.local, inputs, rollout, mappo.config, per_agent=True)
+        return reward_stream(
+            critic,
+            rewards.local,
+            inputs,
+            rollout,
+            mappo.config,
+            per_agent=True,
+            memory=mappo.memory["local_critics"],
+        )

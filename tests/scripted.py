@@ -133,6 +133,12 @@ class EchoActor:
     def __call__(self, obs: torch.Tensor) -> torch.Tensor:
         return obs
 
+    def initial_memory(self, rows: int) -> None:
+        return None
+
+    def step(self, memory: None, obs: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return obs, None
+
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 

@@ -8,9 +8,18 @@ from envs.families import Maker
 from envs.probes.continuous_match import continuous_match
 from envs.probes.cues import coordination, dying, local_credit
 from envs.probes.masked import masked
+from envs.probes.recall import recall
 from envs.probes.time_limit import time_limit
 
-__all__ = ["continuous_match", "coordination", "dying", "local_credit", "masked", "time_limit"]
+__all__ = [
+    "continuous_match",
+    "coordination",
+    "dying",
+    "local_credit",
+    "masked",
+    "recall",
+    "time_limit",
+]
 
 
 def members() -> list[str]:

@@ -84,6 +84,22 @@ def test_central_rewards_reach_the_optimum(algorithm: str) -> None:
     assert last > 7.8
 
 
+MEMORY = {"network.memory": "gru", "network.hidden_sizes": [32, 32]}
+
+
+@pytest.mark.parametrize(("algorithm", "steps"), [("sparse", 15_000), ("imap", 24_000)])
+def test_memory_recalls_what_is_no_longer_seen(algorithm: str, steps: int) -> None:
+    # Optimum 1; random, and the best without memory, .5. Episodes of 6 steps span rollouts of 8.
+    _, first, last = trained("probe/recall", algorithm, steps, **MEMORY)
+    assert first < 0.75
+    assert last > 0.95
+
+
+def test_nobody_recalls_without_memory() -> None:
+    _, _, last = trained("probe/recall", "sparse", 15_000)
+    assert last < 0.6
+
+
 def test_imap_navigates() -> None:
     # Greedy pursuit -6.4, standing still -26.1, random -28.6.
     options = {"learner.rollout_steps": 25, "learner.minibatches": 4, "learner.epochs": 6}

@@ -89,6 +89,11 @@ def test_conflicts_are_refused() -> None:
     assert 'set reward.local_form = "plain"' in refused(reward__mixer="two_layer")
     assert "learner.minibatches: got 5000" in refused(learner__minibatches=5000)
     assert "reward.hidden_sizes: got ()" in refused(reward__hidden_sizes=[])
+    # 16 copies x 125 steps are 16 x 13 chunks of up to 10.
+    message = refused(learner__minibatches=209, network__memory="gru")
+    assert "one rollout has only 208 chunks" in message
+    message = refused(reward__value_loss="soft", network__memory="gru")
+    assert 'set reward.value_loss = "gumbel"' in message
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 from envs import make_env
-from marl.config import LearnerConfig
-from marl.mappo import Mappo, _flat, clipped_policy_loss
+from marl.config import LearnerConfig, NetworkConfig
+from marl.mappo import Mappo, clipped_policy_loss
+from marl.minibatches import step_rows
 from marl.normalisers import TeamNorm
 from marl.numerics import NonFiniteError, check_finite, correlation
 from marl.streams import read_inputs
@@ -24,6 +25,7 @@ from tests.learners import (
     LENGTHS,
     NETWORK,
     ONE_STEP,
+    RECURRENT,
     assert_same,
     collect,
     generator,
@@ -39,7 +41,9 @@ def test_a_row_of_a_minibatch_is_one_step_of_one_copy() -> None:
     mappo = make_mappo(env.spec)
     rollout = collect(mappo, env)
     inputs = read_inputs(rollout, mappo.norm)
-    rows = _flat(obs=inputs.obs, state=inputs.state, log_probs=rollout.log_probs, absent=None)
+    rows = step_rows(
+        obs=inputs.obs, state=inputs.state, log_probs=rollout.log_probs, absent=None
+    ).tensors
     assert {name: len(tensor) for name, tensor in rows.items()} == {
         "obs": 24,
         "state": 24,
@@ -141,14 +145,15 @@ def test_every_row_is_used_once_per_epoch() -> None:
     assert not torch.equal(torch.cat(list(epochs[0])), torch.cat(list(epochs[1])))
 
 
-def test_threads_change_no_number() -> None:
+@pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["none", "gru"])
+def test_threads_change_no_number(network: NetworkConfig) -> None:
     env = ScriptedEnv(LENGTHS)
     learner = LearnerConfig(epochs=3, minibatches=2)
     results = []
     for threads in (1, 2):
         mappo = Mappo(
             env.spec,
-            NETWORK,
+            network,
             learner,
             TeamNorm(env.spec, enabled=False),
             local_stream=True,
@@ -166,10 +171,13 @@ def test_threads_change_no_number() -> None:
 
 
 @pytest.mark.parametrize("share_parameters", [True, False])
-def test_loading_continues_an_update_bit_for_bit(share_parameters: bool) -> None:
-    """Optimiser moments and value statistics come back, not only the networks."""
+@pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["none", "gru"])
+def test_loading_continues_an_update_bit_for_bit(
+    network: NetworkConfig, share_parameters: bool
+) -> None:
+    """Optimiser moments, value statistics and memory come back, not only the networks."""
     env = ScriptedEnv(LENGTHS)
-    network = dataclasses.replace(NETWORK, share_parameters=share_parameters)
+    network = dataclasses.replace(network, share_parameters=share_parameters)
     learner = LearnerConfig(epochs=2, minibatches=2)
     mappo, other = (make_mappo(env.spec, learner, network=network) for _ in range(2))
     rollout = collect(mappo, env)

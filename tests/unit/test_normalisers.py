@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from marl.networks import TeamCritic
+from marl.critics import TeamCritic
 from marl.normalisers import InputNorm, ValueNorm
 from tests.learners import LENGTHS, NETWORK, assert_same, generator
 from tests.scripted import ScriptedEnv

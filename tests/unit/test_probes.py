@@ -52,11 +52,21 @@ def match(step: EnvStep) -> np.ndarray:
     return actions
 
 
+class Remember:
+    """Names the cue of the first step for ever."""
+
+    def __call__(self, step: EnvStep) -> np.ndarray:
+        cues = step.obs[:, :, :2]
+        if cues.any():
+            self.cues = cues.argmax(axis=2)
+        return self.cues
+
+
 # Optimum and random return by hand, T = 8 steps:
 # coordination: 8; 8 * (1/3)^2 = .889.  local_credit: 8; 8 / 2 = 4.
 # masked: 8; one of three legal actions pays: 8 / 3 = 2.667.
 # continuous_match: 0; E (a - t)^2 = 2/3 for two independent uniforms on [-1, 1]: -16/3.
-# dying: mean of 1..8 = 4.5; half of it.  time_limit: 10; 5.
+# dying: mean of 1..8 = 4.5; half of it.  time_limit: 10; 5.  recall: 1; 1 / 2.
 @pytest.mark.parametrize(
     ("name", "policy", "optimum", "random"),
     [
@@ -65,6 +75,7 @@ def match(step: EnvStep) -> np.ndarray:
         ("masked", best_legal, 8.0, 8 / 3),
         ("continuous_match", match, 0.0, -16 / 3),
         ("dying", name_the_cue, 4.5, 2.25),
+        ("recall", Remember(), 1.0, 0.5),
         ("time_limit", lambda step: np.ones((len(step.obs), 1), int), 10.0, 5.0),
     ],
 )
@@ -100,6 +111,28 @@ def test_dying_pays_the_mean_lifetime_and_ends_with_the_last_death() -> None:
     np.testing.assert_allclose(totals, lifetimes.mean(axis=1), atol=1e-5)
     np.testing.assert_array_equal(lengths, lifetimes.max(axis=1))
     assert set(np.unique(lifetimes)) == set(range(1, 9))
+
+
+def test_recall_shows_the_cue_once_and_the_light_after_the_answer() -> None:
+    env = make_env("probe/recall", 50, num_cues=3, max_steps=4)
+    step = env.reset(0)
+    cues = step.obs[:, :, :3].argmax(axis=2)
+    assert (step.obs[:, :, :3].sum(axis=2) == 1.0).all()
+    assert not step.obs[:, :, 3:].any()
+    right = cues.copy()
+    right[:, 1] = (cues[:, 1] + 1) % 3  # agent 1 is wrong
+    shown = []
+    for actions in (cues, cues, right, cues):
+        step = env.step(actions)
+        shown.append(step.final_obs)
+    assert not shown[0].any()
+    assert (shown[1] == [0.0, 0.0, 0.0, 1.0, 0.0]).all()  # the question
+    assert (shown[2][:, 0] == [0.0, 0.0, 0.0, 0.0, 1.0]).all()  # the light
+    assert not shown[2][:, 1].any()
+    assert (step.rewards == 0.5).all()
+    assert step.terminated.all()
+    with pytest.raises(EnvError, match="max_steps is 2; give at least 3"):
+        make_env("probe/recall", 1, max_steps=2)
 
 
 def test_time_limit_truncates_or_terminates_as_asked() -> None:
