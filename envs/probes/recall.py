@@ -9,16 +9,11 @@ import numpy as np
 
 from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
 from envs.probes.common import Actions, Steps, at_least_one, one_hot
-from envs.simulated import Arrays, RewardMode, SimulatedEnv, View
+from envs.simulated import Arrays, SimulatedEnv, View
 
 
 def recall(
-    num_envs: int,
-    *,
-    num_agents: int = 2,
-    num_cues: int = 2,
-    max_steps: int = 6,
-    reward_mode: RewardMode = "episodic",
+    num_envs: int, *, num_agents: int = 2, num_cues: int = 2, max_steps: int = 6
 ) -> SimulatedEnv:
     """Return agents that see a cue in the first step and must name it in the last but one.
 
@@ -41,7 +36,7 @@ def recall(
         max_steps=max_steps,
         finite_horizon=True,
     )
-    return SimulatedEnv(spec, _Recall(num_agents, num_cues, max_steps), reward_mode)
+    return SimulatedEnv(spec, _Recall(num_agents, num_cues, max_steps))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """A trained team acts outside the trainer: shapes, ranges, masks, seeds, names."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import marl
 from envs import make_env
 from envs.to_pettingzoo import to_pettingzoo
 from marl.actors import make_actor
-from marl.config import Config, EnvConfig
+from marl.config import Config, EnvConfig, NetworkConfig
 from marl.normalisers import TeamNorm
 
 SMALL: dict[str, Any] = {
@@ -24,9 +24,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def untrained(name: str, seed: int = 0) -> marl.Policy:
+def untrained(name: str, seed: int = 0, memory: Literal["none", "gru"] = "none") -> marl.Policy:
     """Return a policy with random weights."""
-    config = Config(env=EnvConfig(name=name))
+    config = Config(env=EnvConfig(name=name), network=NetworkConfig(memory=memory))
     spec = make_env(name, 1).spec
     actor = make_actor(spec, config.network, torch.Generator().manual_seed(3))
     norm = TeamNorm(spec, enabled=True)
@@ -77,6 +77,25 @@ def test_draws_come_from_the_policys_own_seed(run: Path) -> None:
     assert (policy.act(obs) != first).any()
     policy.reset(seed=1)
     np.testing.assert_array_equal(policy.act(obs), first)
+
+
+def test_a_team_with_memory_remembers_until_it_is_told_to_forget() -> None:
+    policy = untrained("particles/nav_3", memory="gru")
+    obs = make_env("particles/nav_3", 4).reset(0).obs
+    first, memory = policy.actor.step(torch.zeros(4, 3, 64), policy.norm.obs(torch.tensor(obs)))
+    second, _ = policy.actor.step(memory, policy.norm.obs(torch.tensor(obs)))
+    assert not torch.equal(first, second)
+
+    policy.act(obs)
+    assert torch.equal(policy._parameters(torch.tensor(obs)), second)
+    policy.forget([True, False, False, True])
+    mixed = policy._parameters(torch.tensor(obs))
+    assert torch.equal(mixed[[0, 3]], first[[0, 3]])
+    assert not torch.isclose(mixed[[1, 2]], first[[1, 2]]).all()
+    with pytest.raises(ValueError, match=r"obs holds 3 teams, the policy remembers 4; call reset"):
+        policy.act(obs[:3])
+    policy.reset()
+    assert torch.equal(policy._parameters(torch.tensor(obs)), first)
 
 
 def test_continuous_actions_are_clipped_to_the_range() -> None:
