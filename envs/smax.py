@@ -1,0 +1,205 @@
+"""SMAX, the battles of the StarCraft challenge in JAX (arXiv 2311.10090), batched on the CPU.
+
+A step costs about the same for one battle as for a hundred, so run many: 512 or more.
+Needs the extra ``smax``. Axes: E environment copies, N agents, A actions.
+"""
+
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from envs.base import EnvError, EnvSpec, EnvStep, Fact, FloatArray
+from envs.optional import import_extra
+from envs.randomness import copy_seeds
+from envs.smax_source import find_scenario, import_smax
+
+RewardMode = Literal["episodic", "outcome", "dense"]
+
+FACTS = (
+    Fact(name="won", meaning="battle won", higher_is_better=True),
+    Fact(name="allies_alive", meaning="allies alive", higher_is_better=True),
+    Fact(name="enemies_alive", meaning="enemies alive", higher_is_better=False),
+    Fact(name="ally_health", meaning="share of the allies' health left", higher_is_better=True),
+    Fact(name="enemy_health", meaning="share of the enemies' health left", higher_is_better=False),
+)
+
+
+class Smax:
+    """E battles of an allied team against JaxMARL's scripted enemies.
+
+    The dense reward is JaxMARL's: the share of the enemies' health taken in this step, plus
+    `won_battle_bonus` for a win. `reward_mode` "episodic" pays its sum when the battle ends,
+    "outcome" 1 for a win when it ends and else nothing, "dense" every step as it comes.
+
+    A battle that is not over after `max_steps` is lost: the source ends it so, and its own
+    baselines learn from it so. `finite_horizon` is therefore True; False interrupts it instead.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        scenario: str = "3m",
+        *,
+        reward_mode: str = "episodic",
+        max_steps: int = 100,
+        finite_horizon: bool = True,
+        attack_mode: str = "closest",
+        observation_type: str = "unit_list",
+        see_enemy_actions: bool = True,
+        walls_cause_death: bool = True,
+        won_battle_bonus: float = 1.0,
+    ) -> None:
+        """Prepare the battles; call `reset` before `step`. The last five are JaxMARL's options."""
+        _check_choice("reward_mode", reward_mode, get_args(RewardMode))
+        _check_choice("attack_mode", attack_mode, ("closest", "random"))
+        _check_choice("observation_type", observation_type, ("unit_list", "conic"))
+        if num_envs < 1 or max_steps < 1:
+            raise EnvError(
+                f"smax/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
+                "expected at least 1"
+            )
+        jax = import_extra("jax", extra="smax", environment="SMAX")
+        smax = import_smax()
+        from envs.smax_battles import Battles
+
+        self._jax = jax
+        self._device = jax.devices("cpu")[0]
+        with jax.default_device(self._device):
+            source = smax.HeuristicEnemySMAX(
+                scenario=find_scenario(smax, scenario),
+                attack_mode=attack_mode,
+                observation_type=observation_type,
+                see_enemy_actions=see_enemy_actions,
+                walls_cause_death=walls_cause_death,
+                won_battle_bonus=won_battle_bonus,
+                max_steps=max_steps,
+            )
+        self._battles = Battles(source, finite_horizon=finite_horizon, reward_mode=reward_mode)
+        self._running: Any = None
+        self._mask: Any = None
+        self._dense: FloatArray = np.zeros(num_envs, np.float32)
+        self._spec = EnvSpec(
+            name=f"smax/{scenario}",
+            num_envs=num_envs,
+            obs_sizes=(source.obs_size,) * source.num_agents,
+            state_size=source.state_size,
+            action_kind="discrete",
+            action_sizes=(source.num_ally_actions,) * source.num_agents,
+            max_steps=max_steps,
+            finite_horizon=finite_horizon,
+            masks_actions=True,
+            agents_die=True,
+            facts=FACTS,
+        )
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of this environment."""
+        return self._spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Return the start of a new battle in every copy."""
+        num_envs = self._spec.num_envs
+        # The 64 bits of a copy's seed are the two words of its Threefry key.
+        keys = copy_seeds(seed, num_envs).view(np.uint32).reshape(num_envs, 2)
+        self._running, view = self._battles.begin(self._jax.device_put(keys, self._device))
+        self._dense = np.zeros(num_envs, np.float32)
+        self._mask = np.asarray(view.action_mask)
+        nothing = np.zeros(num_envs, np.bool_)
+        obs, state = np.asarray(view.obs), np.asarray(view.state)
+        return EnvStep(
+            obs=obs,
+            state=state,
+            rewards=np.zeros(num_envs, np.float32),
+            terminated=nothing,
+            truncated=nothing.copy(),
+            final_obs=obs,
+            final_state=state,
+            action_mask=self._mask,
+            alive=np.asarray(view.alive),
+            facts=np.zeros((num_envs, len(FACTS)), np.float32),
+        )
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Return what the joint actions led to; battles that ended show their successors."""
+        if self._running is None:
+            raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
+        checked = self._checked(np.asarray(actions))
+        self._running, outcome = self._battles.advance(self._running, checked)
+        # On the CPU, NumPy reads JAX's own buffers: nothing is copied.
+        self._mask = np.asarray(outcome.view.action_mask)
+        self._dense = np.asarray(outcome.dense)
+        return EnvStep(
+            obs=np.asarray(outcome.view.obs),
+            state=np.asarray(outcome.view.state),
+            rewards=np.asarray(outcome.rewards),
+            terminated=np.asarray(outcome.terminated),
+            truncated=np.asarray(outcome.truncated),
+            final_obs=np.asarray(outcome.final_obs),
+            final_state=np.asarray(outcome.final_state),
+            action_mask=self._mask,
+            alive=np.asarray(outcome.view.alive),
+            facts=np.asarray(outcome.facts),
+        )
+
+    def hidden_rewards(self) -> FloatArray:
+        """Return the (E,) dense rewards of the latest step, whatever the reward mode."""
+        return self._dense.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that changes, keys as their words."""
+        if self._running is None:
+            raise EnvError(f"{self._spec.name}: state_dict before reset; call reset(seed) first")
+        leaves, _ = self._jax.tree_util.tree_flatten_with_path(self._running)
+        return {
+            "running": {self._jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves},
+            "action_mask": self._mask.copy(),
+            "dense": self._dense.copy(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from `state_dict()` of an environment made with the same options."""
+        num_envs = len(state["dense"])
+        if num_envs != self._spec.num_envs:
+            raise EnvError(
+                f"{self._spec.name}: the saved state has {num_envs} copies, this environment "
+                f"{self._spec.num_envs}; make it with num_envs={num_envs}"
+            )
+        if self._running is None:
+            self.reset(seed=0)
+        saved = state["running"]
+        self._running = self._jax.tree_util.tree_map_with_path(
+            lambda path, leaf: self._jax.device_put(
+                np.array(saved[self._jax.tree_util.keystr(path)], leaf.dtype), self._device
+            ),
+            self._running,
+        )
+        self._mask = state["action_mask"].copy()
+        self._dense = state["dense"].copy()
+
+    def _checked(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
+        """Return the actions as int32 if every one of them is legal, else say which is not."""
+        spec = self._spec
+        shape = (spec.num_envs, spec.num_agents)
+        if actions.shape != shape or actions.dtype.kind not in "iu":
+            raise EnvError(
+                f"{spec.name}: got {actions.dtype} actions of shape {actions.shape}; "
+                f"give integer actions of shape {shape}"
+            )
+        known = (actions >= 0) & (actions < spec.action_size)
+        picked = np.where(known, actions, 0)[:, :, None]
+        legal = known & np.take_along_axis(self._mask, picked, axis=2)[:, :, 0]
+        if not legal.all():
+            copy, agent = (int(index) for index in np.argwhere(~legal)[0])
+            raise EnvError(
+                f"{spec.name}: action {actions[copy, agent]} of copy {copy}, agent {agent} is "
+                f"illegal; stay below {spec.action_size} and within action_mask"
+            )
+        return actions.astype(np.int32)
+
+
+def _check_choice(option: str, got: str, valid: tuple[str, ...]) -> None:
+    """Raise `EnvError` unless the option is one of its values."""
+    if got not in valid:
+        raise EnvError(f"SMAX: {option} is {got!r}; choose one of {', '.join(valid)}")
