@@ -90,9 +90,7 @@ def main() -> None:
     print(f"`{command} --repeats {options.repeats}`")
     print(f"at commit {commit()} on {machine()}, JAX {jax.__version__},")
     print(f"JaxMARL {version('jaxmarl')}; medians of alternating runs.\n")
-    print(
-        "| scenario | JaxMARL, steps/s | adapter, steps/s | share | lowest, highest share |"
-    )
+    print("| scenario | JaxMARL, steps/s | adapter, steps/s | share | lowest, highest share |")
     print("| --- | --- | --- | --- | --- |")
     for scenario in SCENARIOS:
         env, raw = Smax(options.copies, scenario), RawSmax(scenario, options.copies)

@@ -1,6 +1,9 @@
 """SMAX, the battles of the StarCraft challenge in JAX (arXiv 2311.10090), batched on the CPU.
 
-A step costs about the same for one battle as for a hundred, so run many: 512 or more.
+Run many together, 512 or more: a step has a cost of its own beside that of its battles. JAX's
+threads work only while `step` waits for them, PyTorch's only between steps, so that neither needs
+to leave the other a core; no setting of JAX or of the process is changed.
+
 Needs the extra ``smax``. Axes: E environment copies, N agents, A actions.
 """
 
@@ -103,7 +106,7 @@ class Smax:
         num_envs = self._spec.num_envs
         # The 64 bits of a copy's seed are the two words of its Threefry key.
         keys = copy_seeds(seed, num_envs).view(np.uint32).reshape(num_envs, 2)
-        self._running, view = self._battles.begin(self._jax.device_put(keys, self._device))
+        self._running, view, facts = self._battles.begin(self._jax.device_put(keys, self._device))
         self._dense = np.zeros(num_envs, np.float32)
         self._mask = np.asarray(view.action_mask)
         nothing = np.zeros(num_envs, np.bool_)
@@ -118,7 +121,7 @@ class Smax:
             final_state=state,
             action_mask=self._mask,
             alive=np.asarray(view.alive),
-            facts=np.zeros((num_envs, len(FACTS)), np.float32),
+            facts=np.asarray(facts),
         )
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:

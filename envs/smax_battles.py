@@ -67,16 +67,17 @@ class Battles:
         self._finite_horizon = finite_horizon
         self._reward_mode = reward_mode
         self.begin = jax.jit(self._begin)
-        """(E, 2) keys -> `Running` and its first `View`."""
+        """(E, 2) keys -> `Running`, its first `View` and its (E, F) facts."""
         self.advance = jax.jit(self._advance, donate_argnums=0)
         """`Running` and (E, N) int32 actions -> the next `Running`, and the `Outcome`."""
 
-    def _begin(self, keys: jax.Array) -> tuple[Running, View]:
+    def _begin(self, keys: jax.Array) -> tuple[Running, View, jax.Array]:
         """Return new battles, each drawn from its own key."""
         keys, reset_keys = _split(keys)
         battles, view = jax.vmap(self._battle)(reset_keys)
         running = Running(keys, battles, jnp.zeros(len(keys), jnp.float32))
-        return _as_typed(running, running), view
+        facts, _ = jax.vmap(self._facts)(battles.state)
+        return _as_typed(running, running), view, facts
 
     def _advance(self, running: Running, actions: jax.Array) -> tuple[Running, Outcome]:
         """Return battles one step later; those that ended are begun anew.

@@ -41,10 +41,10 @@ class VmasActions:
         if not self._continuous:
             chosen = torch.from_numpy(actions.astype(np.int64))
             return [chosen[:, agent, None] for agent in range(len(self.sizes))]
-        share = torch.from_numpy(actions.astype(np.float32)).clamp(-1.0, 1.0) / 2.0 + 0.5
+        given = torch.from_numpy(actions.astype(np.float32))
         return [
-            # At the ends, rounding must not leave the range, which VMAS refuses.
-            torch.lerp(low, high, share[:, agent, :size]).clamp(low, high)
+            # VMAS refuses what rounding takes past the ends of a range.
+            ((low + high) / 2.0 + given[:, agent, :size] * (high - low) / 2.0).clamp(low, high)
             for agent, (size, low, high) in enumerate(
                 zip(self.sizes, self._low, self._high, strict=True)
             )

@@ -137,6 +137,11 @@ def test_facts_are_those_of_the_battle(small: Smax) -> None:
     assert wins > 0
 
 
+def test_facts_of_a_start(small: Smax) -> None:
+    # Not won; 3 of 3 marines alive on both sides, unhurt.
+    np.testing.assert_array_equal(small.reset(0).facts, [[0.0, 3.0, 3.0, 1.0, 1.0]] * COPIES)
+
+
 def test_episodic_reward_is_the_sum_of_the_hidden_ones(small: Smax) -> None:
     draw, step, sums, ends = np.random.default_rng(3), small.reset(3), np.zeros(COPIES), 0
     for _ in range(150):

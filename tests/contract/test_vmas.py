@@ -1,0 +1,133 @@
+"""VMAS keeps the environment contract and equals its source."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs import EnvError, HasHiddenRewards, VecEnv, check_env, make_env
+from envs.sampling import random_actions
+from envs.vmas import VMAS_NAMES, Vmas
+
+vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
+
+COPIES = 3
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize(
+    "scenario",
+    # Between them: an object that changes owner, cached forces, messages, agents that observe
+    # differently, episodes that end by themselves, state that outlives an episode.
+    ["balance", "simple_reference", "simple_speaker_listener", "wheel", "wind_flocking"],
+)
+def test_contract(scenario: str, continuous: bool) -> None:
+    env = Vmas(COPIES, scenario, max_steps=15, continuous_actions=continuous)
+    assert check_env(env, steps=30) == []
+    assert isinstance(env, VecEnv)
+    assert isinstance(env, HasHiddenRewards)
+
+
+def restarted(source: Any, obs: list[Any], done: Any) -> list[Any]:
+    """Return what all agents see once the copies that are done have begun anew."""
+    if done.all():
+        return source.reset()  # type: ignore[no-any-return]  # VMAS is untyped
+    for index in np.flatnonzero(done).tolist():
+        obs = source.reset_at(index)
+    return obs
+
+
+@pytest.mark.parametrize("scenario", ["balance", "navigation"])
+def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
+    env = Vmas(COPIES, scenario, max_steps=60)
+    source = vmas.make_env(scenario, COPIES, max_steps=60, terminated_truncated=True)
+    draw, ends = np.random.default_rng(0), 0
+    step, obs = env.reset(7), source.reset(seed=7)
+    for _ in range(1000):
+        np.testing.assert_array_equal(step.obs, torch.stack(obs, dim=1))
+        np.testing.assert_array_equal(step.state, torch.cat(obs, dim=1))
+        actions = random_actions(env.spec, draw, None)
+        step = env.step(actions)
+        given = [torch.from_numpy(actions[:, agent].copy()) for agent in range(len(obs))]
+        obs, rewards, terminated, truncated, _ = source.step(given)
+        np.testing.assert_array_equal(step.final_obs, torch.stack(obs, dim=1))
+        np.testing.assert_array_equal(step.rewards, torch.stack(rewards).mean(dim=0))
+        np.testing.assert_array_equal(step.terminated, terminated)
+        np.testing.assert_array_equal(step.truncated, truncated & ~terminated)
+        done = terminated | truncated
+        if done.any():
+            obs = restarted(source, obs, done)
+            ends += int(done.sum())
+    assert ends >= 16 * COPIES  # 1,000 steps hold at least 16 episodes of 60
+
+
+def test_state_continues_in_another_environment() -> None:
+    env, other = (Vmas(COPIES, "simple_reference", max_steps=15) for _ in range(2))
+    draw = np.random.default_rng(0)
+    env.reset(1)
+    for _ in range(22):
+        env.step(random_actions(env.spec, draw, None))
+    other.load_state_dict(env.state_dict())
+    for _ in range(40):
+        actions = random_actions(env.spec, draw, None)
+        ours, theirs = env.step(actions), other.step(actions)
+        np.testing.assert_array_equal(ours.obs, theirs.obs)
+        np.testing.assert_array_equal(ours.rewards, theirs.rewards)
+
+
+def test_random_numbers_are_its_own() -> None:
+    alone, beside = Vmas(COPIES, "navigation", max_steps=10), []
+    torch.manual_seed(5)
+    expected = torch.get_rng_state()
+    first = alone.reset(3)
+    still = np.zeros((COPIES, alone.spec.num_agents, 2), np.float32)
+    starts = [alone.step(still).obs.copy() for _ in range(25)]
+    assert torch.equal(torch.get_rng_state(), expected)
+
+    again, neighbour = (Vmas(COPIES, "navigation", max_steps=10) for _ in range(2))
+    np.testing.assert_array_equal(again.reset(3).obs, first.obs)
+    neighbour.reset(4)
+    for _ in range(25):
+        neighbour.step(still)
+        beside.append(again.step(still).obs.copy())
+    np.testing.assert_array_equal(starts, beside)
+
+
+@pytest.mark.parametrize("finite_horizon", [True, False])
+def test_time_limit(finite_horizon: bool) -> None:
+    env = Vmas(COPIES, "navigation", max_steps=4, finite_horizon=finite_horizon)
+    env.reset(0)
+    still = np.zeros((COPIES, env.spec.num_agents, 2), np.float32)
+    steps = [env.step(still) for _ in range(4)]  # nobody reaches its goal by standing still
+    assert not any((step.terminated | step.truncated).any() for step in steps[:3])
+    assert steps[3].terminated.all() == finite_horizon
+    assert steps[3].truncated.all() != finite_horizon
+
+
+def test_actions_fill_each_agents_range() -> None:
+    env = Vmas(2, "give_way")  # its agents' range is [-0.5, 0.5]
+    given = np.array([[[1.0, -1.0], [0.5, 0.0]]] * 2, np.float32)
+    first, second = env._actions.split(given)
+    assert first.tolist() == [[0.5, -0.5]] * 2
+    assert second.tolist() == [[0.25, 0.0]] * 2
+
+
+def test_names() -> None:
+    assert set(VMAS_NAMES) <= {*vmas.scenarios, *vmas.mpe_scenarios}
+    env = make_env("vmas/navigation", 2, n_agents=5)
+    assert env.spec.num_agents == 5
+    assert env.spec.state_size == 5 * env.spec.obs_size
+
+
+def test_wrong_actions_and_options() -> None:
+    env = Vmas(2, "navigation")
+    with pytest.raises(EnvError, match="step before reset"):
+        env.step(np.zeros((2, 3, 2)))
+    env.reset(0)
+    with pytest.raises(EnvError, match=r"give float actions of shape \(2, 3, 2\)"):
+        env.step(np.zeros((2, 3), np.int64))
+    with pytest.raises(EnvError, match=r"action 2.0 of copy 0, agent 0 is illegal"):
+        env.step(np.full((2, 3, 2), 2.0))
+    with pytest.raises(EnvError, match="max_steps is 0"):
+        Vmas(2, "navigation", max_steps=0)
