@@ -123,11 +123,11 @@ def test_names() -> None:
 def test_wrong_actions_and_options() -> None:
     env = Vmas(2, "navigation")
     with pytest.raises(EnvError, match="step before reset"):
-        env.step(np.zeros((2, 3, 2)))
+        env.step(np.zeros((2, 4, 2)))
     env.reset(0)
-    with pytest.raises(EnvError, match=r"give float actions of shape \(2, 3, 2\)"):
-        env.step(np.zeros((2, 3), np.int64))
+    with pytest.raises(EnvError, match=r"give float actions of shape \(2, 4, 2\)"):
+        env.step(np.zeros((2, 4), np.int64))
     with pytest.raises(EnvError, match=r"action 2.0 of copy 0, agent 0 is illegal"):
-        env.step(np.full((2, 3, 2), 2.0))
+        env.step(np.full((2, 4, 2), 2.0))
     with pytest.raises(EnvError, match="max_steps is 0"):
         Vmas(2, "navigation", max_steps=0)
