@@ -79,6 +79,19 @@ FAMILIES: dict[str, Family] = {
         module="envs.gym_teams",
         summary="gymnasium teams by id (extras lbforaging, rware); your own: gym/my_envs:Team-v0",
     ),
+    "smax": Family(
+        module="envs.smax",
+        summary="battles of scripted against learning units, in JAX; for 512 copies or more",
+        extra="smax",
+        needs="jaxmarl",
+    ),
+    "vmas": Family(
+        module="envs.vmas",
+        summary="robots on a plane, in PyTorch, batched",
+        reward_mode="episodic",
+        extra="vmas",
+        needs="vmas",
+    ),
     "probe": Family(
         module="envs.probes",
         summary="tiny tasks with a known optimum, to test learning",

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec, EnvStep, Fact, FloatArray
-from envs.optional import import_extra
+from envs.families import Maker
 from envs.randomness import copy_seeds
-from envs.smax_source import find_scenario, import_smax
+from envs.smax_source import SMAX_NAMES, find_scenario, import_smax
 
 RewardMode = Literal["episodic", "outcome", "dense"]
 
@@ -26,6 +26,16 @@ FACTS = (
     Fact(name="ally_health", meaning="share of the allies' health left", higher_is_better=True),
     Fact(name="enemy_health", meaning="share of the enemies' health left", higher_is_better=False),
 )
+
+
+def members() -> list[str]:
+    """Return JaxMARL's scenarios."""
+    return list(SMAX_NAMES)
+
+
+def maker(member: str) -> Maker | None:
+    """Return how to make one battle, e.g. `3m`; None for a name that JaxMARL does not ship."""
+    return Maker(Smax, {"scenario": member}) if member in SMAX_NAMES else None
 
 
 class Smax:
@@ -62,9 +72,11 @@ class Smax:
                 f"smax/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
                 "expected at least 1"
             )
-        jax = import_extra("jax", extra="smax", environment="SMAX")
-        smax = import_smax()
+        import jax
+
         from envs.smax_battles import Battles
+
+        smax = import_smax()
 
         self._jax = jax
         self._device = jax.devices("cpu")[0]

@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 from envs.base import EnvError
-from envs.optional import import_extra
 
 SMAX_NAMES: tuple[str, ...] = (
     "3m",
@@ -30,9 +29,11 @@ SMAX_NAMES: tuple[str, ...] = (
 
 
 def import_smax() -> ModuleType:
-    """Return the module `jaxmarl.environments.smax`, or raise with the extra that installs it."""
+    """Return the module `jaxmarl.environments.smax`."""
     with _streams_kept():
-        return import_extra("jaxmarl.environments.smax", extra="smax", environment="SMAX")
+        from jaxmarl.environments import smax
+    module: ModuleType = smax
+    return module
 
 
 @contextmanager

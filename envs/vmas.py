@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
-from envs.optional import import_extra
+from envs.families import Maker
 from envs.vmas_actions import VmasActions
 from envs.vmas_state import load_objects, loaded_generators, saved_generators, saved_objects
 
@@ -48,6 +48,16 @@ VMAS_NAMES: tuple[str, ...] = (
 """The cooperative scenarios of VMAS. In football, the other side is scripted."""
 
 
+def members() -> list[str]:
+    """Return the cooperative scenarios."""
+    return list(VMAS_NAMES)
+
+
+def maker(member: str) -> Maker | None:
+    """Return how to make one scenario, e.g. `balance`; None for others than the cooperative."""
+    return Maker(Vmas, {"scenario": member}) if member in VMAS_NAMES else None
+
+
 class Vmas:
     """E copies of a VMAS scenario; the team's reward in each step is the mean of its agents'.
 
@@ -75,10 +85,10 @@ class Vmas:
                 f"vmas/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
                 "expected at least 1"
             )
-        vmas = import_extra("vmas", extra="vmas", environment="VMAS")
-        self._shared_generators: list[Any] = import_extra(
-            "vmas.simulator.environment", extra="vmas", environment="VMAS"
-        ).Environment.vmas_random_state
+        import vmas
+        from vmas.simulator.environment import Environment
+
+        self._shared_generators: list[Any] = Environment.vmas_random_state
         self._generators = list(self._shared_generators)
         self._ready = False
         self._make = partial(
