@@ -18,7 +18,7 @@ import torch
 
 from marl.encoding import UnsupportedStateError, decode, encode
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _MAGIC = b"prefmarl-checkpoint"
 _HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
 _HEADER_SIZE = len(_HEADER.format(version=0, size=0, digest=""))

@@ -87,10 +87,9 @@ class RewardConfig:
 
     model: str = ""
     """Import path of your own reward model; empty: the algorithm's own."""
-    gamma: float = 0.5
-    """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0.
-    At 0.99 the preference loss drifted up late in a run of 1M steps."""
-    target_rate: float = 0.005
+    gamma: float = 0.9
+    """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
+    target_rate: float = 0.001
     """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'."""
     drift_tolerance: float = 0.1
     """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;

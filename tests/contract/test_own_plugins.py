@@ -9,12 +9,12 @@ import pytest
 from marl.cli import main
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = (ROOT / "README.md", ROOT / "tests" / "own_env.md")
+README = ROOT / "README.md"
 
 
 def shown_files() -> dict[str, str]:
     """Return the code blocks that begin with a file's name, by that name."""
-    text = "\n".join(document.read_text() for document in DOCUMENTS)
+    text = README.read_text()
     return dict(
         re.findall(r"^```python\n# (my_\w+)\.py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     )
