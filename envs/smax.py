@@ -47,6 +47,7 @@ class Smax:
 
     A battle that is not over after `max_steps` is lost: the source ends it so, and its own
     baselines learn from it so. `finite_horizon` is therefore True; False interrupts it instead.
+    JaxMARL looks at its limit of 100 before it counts a step, so its battles last up to 101.
     """
 
     def __init__(
@@ -55,7 +56,7 @@ class Smax:
         scenario: str = "3m",
         *,
         reward_mode: str = "episodic",
-        max_steps: int = 100,
+        max_steps: int = 101,
         finite_horizon: bool = True,
         attack_mode: str = "closest",
         observation_type: str = "unit_list",
@@ -88,7 +89,7 @@ class Smax:
                 see_enemy_actions=see_enemy_actions,
                 walls_cause_death=walls_cause_death,
                 won_battle_bonus=won_battle_bonus,
-                max_steps=max_steps,
+                max_steps=max_steps - 1,
             )
         self._battles = Battles(source, finite_horizon=finite_horizon, reward_mode=reward_mode)
         self._running: Any = None

@@ -90,7 +90,8 @@ class Battles:
         battles = _as_typed(battles, running.battles)
         facts, over = jax.vmap(self._facts)(battles.state)
 
-        timed_out = battles.state.step >= self._source.max_steps
+        # The source, too, compares before it counts the step.
+        timed_out = battles.state.step > self._source.max_steps
         done = over | timed_out
         terminated = done if self._finite_horizon else over
         returns = running.returns + dense

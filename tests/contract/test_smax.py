@@ -92,7 +92,7 @@ def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
         actions = random_actions(env.spec, draw, step.action_mask).astype(np.int32)
         step, expected = env.step(actions), source.step(actions)
         ends += int(step.terminated.sum())
-    assert ends >= 10 * COPIES  # no battle outlasts 100 of the 1,000 steps
+    assert ends >= 9 * COPIES  # no battle outlasts 101 of the 1,000 steps
 
 
 @pytest.fixture(scope="module")
