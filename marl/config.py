@@ -8,6 +8,8 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from marl.llm_config import LLM_RANGES, LlmConfig
+
 Algorithm = Literal["imap", "ipl", "sl", "slf", "sparse", "dense"]
 Option = bool | int | float | str
 
@@ -163,8 +165,8 @@ class PreferenceConfig:
 
     labeller: str = "return"
     """``return`` (larger episodic return wins), ``outcome`` (the fact ``won``), ``facts`` (see
-    `facts`), or an import path: ``my_labels:f`` is the labeller (a class is first made), and
-    ``my_labels:make()`` returns it."""
+    `facts`), ``llm`` (a language model, see `llm`), or an import path: ``my_labels:f`` is the
+    labeller (a class is first made), and ``my_labels:make()`` returns it."""
     margin: float = 0.0
     """Returns closer than this are a tie."""
     sharpness: float = 0.0
@@ -209,6 +211,7 @@ class PreferenceConfig:
     """Steps of experience that are kept."""
     store_episodes: int = 2_048
     """Finished episodes that are kept."""
+    llm: LlmConfig = field(default_factory=LlmConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -330,6 +333,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "preferences.holdout_every": (2, 1e6),
     "preferences.store_steps": (1, 1e10),
     "preferences.store_episodes": (2, 1e8),
+    **{f"preferences.llm.{name}": limits for name, limits in LLM_RANGES.items()},
 }
 
 
@@ -400,6 +404,11 @@ def _check_preferences(config: PreferenceConfig) -> None:
         raise ConfigError(
             f"preferences.teacher.myopia: got {config.teacher.myopia}, but only "
             'preferences.labeller = "return" judges by rewards; leave it at 1'
+        )
+    if config.labeller == "llm" and config.queries_per_iteration == 0:
+        raise ConfigError(
+            "preferences.queries_per_iteration: got 0, which asks about every pair anew; a "
+            "language model costs time or money, so say how many pairs an iteration"
         )
     if config.queries_per_iteration == 0 and (
         config.query in ("disagreement", "entropy") or config.max_labels or config.retire_after

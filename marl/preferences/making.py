@@ -2,11 +2,12 @@
 
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from envs import EnvSpec
 from marl import plugins
-from marl.config import PreferenceConfig, TeacherConfig
+from marl.config import ConfigError, PreferenceConfig, TeacherConfig
 from marl.preferences.compose import Cascade
 from marl.preferences.labellers import Labeller, ReturnLabeller
 from marl.preferences.rules import facts_labeller
@@ -40,11 +41,31 @@ def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
     if config.labeller == "facts":
         names, margins = config.facts, config.fact_margins
         return facts_labeller(spec, names, margins, setting="preferences.facts")
+    if config.labeller == "llm":
+        return _language_model(config, spec, seeds)
     path = config.labeller.removesuffix("()")
     loaded = plugins.load(path, "preferences.labeller")
     if isinstance(loaded, type) or path != config.labeller:
         loaded = _called(loaded, config.labeller, spec, seeds)
     return loaded
+
+
+def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
+    """Return a language model that has passed its preflight, with its fallback."""
+    # The client takes a second to import, which only those who use it should wait for.
+    from marl.preferences.llm import LlmLabeller
+
+    fallback = None
+    if config.llm.at_cap == "fallback":
+        if config.llm.fallback in ("", "llm"):
+            raise ConfigError(
+                f"preferences.llm.fallback: got {config.llm.fallback!r}, expected another "
+                'labeller, such as "return", to take over at a cap'
+            )
+        fallback = _named(replace(config, labeller=config.llm.fallback), spec, seeds)
+    labeller = LlmLabeller(config.llm, spec, fallback)
+    labeller.start()
+    return labeller
 
 
 def _called(

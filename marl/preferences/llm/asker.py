@@ -1,0 +1,224 @@
+"""Requests in, replies or faults out: the store first, then the server, patiently and frugally."""
+
+import asyncio
+import random
+import sqlite3
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from marl.llm_config import LlmConfig
+from marl.preferences.llm.budget import Budget
+from marl.preferences.llm.faults import LASTING, PASSING, UNPAID, Fault
+from marl.preferences.llm.patience import Breaker, backoff
+from marl.preferences.llm.prompts import Template
+from marl.preferences.llm.replies import Reply, choice_of
+from marl.preferences.llm.requests import Request
+from marl.preferences.llm.store import AnswerStore, Spent
+from marl.preferences.llm.transport import Transport
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Asker:
+    """Answers requests; never raises for what a server does.
+
+    `sleep` and `clock` are the waits between attempts and the breaker's time.
+    """
+
+    def __init__(
+        self,
+        config: LlmConfig,
+        template: Template,
+        store: AnswerStore,
+        transport: Transport,
+        sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._config, self._template, self._store = config, template, store
+        self._sleep = sleep
+        self._rng = random.Random()  # only for waits, which are no part of a result
+        self.transport = transport
+        self.budget = Budget(config, store.spent(), store.note("seconds") or 0.0)
+        self.breaker = Breaker(config.breaker_failures, config.breaker_seconds, clock)
+        self.counts: Counter[str] = Counter()
+        """``calls``, ``retries``, ``cache_hits`` and ``fault_...`` of this process."""
+        self.other_model = ""
+        """A name the server gave that is not the one asked for; hosted services add a date."""
+        self._latencies: list[float] = []
+
+    async def answers(self, requests: Sequence[Request]) -> dict[str, Reply | Fault]:
+        """Return a reply or a fault under each request's key; equal requests are asked once."""
+        pending = {request.key: request for request in requests}
+        places = asyncio.Semaphore(self._config.concurrency)
+        results: dict[str, Reply | Fault] = {}
+        if self.breaker.is_half_open:
+            trial = next((k for k, r in pending.items() if self._store.reply(k) is None), None)
+            if trial is not None:
+                results[trial] = await self._answer(pending.pop(trial), places)
+        keys = list(pending)
+        replies = await asyncio.gather(*(self._answer(pending[key], places) for key in keys))
+        return results | dict(zip(keys, replies, strict=True))
+
+    async def probe(self, body: dict[str, Any], *, afresh: bool = False) -> Reply:
+        """Return the reply to a request about the server itself, or raise its `Fault`.
+
+        `afresh` asks also where an answer is kept, which the server may not give any more.
+
+        A probe is asked again even if an earlier one is in doubt, since nothing works without it;
+        and once more after a failure of the server, since that may be its way to say no.
+        """
+        request = self._request(body)
+        kept = None if afresh else self._store.reply(request.key)
+        if kept is not None:
+            return kept
+        try:
+            return await self._attempt(request)
+        except Fault as fault:
+            if fault.kind not in PASSING:
+                raise
+            await self._pause(1, fault)
+            return await self._attempt(request)
+
+    def metrics(self) -> dict[str, float]:
+        """Return what this process asked and what went wrong, what the store's life has spent,
+        and the mean seconds of an answered attempt since the last call."""
+        spent = self.budget.spent
+        counts = {"calls": 0, "cache_hits": 0, "retries": 0} | self.counts
+        metrics = {f"llm_{name}": float(count) for name, count in counts.items()}
+        if self._latencies:
+            metrics["llm_latency"] = sum(self._latencies) / len(self._latencies)
+            self._latencies.clear()
+        return metrics | {
+            "llm_breaker_opened": float(self.breaker.num_opened),
+            "llm_spent_calls": float(spent.calls),
+            "llm_spent_tokens": float(spent.tokens),
+            "llm_spent_cost": spent.cost,
+            "llm_spent_seconds": self.budget.seconds,
+        }
+
+    async def _answer(self, request: Request, places: asyncio.Semaphore) -> Reply | Fault:
+        """Return the first usable reply to a request or to its changed form, or the last fault."""
+        fault = Fault("unusable", "")
+        for variant in (request, request.changed(self._template)):
+            try:
+                reply = self._store.reply(variant.key)
+                if reply is not None:
+                    self.counts["cache_hits"] += 1
+                else:
+                    self._check_asking(variant.key)
+                    async with places:
+                        reply = await self._insist(variant)
+                self._check_usable(request, reply)
+                return reply
+            except Fault as error:
+                self.counts[f"fault_{error.kind}"] += 1
+                fault = error
+                if fault.kind != "unusable":
+                    break
+            except sqlite3.Error as error:
+                # What cannot be kept must not be bought.
+                self.breaker.failed(lasting=True)
+                self.counts["fault_store"] += 1
+                fault = Fault("store", f"{self._store.path}: {error}")
+                break
+        return fault
+
+    def _check_asking(self, key: str) -> None:
+        """Raise a `Fault` where a question must not be sent at all."""
+        if self.budget.is_out_of_time:
+            raise Fault("budget", "the time to wait for the model is used up")
+        if self._config.offline:
+            raise Fault("offline", "not in the store, and preferences.llm.offline is set")
+        if self._config.in_doubt == "abstain" and self._store.is_in_doubt(key):
+            raise Fault("in_doubt", "under way when an earlier process was killed")
+
+    def _check_usable(self, request: Request, reply: Reply) -> None:
+        """Raise a `Fault` for a reply that carries no answer of the promised form."""
+        if "logprobs" in request.body:
+            if not reply.candidates:
+                said = f"said {reply.text[:40]!r}, finish reason {reply.finish}"
+                raise Fault("unusable", f"no log-probabilities at an answer; {said}")
+        elif choice_of(reply.text, request.choices) is None:
+            raise Fault("unusable", f"said {reply.text[:80]!r}, finish reason {reply.finish}")
+
+    async def _insist(self, request: Request) -> Reply:
+        """Return the reply to a request, tried until attempts or time run out."""
+        last: Fault | None = None
+        try:
+            async with asyncio.timeout(self._config.deadline):
+                for attempt in range(1, self._config.attempts + 1):
+                    if self.breaker.is_open:
+                        raise last or Fault("breaker", "the server failed too often just now")
+                    try:
+                        reply = await self._attempt(request)
+                    except Fault as fault:
+                        self._note_failure(fault)
+                        is_last = attempt == self._config.attempts
+                        too_long = fault.retry_after > self._config.deadline
+                        if fault.kind not in PASSING or is_last or too_long:
+                            raise
+                        last = fault
+                        self.counts["retries"] += 1
+                        await self._pause(attempt, fault)
+                    else:
+                        self.breaker.succeeded()
+                        return reply
+        except TimeoutError:
+            self.breaker.failed()
+        waited = f"no reply within {self._config.deadline:g} s"
+        raise Fault("deadline", f"{waited}; the last failure was {last}" if last else waited)
+
+    def _note_failure(self, fault: Fault) -> None:
+        """Tell the breaker; a question that only this server rejects says nothing about it."""
+        if fault.kind in PASSING or fault.kind in LASTING:
+            too_long = fault.retry_after > self._config.deadline
+            self.breaker.failed(
+                lasting=fault.kind in LASTING or too_long, retry_after=fault.retry_after
+            )
+
+    async def _pause(self, attempt: int, fault: Fault) -> None:
+        config = self._config
+        wait = backoff(attempt, config.backoff, config.max_backoff, self._rng)
+        await self._sleep(max(wait, fault.retry_after))
+
+    async def _attempt(self, request: Request) -> Reply:
+        """Return the reply to one attempt, paid, counted and kept, or raise its `Fault`."""
+        estimate = self.budget.estimate(request.body)
+        await self.budget.reserve(estimate)
+        used = estimate
+        call = self._store.begin(request.key, estimate)
+        started = time.perf_counter()
+        outcome, detail, paid = "cancelled", "", True
+        self.counts["calls"] += 1
+        try:
+            await self._store.commit()
+            reply = await self.transport.send(request.body)
+            used = self.budget.used(reply, estimate)
+            if "logprobs" in request.body and reply.text.strip() and not reply.candidates:
+                raise Fault("no_logprobs", "the server gave none")
+            outcome = "answered"
+            self._store.answered(call, request, reply, used)
+            await self._store.commit()
+            self._latencies.append(time.perf_counter() - started)
+            if reply.model != self._config.model:
+                self.other_model = reply.model
+            return reply
+        except Fault as fault:
+            outcome, detail, paid = fault.kind, fault.detail, fault.kind not in UNPAID
+            if not paid:
+                used = Spent(calls=1)
+            raise
+        finally:
+            if outcome != "answered":
+                self._store.failed(call, outcome, detail, paid=paid)
+            await self.budget.settle(estimate, used)
+
+    def _request(self, body: dict[str, Any]) -> Request:
+        return Request(
+            body=body,
+            choices=self._template.choices,
+            prompt=self._template.identity,
+            base_url=self.transport.base_url,
+        )

@@ -1,0 +1,227 @@
+"""The language-model labeller: episode pairs in, P(first preferred) out.
+
+Axes: B pairs.
+"""
+
+import asyncio
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import ConfigError
+from marl.llm_config import LlmConfig
+from marl.preferences.labellers import EpisodePairs, Labeller
+from marl.preferences.llm.asker import Asker, Sleep
+from marl.preferences.llm.asking import Verdict
+from marl.preferences.llm.budget import BudgetError
+from marl.preferences.llm.describe import cleaned, described, make_description
+from marl.preferences.llm.faults import Fault
+from marl.preferences.llm.judge import Judge, Judgement
+from marl.preferences.llm.loop import Loop
+from marl.preferences.llm.preflight import Figures
+from marl.preferences.llm.prompts import load_template
+from marl.preferences.llm.requests import Features
+from marl.preferences.llm.server import Server, must_be_changed, preflight
+from marl.preferences.llm.store import AnswerStore, Labelled
+from marl.preferences.llm.tally import Tally
+from marl.preferences.llm.transport import Transport
+from marl.preferences.llm.trouble import Trouble
+
+Texts = Sequence[tuple[str, str]]
+
+
+class LlmLabeller:
+    """Asks a language model; a server that fails costs answers and never the run.
+
+    It raises `ConfigError` for what only the user can change, and `BudgetError` at a cap where
+    the configuration says so. `fallback` answers once a cap is reached, if it is given. All that
+    was learned about the server, and every answer, is in the store: asked before, it costs
+    nothing and needs no network.
+    """
+
+    def __init__(
+        self,
+        config: LlmConfig,
+        spec: EnvSpec,
+        fallback: Labeller | None = None,
+        sleep: Sleep = asyncio.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if not config.model:
+            raise ConfigError(
+                "preferences.llm.model: not set; name the model as its server lists it"
+            )
+        self.config = config
+        self.template = load_template(config.prompt, config.ask)
+        self._describe = make_description(config.describe, spec)
+        self._fallback = fallback
+        self._known = self._known_answers()
+        transport = Transport(config)
+        self.store = AnswerStore(Path(config.store))
+        self._loop = Loop()
+        self.close = weakref.finalize(self, _close, self.store, transport, self._loop)
+        """Frees the connections and the store; called at the latest when the process ends."""
+        self.asker = Asker(config, self.template, self.store, transport, sleep, clock)
+        self.server = Server(config, self.template, self.store, self.asker)
+        self._judge = Judge(config, self.template, self.asker, cleaned(config.task))
+        self._tally = Tally(config.ask)
+        self._trouble = Trouble(self.asker, config)
+        self.figures: Figures | None = None
+        """What the preflight found; None before it is done, and without one."""
+
+    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+        first = described(self._describe, self.config.describe, pairs.first)
+        second = described(self._describe, self.config.describe, pairs.second)
+        texts = list(zip(first, second, strict=True))
+        started = time.monotonic()
+        judgements = self._loop.run(self._judgements(texts))
+        self._tally.add(judgements)
+        self._trouble.report(judgements)
+        self._keep(time.monotonic() - started, self._labelled(pairs, texts, judgements))
+        labels = [judgement.verdict.label for judgement in judgements]
+        return self._at_cap(pairs, torch.tensor(labels), judgements)
+
+    def start(self) -> None:
+        """Get to know the server and the model before training starts.
+
+        A server that cannot be reached is a warning: it is tried again at every call. One that
+        says no, and a model that carries nothing, are a `ConfigError`.
+        """
+        try:
+            self._loop.run(self._prepared())
+        except Fault as fault:
+            if must_be_changed(fault):
+                raise ConfigError(
+                    f"preferences.llm: {self.asker.transport.base_url} turned the model "
+                    f"{self.config.model!r} down ({fault})"
+                ) from None
+            self._trouble.tell_once("start", f"not ready yet ({fault}); training starts without it")
+
+    def metrics(self) -> dict[str, float]:
+        """Return counts of labels and their causes, and what they cost."""
+        return self._tally.metrics() | self.asker.metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts of labels; what was spent is in the store."""
+        return self._tally.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the counts of `state_dict()`."""
+        self._tally.load_state_dict(state)
+
+    def _known_answers(self) -> tuple[tuple[str, str], ...]:
+        if self.config.preflight == "off":
+            return ()
+        if self.template.known:
+            return self.template.known
+        raise ConfigError(
+            f"preferences.llm.prompt: {self.template.name} has no [[known]] pairs to check the "
+            'model on; add some, or set preferences.llm.preflight = "off"'
+        )
+
+    async def _prepared(self) -> Features:
+        """Return the server's features once the preflight is passed, or raise what hinders."""
+        features = await self.server.get_ready()
+        if self._known:
+            found = await preflight(self._judge, features, self._known, self.template)
+            self._known = ()
+            self.figures = found
+            if found is not None:
+                self._consider(found)
+        return features
+
+    def _consider(self, found: Figures) -> None:
+        """Refuse, or warn of, a model that does badly on known answers."""
+        message = f"{self.config.model}: {found}"
+        if found.accuracy < self.config.preflight_accuracy:
+            if self.config.preflight == "refuse":
+                raise ConfigError(
+                    f"preferences.llm: the model carries too little. {message}. Choose another "
+                    "model, prompt or way to ask, or accept it by preferences.llm.preflight = "
+                    '"allow"'
+                )
+            self._trouble.tell_once("preflight", f"carries little, but is allowed. {message}")
+        elif found.is_one_sided:
+            self._trouble.tell_once("preflight", f"is one-sided. {message}")
+
+    async def _judgements(self, texts: Texts) -> list[Judgement]:
+        """Return a judgement per pair, within the time that is left."""
+        if not texts:
+            return []
+        try:
+            async with asyncio.timeout(self.asker.budget.seconds_left):
+                return await self._judged(texts)
+        except TimeoutError:
+            self.asker.budget.time_is_up = True
+        return await self._judged(texts)  # what came in time is in the store by now
+
+    async def _judged(self, texts: Texts) -> list[Judgement]:
+        try:
+            features = await self._prepared()
+        except Fault as fault:
+            nothing = Verdict(label=float("nan"), outcome=fault.kind)
+            return [Judgement(verdict=nothing, scores=(fault, fault), keys=())] * len(texts)
+        judgements = await self._judge.judge(texts, features)
+        if all(judgement.verdict.outcome == "no_logprobs" for judgement in judgements):
+            self.server.forget()
+        return judgements
+
+    def _keep(self, seconds: float, labelled: Sequence[Labelled]) -> None:
+        """Keep the time spent waiting, which outlives the process, and the labels."""
+        self.asker.budget.seconds += seconds
+        try:
+            self.store.set_note("seconds", self.asker.budget.seconds)
+            self.store.add_labels(labelled)
+        except sqlite3.Error as error:
+            self._trouble.tell_once("store", f"{self.store.path} cannot be written: {error}")
+
+    def _labelled(
+        self, pairs: EpisodePairs, texts: Texts, judgements: Sequence[Judgement]
+    ) -> list[Labelled]:
+        """Return the pairs that came to a verdict, for the audit."""
+        returns = zip(pairs.first.returns.tolist(), pairs.second.returns.tolist(), strict=True)
+        return [
+            Labelled(
+                keys=judgement.keys,
+                prompt=self.template.identity,
+                first=text[0],
+                second=text[1],
+                first_return=sides[0],
+                second_return=sides[1],
+                verdict=judgement.verdict,
+            )
+            for judgement, text, sides in zip(judgements, texts, returns, strict=True)
+            if judgement.keys
+        ]
+
+    def _at_cap(
+        self, pairs: EpisodePairs, labels: Tensor, judgements: Sequence[Judgement]
+    ) -> Float[Tensor, "B"]:
+        """Return the labels, with what the configuration wants where a cap left them open."""
+        open_ = torch.tensor([judgement.verdict.outcome == "budget" for judgement in judgements])
+        if not bool(open_.any()):
+            return labels
+        if self.config.at_cap == "abort":
+            raise BudgetError(
+                f"preferences.llm: a cap is reached ({self.asker.budget}); every answer is in "
+                f"{self.store.path}, where a run with a larger cap finds it for nothing"
+            )
+        if self._fallback is None:
+            return labels
+        self._tally.add_fallbacks(int(open_.sum()))
+        answers = self._fallback(pairs).to(labels)
+        return torch.where(open_, answers, labels)
+
+
+def _close(store: AnswerStore, transport: Transport, loop: Loop) -> None:
+    loop.run(transport.close())
+    loop.close()
+    store.close()
