@@ -1,0 +1,91 @@
+"""What the tests of the language-model labeller share: pairs, settings, and a patient clock.
+
+Axes: B pairs.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from envs import EnvSpec
+from marl.llm_config import LlmConfig
+from marl.preferences.labellers import EpisodePairs, Labeller
+from marl.preferences.llm import LlmLabeller
+from marl.trajectories import Episodes, TrajectoryStore
+from tests.scripted import ScriptedEnv
+
+SPEC: EnvSpec = ScriptedEnv([[5]]).spec
+"""An environment without facts: episodes are described by return and length."""
+
+
+def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
+    """Return pairs of episodes with these returns and nothing else."""
+    store = TrajectoryStore(
+        SPEC, 5, max_steps=100, max_episodes=4, holdout_every=2, device=torch.device("cpu")
+    )
+
+    def side(returns: list[float]) -> Episodes:
+        numbers = torch.arange(len(returns))
+        return Episodes(
+            store=store,
+            numbers=numbers,
+            returns=torch.tensor(returns),
+            lengths=torch.full_like(numbers, 5),
+            terminated=torch.ones(len(returns), dtype=torch.bool),
+            facts=torch.zeros(len(returns), 0),
+        )
+
+    return EpisodePairs(first=side(first), second=side(second))
+
+
+class Patience:
+    """Waits that take no time, and a clock that counts them."""
+
+    def __init__(self) -> None:
+        self.slept: list[float] = []
+        self.now = 100.0
+
+    async def sleep(self, seconds: float) -> None:
+        self.slept.append(seconds)
+        self.now += seconds
+
+    def clock(self) -> float:
+        return self.now
+
+
+def settings(address: str, folder: Path, **changes: Any) -> LlmConfig:
+    """Return settings for a server, with everything short and no preflight."""
+    values: dict[str, Any] = {
+        "base_url": address,
+        "model": "stand-in",
+        "store": str(folder / "store.sqlite"),
+        "preflight": "off",
+        "timeout": 0.4,
+        "deadline": 5.0,
+        "api_key_env": "STAND_IN_KEY",
+    }
+    return LlmConfig(**(values | changes))
+
+
+def make(
+    address: str,
+    folder: Path,
+    patience: Patience | None = None,
+    fallback: Labeller | None = None,
+    **changes: Any,
+) -> LlmLabeller:
+    """Return a labeller that has not asked anything yet."""
+    patience = patience or Patience()
+    return LlmLabeller(
+        settings(address, folder, **changes), SPEC, fallback, patience.sleep, patience.clock
+    )
+
+
+def label_opposites(address: str, folder: Path, count: int, **changes: Any) -> list[float]:
+    """Return the labels of pairs of 2 `count` different episodes, the better ones first."""
+    first = [float(number) for number in range(count)]
+    labeller = make(address, folder, **changes)
+    labels: list[float] = labeller(pairs_of(first, [-1.0 - number for number in first])).tolist()
+    labeller.close()
+    return labels

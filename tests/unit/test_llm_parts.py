@@ -1,0 +1,446 @@
+"""The parts of the language-model labeller that need no server."""
+
+import asyncio
+import json
+import math
+import random
+import sqlite3
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from marl.config import ConfigError
+from marl.llm_config import LlmConfig
+from marl.preferences.llm.asking import Score, score, verdict
+from marl.preferences.llm.budget import Budget
+from marl.preferences.llm.describe import MAX_TEXT, cleaned
+from marl.preferences.llm.faults import Fault, retry_after
+from marl.preferences.llm.patience import Breaker, backoff
+from marl.preferences.llm.prompts import load_template
+from marl.preferences.llm.replies import Reply, choice_of, log_odds, parsed
+from marl.preferences.llm.requests import make_requests, request_body
+from marl.preferences.llm.store import AnswerStore, Spent, StoreError
+from tests.llm_cases import Patience
+
+LETTERS = ("A", "B")
+GRADES = ("Good", "Bad")
+
+
+def reply(text: str = "A", **fields: Any) -> Reply:
+    values: dict[str, Any] = {
+        "text": text,
+        "finish": "stop",
+        "model": "m",
+        "candidates": (),
+        "prompt_tokens": 100,
+        "reply_tokens": 1,
+    }
+    return Reply(**(values | fields))
+
+
+@pytest.mark.parametrize(
+    ("text", "index"),
+    [
+        ("A", 0),
+        (" B.\n", 1),
+        ("B)", 1),
+        ('{"answer": "B"}', 1),
+        ("<think>A is faster, so A</think>\n\nB", 1),
+        ("A better attempt", None),
+        ("Attempt A", None),
+        ("a", None),
+        ("C", None),
+        ("", None),
+        ("I cannot judge people.", None),
+        ('{"answer": "C"}', None),
+        ('{"answer": "A", "why": "B"}', None),
+        ('{"answer": ["A"]}', None),
+        ('{"answer": "A"', None),
+        ("<think>A", None),
+    ],
+)
+def test_only_a_whole_answer_is_one(text: str, index: int | None) -> None:
+    assert choice_of(text, LETTERS) == index
+
+
+def test_grades_may_be_written_small() -> None:
+    assert [choice_of(text, GRADES) for text in ("good", "BAD.", "Goodish")] == [0, 1, None]
+
+
+def test_log_odds_add_up_the_spellings_of_a_choice() -> None:
+    # P(A) = .3 + .1, P(B) = .2: log 2, and .6 of the mass.
+    candidates = [("A", math.log(0.3)), (" A", math.log(0.1)), ("B", math.log(0.2)), ("x", -1.0)]
+    odds, mass = log_odds(candidates, LETTERS)
+    assert odds == pytest.approx(math.log(2.0))
+    assert mass == pytest.approx(0.6)
+
+
+def test_a_choice_that_is_not_listed_counts_as_the_least_likely() -> None:
+    # P(A) = .9, and B is below the least of the list, .05.
+    odds, mass = log_odds([("A", math.log(0.9)), ("The", math.log(0.05))], LETTERS)
+    assert odds == pytest.approx(math.log(18.0))
+    assert mass == pytest.approx(0.9)
+
+
+def test_placeholders_of_servers_do_not_make_answers_certain() -> None:
+    # -9999 stands for "no probability"; it counts as e^-20.
+    odds, _ = log_odds([("A", -1e-9), ("B", -9999.0)], LETTERS)
+    assert odds == pytest.approx(20.0)
+
+
+def body(**choice: Any) -> str:
+    first = {"message": {"content": "A"}, "finish_reason": "stop"} | choice
+    return json.dumps({"model": "m", "choices": [first]})
+
+
+def token(text: str, **top: float) -> dict[str, Any]:
+    return {"token": text, "top_logprobs": [{"token": t, "logprob": p} for t, p in top.items()]}
+
+
+def test_the_answer_is_the_first_token_after_thinking_and_white_space() -> None:
+    tokens = [token("<think>"), token("A", A=-9.0), token("</think>"), token("\n"), token("B", B=0)]
+    got = parsed(body(logprobs={"content": tokens}))
+    assert got.candidates == (("B", 0.0),)
+
+
+def test_log_probabilities_that_are_no_numbers_are_left_out() -> None:
+    top = [{"token": "A", "logprob": None}, {"token": "B", "logprob": -0.5}, {"logprob": -1}, "x"]
+    got = parsed(body(logprobs={"content": [{"token": "B", "top_logprobs": top}]}))
+    assert got.candidates == (("B", -0.5),)
+    assert parsed(body(logprobs={"content": None})).candidates == ()
+    assert parsed(body(message={"content": 7})).text == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<html>", "[]", "{}", '{"error": {}}', '{"choices": null}', '{"choices": []}',
+     '{"choices": [{}]}', '{"choices": [7]}'],
+)  # fmt: skip
+def test_a_body_without_a_reply_is_garbled(text: str) -> None:
+    with pytest.raises(Fault, match="garbled"):
+        parsed(text)
+
+
+def test_a_reply_survives_the_store() -> None:
+    whole = reply(candidates=(("A", -0.25), ("B", -1.5)), prompt_tokens=None)
+    assert Reply.from_json(whole.to_json()) == whole
+
+
+def given(odds: float, mass: float = 0.9) -> Score:
+    return Score(log_odds=odds, mass=mass)
+
+
+def test_a_constant_position_bias_cancels() -> None:
+    # The first shown gets 3 on top: 3 + 1 and 3 - 1 average to log-odds of 1.
+    got = verdict((given(4.0), given(2.0)), "pairwise", LlmConfig())
+    assert got.label == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert got.flipped
+    assert not verdict((given(4.0), given(-2.0)), "pairwise", LlmConfig()).flipped
+
+
+def test_pointwise_compares_two_grades() -> None:
+    got = verdict((given(0.5), given(-0.5)), "pointwise", LlmConfig())
+    assert got.label == pytest.approx(1 / (1 + math.exp(-1.0)))
+    assert not got.flipped
+
+
+def test_swapping_the_episodes_mirrors_the_label() -> None:
+    for form, swapped in (("pairwise", (2.0, 4.0)), ("pointwise", (2.0, 4.0))):
+        there = verdict((given(4.0), given(2.0)), form, LlmConfig()).label
+        back = verdict((given(swapped[0]), given(swapped[1])), form, LlmConfig()).label
+        assert there + back == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "changes", "label", "outcome"),
+    [
+        ((given(0.1), given(0.0)), {}, None, "margin"),  # sigmoid(.1) = .525
+        ((given(0.1), given(0.0)), {"below_margin": "tie"}, 0.5, "tie"),
+        ((given(4.0), given(-4.0, 0.4)), {}, None, "low_mass"),
+        ((given(4.0), Fault("timeout", "")), {}, None, "timeout"),
+        ((Fault("breaker", ""), given(1.0)), {}, None, "breaker"),
+    ],
+)
+def test_when_there_is_no_answer(
+    scores: Any, changes: dict[str, Any], label: float | None, outcome: str
+) -> None:
+    got = verdict(scores, "pointwise", LlmConfig(**changes))
+    assert got.outcome == outcome
+    assert math.isnan(got.label) if label is None else got.label == label
+
+
+def test_disagreement_may_be_an_abstention_or_a_tie() -> None:
+    scores = (given(4.0), given(2.0))
+    abstained = verdict(scores, "pairwise", LlmConfig(disagreement="abstain"))
+    assert math.isnan(abstained.label)
+    assert abstained.outcome == "disagreement"
+    assert verdict(scores, "pairwise", LlmConfig(disagreement="tie")).label == 0.5
+
+
+def test_votes_become_log_odds() -> None:
+    # Four for A, one for B: log (4.5 / 1.5); one of six is no vote.
+    votes = [reply("A")] * 4 + [reply("B"), reply("perhaps")]
+    got = score(votes, LETTERS, soft=False)
+    assert isinstance(got, Score)
+    assert got.log_odds == pytest.approx(math.log(3.0))
+    assert got.mass == pytest.approx(5 / 6)
+    few = score([reply("A"), Fault("timeout", ""), Fault("server", "")], LETTERS, soft=False)
+    assert isinstance(few, Fault)
+    assert few.kind == "timeout"
+
+
+def test_every_part_of_a_request_makes_another_key() -> None:
+    template = load_template("", "pointwise")
+    soft = frozenset(("max_tokens", "logprobs", "seed", "temperature"))
+
+    def key(base_url: str = "u", episode: str = "e", features: Any = soft, **changes: Any) -> str:
+        config = LlmConfig(**({"model": "m"} | changes))
+        messages = template.messages(task="", episode=episode)
+        return make_requests(messages, template, config, base_url, features)[0].key
+
+    others = [
+        key(base_url="v"),
+        key(episode="f"),
+        key(model="n"),
+        key(seed=1),
+        key(soft_tokens=17),
+        key(top_logprobs=5),
+        key(features=soft | {"no_cache"}),
+        key(features=soft - {"logprobs"}),
+    ]
+    assert len({key(), *others}) == 1 + len(others)
+    assert key() == key()
+
+
+def test_each_vote_has_a_key_of_its_own_also_without_a_seed() -> None:
+    template = load_template("", "pairwise")
+    messages = template.messages(task="", first="1", second="2")
+    for features in (frozenset(("max_tokens", "seed")), frozenset(("max_tokens",))):
+        made = make_requests(messages, template, LlmConfig(votes=3), "u", features)
+        assert len({request.key for request in made}) == 3
+
+
+def test_thinking_is_switched_off_or_limited_in_the_request() -> None:
+    both = frozenset(("thinking", "reasoning_effort"))
+    off = request_body((), LETTERS, LlmConfig(thinking="off"), both)
+    assert off["chat_template_kwargs"] == {"enable_thinking": False}
+    assert off["reasoning_effort"] == "none"
+    low = request_body((), LETTERS, LlmConfig(thinking="low"), frozenset(("reasoning_effort",)))
+    assert low["reasoning_effort"] == "low"
+
+
+def test_waits_double_up_to_a_cap_and_half_of_each_is_random() -> None:
+    rng = random.Random(0)
+    waits = [[backoff(n, 0.5, 20.0, rng) for _ in range(200)] for n in (1, 2, 7, 60)]
+    for drawn, longest in zip(waits, (0.5, 1.0, 20.0, 20.0), strict=True):
+        assert longest / 2 <= min(drawn) < 0.6 * longest
+        assert 0.9 * longest < max(drawn) <= longest
+
+
+def test_retry_after_in_both_its_forms() -> None:
+    now = datetime(2026, 1, 1, 12, 0, 0, tzinfo=UTC)
+    for value, seconds in (
+        ("7", 7.0),
+        ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0),
+        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+        ("soon", 0.0),
+        ("-3", 0.0),
+    ):
+        assert retry_after({"retry-after": value}, now) == seconds
+    assert retry_after({}, now) == 0.0
+
+
+def test_the_breaker_opens_lets_one_try_and_closes() -> None:
+    patience = Patience()
+    breaker = Breaker(3, 60.0, patience.clock)
+    breaker.failed()
+    breaker.failed()
+    breaker.succeeded()
+    breaker.failed()
+    breaker.failed()
+    assert not breaker.is_open
+    breaker.failed()
+    assert breaker.is_open
+    patience.now += 60.0
+    assert breaker.is_half_open
+    breaker.failed(retry_after=300.0)
+    patience.now += 299.0
+    assert breaker.is_open
+    patience.now += 1.0
+    assert breaker.is_half_open
+    breaker.succeeded()
+    assert not breaker.is_open
+    assert not breaker.is_half_open
+    assert breaker.num_opened == 2
+
+
+def test_a_cap_counts_what_is_under_way() -> None:
+    # Two attempts of at most 100 tokens are under way and 100 are spent. A third does not fit 350
+    # until the first turns out to have used 20; a fourth does not fit at all.
+    async def work() -> None:
+        budget = Budget(LlmConfig(max_total_tokens=350), Spent(calls=1, tokens=100), 0.0)
+        one = Spent(calls=1, tokens=100)
+        await budget.reserve(one)
+        await budget.reserve(one)
+        third = asyncio.create_task(budget.reserve(one))
+        await asyncio.sleep(0)
+        assert not third.done()
+        await budget.settle(one, Spent(calls=1, tokens=20))
+        await third
+        await budget.settle(one, one)
+        await budget.settle(one, one)
+        assert budget.spent == Spent(calls=4, tokens=320)
+        with pytest.raises(Fault, match="budget"):
+            await budget.reserve(one)
+
+    asyncio.run(work())
+
+
+def test_the_estimate_is_an_upper_bound_and_money_has_two_prices() -> None:
+    config = LlmConfig(max_tokens=16, prompt_price=2.0, reply_price=10.0)
+    budget = Budget(config, Spent(), 0.0)
+    estimate = budget.estimate({"messages": [{"role": "user", "content": "x" * 1000}]})
+    assert estimate.tokens > 1000 + 16
+    # 100 tokens at 2 and one at 10 per million.
+    assert budget.used(reply(), estimate).cost == pytest.approx(210e-6)
+    assert budget.used(reply(prompt_tokens=None), estimate) == estimate
+
+
+def test_foreign_text_is_escaped_and_capped() -> None:
+    assert cleaned("one\ntwo\x1b[31m\u202e") == "one\ntwo\\x1b[31m\\u202e"
+    assert len(cleaned("x" * 10 * MAX_TEXT)) == MAX_TEXT
+
+
+PROMPT = """
+version = 3
+form = "pointwise"
+choices = ["Good", "Bad"]
+system = "Judge."
+user = "{episode}"
+nudge = "One word."
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("{episode}", "{epsiode}", r"unknown field \{epsiode\}; did you mean 'episode'"),
+        ("{episode}", "{episode.__class__}", r"unknown field \{episode.__class__\}"),
+        ("{episode}", "{episode!r}", "takes no format or conversion"),
+        ("{episode}", "{task}", r"never shows \{episode\}"),
+        ("{episode}", "{episode} {", "write a literal brace twice"),
+        ("version = 3", "version = '3'", "version is '3', expected int"),
+        ('"pointwise"', '"pairwise"', r"unknown field \{episode\}"),
+        ('"pointwise"', '"both"', "expected \"pointwise\" or \"pairwise\""),
+        ('["Good", "Bad"]', '["Good", "good"]', "expected two different words"),
+        ("nudge", "nuge", "unknown key 'nuge'; did you mean 'nudge'"),
+        ("version = 3", "version = = 3", "not valid TOML"),
+    ],
+)  # fmt: skip
+def test_a_bad_template_is_an_error_that_says_where(
+    before: str, after: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PROMPT.replace(before, after))
+    with pytest.raises(ConfigError, match=message) as caught:
+        load_template(str(path), "pointwise")
+    assert str(path) in str(caught.value)
+
+
+def test_a_template_of_ones_own_and_its_identity(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(PROMPT)
+    mine = load_template(str(path), "pointwise")
+    assert mine.messages(task="", episode="a {brace}")[1]["content"] == "a {brace}"
+    path.write_text(PROMPT.replace("Judge.", "Judge!"))
+    assert load_template(str(path), "pointwise").identity != mine.identity
+    with pytest.raises(ConfigError, match="one of the shipped names: pairwise, pointwise"):
+        load_template("pointwize", "pointwise")
+    with pytest.raises(ConfigError, match=r'form is "pointwise", but preferences.llm.ask'):
+        load_template(str(path), "pairwise")
+
+
+def test_shipped_templates_say_the_better_episode_is_better() -> None:
+    for form in ("pointwise", "pairwise"):
+        template = load_template("", form)  # type: ignore[arg-type]
+        assert len(template.known) >= 6
+        assert all(better != worse for better, worse in template.known)
+
+
+def filled(path: Path) -> None:
+    store = AnswerStore(path)
+    template = load_template("", "pointwise")
+    features = frozenset(("max_tokens",))
+    for episode in ("one", "two"):
+        messages = template.messages(task="", episode=episode)
+        request = make_requests(messages, template, LlmConfig(votes=1), "u", features)[0]
+        call = store.begin(request.key, Spent(calls=1, tokens=500, cost=0.5))
+        store.answered(call, request, reply("Good"), Spent(calls=1, tokens=101, cost=0.1))
+    store.close()
+
+
+def test_the_store_counts_what_was_spent_and_doubts_what_was_under_way(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    filled(path)
+    store = AnswerStore(path)
+    assert store.spent().calls == 2
+    assert store.spent().tokens == 202
+    free = store.begin("free", Spent(calls=1, tokens=500, cost=0.5))
+    store.failed(free, "refused", "", paid=False)
+    store.begin("under way", Spent(calls=1, tokens=500, cost=0.5))
+    store.close()
+    store = AnswerStore(path)
+    assert store.is_in_doubt("under way")
+    assert not store.is_in_doubt("free")
+    # 202 tokens were reported, and 500 may have been used by the attempt under way.
+    assert (store.spent().calls, store.spent().tokens) == (4, 702)
+    assert store.spent().cost == pytest.approx(0.7)
+    store.close()
+
+
+def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
+    store = AnswerStore(tmp_path / "s.sqlite")
+    with pytest.raises(StoreError, match="another run is writing to this store"):
+        AnswerStore(tmp_path / "s.sqlite")
+    store.close()
+    AnswerStore(tmp_path / "s.sqlite").close()
+
+
+def test_a_store_of_a_newer_version_or_of_something_else_is_refused(tmp_path: Path) -> None:
+    newer, other, text = (tmp_path / name for name in ("newer", "other", "text"))
+    filled(newer)
+    database = sqlite3.connect(newer)
+    database.execute("PRAGMA user_version = 7")
+    database.close()
+    before = newer.read_bytes()
+    with pytest.raises(StoreError, match=r"newer version \(layout 7, this one knows 1\)"):
+        AnswerStore(newer)
+    assert newer.read_bytes() == before
+    database = sqlite3.connect(other)
+    database.execute("CREATE TABLE mine (a TEXT)")
+    database.close()
+    with pytest.raises(StoreError, match="not a store of answers"):
+        AnswerStore(other)
+    text.write_text("not a database at all" * 100)
+    with pytest.raises(StoreError, match="damaged"):
+        AnswerStore(text)
+
+
+def test_damage_is_found_and_nothing_is_changed(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    filled(path)
+    whole = path.read_bytes()
+    assert whole.count(b'"text": "Good"') == 2
+    for damaged in (
+        whole.replace(b'"text": "Good"', b'"text": "Bad!"', 1),  # SQLite itself sees nothing wrong
+        whole[:4096] + bytes(4096) + whole[8192:],
+        whole[: len(whole) // 2],
+    ):
+        path.write_bytes(damaged)
+        with pytest.raises(StoreError, match=r"damaged: .*Nothing was changed"):
+            AnswerStore(path)
+        assert path.read_bytes() == damaged
+    path.write_bytes(whole)
+    AnswerStore(path).close()
