@@ -106,7 +106,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the table there")
     out = parser.parse_args().out
     rows = [
-        f"`python -m benchmarks.labelling`, {os.cpu_count()} cores, Python "
+        f"`python -m benchmarks.labelling`, {os.cpu_count()} cores under a load average of "
+        f"{os.getloadavg()[0]:.1f}, Python "
         f"{platform.python_version()}; for the replay the stand-in server is off.",
         "",
         "| what | ideal | measured | times the ideal |",

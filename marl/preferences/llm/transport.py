@@ -77,7 +77,8 @@ class Transport:
         return Fault(fault.kind, self.hide_key(fault.detail), fault.retry_after)
 
     def hide_key(self, text: str) -> str:
-        """Return a text without the key, nor what a server may echo of it."""
+        """Return a text without the key, nor what a server may echo of it; printable only."""
+        text = "".join(c if c.isprintable() else "?" for c in text)
         if self._key:
             text = text.replace(self._key, _HIDDEN)
         return re.sub(r"\b(sk|key)-[\w*.-]+", _HIDDEN, text)
