@@ -18,6 +18,7 @@ from marl.advantages import dual_advantages
 from marl.config import LearnerConfig, NetworkConfig
 from marl.critics import LocalCritics, TeamCritic
 from marl.descent import Descent
+from marl.losses import clipped_policy_loss, clipped_value_loss, policy_metrics
 from marl.memory import Past, initial_memory
 from marl.minibatches import Rows, chunk_rows, step_rows
 from marl.normalisers import TeamNorm
@@ -30,33 +31,6 @@ Epoch = Sequence[Int64[Tensor, "B"]]
 """The rows of every minibatch."""
 Job = Generator[None, None, dict[str, Tensor]]
 """One network's update: yields after every epoch and returns metrics."""
-
-
-def clipped_policy_loss(
-    log_probs: Float[Tensor, "*B N"],
-    old_log_probs: Float[Tensor, "*B N"],
-    advantages: Float[Tensor, "*B N"],
-    clip_coef: float,
-) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
-    """Return PPO's clipped surrogate loss (Schulman et al. 2017, eq. 7) and the log-ratio."""
-    log_ratio = log_probs - old_log_probs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)
-    return -torch.minimum(ratio * advantages, clipped * advantages), log_ratio
-
-
-def clipped_value_loss(
-    values: Float[Tensor, "*L"],
-    old_values: Float[Tensor, "*L"],
-    targets: Float[Tensor, "*L"],
-    clip: float,
-) -> Float[Tensor, "*L"]:
-    """Return the larger of the plain and the clipped squared error, all in normalised units."""
-    loss = (values - targets) ** 2
-    if clip == 0.0:
-        return 0.5 * loss
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.maximum(loss, (near - targets) ** 2)
 
 
 class Mappo:
@@ -256,7 +230,7 @@ class Mappo:
             entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
             loss = loss - self.config.entropy_coef * entropy
         self.descents["actor"].step(loss)
-        return _policy_metrics(loss.detach(), log_ratio.detach(), alive, self.config.clip_coef)
+        return policy_metrics(loss.detach(), log_ratio.detach(), alive, self.config.clip_coef)
 
     def _improve_critic(
         self,
@@ -323,14 +297,3 @@ def _count(epochs: Sequence[Epoch]) -> int:
 def _outputs(network: Any, past: Past | None, *inputs: Tensor) -> Tensor:
     """Return what a network makes of a minibatch."""
     return network(*inputs) if past is None else network.unroll(past, *inputs)[0]
-
-
-@torch.no_grad()
-def _policy_metrics(
-    loss: Tensor, log_ratio: Tensor, alive: Tensor | None, clip_coef: float
-) -> Tensor:
-    """Return loss, approximate KL (http://joschu.net/blog/kl-approx.html) and clipped share."""
-    ratio = log_ratio.exp()
-    kl = masked_mean(ratio - 1.0 - log_ratio, alive)
-    clipped = ((ratio - 1.0).abs() > clip_coef).to(ratio.dtype)
-    return torch.stack((loss, kl, masked_mean(clipped, alive)))

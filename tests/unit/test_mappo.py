@@ -14,7 +14,8 @@ from torch import nn
 
 from envs import make_env
 from marl.config import LearnerConfig, NetworkConfig
-from marl.mappo import Mappo, clipped_policy_loss
+from marl.losses import clipped_policy_loss
+from marl.mappo import Mappo
 from marl.minibatches import step_rows
 from marl.normalisers import TeamNorm
 from marl.numerics import NonFiniteError, check_finite, correlation

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from marl.config import LearnerConfig
-from marl.mappo import clipped_value_loss
+from marl.losses import clipped_value_loss
 from marl.normalisers import ValueNorm
 from marl.types import Rewards, Rollout
 from tests.learners import (
