@@ -4,10 +4,12 @@ Axes: E environment copies, N agents, A actions.
 
 A third-party task cannot be saved, but it can be repeated: each episode is determined by its seed
 and the actions since, so that is what `state_dict` holds, and loading replays the open episodes.
+A task that does not repeat ends its open episodes instead, as truncated, in the first step.
 """
 
 import os
 import time
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -37,10 +39,12 @@ class TeamEnv:
         *,
         workers: int | None = None,
         timeout: float = 120.0,
+        repeats: bool = True,
     ) -> None:
         """`workers` processes, 0 for this process, None for what a short measurement advises.
 
         `timeout` is how many seconds one reset or step of one copy in a worker may take.
+        `repeats` is whether an episode is the same again under the same seed and actions.
         """
         team = make_team()
         self._spec = replace(team.spec, num_envs=num_envs)
@@ -48,6 +52,8 @@ class TeamEnv:
         _check_options(self._spec, workers, timeout)
         self._make_team = make_team
         self._timeout = timeout
+        self._repeats = repeats
+        self._cut_off = False
         self.workers = advised_workers(make_team, self._spec) if workers is None else workers
         """Worker processes in use; 0: the copies run in this process."""
         self._runner: Block | Workers | None = None
@@ -63,6 +69,7 @@ class TeamEnv:
     def reset(self, seed: int) -> EnvStep:
         """Start a new episode in every copy."""
         num_envs = self._spec.num_envs
+        self._cut_off = False
         self._seeds = copy_seeds(seed, num_envs)
         self._log = ActionLog(num_envs)
         self._start(new_episodes(self._seeds))
@@ -70,18 +77,27 @@ class TeamEnv:
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
         """Apply (E, N) integer or (E, N, A) float actions; copies that end are reset."""
-        if self._runner is None:
+        if self._runner is None and not self._cut_off:
             raise EnvError(
                 f"{self._spec.name}: step before reset or after an error; call reset(seed)"
             )
         mask = self._records["action_mask"] if self._spec.masks_actions else None
         actions = checked_actions(self._spec, mask, actions)
-        self._take(self._run("step", actions))
+        if self._cut_off:
+            self._begin_anew()
+        else:
+            self._take(self._run("step", actions))
         self._log.add(actions, self._records["terminated"] | self._records["truncated"])
         return self._env_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to repeat the open episodes, and what they must lead to."""
+        """Everything needed to repeat the open episodes, and what they must lead to.
+
+        Of a task that does not repeat: what was seen last.
+        """
+        if not self._repeats:
+            seen = {name: self._records[name].copy() for name in self._records.dtype.names or ()}
+            return {"seeds": self._seeds.copy(), "seen": seen}
         return {
             "seeds": self._seeds.copy(),
             "episodes": self._records["episodes"].copy(),
@@ -92,13 +108,16 @@ class TeamEnv:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` by replaying the open episodes."""
+        """Continue from `state_dict()` by replaying the open episodes, or by cutting them off."""
         if len(state["seeds"]) != self._spec.num_envs:
             raise EnvError(
                 f"{self._spec.name}: the saved state has {len(state['seeds'])} copies, this "
                 f"environment {self._spec.num_envs}; make it with num_envs={len(state['seeds'])}"
             )
         self._seeds = state["seeds"].copy()
+        if not self._repeats:
+            self._cut_off_at(state["seen"])
+            return
         self._log.restore(state["lengths"], state["actions"])
         self._start(
             Plan(
@@ -126,6 +145,29 @@ class TeamEnv:
                 else Block(self._make_team, self._spec, range(self._spec.num_envs))
             )
         self._take(self._run("start", plan))
+
+    def _cut_off_at(self, seen: dict[str, npt.NDArray[Any]]) -> None:
+        """Show what was seen last, until the first step ends those episodes."""
+        warnings.warn(
+            f"{self._spec.name} cannot repeat its open episodes: the first step counts them as "
+            "truncated and begins new ones, so this run differs from one that was not interrupted",
+            stacklevel=3,
+        )
+        self._log = ActionLog(self._spec.num_envs)
+        self._records = empty_records(self._spec, self._spec.num_envs)
+        for name, array in seen.items():
+            self._records[name] = array
+        self._cut_off = True
+
+    def _begin_anew(self) -> None:
+        """Truncate all open episodes, unpaid and at what was seen last, and begin the next ones."""
+        old = self._records
+        self._start(replace(new_episodes(self._seeds), episodes=old["episodes"] + 1))
+        self._cut_off = False
+        self._records["truncated"] = True
+        self._records["final_obs"] = old["obs"]
+        self._records["final_state"] = old["state"]
+        self._records["facts"] = old["facts"]
 
     def _run(self, call: str, argument: Any) -> Records:
         """Return what the copies answer; after an error they are closed, and the log is kept."""

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass
 from multiprocessing.connection import wait
 from pathlib import Path
+from types import FrameType
 from typing import Any, NoReturn
 
 import gymnasium
@@ -25,6 +26,9 @@ from gymnasium.vector import AsyncVectorEnv
 from envs.base import EnvError, EnvSpec
 from envs.blocks import Block, Plan, TeamMaker, episode_seed
 from envs.teams import Records, record_dtype
+
+_GRACE = 10.0
+"""Seconds that workers have to close their copies before they are ended."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,10 +107,11 @@ class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
         """Return the block; from now on the process leaves its stack behind if it hangs or dies.
 
         Ctrl-C reaches the whole process group and is the parent's to handle; its own handlers
-        were inherited and must not run here.
+        were inherited and must not run here. A request to end closes the copies, which may have
+        started programs of their own.
         """
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _leave)
         self._trace = self._work.trace.open("w")
         faulthandler.enable(self._trace)
         if hasattr(faulthandler, "register"):
@@ -118,6 +123,12 @@ class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
 
     def _bytes(self, block: Block) -> npt.NDArray[np.uint8]:
         return block.records.view(np.uint8)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    """Unwind the stack, so that the copies are closed."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(0)
 
 
 class Workers:
@@ -172,6 +183,10 @@ class Workers:
             return
         self._pool.closed = True
         for process in self._pool.processes:
+            process.terminate()
+        until = time.monotonic() + _GRACE
+        for process in self._pool.processes:
+            process.join(max(0.0, until - time.monotonic()))
             process.kill()
         for process in self._pool.processes:
             process.join()
