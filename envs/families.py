@@ -12,6 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from envs.base import EnvError
+from envs.smacv2_source import INSTALL
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Family:
     """Extra of this distribution that installs what the family needs; empty: nothing more."""
     needs: str = ""
     """Importable name of what the extra installs."""
+    by_hand: str = ""
+    """How to install what the family needs where no extra can do it."""
 
     @property
     def is_installed(self) -> bool:
@@ -43,8 +46,8 @@ class Family:
 
     @property
     def how_to_install(self) -> str:
-        """The command that installs what the family needs."""
-        return f"pip install 'prefmarl[{self.extra}]'"
+        """What to do to install what the family needs."""
+        return self.by_hand or f"pip install 'prefmarl[{self.extra}]'"
 
     def members(self) -> list[str]:
         """Return the names to list; an empty name stands for the family's own."""
@@ -91,6 +94,13 @@ FAMILIES: dict[str, Family] = {
         reward_mode="episodic",
         extra="vmas",
         needs="vmas",
+    ),
+    "smacv2": Family(
+        module="envs.smacv2",
+        summary="StarCraft II itself: battles of teams drawn anew in every episode",
+        reward_mode="episodic",
+        needs="smacv2",
+        by_hand=INSTALL,
     ),
     "probe": Family(
         module="envs.probes",

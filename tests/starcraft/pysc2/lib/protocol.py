@@ -1,0 +1,6 @@
+class ConnectionError(Exception):
+    """A message could not be read or written."""
+
+
+class ProtocolError(Exception):
+    """The game answered with an error."""

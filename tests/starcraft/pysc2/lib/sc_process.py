@@ -1,0 +1,2 @@
+class SC2LaunchError(Exception):
+    """The game cannot be launched."""
