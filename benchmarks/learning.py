@@ -1,7 +1,7 @@
 """Train every algorithm on every task with every seed; keep each outcome as one small file.
 
     python -m benchmarks.learning --jobs 2
-    python -m benchmarks.learning --tasks nav6 --algorithms imap sl --seeds 0 1 2
+    python -m benchmarks.learning --tasks nav_6 --algorithms imap sl --seeds 0 1 2
 
 Each cell (see `cells.py`) runs in a process of its own with one thread, so a crash costs one
 cell. Given again, the command skips finished cells and tries failed ones anew; the error of a
@@ -213,6 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         cell = Cell(tasks[name], algorithm, int(seed))
         write_json(cell.path(chosen.cells), run_cell(cell))
         return 0
+    if unknown := sorted(set(chosen.tasks or ()) - tasks.keys()):
+        known = ", ".join(tasks)
+        raise SystemExit(f"no task {', '.join(unknown)}; {chosen.tasks_file} has {known}")
     cells = [
         Cell(tasks[name], algorithm, seed)
         for name in chosen.tasks or tasks

@@ -41,7 +41,8 @@ class TeamEnv:
         timeout: float = 120.0,
         repeats: bool = True,
     ) -> None:
-        """`workers` processes, 0 for this process, None for what a short measurement advises.
+        """`workers` processes, at most one a copy; 0 for this process, None for what a short
+        measurement advises.
 
         `timeout` is how many seconds one reset or step of one copy in a worker may take.
         `repeats` is whether an episode is the same again under the same seed and actions.
@@ -54,7 +55,9 @@ class TeamEnv:
         self._timeout = timeout
         self._repeats = repeats
         self._cut_off = False
-        self.workers = advised_workers(make_team, self._spec) if workers is None else workers
+        if workers is None:
+            workers = advised_workers(make_team, self._spec)
+        self.workers = min(workers, num_envs)
         """Worker processes in use; 0: the copies run in this process."""
         self._runner: Block | Workers | None = None
         self._seeds = np.zeros(num_envs, np.uint64)
@@ -230,10 +233,10 @@ def _check_options(spec: EnvSpec, workers: int | None, timeout: float) -> None:
     """Raise on numbers that cannot be."""
     if spec.num_envs < 1:
         raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
-    if workers is not None and not 0 <= workers <= spec.num_envs:
+    if workers is not None and workers < 0:
         raise EnvError(
-            f"{spec.name}: workers is {workers}; give 0 (this process) to {spec.num_envs} "
-            "(num_envs), or leave it out to have it measured"
+            f"{spec.name}: workers is {workers}; give 0 (this process) or more, or leave it out to "
+            "have it measured"
         )
     if timeout <= 0:
         raise EnvError(f"{spec.name}: timeout is {timeout}; give seconds above 0")

@@ -283,7 +283,11 @@ class Mappo:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner built with the same settings."""
         if self.has_memory:
-            self.memory = state["memory"]
+            device = self.generator.device
+            self.memory = {
+                name: None if memory is None else memory.to(device)
+                for name, memory in state["memory"].items()
+            }
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
             self.descents[name].load_state_dict(state[name]["optimiser"])

@@ -225,7 +225,8 @@ class Collector:
         self._open_returns = state["open_returns"]
         self._open_lengths = state["open_lengths"]
         self._steps_before = state["steps_before"]
-        self.acting.memory = state.get("memory")
+        memory = state.get("memory")
+        self.acting.memory = None if memory is None else memory.to(self.device)
 
 
 def _copied(step: EnvStep) -> EnvStep:

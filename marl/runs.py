@@ -21,6 +21,8 @@ def train(
 
     Closing the generator, an error in the run and the last iteration all save the state.
     """
+    if run_dir is not None and not resume:
+        refuse_a_run_in(Path(run_dir))  # before a labeller is asked anything that it is paid for
     trainer = Trainer(config)
     if run_dir is None:
         while trainer.iteration < config.num_iterations:
@@ -91,13 +93,18 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
     return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
 
 
-def new_run_folder(folder: Path, config: Config) -> None:
-    """Create a run folder with its settings; refuse one that holds a run."""
+def refuse_a_run_in(folder: Path) -> None:
+    """Raise `ConfigError` if a folder holds a run already."""
     if (folder / "config.toml").exists():
         raise ConfigError(
             f"{folder} already holds a run; continue it with `marl resume {folder}` or choose "
             "another --run-dir"
         )
+
+
+def new_run_folder(folder: Path, config: Config) -> None:
+    """Create a run folder with its settings; refuse one that holds a run."""
+    refuse_a_run_in(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_config(config, folder / "config.toml")
 

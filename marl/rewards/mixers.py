@@ -5,7 +5,6 @@ Axes: N agents, S state features; ``*L`` any leading axes.
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -28,13 +27,6 @@ class Mixed:
     """w_i(s) >= 0; ones where the mixer is not linear."""
     bias: Float[Tensor, "*L"]
     """b(s)."""
-
-
-@runtime_checkable
-class Mixer(Protocol):
-    """Any module from a state and utilities to a team value, monotone in every utility."""
-
-    def __call__(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> Mixed: ...
 
 
 class LinearMixer(nn.Module):

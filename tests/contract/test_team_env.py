@@ -178,7 +178,7 @@ def test_closing_leaves_nothing(make: Make) -> None:
     ("options", "words"),
     [
         ({"num_envs": 0, "workers": 0}, "num_envs is 0"),
-        ({"num_envs": 2, "workers": 3}, "workers is 3; give 0 (this process) to 2"),
+        ({"num_envs": 2, "workers": -1}, "workers is -1; give 0 (this process) or more"),
         ({"num_envs": 2, "workers": 1, "timeout": 0.0}, "timeout is 0.0"),
     ],
 )
@@ -186,6 +186,13 @@ def test_bad_options(make: Make, options: dict[str, float], words: str) -> None:
     with pytest.raises(EnvError) as caught:
         make(**options)
     assert words in str(caught.value)
+
+
+def test_fewer_copies_than_workers_get_one_each(make: Make) -> None:
+    """A trained team is evaluated with its run's options on fewer copies."""
+    env = make(2, 4)
+    assert env.workers == 2
+    assert np.array_equal(env.reset(0).obs, make(2, 0).reset(0).obs)
 
 
 def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
