@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from envs.base import EnvError
-from envs.smacv2_source import INSTALL
+from envs.extras import install_hint
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,8 @@ class Family:
     """One line for `marl envs`."""
     reward_mode: str = ""
     """How its rewards are paid unless the user says otherwise; empty: as the environments do."""
-    extra: str = ""
-    """Extra of this distribution that installs what the family needs; empty: nothing more."""
     needs: str = ""
-    """Importable name of what the extra installs."""
-    by_hand: str = ""
-    """How to install what the family needs where no extra can do it."""
+    """Optional package without which it cannot be used, one of `envs.extras`; empty: none."""
 
     @property
     def is_installed(self) -> bool:
@@ -45,9 +41,9 @@ class Family:
         return not self.needs or find_spec(self.needs) is not None
 
     @property
-    def how_to_install(self) -> str:
+    def how_to_install(self) -> str | None:
         """What to do to install what the family needs."""
-        return self.by_hand or f"pip install 'prefmarl[{self.extra}]'"
+        return install_hint(self.needs)
 
     def members(self) -> list[str]:
         """Return the names to list; an empty name stands for the family's own."""
@@ -57,7 +53,7 @@ class Family:
     def maker(self, member: str) -> Maker | None:
         """Return how to make a member; None where there is none of that name."""
         if not self.is_installed:
-            raise EnvError(f"{self.module} needs {self.needs}: {self.how_to_install}")
+            raise EnvError(f"{self.module} cannot be used: {self.how_to_install}")
         found: Maker | None = importlib.import_module(self.module).maker(member)
         return found
 
@@ -85,14 +81,12 @@ FAMILIES: dict[str, Family] = {
     "smax": Family(
         module="envs.smax",
         summary="battles of scripted against learning units, in JAX; for 512 copies or more",
-        extra="smax",
         needs="jaxmarl",
     ),
     "vmas": Family(
         module="envs.vmas",
         summary="robots on a plane, in PyTorch, batched",
         reward_mode="episodic",
-        extra="vmas",
         needs="vmas",
     ),
     "smacv2": Family(
@@ -100,7 +94,6 @@ FAMILIES: dict[str, Family] = {
         summary="StarCraft II itself: battles of teams drawn anew in every episode",
         reward_mode="episodic",
         needs="smacv2",
-        by_hand=INSTALL,
     ),
     "probe": Family(
         module="envs.probes",

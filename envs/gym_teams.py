@@ -17,7 +17,7 @@ import numpy.typing as npt
 from gymnasium.spaces import Tuple
 
 from envs.base import EnvError, EnvSpec
-from envs.extras import extra_hint
+from envs.extras import install_hint
 from envs.families import Maker
 from envs.import_paths import search_working_directory
 from envs.team_env import TeamEnv
@@ -186,7 +186,7 @@ def _register(env_id: str) -> None:
             importlib.import_module(module)
         gymnasium.spec(bare)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
-        fix = extra_hint(module) if module and isinstance(error, ModuleNotFoundError) else None
+        fix = install_hint(module) if module and isinstance(error, ModuleNotFoundError) else None
         raise EnvError(
             f"there is no environment 'gym/{env_id}': {error}; "
             + (fix or f"give an id such as {GYM_TEAMS[0]}, or module:id if yours registers it")

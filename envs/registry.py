@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from envs.base import EnvError, VecEnv
-from envs.extras import extra_hint
+from envs.extras import install_hint
 from envs.families import FAMILIES, Maker
 from envs.import_paths import did_you_mean, load_attribute
 from envs.sparse import SparseRewards
@@ -83,7 +83,7 @@ def _imported(name: str) -> Maker:
     try:
         call = load_attribute(name, "environment", _EXAMPLE)
     except (EnvError, ModuleNotFoundError) as error:
-        hint = extra_hint(name.partition(":")[0])
+        hint = install_hint(name.partition(":")[0])
         if hint and ModuleNotFoundError in (type(error), type(error.__cause__)):
             raise EnvError(f"environment {name!r}: {error}; {hint}") from error
         raise

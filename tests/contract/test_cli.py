@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from envs.extras import EXTRAS
 from envs.families import FAMILIES, Family
 from marl.checkpoint import list_checkpoints
 from marl.cli import main
@@ -94,16 +95,16 @@ def test_check_passes_a_shipped_environment(capsys: pytest.CaptureFixture[str]) 
 def test_envs_lists_names_and_how_to_install_the_rest(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    family = Family(
-        module="no.such", summary="battles", extra="battles", needs="no_such_package_here"
-    )
+    family = Family(module="no.such", summary="battles", needs="no_such_package_here")
+    monkeypatch.setitem(EXTRAS, "no_such_package_here", "battles")
     monkeypatch.setitem(FAMILIES, "battle", family)
     assert run("envs") == 0
     shown = capsys.readouterr().out
     assert "  mamujoco/halfcheetah_2x3\n" in shown
-    assert "battle: battles\n  not installed: pip install 'prefmarl[battles]'" in shown
+    fix = "no_such_package_here needs an extra; install it with: pip install 'prefmarl[battles]'"
+    assert f"battle: battles\n  not installed: {fix}" in shown
     assert run("check", "battle/royale") == 1
-    assert "pip install 'prefmarl[battles]'" in capsys.readouterr().err
+    assert fix in capsys.readouterr().err.replace("\n", " ")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

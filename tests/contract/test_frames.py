@@ -23,8 +23,8 @@ def some_actions(spec: EnvSpec, step: EnvStep) -> npt.NDArray[Any]:
     return step.action_mask.argmax(axis=2)
 
 
-SHIPPED = [name for name in env_names() if not FAMILIES[name.partition("/")[0]].extra]
-"""Environments that need no extra."""
+SHIPPED = [name for name in env_names() if not FAMILIES[name.partition("/")[0]].needs]
+"""Environments that need no optional package."""
 
 
 @pytest.mark.parametrize("name", SHIPPED)

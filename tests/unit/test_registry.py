@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs import EnvError, SimulatedEnv, SparseRewards, env_names, make_env, particles
+from envs.extras import EXTRAS
 from envs.families import FAMILIES, Family, Maker
 
 TWO_KEYS = """
@@ -133,7 +134,8 @@ def test_a_family_is_one_line_and_two_functions(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_family_that_is_not_installed_names_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    family = Family(module="no.such", summary="battles", extra="battles", needs="no_such_package")
+    family = Family(module="no.such", summary="battles", needs="no_such_package")
+    monkeypatch.setitem(EXTRAS, "no_such_package", "battles")
     monkeypatch.setitem(FAMILIES, "battle", family)
     assert not any(name.startswith("battle") for name in env_names())
     with pytest.raises(EnvError, match=r"pip install 'prefmarl\[battles\]'"):
