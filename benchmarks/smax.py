@@ -2,8 +2,7 @@
 
 The raw rate is JaxMARL alone: `HeuristicEnemySMAX.step`, mapped over the copies and compiled,
 its state donated, stepping the same battles under the same actions. It restarts battles that end
-as the adapter does, and gives neither masks, facts and final observations nor sparse rewards. Run
-it with::
+as the adapter does, and gives no masks, facts or final observations. Run it with::
 
     python -m benchmarks.smax --copies 1024
 """

@@ -19,9 +19,6 @@ def checked_actions(
     shape: tuple[int, ...] = (spec.num_envs, spec.num_agents)
     if spec.action_kind == "continuous":
         shape = (*shape, spec.action_size)
-        allowed = np.abs(actions) <= 1.0 + 1e-6
-    else:
-        allowed = (actions >= 0) & (actions < np.asarray(spec.action_sizes))
     kind_fits = (actions.dtype.kind in "iu") == (spec.action_kind == "discrete")
     if actions.shape != shape or not kind_fits:
         wanted = "integer" if spec.action_kind == "discrete" else "float"
@@ -29,6 +26,10 @@ def checked_actions(
             f"{spec.name}: got {actions.dtype} actions of shape {actions.shape}; "
             f"give {wanted} actions of shape {shape}"
         )
+    if spec.action_kind == "continuous":
+        allowed = np.abs(actions) <= 1.0 + 1e-6
+    else:
+        allowed = (actions >= 0) & (actions < np.asarray(spec.action_sizes))
     if action_mask is not None and allowed.all():
         allowed = np.take_along_axis(action_mask, actions[:, :, None], axis=2)[:, :, 0]
     if not allowed.all():

@@ -81,6 +81,7 @@ FAMILIES: dict[str, Family] = {
     "smax": Family(
         module="envs.smax",
         summary="battles of scripted against learning units, in JAX; for 512 copies or more",
+        reward_mode="episodic",
         needs="jaxmarl",
     ),
     "vmas": Family(

@@ -7,17 +7,16 @@ to leave the other a core; no setting of JAX or of the process is changed.
 Needs the extra ``smax``. Axes: E environment copies, N agents, A actions.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import EnvError, EnvSpec, EnvStep, Fact, FloatArray
+from envs.action_checks import checked_actions
+from envs.base import EnvError, EnvSpec, EnvStep, Fact
 from envs.families import Maker
 from envs.randomness import copy_seeds
 from envs.smax_source import SMAX_NAMES, find_scenario, import_smax
-
-RewardMode = Literal["episodic", "outcome", "dense"]
 
 FACTS = (
     Fact(name="won", meaning="battle won", higher_is_better=True),
@@ -41,9 +40,8 @@ def maker(member: str) -> Maker | None:
 class Smax:
     """E battles of an allied team against JaxMARL's scripted enemies.
 
-    The dense reward is JaxMARL's: the share of the enemies' health taken in this step, plus
-    `won_battle_bonus` for a win. `reward_mode` "episodic" pays its sum when the battle ends,
-    "outcome" 1 for a win when it ends and else nothing, "dense" every step as it comes.
+    Every step pays JaxMARL's dense reward: the share of the enemies' health taken in it, plus
+    `won_battle_bonus` for a win.
 
     A battle that is not over after `max_steps` is lost: the source ends it so, and its own
     baselines learn from it so. `finite_horizon` is therefore True; False interrupts it instead.
@@ -55,7 +53,6 @@ class Smax:
         num_envs: int,
         scenario: str = "3m",
         *,
-        reward_mode: str = "episodic",
         max_steps: int = 101,
         finite_horizon: bool = True,
         attack_mode: str = "closest",
@@ -65,7 +62,6 @@ class Smax:
         won_battle_bonus: float = 1.0,
     ) -> None:
         """Prepare the battles; call `reset` before `step`. The last five are JaxMARL's options."""
-        _check_choice("reward_mode", reward_mode, get_args(RewardMode))
         _check_choice("attack_mode", attack_mode, ("closest", "random"))
         _check_choice("observation_type", observation_type, ("unit_list", "conic"))
         if num_envs < 1 or max_steps < 1:
@@ -91,10 +87,9 @@ class Smax:
                 won_battle_bonus=won_battle_bonus,
                 max_steps=max_steps - 1,
             )
-        self._battles = Battles(source, finite_horizon=finite_horizon, reward_mode=reward_mode)
+        self._battles = Battles(source, finite_horizon=finite_horizon)
         self._running: Any = None
         self._mask: Any = None
-        self._dense: FloatArray = np.zeros(num_envs, np.float32)
         self._spec = EnvSpec(
             name=f"smax/{scenario}",
             num_envs=num_envs,
@@ -120,7 +115,6 @@ class Smax:
         # The 64 bits of a copy's seed are the two words of its Threefry key.
         keys = copy_seeds(seed, num_envs).view(np.uint32).reshape(num_envs, 2)
         self._running, view, facts = self._battles.begin(self._jax.device_put(keys, self._device))
-        self._dense = np.zeros(num_envs, np.float32)
         self._mask = np.asarray(view.action_mask)
         nothing = np.zeros(num_envs, np.bool_)
         obs, state = np.asarray(view.obs), np.asarray(view.state)
@@ -141,11 +135,10 @@ class Smax:
         """Return what the joint actions led to; battles that ended show their successors."""
         if self._running is None:
             raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
-        checked = self._checked(np.asarray(actions))
+        checked = checked_actions(self._spec, self._mask, actions).astype(np.int32)
         self._running, outcome = self._battles.advance(self._running, checked)
         # On the CPU, NumPy reads JAX's own buffers: nothing is copied.
         self._mask = np.asarray(outcome.view.action_mask)
-        self._dense = np.asarray(outcome.dense)
         return EnvStep(
             obs=np.asarray(outcome.view.obs),
             state=np.asarray(outcome.view.state),
@@ -159,10 +152,6 @@ class Smax:
             facts=np.asarray(outcome.facts),
         )
 
-    def hidden_rewards(self) -> FloatArray:
-        """Return the (E,) dense rewards of the latest step, whatever the reward mode."""
-        return self._dense.copy()
-
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that changes, keys as their words."""
         if self._running is None:
@@ -171,12 +160,11 @@ class Smax:
         return {
             "running": {self._jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves},
             "action_mask": self._mask.copy(),
-            "dense": self._dense.copy(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from `state_dict()` of an environment made with the same options."""
-        num_envs = len(state["dense"])
+        num_envs = len(state["action_mask"])
         if num_envs != self._spec.num_envs:
             raise EnvError(
                 f"{self._spec.name}: the saved state has {num_envs} copies, this environment "
@@ -192,27 +180,6 @@ class Smax:
             self._running,
         )
         self._mask = state["action_mask"].copy()
-        self._dense = state["dense"].copy()
-
-    def _checked(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.int32]:
-        """Return the actions as int32 if every one of them is legal, else say which is not."""
-        spec = self._spec
-        shape = (spec.num_envs, spec.num_agents)
-        if actions.shape != shape or actions.dtype.kind not in "iu":
-            raise EnvError(
-                f"{spec.name}: got {actions.dtype} actions of shape {actions.shape}; "
-                f"give integer actions of shape {shape}"
-            )
-        known = (actions >= 0) & (actions < spec.action_size)
-        picked = np.where(known, actions, 0)[:, :, None]
-        legal = known & np.take_along_axis(self._mask, picked, axis=2)[:, :, 0]
-        if not legal.all():
-            copy, agent = (int(index) for index in np.argwhere(~legal)[0])
-            raise EnvError(
-                f"{spec.name}: action {actions[copy, agent]} of copy {copy}, agent {agent} is "
-                f"illegal; stay below {spec.action_size} and within action_mask"
-            )
-        return actions.astype(np.int32)
 
 
 def _check_choice(option: str, got: str, valid: tuple[str, ...]) -> None:

@@ -33,8 +33,6 @@ class Running(NamedTuple):
     """(E, 2) uint32 words of each battle's Threefry key."""
     battles: Any
     """The source's own state; every array starts with the axis E."""
-    returns: jax.Array
-    """(E,) dense rewards of the running battles, summed."""
 
 
 class Outcome(NamedTuple):
@@ -47,8 +45,6 @@ class Outcome(NamedTuple):
     final_state: jax.Array
     """(E, S) before any restart."""
     rewards: jax.Array
-    """(E,) in the reward mode."""
-    dense: jax.Array
     """(E,) the source's shaped reward."""
     terminated: jax.Array
     """(E,) booleans."""
@@ -61,11 +57,10 @@ class Outcome(NamedTuple):
 class Battles:
     """The compiled functions of one scenario; it holds nothing that changes."""
 
-    def __init__(self, source: Any, *, finite_horizon: bool, reward_mode: str) -> None:
+    def __init__(self, source: Any, *, finite_horizon: bool) -> None:
         """`source` is JaxMARL's `HeuristicEnemySMAX`."""
         self._source = source
         self._finite_horizon = finite_horizon
-        self._reward_mode = reward_mode
         self.begin = jax.jit(self._begin)
         """(E, 2) keys -> `Running`, its first `View` and its (E, F) facts."""
         self.advance = jax.jit(self._advance, donate_argnums=0)
@@ -75,7 +70,7 @@ class Battles:
         """Return new battles, each drawn from its own key."""
         keys, reset_keys = _split(keys)
         battles, view = jax.vmap(self._battle)(reset_keys)
-        running = Running(keys, battles, jnp.zeros(len(keys), jnp.float32))
+        running = Running(keys, battles)
         facts, _ = jax.vmap(self._facts)(battles.state)
         return _as_typed(running, running), view, facts
 
@@ -86,7 +81,7 @@ class Battles:
         """
         keys, step_keys = _split(running.keys)
         step_keys, reset_keys = _split(step_keys)
-        battles, seen, dense = jax.vmap(self._step)(step_keys, running.battles, actions)
+        battles, seen, rewards = jax.vmap(self._step)(step_keys, running.battles, actions)
         battles = _as_typed(battles, running.battles)
         facts, over = jax.vmap(self._facts)(battles.state)
 
@@ -94,22 +89,17 @@ class Battles:
         timed_out = battles.state.step > self._source.max_steps
         done = over | timed_out
         terminated = done if self._finite_horizon else over
-        returns = running.returns + dense
-        paid = {"episodic": returns, "outcome": facts[:, 0], "dense": dense}[self._reward_mode]
-        rewards = paid if self._reward_mode == "dense" else jnp.where(done, paid, 0.0)
-
         battles, view = self._restart(done, reset_keys, battles, seen)
         outcome = Outcome(
             view=view,
             final_obs=seen.obs,
             final_state=seen.state,
             rewards=rewards,
-            dense=dense,
             terminated=terminated,
             truncated=done & ~terminated,
             facts=facts,
         )
-        return Running(keys, battles, jnp.where(done, 0.0, returns)), outcome
+        return Running(keys, battles), outcome
 
     def _restart(
         self, done: jax.Array, keys: jax.Array, battles: Any, view: View

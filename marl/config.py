@@ -30,7 +30,8 @@ class EnvConfig:
     """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take
     ``reward_mode``: ``episodic`` (the sum at the end), ``every_k`` (the sum of the last
     ``reward_every`` steps), ``outcome`` (``reward_outcome`` at the end: a fact's name or your own
-    function of the facts) or ``dense``. Shipped ones are episodic, your own pays as it does."""
+    function of the facts) or ``dense``. Shipped ones are episodic; gym teams and your own pay
+    as they do."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,13 +21,23 @@ COPIES = 3
 @pytest.mark.parametrize(
     "options",
     [
-        {"scenario": "3m", "reward_mode": "episodic", "max_steps": 40},
-        {"scenario": "2s3z", "reward_mode": "dense", "finite_horizon": False, "max_steps": 20},
-        {"scenario": "smacv2_5_units", "reward_mode": "outcome", "observation_type": "conic"},
+        {"name": "smax/3m", "max_steps": 40},
+        {
+            "name": "smax/2s3z",
+            "reward_mode": "dense",
+            "finite_horizon": False,
+            "max_steps": 20,
+        },
+        {
+            "name": "smax/smacv2_5_units",
+            "reward_mode": "outcome",
+            "reward_outcome": "won",
+            "observation_type": "conic",
+        },
     ],
 )
 def test_contract(options: dict[str, Any]) -> None:
-    env = Smax(COPIES, **options)
+    env = make_env(num_envs=COPIES, **options)
     assert check_env(env, steps=60) == []
     assert isinstance(env, VecEnv)
     assert isinstance(env, HasHiddenRewards)
@@ -81,7 +91,7 @@ class Source:
 
 @pytest.mark.parametrize("scenario", ["3m", "smacv2_5_units"])
 def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
-    env, source = Smax(COPIES, scenario, reward_mode="dense"), Source(scenario)
+    env, source = Smax(COPIES, scenario), Source(scenario)
     draw = np.random.default_rng(0)
     step, expected = env.reset(7), source.reset(7)
     ends = 0
@@ -97,7 +107,7 @@ def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
 
 @pytest.fixture(scope="module")
 def small() -> Smax:
-    return Smax(COPIES, "3m", reward_mode="episodic", max_steps=60)
+    return Smax(COPIES, "3m", max_steps=60)
 
 
 def charge(env: Smax, seed: int) -> list[Any]:
@@ -142,14 +152,17 @@ def test_facts_of_a_start(small: Smax) -> None:
     np.testing.assert_array_equal(small.reset(0).facts, [[0.0, 3.0, 3.0, 1.0, 1.0]] * COPIES)
 
 
-def test_episodic_reward_is_the_sum_of_the_hidden_ones(small: Smax) -> None:
-    draw, step, sums, ends = np.random.default_rng(3), small.reset(3), np.zeros(COPIES), 0
+def test_make_env_pays_a_battle_at_its_end() -> None:
+    env = make_env("smax/3m", COPIES, max_steps=60)
+    assert isinstance(env, HasHiddenRewards)
+    draw, step, sums, ends = np.random.default_rng(3), env.reset(3), np.zeros(COPIES), 0
     for _ in range(150):
-        step = small.step(random_actions(small.spec, draw, step.action_mask))
-        sums += small.hidden_rewards()
+        step = env.step(random_actions(env.spec, draw, step.action_mask))
+        sums += env.hidden_rewards()
         done = step.terminated
         np.testing.assert_allclose(step.rewards, np.where(done, sums, 0.0), atol=1e-5)
         # A lost battle pays at most the whole of the enemies' health, a won one 1 more.
+        assert step.facts is not None
         assert (step.rewards <= 1.0 + step.facts[:, 0] + 1e-5).all()
         sums[done] = 0.0
         ends += int(done.sum())
@@ -157,7 +170,7 @@ def test_episodic_reward_is_the_sum_of_the_hidden_ones(small: Smax) -> None:
 
 
 def test_state_continues_in_another_environment(small: Smax) -> None:
-    other, draw = Smax(COPIES, "3m", reward_mode="episodic", max_steps=60), np.random.default_rng(0)
+    other, draw = Smax(COPIES, "3m", max_steps=60), np.random.default_rng(0)
     step = small.reset(1)
     for _ in range(33):
         step = small.step(random_actions(small.spec, draw, step.action_mask))
@@ -200,7 +213,6 @@ def test_import_leaves_the_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"reward_mode": "sparse"}, "choose one of episodic, outcome, dense"),
         ({"attack_mode": "far"}, "choose one of closest, random"),
         ({"num_envs": 0}, "num_envs is 0"),
         ({"scenario": "4m"}, "register yours"),
