@@ -15,25 +15,31 @@ from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, n
 class Cascade:
     """Asks the first labeller, and each next one only about what those before left open.
 
-    Open is a pair without an answer (NaN) and, with `pass_ties`, also one called a tie; that tie
-    stands where no later one answers.
+    Open is a pair without an answer (NaN) if `pass_unanswered`, and one called a tie if
+    `pass_ties`; that tie stands where no later one answers.
     """
 
-    def __init__(self, *labellers: Labeller, pass_ties: bool = False) -> None:
+    def __init__(
+        self, *labellers: Labeller, pass_unanswered: bool = True, pass_ties: bool = False
+    ) -> None:
         if not labellers:
             raise ValueError("Cascade got no labellers; give at least one")
+        if not (pass_unanswered or pass_ties):
+            raise ValueError(
+                "Cascade got pass_unanswered = False and pass_ties = False, which ask none but the "
+                "first labeller; set one of them"
+            )
         self.parts = labellers
         """In the order in which they are asked."""
+        self.pass_unanswered = pass_unanswered
         self.pass_ties = pass_ties
         self.asked = [0] * len(labellers)
         """Pairs that each was asked about so far."""
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
         labels = torch.full_like(pairs.first.returns, torch.nan)
+        is_open = torch.ones_like(labels, dtype=torch.bool)
         for stage, labeller in enumerate(self.parts):
-            is_open = labels.isnan()
-            if self.pass_ties:
-                is_open |= labels == 0.5
             rows = is_open.nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
@@ -41,6 +47,7 @@ class Cascade:
             answers = checked_labels(labeller, name_of(labeller), pairs.rows(rows))
             answers = answers.to(labels.device)
             labels[rows] = torch.where(answers.isnan(), labels[rows], answers)
+            is_open = (labels.isnan() & self.pass_unanswered) | ((labels == 0.5) & self.pass_ties)
         return labels
 
     def metrics(self) -> dict[str, float]:

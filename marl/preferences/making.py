@@ -20,7 +20,7 @@ def make_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labe
     labeller = _named(config, spec, seeds)
     if config.tie_break:
         rule = facts_labeller(spec, config.tie_break, setting="preferences.tie_break")
-        labeller = Cascade(labeller, rule, pass_ties=True)
+        labeller = Cascade(labeller, rule, pass_unanswered=False, pass_ties=True)
     if errs(config.teacher):
         labeller = NoisyTeacher(labeller, config.teacher, seeds.integer("teacher"))
     return labeller

@@ -182,6 +182,15 @@ def test_a_cascade_passes_ties_on_and_keeps_those_that_stay() -> None:
     assert labels.tolist() == [1.0, 0.5, 0.5]
 
 
+def test_a_cascade_may_leave_what_has_no_answer_alone() -> None:
+    first, second = Scripted(NAN, 0.5, 1.0), Scripted(1.0, 0.0, 0.0)
+    cascade = Cascade(first, second, pass_unanswered=False, pass_ties=True)
+    labels = cascade(pairs_by_return([0.0] * 3, [0.0] * 3))
+    assert labels[0].isnan()
+    assert labels[1:].tolist() == [0.0, 1.0]
+    assert second.calls == [1]
+
+
 def test_a_cascade_stops_when_nothing_is_open() -> None:
     dear = Scripted(0.0, 0.0)
     Cascade(ReturnLabeller(), dear)(pairs_by_return([1.0, 2.0], [0.0, 0.0]))
@@ -203,6 +212,8 @@ def test_a_vote_is_the_mean_of_the_answers() -> None:
 def test_wrong_compositions_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         Cascade()
+    with pytest.raises(ValueError, match="none but the first"):
+        Cascade(ReturnLabeller(), ReturnLabeller(), pass_unanswered=False)
     with pytest.raises(ValueError, match="Vote got 1 labellers and at_least = 2"):
         Vote(ReturnLabeller(), at_least=2)
 
@@ -264,6 +275,17 @@ def test_settings_compose() -> None:
     kinds = [type(part).__name__ for part in parts_of(labeller)]
     assert kinds == ["NoisyTeacher", "Cascade", "ReturnLabeller", "FactsLabeller"]
     assert type(from_settings(teacher=TeacherConfig(myopia=0.5))) is ReturnLabeller
+
+
+def test_a_tie_break_decides_ties_and_answers_nothing_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(labellers, "scripted", Scripted(NAN, 0.5, 0.0), raising=False)
+    labeller = from_settings(labeller="marl.preferences.labellers:scripted", tie_break=("won",))
+    # The first won every time: it decides the tie, not what has no answer or another one.
+    labels = labeller(pairs_by_facts([[1.0, 0.0, 0.0]] * 3, [[0.0, 0.0, 0.0]] * 3))
+    assert labels[0].isnan()
+    assert labels[1:].tolist() == [1.0, 0.0]
 
 
 def test_an_environment_without_an_outcome_says_what_it_has() -> None:
