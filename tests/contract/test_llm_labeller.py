@@ -21,7 +21,7 @@ from marl.plugins import PluginError
 from marl.preferences import ReturnLabeller
 from marl.preferences.labellers import Labeller
 from marl.preferences.llm import LabellerWarning, LlmLabeller
-from marl.preferences.llm.budget import BudgetError
+from marl.preferences.llm.spending import BudgetError
 from marl.preferences.making import make_labeller
 from marl.seeding import Seeds
 from marl.trajectories import Episodes
@@ -364,7 +364,7 @@ def test_caps_are_never_passed(
         with pytest.warns(LabellerWarning, match="a cap is reached"):
             got = labeller(pairs_of(returns, returns[::-1]))
         assert got.isnan().any()
-        spent = labeller.asker.budget.spent
+        spent = labeller.asker.spending.spent
         assert spent.calls <= caps.get("max_calls", 1e9)
         assert spent.tokens <= caps.get("max_total_tokens", 1e9)
         assert spent.cost <= caps.get("max_cost", 1e9)

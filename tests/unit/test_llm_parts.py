@@ -14,14 +14,14 @@ import pytest
 from marl.config import ConfigError
 from marl.llm_config import LlmConfig
 from marl.preferences.llm.asking import Score, score, verdict
-from marl.preferences.llm.budget import Budget
-from marl.preferences.llm.describe import MAX_TEXT, cleaned
 from marl.preferences.llm.faults import Fault, retry_after
 from marl.preferences.llm.patience import Breaker, backoff
 from marl.preferences.llm.prompts import load_template
 from marl.preferences.llm.replies import Reply, choice_of, log_odds, parsed
 from marl.preferences.llm.requests import make_requests, request_body
+from marl.preferences.llm.spending import Spending
 from marl.preferences.llm.store import AnswerStore, Spent, StoreError
+from marl.preferences.llm.texts import MAX_TEXT, cleaned
 from tests.llm_cases import Patience
 
 LETTERS = ("A", "B")
@@ -280,32 +280,32 @@ def test_a_cap_counts_what_is_under_way() -> None:
     # Two attempts of at most 100 tokens are under way and 100 are spent. A third does not fit 350
     # until the first turns out to have used 20; a fourth does not fit at all.
     async def work() -> None:
-        budget = Budget(LlmConfig(max_total_tokens=350), Spent(calls=1, tokens=100), 0.0)
+        spending = Spending(LlmConfig(max_total_tokens=350), Spent(calls=1, tokens=100), 0.0)
         one = Spent(calls=1, tokens=100)
-        await budget.reserve(one)
-        await budget.reserve(one)
-        third = asyncio.create_task(budget.reserve(one))
+        await spending.reserve(one)
+        await spending.reserve(one)
+        third = asyncio.create_task(spending.reserve(one))
         await asyncio.sleep(0)
         assert not third.done()
-        await budget.settle(one, Spent(calls=1, tokens=20))
+        await spending.settle(one, Spent(calls=1, tokens=20))
         await third
-        await budget.settle(one, one)
-        await budget.settle(one, one)
-        assert budget.spent == Spent(calls=4, tokens=320)
+        await spending.settle(one, one)
+        await spending.settle(one, one)
+        assert spending.spent == Spent(calls=4, tokens=320)
         with pytest.raises(Fault, match="budget"):
-            await budget.reserve(one)
+            await spending.reserve(one)
 
     asyncio.run(work())
 
 
 def test_the_estimate_is_an_upper_bound_and_money_has_two_prices() -> None:
     config = LlmConfig(max_tokens=16, prompt_price=2.0, reply_price=10.0)
-    budget = Budget(config, Spent(), 0.0)
-    estimate = budget.estimate({"messages": [{"role": "user", "content": "x" * 1000}]})
+    spending = Spending(config, Spent(), 0.0)
+    estimate = spending.estimate({"messages": [{"role": "user", "content": "x" * 1000}]})
     assert estimate.tokens > 1000 + 16
     # 100 tokens at 2 and one at 10 per million.
-    assert budget.used(reply(), estimate).cost == pytest.approx(210e-6)
-    assert budget.used(reply(prompt_tokens=None), estimate) == estimate
+    assert spending.used(reply(), estimate).cost == pytest.approx(210e-6)
+    assert spending.used(reply(prompt_tokens=None), estimate) == estimate
 
 
 def test_foreign_text_is_escaped_and_capped() -> None:

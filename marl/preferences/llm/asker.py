@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from marl.llm_config import LlmConfig
-from marl.preferences.llm.budget import Budget
 from marl.preferences.llm.faults import LASTING, PASSING, UNPAID, Fault
 from marl.preferences.llm.patience import Breaker, backoff
 from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.replies import Reply, choice_of
 from marl.preferences.llm.requests import Request
+from marl.preferences.llm.spending import Spending
 from marl.preferences.llm.store import AnswerStore, Spent
 from marl.preferences.llm.transport import Transport
 
@@ -40,7 +40,7 @@ class Asker:
         self._sleep = sleep
         self._rng = random.Random()  # only for waits, which are no part of a result
         self.transport = transport
-        self.budget = Budget(config, store.spent(), store.note("seconds") or 0.0)
+        self.spending = Spending(config, store.spent(), store.note("seconds") or 0.0)
         self.breaker = Breaker(config.breaker_failures, config.breaker_seconds, clock)
         self.counts: Counter[str] = Counter()
         """``calls``, ``retries``, ``cache_hits`` and ``fault_...`` of this process."""
@@ -84,7 +84,7 @@ class Asker:
     def metrics(self) -> dict[str, float]:
         """Return what this process asked and what went wrong, what the store's life has spent,
         and the mean seconds of an answered attempt since the last call."""
-        spent = self.budget.spent
+        spent = self.spending.spent
         counts = {"calls": 0, "cache_hits": 0, "retries": 0} | self.counts
         metrics = {f"llm_{name}": float(count) for name, count in counts.items()}
         if self._latencies:
@@ -95,7 +95,7 @@ class Asker:
             "llm_spent_calls": float(spent.calls),
             "llm_spent_tokens": float(spent.tokens),
             "llm_spent_cost": spent.cost,
-            "llm_spent_seconds": self.budget.seconds,
+            "llm_spent_seconds": self.spending.seconds,
         }
 
     async def _answer(self, request: Request, places: asyncio.Semaphore) -> Reply | Fault:
@@ -127,7 +127,7 @@ class Asker:
 
     def _check_asking(self, key: str) -> None:
         """Raise a `Fault` where a question must not be sent at all."""
-        if self.budget.is_out_of_time:
+        if self.spending.is_out_of_time:
             raise Fault("budget", "the time to wait for the model is used up")
         if self._config.offline:
             raise Fault("offline", "not in the store, and preferences.llm.offline is set")
@@ -185,8 +185,8 @@ class Asker:
 
     async def _attempt(self, request: Request) -> Reply:
         """Return the reply to one attempt, paid, counted and kept, or raise its `Fault`."""
-        estimate = self.budget.estimate(request.body)
-        await self.budget.reserve(estimate)
+        estimate = self.spending.estimate(request.body)
+        await self.spending.reserve(estimate)
         used = estimate
         call = self._store.begin(request.key, estimate)
         started = time.perf_counter()
@@ -195,7 +195,7 @@ class Asker:
         try:
             await self._store.commit()
             reply = await self.transport.send(request.body)
-            used = self.budget.used(reply, estimate)
+            used = self.spending.used(reply, estimate)
             if "logprobs" in request.body and reply.text.strip() and not reply.candidates:
                 raise Fault("no_logprobs", "the server gave none")
             outcome = "answered"
@@ -213,7 +213,7 @@ class Asker:
         finally:
             if outcome != "answered":
                 self._store.failed(call, outcome, detail, paid=paid)
-            await self.budget.settle(estimate, used)
+            await self.spending.settle(estimate, used)
 
     def _request(self, body: dict[str, Any]) -> Request:
         return Request(

@@ -21,17 +21,17 @@ from marl.llm_config import LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller
 from marl.preferences.llm.asker import Asker, Sleep
 from marl.preferences.llm.asking import Verdict
-from marl.preferences.llm.budget import BudgetError
-from marl.preferences.llm.describe import cleaned, described, make_description
 from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.judge import Judge, Judgement
 from marl.preferences.llm.loop import Loop
+from marl.preferences.llm.outcomes import Outcomes
 from marl.preferences.llm.preflight import Figures
 from marl.preferences.llm.prompts import load_template
 from marl.preferences.llm.requests import Features
 from marl.preferences.llm.server import Server, must_be_changed, preflight
+from marl.preferences.llm.spending import BudgetError
 from marl.preferences.llm.store import AnswerStore, Labelled
-from marl.preferences.llm.tally import Tally
+from marl.preferences.llm.texts import cleaned, described, make_description
 from marl.preferences.llm.transport import Transport
 from marl.preferences.llm.trouble import Trouble
 
@@ -72,7 +72,7 @@ class LlmLabeller:
         self.asker = Asker(config, self.template, self.store, transport, sleep, clock)
         self.server = Server(config, self.template, self.store, self.asker)
         self._judge = Judge(config, self.template, self.asker, cleaned(config.task))
-        self._tally = Tally(config.ask)
+        self._outcomes = Outcomes(config.ask)
         self._trouble = Trouble(self.asker, config)
         self.figures: Figures | None = None
         """What the preflight found; None before it is done, and without one."""
@@ -83,7 +83,7 @@ class LlmLabeller:
         texts = list(zip(first, second, strict=True))
         started = time.monotonic()
         judgements = self._loop.run(self._judgements(texts))
-        self._tally.add(judgements)
+        self._outcomes.add(judgements)
         self._trouble.report(judgements)
         self._keep(time.monotonic() - started, self._labelled(pairs, texts, judgements))
         labels = [judgement.verdict.label for judgement in judgements]
@@ -107,15 +107,15 @@ class LlmLabeller:
 
     def metrics(self) -> dict[str, float]:
         """Return counts of labels and their causes, and what they cost."""
-        return self._tally.metrics() | self.asker.metrics()
+        return self._outcomes.metrics() | self.asker.metrics()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counts of labels; what was spent is in the store."""
-        return self._tally.state_dict()
+        return self._outcomes.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the counts of `state_dict()`."""
-        self._tally.load_state_dict(state)
+        self._outcomes.load_state_dict(state)
 
     def _known_answers(self) -> tuple[tuple[str, str], ...]:
         if self.config.preflight == "off":
@@ -157,10 +157,10 @@ class LlmLabeller:
         if not texts:
             return []
         try:
-            async with asyncio.timeout(self.asker.budget.seconds_left):
+            async with asyncio.timeout(self.asker.spending.seconds_left):
                 return await self._judged(texts)
         except TimeoutError:
-            self.asker.budget.time_is_up = True
+            self.asker.spending.time_is_up = True
         return await self._judged(texts)  # what came in time is in the store by now
 
     async def _judged(self, texts: Texts) -> list[Judgement]:
@@ -176,9 +176,9 @@ class LlmLabeller:
 
     def _keep(self, seconds: float, labelled: Sequence[Labelled]) -> None:
         """Keep the time spent waiting, which outlives the process, and the labels."""
-        self.asker.budget.seconds += seconds
+        self.asker.spending.seconds += seconds
         try:
-            self.store.set_note("seconds", self.asker.budget.seconds)
+            self.store.set_note("seconds", self.asker.spending.seconds)
             self.store.add_labels(labelled)
         except sqlite3.Error as error:
             self._trouble.tell_once("store", f"{self.store.path} cannot be written: {error}")
@@ -211,12 +211,12 @@ class LlmLabeller:
             return labels
         if self.config.at_cap == "abort":
             raise BudgetError(
-                f"preferences.llm: a cap is reached ({self.asker.budget}); every answer is in "
+                f"preferences.llm: a cap is reached ({self.asker.spending}); every answer is in "
                 f"{self.store.path}, where a run with a larger cap finds it for nothing"
             )
         if self._fallback is None:
             return labels
-        self._tally.add_fallbacks(int(open_.sum()))
+        self._outcomes.add_fallbacks(int(open_.sum()))
         answers = self._fallback(pairs).to(labels)
         return torch.where(open_, answers, labels)
 

@@ -44,7 +44,7 @@ class Server:
             return self.features
         if self._config.offline:
             raise Fault("offline", "the store knows nothing about this server and model")
-        if self._asker.budget.is_out_of_time:
+        if self._asker.spending.is_out_of_time:
             raise Fault("budget", "the time to wait for the model is used up")
         if self._asker.breaker.is_open:
             raise Fault("breaker", "the server failed too often just now")

@@ -29,7 +29,8 @@ class Trouble:
         kinds = Counter(fault.kind for fault in faults)
         if kinds.pop("budget", 0):
             self.tell_once(
-                "budget", f"a cap is reached ({self._asker.budget}); at_cap = {self._config.at_cap}"
+                "budget",
+                f"a cap is reached ({self._asker.spending}); at_cap = {self._config.at_cap}",
             )
         failed = [fault for fault in faults if fault.kind != "budget"]
         is_down = bool(failed) and all(isinstance(s, Fault) for j in judgements for s in j.scores)

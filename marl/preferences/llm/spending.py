@@ -19,7 +19,7 @@ class BudgetError(ConfigError):
     """A cap is reached and the configuration says that the run ends then."""
 
 
-class Budget:
+class Spending:
     """Caps on calls, tokens, money and time that hold whatever is under way.
 
     Before an attempt its largest possible use is set aside, and given back in part when the true

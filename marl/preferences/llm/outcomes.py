@@ -9,7 +9,7 @@ from marl.preferences.llm.asking import Score
 from marl.preferences.llm.judge import Judgement
 
 
-class Tally:
+class Outcomes:
     """What became of the pairs so far."""
 
     def __init__(self, form: AskForm) -> None:
