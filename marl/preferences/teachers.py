@@ -35,8 +35,8 @@ class NoisyTeacher:
         mean, deviation = pairs.first.store.return_moments()
         first = (pairs.first.returns.to(torch.float64) - mean) / deviation
         second = (pairs.second.returns.to(torch.float64) - mean) / deviation
-        answers = checked_labels(self.parts[0], name_of(self.parts[0]), pairs)
         gap = (first - second).abs()
+        answers = checked_labels(self.parts[0], name_of(self.parts[0]), pairs).to(gap.device)
         chance, accident = self._draws(pairs).unbind(dim=-1)
         turned = chance < irrationality(gap, self.config.rationality)
         turned ^= accident < self.config.mistakes

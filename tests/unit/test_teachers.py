@@ -4,6 +4,7 @@ Axes: B pairs.
 """
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -124,6 +125,18 @@ def test_the_defaults_pass_answers_on(store: TrajectoryStore) -> None:
 
 def abstaining(pairs: EpisodePairs) -> Tensor:
     return torch.full((len(pairs),), math.nan)
+
+
+def test_answers_may_come_from_another_device(store: TrajectoryStore) -> None:
+    first, second = returns_set_to(store, 0.0, 1.0)
+    pairs = EpisodePairs(first=store.episodes(first), second=store.episodes(second))
+    # A "meta" tensor knows its device and shape, and refuses to mix with others, on any machine.
+    elsewhere = EpisodePairs(
+        first=replace(pairs.first, returns=pairs.first.returns.to("meta")),
+        second=replace(pairs.second, returns=pairs.second.returns.to("meta")),
+    )
+    teacher = NoisyTeacher(abstaining, TeacherConfig(rationality=1.0, tie_within=1.0), 7)
+    assert teacher(elsewhere).device.type == "meta"
 
 
 def test_what_was_not_answered_stays_so(store: TrajectoryStore) -> None:
