@@ -214,6 +214,12 @@ class PreferenceConfig:
     """Finished episodes that are kept."""
     llm: LlmConfig = field(default_factory=LlmConfig)
 
+    @property
+    def labellers(self) -> tuple[str, ...]:
+        """The labeller and, where it may take over at a cap, the language model's fallback."""
+        has_fallback = self.labeller == "llm" and self.llm.at_cap == "fallback"
+        return (self.labeller, self.llm.fallback) if has_fallback else (self.labeller,)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -387,10 +393,11 @@ def check_ranges(config: Config) -> None:
 
 def _check_preferences(config: PreferenceConfig) -> None:
     """Raise `ConfigError` for settings that say nothing together."""
-    if (config.labeller == "facts") != bool(config.facts):
+    if ("facts" in config.labellers) != bool(config.facts):
         raise ConfigError(
-            f"preferences.facts: got {list(config.facts)} with preferences.labeller = "
-            f'{config.labeller!r}; labeller = "facts" needs at least one, others use none'
+            f"preferences.facts: got {list(config.facts)}, but pairs are judged by "
+            f'{" and ".join(config.labellers)}; "facts", as preferences.labeller or as the '
+            "preferences.llm.fallback in use, needs at least one, others use none"
         )
     if any(margin < 0.0 for margin in config.fact_margins):
         raise ConfigError(

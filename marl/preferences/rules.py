@@ -83,6 +83,8 @@ def facts_labeller(
 
     `setting` names in errors where the names were read from.
     """
+    if not names:
+        raise ConfigError(f"{setting}: names no fact, so every pair would tie; name at least one")
     margins = margins or (0.0,) * len(names)
     rules = [_rule(spec, name, setting) for name in names]
     return FactsLabeller(

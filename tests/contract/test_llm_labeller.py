@@ -19,7 +19,13 @@ import torch
 from marl.config import ConfigError, PreferenceConfig
 from marl.plugins import PluginError
 from marl.preferences import ReturnLabeller
-from marl.preferences.labellers import Labeller
+from marl.preferences.labellers import (
+    EpisodePairs,
+    Labeller,
+    labeller_metrics,
+    labeller_state,
+    load_labeller_state,
+)
 from marl.preferences.llm import LabellerWarning, LlmLabeller
 from marl.preferences.llm.spending import BudgetError
 from marl.preferences.making import make_labeller
@@ -403,6 +409,53 @@ def test_at_the_cap_another_labeller_takes_over_or_the_run_ends(
     labeller = make(server.base_url, tmp_path, at_cap="abort", max_calls=3)
     with pytest.raises(BudgetError, match=r"a cap is reached \(3 of 3 calls\)"):
         answers(labeller, [5.0], [4.0])
+
+
+class Willing:
+    """Prefers the first, and counts the pairs it was asked about."""
+
+    def __init__(self, answer: float = 1.0) -> None:
+        self.answer = answer
+        self.asked = 0
+
+    def __call__(self, pairs: EpisodePairs) -> torch.Tensor:
+        self.asked += len(pairs)
+        return torch.full((len(pairs),), self.answer)
+
+    def metrics(self) -> dict[str, float]:
+        return {"asked": float(self.asked)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"asked": self.asked}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.asked = state["asked"]
+
+
+def test_a_fallback_is_asked_about_open_pairs_only_and_goes_on_where_it_stood(
+    server: ModelServer, tmp_path: Path
+) -> None:
+    fallback = Willing()
+    caps: dict[str, Any] = {"at_cap": "fallback", "max_calls": 3, "concurrency": 1}
+    labeller = make(server.base_url, tmp_path, fallback=fallback, **caps)
+    # A probe and the first pair's two grades fit; two pairs are open.
+    answers(labeller, [1.0, 5.0, 6.0], [2.0, 4.0, 7.0])
+    assert fallback.asked == 2
+    assert labeller_metrics(labeller)["labeller/asked"] == 2.0
+    state = labeller_state(labeller)
+    labeller.close()
+    again = Willing()
+    labeller = make(server.base_url, tmp_path, fallback=again, **caps)
+    load_labeller_state(labeller, state)
+    assert again.asked == 2
+
+
+def test_a_fallback_that_breaks_its_promise_is_named(server: ModelServer, tmp_path: Path) -> None:
+    labeller = make(
+        server.base_url, tmp_path, fallback=Willing(2.0), at_cap="fallback", max_calls=1
+    )
+    with pytest.raises(PluginError, match=r"labeller Willing returned 2\.0 for pair 0"):
+        answers(labeller, [1.0], [2.0])
 
 
 def test_the_preflight_refuses_a_model_that_carries_nothing(

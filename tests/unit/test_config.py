@@ -96,11 +96,22 @@ def test_conflicts_are_refused() -> None:
     assert 'set reward.value_loss = "gumbel"' in message
 
 
+LANGUAGE_MODEL: dict[str, Any] = {"labeller": "llm", "queries_per_iteration": 2}
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"labeller": "facts"}, "preferences.facts: got []"),
-        ({"facts": ["won"]}, "preferences.facts: got ['won'] with preferences.labeller = 'return'"),
+        ({"facts": ["won"]}, "preferences.facts: got ['won'], but pairs are judged by return"),
+        (
+            LANGUAGE_MODEL | {"llm.at_cap": "fallback", "llm.fallback": "facts"},
+            "preferences.facts: got [], but pairs are judged by llm and facts",
+        ),
+        (
+            LANGUAGE_MODEL | {"llm.fallback": "facts", "facts": ["won"]},
+            "preferences.facts: got ['won'], but pairs are judged by llm;",
+        ),
         (
             {"labeller": "facts", "facts": ["won"], "fact_margins": [1.0, 2.0]},
             "preferences.fact_margins: got 2 for 1 facts",
@@ -126,6 +137,17 @@ def test_preferences_that_say_nothing_together_are_refused(
     with pytest.raises(ConfigError) as caught:
         load_config(overrides={f"preferences.{key}": value for key, value in settings.items()})
     assert message in str(caught.value)
+
+
+def test_a_language_model_may_fall_back_on_facts() -> None:
+    settings = LANGUAGE_MODEL | {
+        "llm.at_cap": "fallback",
+        "llm.fallback": "facts",
+        "facts": ["won", "length-"],
+        "fact_margins": [0.0, 2.0],
+    }
+    config = load_config(overrides={f"preferences.{key}": value for key, value in settings.items()})
+    assert config.preferences.labellers == ("llm", "facts")
 
 
 def test_infinite_settings_come_back_from_a_file(tmp_path: Path) -> None:

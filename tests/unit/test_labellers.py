@@ -145,6 +145,11 @@ def test_unknown_or_directionless_facts_are_refused(name: str, message: str) -> 
         facts_labeller(spec_of(), (name,), setting="here")
 
 
+def test_a_rule_over_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="here: names no fact"):
+        facts_labeller(spec_of(), (), setting="here")
+
+
 def test_a_sign_overrides_the_direction() -> None:
     rule = facts_labeller(spec_of(), ("-won",), setting="here")
     labels = rule(pairs_by_facts([[1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]))

@@ -18,7 +18,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import ConfigError
 from marl.llm_config import LlmConfig
-from marl.preferences.labellers import EpisodePairs, Labeller
+from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
 from marl.preferences.llm.asker import Asker, Sleep
 from marl.preferences.llm.asking import Verdict
 from marl.preferences.llm.faults import Fault
@@ -62,7 +62,8 @@ class LlmLabeller:
         self.config = config
         self.template = load_template(config.prompt, config.ask)
         self._describe = make_description(config.describe, spec)
-        self._fallback = fallback
+        self.parts: tuple[Labeller, ...] = () if fallback is None else (fallback,)
+        """The labeller that takes over at a cap, if there is one."""
         self._known = self._known_answers()
         transport = Transport(config)
         self.store = AnswerStore(Path(config.store))
@@ -214,11 +215,12 @@ class LlmLabeller:
                 f"preferences.llm: a cap is reached ({self.asker.spending}); every answer is in "
                 f"{self.store.path}, where a run with a larger cap finds it for nothing"
             )
-        if self._fallback is None:
-            return labels
-        self._outcomes.add_fallbacks(int(open_.sum()))
-        answers = self._fallback(pairs).to(labels)
-        return torch.where(open_, answers, labels)
+        rows = open_.nonzero().squeeze(-1)
+        for fallback in self.parts:
+            self._outcomes.add_fallbacks(len(rows))
+            answers = checked_labels(fallback, name_of(fallback), pairs.rows(rows))
+            labels[rows] = answers.to(labels.device)
+        return labels
 
 
 def _close(store: AnswerStore, transport: Transport, loop: Loop) -> None:
