@@ -175,7 +175,8 @@ class PreferenceConfig:
     facts: tuple[str, ...] = ()
     """What ``facts`` compares, the most important first; a later one decides where the earlier
     tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).
-    ``+time`` or ``-time`` says whether more or less is better."""
+    ``time+`` says that more of it is better, ``time-`` that less is; files also take ``+time`` and
+    ``-time``, which on the command line would read as a flag."""
     fact_margins: tuple[float, ...] = ()
     """One per entry of `facts`: closer than this is a tie. Empty: only equal ones are."""
     tie_break: tuple[str, ...] = ()

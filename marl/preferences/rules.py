@@ -79,7 +79,9 @@ class FactsLabeller:
 def facts_labeller(
     spec: EnvSpec, names: tuple[str, ...], margins: tuple[float, ...] = (), *, setting: str
 ) -> FactsLabeller:
-    """Return the rule over some facts, each named as ``won``, ``+time`` or ``-time``.
+    """Return the rule over some facts, each named as ``won``, ``time+`` or ``time-``.
+
+    The sign may also come first, ``-time``, which a command line takes for a flag.
 
     `setting` names in errors where the names were read from.
     """
@@ -97,7 +99,7 @@ def facts_labeller(
 
 def _rule(spec: EnvSpec, signed: str, setting: str) -> FactRule:
     """Return the rule that one signed name stands for."""
-    name = signed.lstrip("+-")
+    name, sign = _name_and_sign(signed, setting)
     directions = {fact.name: fact.higher_is_better for fact in spec.facts}
     if name in directions:
         value, higher = _fact([*directions].index(name)), directions[name]
@@ -111,14 +113,26 @@ def _rule(spec: EnvSpec, signed: str, setting: str) -> FactRule:
             f"{setting}: environment {spec.name} tells no fact {name!r}{hint} It can be judged by "
             f"{', '.join(known)}"
         )
-    if signed != name:
-        higher = signed.startswith("+")
+    if sign:
+        higher = sign == "+"
     if higher is None:
         raise ConfigError(
-            f"{setting}: neither more nor less of {name!r} is better by itself; write '+{name}' "
-            f"or '-{name}'"
+            f"{setting}: neither more nor less of {name!r} is better by itself; write '{name}+' "
+            f"or '{name}-'"
         )
     return FactRule(name=name, value=value, sign=1.0 if higher else -1.0)
+
+
+def _name_and_sign(signed: str, setting: str) -> tuple[str, str]:
+    """Return a name and its "+" or "-", which stands before or after it; "" where it has none."""
+    name = signed.strip("+-")
+    sign = signed.replace(name, "", 1)
+    if len(sign) > 1:
+        raise ConfigError(
+            f"{setting}: {signed!r} has {len(sign)} signs, expected at most one, as in '{name}+' "
+            f"or '{name}-'"
+        )
+    return name, sign
 
 
 def _fact(column: int) -> Callable[[Episodes], Tensor]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import tyro
 from torch import Tensor
 
 from envs import EnvSpec, Fact
@@ -136,8 +137,10 @@ def test_return_and_length_are_facts_of_every_environment() -> None:
             "zzz",
             r"tells no fact 'zzz'\. It can be judged by won, damage, time, return, length, novelty",
         ),
-        ("time", "here: neither more nor less of 'time' is better by itself; write '\\+time'"),
-        ("length", "write '\\+length' or '-length'"),
+        ("time", r"here: neither more nor less of 'time' is better by itself; write 'time\+'"),
+        ("length", r"write 'length\+' or 'length-'"),
+        ("-time+", r"here: '-time\+' has 2 signs, expected at most one, as in 'time\+' or 'time-'"),
+        ("--time", r"'--time' has 2 signs"),
     ],
 )
 def test_unknown_or_directionless_facts_are_refused(name: str, message: str) -> None:
@@ -150,8 +153,16 @@ def test_a_rule_over_nothing_is_refused() -> None:
         facts_labeller(spec_of(), (), setting="here")
 
 
-def test_a_sign_overrides_the_direction() -> None:
-    rule = facts_labeller(spec_of(), ("-won",), setting="here")
+def test_a_sign_may_follow_as_the_command_line_needs_it() -> None:
+    arguments = ["--labeller", "facts", "--facts", "won", "time-", "damage+"]
+    facts = tyro.cli(PreferenceConfig, args=arguments).facts
+    rules = facts_labeller(spec_of(), facts, setting="here").rules
+    assert [(rule.name, rule.sign) for rule in rules] == [("won", 1), ("time", -1), ("damage", 1)]
+
+
+@pytest.mark.parametrize("name", ["-won", "won-"])
+def test_a_sign_overrides_the_direction(name: str) -> None:
+    rule = facts_labeller(spec_of(), (name,), setting="here")
     labels = rule(pairs_by_facts([[1.0, 0.0, 0.0]], [[0.0, 0.0, 0.0]]))
     assert labels.tolist() == [0.0]
 
