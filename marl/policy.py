@@ -162,7 +162,11 @@ class Policy:
 
 def load(run: Path | str, seed: int = 0) -> Policy:
     """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws."""
-    saved = load_checkpoint(Path(run) / "checkpoints")[1]
+    return restored(load_checkpoint(Path(run) / "checkpoints")[1], run, seed)
+
+
+def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
+    """Return the policy in a run's checkpoint; `run` names in errors where that was read."""
     config = config_from_dict(saved["config"], str(run))
     spec = make_env(config.env.name, 1, **config.env.options).spec
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)

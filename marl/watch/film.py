@@ -9,11 +9,10 @@ from rich.console import Console
 from rich.progress import track
 
 from marl.config import ConfigError
-from marl.policy import load
 from marl.watch.movies import movie_format, write_movie
 from marl.watch.panel import WIDTH as PANEL_WIDTH
 from marl.watch.panel import Panel, panel_height, reward_rows, scaled
-from marl.watch.play import Play, load_reward, play
+from marl.watch.play import Play, load_team, play
 from marl.watch.scene import paint_scene
 
 _RANGES: dict[str, tuple[float, float]] = {
@@ -73,11 +72,11 @@ def film_run(run: Path, path: Path, options: FilmOptions, console: Console | Non
     """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file."""
     movie_format(path)
     console = console or Console(stderr=True)
-    policy = load(run)
+    policy, reward = load_team(run)
     with console.status("playing"):
         shown = play(
             policy,
-            load_reward(run, policy),
+            reward,
             greedy=options.greedy,
             seed=options.seed,
             episode=options.episode,

@@ -15,7 +15,7 @@ from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv, ma
 from envs.frame_plots import frame_of
 from marl.checkpoint import load_checkpoint
 from marl.evaluate import GreedyActor
-from marl.policy import Policy
+from marl.policy import Policy, restored
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rollout import Collector
 from marl.seeding import Seeds
@@ -61,7 +61,7 @@ def play(
         )
     chosen = slice(int(ends[episode - 1]) if episode else 0, int(ends[episode]))
     team = local = None
-    if reward is not None and reward.is_fitted:
+    if reward is not None:
         learned = reward.rewards(rollout.transitions)[0]
         team = learned.team.squeeze(-1)[chosen].double().numpy()
         local = None if learned.local is None else learned.local.squeeze(-2)[chosen]
@@ -73,15 +73,22 @@ def play(
     )
 
 
-def load_reward(run: Path, policy: Policy) -> RewardLearner | None:
-    """Return the reward a run has learned by its newest checkpoint; None where it learns none."""
-    if not policy.config.learns_reward:
-        return None
+def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
+    """Return the policy in a run's newest checkpoint, and the reward that it is trained on.
+
+    None stands for the reward of a run that learns none, or none yet: training, too, waits for
+    the first answer that is no tie. Both come from one reading, since a run that goes on may
+    write its next checkpoint at any moment.
+    """
+    saved = load_checkpoint(run / "checkpoints")[1]
+    policy, trainer = restored(saved, run), saved["trainer"]
+    if not policy.config.learns_reward or not trainer["source"]["tally"]["is_informative"]:
+        return policy, None
     reward = make_reward_learner(
         policy.spec, policy.config, policy.norm, torch.Generator(), torch.device("cpu")
     )
-    reward.load_state_dict(load_checkpoint(run / "checkpoints")[1]["trainer"]["reward"])
-    return reward
+    reward.load_state_dict(trainer["reward"])
+    return policy, reward if reward.is_fitted else None
 
 
 class Recorder:

@@ -3,15 +3,18 @@
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from marl import checkpoint
+from marl.checkpoint import load_checkpoint, read_checkpoint
 from marl.cli import main
-from marl.policy import load
-from marl.watch import play
-from marl.watch.play import load_reward
+from marl.watch import film_run, play
+from marl.watch.film import FilmOptions
+from marl.watch.play import load_team
 
 QUICK = [
     "--env.name=particles/nav_3",
@@ -65,9 +68,8 @@ def test_a_film_can_be_cut_and_put_elsewhere(
 
 
 def test_the_same_episode_plays_again(imap: Path) -> None:
-    policy = load(imap)
     plays = [
-        play(policy, load_reward(imap, policy), greedy=True, seed=seed, episode=episode)
+        play(*load_team(imap), greedy=True, seed=seed, episode=episode)
         for seed, episode in ((1, 1), (1, 1), (1, 0), (2, 1))
     ]
     assert plays[0].frames == plays[1].frames
@@ -78,8 +80,8 @@ def test_the_same_episode_plays_again(imap: Path) -> None:
 
 
 def test_learned_rewards_belong_to_the_steps_shown(imap: Path) -> None:
-    policy = load(imap)
-    shown = play(policy, load_reward(imap, policy), greedy=True, seed=0)
+    policy, reward = load_team(imap)
+    shown = play(policy, reward, greedy=True, seed=0)
     assert shown.team is not None
     assert shown.local is not None
     assert shown.team.shape == shown.rewards.shape == (25,)
@@ -96,10 +98,34 @@ def test_runs_without_local_rewards_are_filmed_without(
     folder = trained(tmp_path / "run", [f"--algorithm={algorithm}"])
     assert run("watch", str(folder)) == 0
     assert ("learned no reward" in capsys.readouterr().out) == (algorithm == "sparse")
-    policy = load(folder)
-    shown = play(policy, load_reward(folder, policy), greedy=True, seed=0)
+    policy, reward = load_team(folder)
+    shown = play(policy, reward, greedy=True, seed=0)
     assert shown.local is None
     assert (shown.team is None) == (algorithm == "sparse")
+
+
+def test_what_ties_alone_have_taught_is_not_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = trained(tmp_path / "run", ["--preferences.margin=1e9"])
+    state = load_checkpoint(folder / "checkpoints")[1]["trainer"]
+    assert state["reward"]["num_fits"] > 0
+    assert run("watch", str(folder), "--max-frames", "1") == 0
+    assert "learned no reward so far" in capsys.readouterr().out
+
+
+def test_a_film_shows_one_checkpoint(
+    imap: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[Path] = []
+
+    def noting(path: Path) -> tuple[int, dict[str, Any]]:
+        read.append(path)
+        return read_checkpoint(path)
+
+    monkeypatch.setattr(checkpoint, "read_checkpoint", noting)
+    film_run(imap, tmp_path / "episode.gif", FilmOptions(max_frames=1))
+    assert len(read) == 1
 
 
 def test_an_environment_without_frames_is_plotted(tmp_path: Path) -> None:
