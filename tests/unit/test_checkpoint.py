@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from marl.checkpoint import (
+    FORMAT_VERSION,
     CheckpointError,
     list_checkpoints,
     load_checkpoint,
@@ -166,7 +167,7 @@ def flipped(data: bytes) -> bytes:
         (flipped, "checksum differs"),
         (lambda data: b"", "does not begin with a checkpoint's header"),
         (lambda data: b"x" * len(data), "does not begin with a checkpoint's header"),
-        (lambda data: data.replace(b"   1 ", b"   9 ", 1), "has format 9"),
+        (lambda data: data.replace(f"{FORMAT_VERSION:4d} ".encode(), b"   9 ", 1), "has format 9"),
     ],
 )
 def test_damage_is_named_and_the_previous_checkpoint_is_used(
@@ -211,7 +212,7 @@ def test_a_malicious_pickle_is_refused_even_with_a_right_checksum(
     torch.save(content, buffer) if archive else pickle.dump(content, buffer, protocol=2)
     payload = buffer.getvalue()
     digest = hashlib.sha256(payload).hexdigest()
-    header = f"prefmarl-checkpoint {1:4d} {len(payload):16d} {digest}\n".encode()
+    header = f"prefmarl-checkpoint {FORMAT_VERSION:4d} {len(payload):16d} {digest}\n".encode()
     path = tmp_path / "step_000000000001.ckpt"
     path.write_bytes(header + payload)
     with pytest.raises(CheckpointError, match="do not trust where it came from"):
