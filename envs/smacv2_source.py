@@ -113,16 +113,16 @@ class EpisodeDraws:
 
     @contextmanager
     def used(self) -> Iterator[None]:
-        """Let this episode's numbers be the global ones meanwhile."""
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+        """Let this episode's numbers be the global ones meanwhile: upstream draws from those."""
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - upstream's own
         random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002
+        np.random.set_state(self._numpy)  # noqa: NPY002 - upstream's own
         try:
             yield
         finally:
-            self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002
+            self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - upstream's own
             random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002
+            np.random.set_state(numpy)  # noqa: NPY002 - upstream's own
 
     def _hand_over(self, distribution: Any) -> None:
         """Replace the generators of a distribution and of those inside it."""

@@ -49,7 +49,8 @@ def _streams_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        sys.stdout, sys.stderr, sys.__stdout__ = stdout, stderr, original  # type: ignore[misc]
+        sys.stdout, sys.stderr = stdout, stderr
+        sys.__stdout__ = original  # type: ignore[misc]  # constant to typeshed, as above
 
 
 def find_scenario(smax: ModuleType, name: str) -> Any:

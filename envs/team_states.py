@@ -31,7 +31,7 @@ class OwnState:
         """Return the state of an environment that was reset, or None if it has none."""
         try:
             state = np.asarray(env.state())
-        except (NotImplementedError, AttributeError):
+        except (NotImplementedError, AttributeError):  # PettingZoo's ways of having no state
             return None
         return cls(state.shape) if state.size and state.dtype.kind in "fiub" else None
 
