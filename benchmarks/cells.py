@@ -11,6 +11,13 @@ stand in `tasks.toml`:
     steps = 200_000
     seeds = [0, 1, 2]
     overrides = { "learner.epochs" = 8 }    # optional, dotted names of settings
+
+A table `[variants]` crosses every task with sets of overrides; `halfcheetah_2x3` and `g50` make the
+task `halfcheetah_2x3_g50`, whose title ends in the variant's:
+
+    [variants.g50]
+    title = "gamma_R 0.5"
+    overrides = { "reward.gamma" = 0.5 }
 """
 
 import json
@@ -19,7 +26,7 @@ import platform
 import subprocess
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +86,32 @@ def load_tasks(path: Path = TASKS_FILE) -> tuple[tuple[str, ...], dict[str, Task
     """Return the algorithms, and the tasks by name."""
     content = tomllib.loads(path.read_text())
     algorithms = tuple(content.pop("algorithms"))
-    tasks = {}
+    variants = content.pop("variants", None)
+    tasks: dict[str, Task] = {}
     for name, entry in content.items():
         try:
-            tasks[name] = Task(**{**entry, "name": name, "seeds": tuple(entry.get("seeds", ()))})
+            task = Task(**{**entry, "name": name, "seeds": tuple(entry.get("seeds", ()))})
         except TypeError as error:
             raise ValueError(
                 f"{path}, [{name}]: {error}; give title, config, steps, seeds and, where needed, "
                 "overrides"
             ) from error
+        crossed = [task] if variants is None else _crossed(task, variants)
+        tasks |= {one.name: one for one in crossed}
     return algorithms, tasks
+
+
+def _crossed(task: Task, variants: Mapping[str, Mapping[str, Any]]) -> list[Task]:
+    """Return the task once per variant, under names and titles of their own."""
+    return [
+        replace(
+            task,
+            name=f"{task.name}_{name}",
+            title=f"{task.title}, {variant['title']}",
+            overrides={**task.overrides, **variant["overrides"]},
+        )
+        for name, variant in variants.items()
+    ]
 
 
 def read_results(folder: Path) -> Results:
