@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 import torch
 
+from marl.disk import sync_folder
 from marl.encoding import UnsupportedStateError, decode, encode
 
 FORMAT_VERSION = 2
@@ -121,7 +122,7 @@ def _write_whole(path: Path, encoded: dict[str, Any]) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def _write(path: Path, encoded: dict[str, Any]) -> None:
@@ -167,13 +168,3 @@ class _HashingWriter:
 
     def flush(self) -> None:
         """Do nothing: `_write` flushes once, at the end."""
-
-
-def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's new entry; Windows offers no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

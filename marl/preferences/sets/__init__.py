@@ -1,0 +1,1 @@
+"""Preference sets on disk: episodes, their frames, and who preferred which."""
