@@ -26,6 +26,7 @@ from marl.checkpoint import CheckpointError
 from marl.config import Config, ConfigError, Option
 from marl.config_files import load_config
 from marl.evaluate import evaluate
+from marl.label.command import label
 from marl.numerics import NonFiniteError
 from marl.plugins import PluginError
 from marl.policy import load
@@ -151,6 +152,11 @@ def watch_command(arguments: list[str]) -> int:
     return watch(arguments, watch_command.__doc__)
 
 
+def label_command(arguments: list[str]) -> int:
+    """Compare episodes yourself, on a page in your browser."""
+    return label(arguments, label_command.__doc__)
+
+
 def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
     command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
@@ -193,6 +199,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "resume": resume_command,
     "evaluate": evaluate_command,
     "watch": watch_command,
+    "label": label_command,
     "check": check_command,
     "envs": envs_command,
 }

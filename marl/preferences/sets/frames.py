@@ -7,6 +7,7 @@ steps, so that people can judge the episode without the environment at hand.
 import gzip
 import json
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from envs import EnvError, Frame
 from marl.disk import write_whole
 
 MOST_FRAMES = 300
-"""Frames kept of an episode; of a longer one, every so many-th step is shown."""
+"""Frames kept of an episode; of a longer one every second, fourth, ... step is shown."""
 
 
 class FramesError(ValueError):
@@ -38,11 +39,39 @@ class EpisodeFrames:
             )
 
 
-def thinned(frames: list[Frame], most: int = MOST_FRAMES) -> EpisodeFrames:
-    """Return every so many-th of an episode's frames, at most `most`, its last one among them."""
-    stride = -(-len(frames) // most)
-    steps = tuple(range(len(frames) - 1, -1, -stride))[::-1]
-    return EpisodeFrames(steps=steps, frames=tuple(frames[step] for step in steps))
+class Footage:
+    """Collects the frames of a running episode; of a longer one it keeps fewer of the steps."""
+
+    def __init__(self, most: int = MOST_FRAMES) -> None:
+        self._most = most
+        self._kept: list[tuple[int, Frame]] = []
+        self._stride = 1
+        self._step = 0
+
+    def take(self, look: Callable[[], Frame]) -> None:
+        """Count a step, and look at it if its frame is to be kept."""
+        if self._step % self._stride == 0:
+            self._kept.append((self._step, look()))
+            if len(self._kept) > self._most:
+                self._kept = self._kept[::2]
+                self._stride *= 2
+        self._step += 1
+
+    def episode(self) -> EpisodeFrames:
+        """Return what was kept."""
+        steps, frames = zip(*self._kept, strict=True)
+        return EpisodeFrames(steps=steps, frames=frames)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the frames as JSON text, and the counts."""
+        kept = [[step, frame.to_json()] for step, frame in self._kept]
+        return {"kept": json.dumps(kept), "stride": self._stride, "step": self._step}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        kept = json.loads(state["kept"])
+        self._kept = [(step, Frame.from_json(frame)) for step, frame in kept]
+        self._stride, self._step = state["stride"], state["step"]
 
 
 def frames_path(folder: Path, number: int) -> Path:
@@ -50,16 +79,21 @@ def frames_path(folder: Path, number: int) -> Path:
     return folder / "frames" / f"{number:06d}.json.gz"
 
 
-def write_frames(folder: Path, number: int, episode: EpisodeFrames) -> None:
-    """Write the frames of an episode into a set, whole or not at all."""
+def write_frames(folder: Path, number: int, episode: EpisodeFrames | bytes) -> None:
+    """Write the frames of an episode, packed or not, into a set, whole or not at all."""
+    path = frames_path(folder, number)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, episode if isinstance(episode, bytes) else packed(episode))
+
+
+def packed(episode: EpisodeFrames) -> bytes:
+    """Return frames as they are kept in a file, the same bytes for the same frames."""
     content = {
         "steps": list(episode.steps),
         "frames": [_short(frame.to_json()) for frame in episode.frames],
     }
-    path = frames_path(folder, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    write_whole(path, gzip.compress(text.encode(), mtime=0))
+    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
 
 
 def read_frames(folder: Path, number: int) -> EpisodeFrames:

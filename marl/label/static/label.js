@@ -1,0 +1,218 @@
+// The page: shows a pair, sends the answer, shows the next one.
+
+import { Film } from "./draw.js";
+import { Player } from "./player.js";
+
+const $ = (id) => document.getElementById(id);
+const POLL = 2000;
+const KEYS = {
+  ArrowLeft: "first", ArrowRight: "second", ArrowDown: "tie", s: "skip", S: "skip",
+};
+const SAID = {
+  first: "Left is better.", second: "Right is better.", tie: "About the same.", skip: "Skipped.",
+};
+const PLAY = "M4 2l9 6-9 6z";
+const PAUSE = "M3 2h4v12H3zM9 2h4v12H9z";
+
+// The token is in the printed address; this tab keeps it, and the address bar does not.
+if (location.hash.length > 1) {
+  sessionStorage.setItem("token", location.hash.slice(1));
+  history.replaceState(null, "", location.pathname);
+}
+const token = sessionStorage.getItem("token") ?? "";
+
+const stages = [$("stage-first"), $("stage-second")];
+const player = new Player(stages, $("scrub"), (isPlaying) => {
+  $("play-icon").setAttribute("d", isPlaying ? PAUSE : PLAY);
+  $("play-text").textContent = isPlaying ? "Pause" : "Play";
+});
+
+let question = null; // what the server said last
+let isReady = false; // whether its pair is on the screen and takes an answer
+let shownAt = 0;
+let pollTimer = 0;
+const films = new Map();
+
+async function ask(path, body) {
+  const options = { headers: { "x-marl-token": token } };
+  if (body !== undefined) {
+    options.method = "POST";
+    options.headers["content-type"] = "application/json";
+    options.body = JSON.stringify(body);
+  }
+  const reply = await fetch(path, options);
+  const content = await reply.json();
+  if (reply.ok || reply.status === 409) return { content, isStale: reply.status === 409 };
+  throw Object.assign(new Error(content.error ?? content.refused ?? "it refused"), {
+    isRefused: reply.status === 403 || reply.status === 421,
+    isReply: true,
+  });
+}
+
+async function film(number) {
+  if (!films.has(number)) {
+    if (films.size > 8) films.delete(films.keys().next().value);
+    films.set(number, new Film((await ask(`/api/frames/${number}`)).content));
+  }
+  return films.get(number);
+}
+
+async function show(next) {
+  const isSame = question !== null && question.id === next.id && question.status === next.status;
+  question = next;
+  showProgress(next);
+  clearTimeout(pollTimer);
+  if (next.status !== "ask") {
+    isReady = false;
+    player.show(null);
+    if (next.status === "done") {
+      message("All done", "Every answer is stored. You can close this page and stop the server " +
+        "with Ctrl-C; more pairs come with a larger --pairs.");
+    } else {
+      message("No open question", "Training asks again by itself, and the pair appears here.");
+      pollTimer = setTimeout(refresh, POLL);
+    }
+    return;
+  }
+  if (isSame && isReady) return;
+  isReady = false;
+  let pair;
+  try {
+    pair = await Promise.all(next.episodes.map(film));
+  } catch (error) {
+    if (question === next) failed(error, "This pair cannot be shown; skip it.");
+    return;
+  }
+  if (question !== next) return;
+  message(null);
+  player.show(pair);
+  $("pair").dataset.id = next.id;
+  shownAt = performance.now();
+  isReady = true;
+}
+
+function showProgress({ title, answered, goal, same, repeats, status }) {
+  $("title").textContent = title;
+  $("count").textContent = goal === null ? `${answered} answered` : `${answered} of ${goal}`;
+  $("bar").hidden = goal === null;
+  $("bar").max = Math.max(goal ?? 1, 1);
+  $("bar").value = answered;
+  $("agreement").textContent = repeats === 0 ? "" :
+    `You agreed with yourself on ${same} of ${repeats} repeated pairs`;
+  $("undo").disabled = answered === 0;
+  document.querySelectorAll("[data-choice]").forEach((button) => {
+    button.disabled = status !== "ask";
+  });
+}
+
+function message(title, text = "") {
+  $("pair").hidden = title !== null;
+  $("message").hidden = title === null;
+  $("message-title").textContent = title ?? "";
+  $("message-text").textContent = text;
+}
+
+function say(text, isAlarm = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("alarm", isAlarm);
+}
+
+function failed(error, otherwise) {
+  if (error.isRefused) {
+    message("This page is not open any more",
+      "Open the address that marl label printed; a new server has a new one.");
+  } else if (error.isReply) {
+    message(otherwise, error.message);
+    isReady = question?.status === "ask"; // it can still be skipped
+  } else {
+    say("The server does not answer. All earlier answers are stored; start marl label again and " +
+      "open the address it prints.", true);
+    pollTimer = setTimeout(refresh, POLL);
+  }
+}
+
+async function send(path, body, said) {
+  isReady = false;
+  try {
+    const { content, isStale } = await ask(path, body);
+    say(isStale ? "That pair was answered elsewhere already; here is the current one." : said);
+    await show(content);
+  } catch (error) {
+    failed(error, "The answer could not be stored");
+    isReady = question?.status === "ask" && !error.isRefused;
+  }
+}
+
+async function answer(choice) {
+  if (!isReady || question?.status !== "ask") return;
+  if ($("pair").hidden && choice !== "skip") return;
+  const chosen = { first: [0], second: [1], tie: [0, 1], skip: [] }[choice];
+  chosen.forEach((side) => stages[side].classList.add("chosen"));
+  const seconds = (performance.now() - shownAt) / 1000;
+  await send("/api/answer", { id: question.id, choice, seconds }, SAID[choice]);
+  stages.forEach((stage) => stage.classList.remove("chosen"));
+}
+
+async function undo() {
+  const isBusy = question === null || (question.status === "ask" && !isReady);
+  if (isBusy || $("undo").disabled) return;
+  await send("/api/undo", { id: question.id }, "The latest answer is withdrawn.");
+}
+
+async function refresh() {
+  clearTimeout(pollTimer);
+  try {
+    const { content } = await ask("/api/question");
+    if ($("status").classList.contains("alarm")) say("");
+    await show(content);
+  } catch (error) {
+    failed(error, "The set cannot be read");
+  }
+}
+
+function act(key) {
+  if (key in KEYS) answer(KEYS[key]);
+  else if (key === "u" || key === "U" || key === "Backspace") undo();
+  else if (key === " ") player.play(!player.isPlaying);
+  else if (key === ",") player.seek(Math.ceil(player.time) - 1);
+  else if (key === ".") player.seek(Math.floor(player.time) + 1);
+  else return false;
+  return true;
+}
+
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.altKey || event.metaKey) return;
+  const at = event.target;
+  const isField = at.matches("input, select"); // their own keys move them
+  if (isField && /^(Arrow|Backspace| )/.test(event.key)) return;
+  if (at.matches("button") && (event.key === " " || event.key === "Enter")) return;
+  if (event.repeat && !(event.key === "," || event.key === ".")) {
+    if (event.key in KEYS) event.preventDefault();
+    return;
+  }
+  if (act(event.key)) event.preventDefault();
+});
+
+// After the mouse, keys answer again instead of moving what was clicked.
+document.addEventListener("pointerup", () => {
+  if (!document.activeElement?.matches("select")) document.activeElement?.blur();
+});
+
+document.querySelectorAll("[data-choice]").forEach((button) => {
+  button.addEventListener("click", () => answer(button.dataset.choice));
+});
+$("undo").addEventListener("click", undo);
+$("play").addEventListener("click", () => player.play(!player.isPlaying));
+$("scrub").addEventListener("input", () => player.seek(Number($("scrub").value)));
+$("speed").addEventListener("change", () => {
+  player.speed = Number($("speed").value);
+  localStorage.setItem("speed", $("speed").value);
+  $("main").focus();
+});
+const speed = localStorage.getItem("speed");
+if ([...$("speed").options].some((option) => option.value === speed)) {
+  $("speed").value = speed;
+  player.speed = Number(speed);
+}
+window.addEventListener("focus", refresh); // another tab may have gone on
+refresh();
