@@ -6,22 +6,26 @@ import tomllib
 import types
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import tomli_w
 
 from marl.config import Config, ConfigError
 
+T = TypeVar("T")
+
 
 def to_dict(config: Config) -> dict[str, Any]:
     """Return the settings as nested plain values, ready for TOML."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
-        return list(value) if isinstance(value, tuple) else value
-
     return typing.cast(dict[str, Any], plain(config))
+
+
+def plain(value: Any) -> Any:
+    """Return dataclasses as dicts and tuples as lists; what is None, TOML leaves out."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return {name: plain(field) for name, field in fields.items() if field is not None}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
 def save_config(config: Config, path: Path) -> None:
@@ -40,7 +44,7 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     where = "overrides"
     if path is not None:
         where = str(path)
-        values = _read_toml(Path(path))
+        values = read_toml(Path(path))
     for dotted, value in (overrides or {}).items():
         section = values
         *parents, last = dotted.split(".")
@@ -55,13 +59,13 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
     """Return the `Config` of nested plain values; `where` names their origin in errors."""
     try:
-        return typing.cast(Config, _build(Config, values, where, ""))
+        return build(Config, values, where)
     except ConfigError as error:
         prefix = "" if str(error).startswith(where) else f"{where}: "
         raise ConfigError(f"{prefix}{error}") from None
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -70,10 +74,12 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: no such config file{hint}") from None
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from None
 
 
-def _build(cls: type, values: dict[str, Any], where: str, prefix: str) -> Any:
-    """Return `cls` with the given differences, checking names and types key by key."""
+def build(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") -> T:
+    """Return the dataclass `cls` with the given values, checking names and types key by key."""
     hints = typing.get_type_hints(cls)
     arguments: dict[str, Any] = {}
     for key, value in values.items():
@@ -87,9 +93,13 @@ def _build(cls: type, values: dict[str, Any], where: str, prefix: str) -> Any:
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise ConfigError(f"{where}: {dotted}: got {value!r}, expected a table")
-            arguments[key] = _build(typing.cast(type, hints[key]), value, where, f"{dotted}.")
+            arguments[key] = build(typing.cast(type, hints[key]), value, where, f"{dotted}.")
         else:
             arguments[key] = _typed(hints[key], value, f"{where}: {dotted}")
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    needed = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [f"{prefix}{name}" for name in needed if name not in arguments]:
+        raise ConfigError(f"{where}: there is no {', '.join(missing)}")
     return cls(**arguments)
 
 
@@ -105,6 +115,8 @@ def _typed(hint: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple and isinstance(value, list | tuple):
         return tuple(_typed(args[0], item, where) for item in value)
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return build(typing.cast(type, hint), value, where)
     if origin is dict and isinstance(value, dict):
         return {str(k): _typed(args[1], v, f"{where}.{k}") for k, v in value.items()}
     if origin in (typing.Union, types.UnionType):

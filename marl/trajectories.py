@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.types import Rollout, Transitions
+from marl.types import EpisodeStore, Rollout, Transitions
 
 
 class TrajectoryStore:
@@ -173,32 +173,13 @@ class TrajectoryStore:
         slots = numbers % self.max_episodes
         row, env, is_last = self._locate(numbers, offsets)
         following = (row + 1) % self.ring_steps
-        flat, flat_next = row * self.num_envs + env, following * self.num_envs + env
-
-        def at(name: str, index: Tensor) -> Tensor:
-            rows = self._steps[name].flatten(0, 1).index_select(0, index.flatten())
-            return rows.unflatten(0, index.shape)
-
-        def after(name: str, final: Tensor) -> Tensor:
-            tail = (1,) * (final.ndim - 1)
-            return torch.where(
-                is_last.view(*is_last.shape, *tail), final[:, None], at(name, flat_next)
-            )
-
-        alive = next_alive = None
-        if "alive" in self._steps:
-            alive = at("alive", flat)
-            next_alive = torch.where(is_last.unsqueeze(-1), alive, at("alive", flat_next))
-        return Transitions(
-            obs=at("obs", flat),
-            state=at("state", flat),
-            actions=at("actions", flat),
-            next_obs=after("obs", self._finals["obs"][slots]),
-            next_state=after("state", self._finals["state"][slots]),
-            terminated=is_last & self._episodes["terminated"][slots].unsqueeze(-1),
-            alive=alive,
-            next_alive=next_alive,
-            action_mask=at("action_mask", flat) if "action_mask" in self._steps else None,
+        return transitions_at(
+            {name: ring.flatten(0, 1) for name, ring in self._steps.items()},
+            row * self.num_envs + env,
+            following * self.num_envs + env,
+            is_last,
+            {name: final[slots] for name, final in self._finals.items()},
+            self._episodes["terminated"][slots],
         )
 
     @property
@@ -236,7 +217,7 @@ class TrajectoryStore:
 class Episodes:
     """M finished episodes as a labeller sees them."""
 
-    store: TrajectoryStore
+    store: EpisodeStore
     numbers: Int64[Tensor, "M"]
     """Running number of each episode in its run."""
     returns: Float[Tensor, "M"]
@@ -277,6 +258,42 @@ class Episodes:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+def transitions_at(
+    rows: dict[str, Tensor],
+    now: Int64[Tensor, "M K"],
+    following: Int64[Tensor, "M K"],
+    is_last: Bool[Tensor, "M K"],
+    finals: dict[str, Tensor],
+    terminated: Bool[Tensor, "M"],
+) -> Transitions:
+    """Return the transitions at the rows `now`, which lead to `following` or, at the last, to
+    the episode's final observation and state."""
+
+    def at(name: str, index: Tensor) -> Tensor:
+        return rows[name].index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def after(name: str) -> Tensor:
+        final = finals[name]
+        tail = (1,) * (final.ndim - 1)
+        return torch.where(is_last.view(*is_last.shape, *tail), final[:, None], at(name, following))
+
+    alive = next_alive = None
+    if "alive" in rows:
+        alive = at("alive", now)
+        next_alive = torch.where(is_last.unsqueeze(-1), alive, at("alive", following))
+    return Transitions(
+        obs=at("obs", now),
+        state=at("state", now),
+        actions=at("actions", now),
+        next_obs=after("obs"),
+        next_state=after("state"),
+        terminated=is_last & terminated.unsqueeze(-1),
+        alive=alive,
+        next_alive=next_alive,
+        action_mask=at("action_mask", now) if "action_mask" in rows else None,
+    )
 
 
 def sample_steps(

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -86,6 +87,10 @@ class AnswerLog:
         """Write an answer; it is on the disk when this comes back."""
         self._write(asdict(answer))
 
+    def extend(self, answers: Iterable[Answer]) -> None:
+        """Write several answers at once; they are on the disk when this comes back."""
+        self._write(*map(asdict, answers))
+
     def undo(self, source: str) -> Answer | None:
         """Withdraw the latest answer of a source and return it; None if none is left."""
         latest = next((a for a in reversed(self.answers()) if a.source == source), None)
@@ -93,13 +98,14 @@ class AnswerLog:
             self._write({"undo": True, "source": source, "at": now()})
         return latest
 
-    def _write(self, line: dict[str, Any]) -> None:
-        """Append a line in a single write, after what a kill has left of the one before."""
+    def _write(self, *lines: dict[str, Any]) -> None:
+        """Append lines in a single write, after what a kill has left of the one before."""
         is_new = not self.path.exists()
         if not is_new:
             self._mend()
         with self.path.open("ab", buffering=0) as file:
-            file.write(json.dumps(line, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+            texts = (json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines)
+            file.write("".join(f"{text}\n" for text in texts).encode())
             os.fsync(file.fileno())
         if is_new:
             sync_folder(self.path.parent)

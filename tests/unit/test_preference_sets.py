@@ -1,0 +1,232 @@
+"""Preference sets: what was collected comes back bit for bit, and damage is named.
+
+Axes: M episodes, L steps.
+"""
+
+import dataclasses
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from envs import EnvSpec
+from marl.preferences.sets import Answer, EpisodeRecord, PreferenceSet, SetError, now
+from marl.preferences.sets.episodes import episode_path
+from marl.preferences.sets.export import record_of
+from marl.trajectories import TrajectoryStore
+from tests.scripted import ScriptedEnv, scripted_collector
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "deaths, masks and facts": {"agents_die": True, "masks_actions": True, "tells_facts": True},
+    "continuous": {"continuous": True, "obs_sizes": (4, 2), "action_sizes": (3, 1)},
+}
+
+
+def store_of(kind: str) -> tuple[TrajectoryStore, EnvSpec]:
+    """Return a store with episodes of 3 to 7 steps whose ring has wrapped around."""
+    env = ScriptedEnv([[3, 5, 7], [6, 2]], **KINDS[kind])
+    collector, actor = scripted_collector(env, 4)
+    store = TrajectoryStore(
+        env.spec, 4, max_steps=64, max_episodes=64, holdout_every=3, device=torch.device("cpu")
+    )
+    if kind == "continuous":
+        actor.sample = lambda parameters, noise, mask: parameters[..., :3] / 7.0
+    for _ in range(11):
+        store.append(collector.collect(actor)[0])
+    return store, env.spec
+
+
+def set_of(folder: Path, kind: str = "plain") -> tuple[PreferenceSet, TrajectoryStore]:
+    """Return a set of all whole episodes of a store, and that store."""
+    store, spec = store_of(kind)
+    made = PreferenceSet.create(folder, spec, origin={"by": "a test"})
+    for number in torch.cat((store.available(), store.available(held_out=True))).tolist():
+        made.add_episode(record_of(store, spec, number), number)
+    return made, store
+
+
+def tensors_of(value: Any) -> dict[str, torch.Tensor | None]:
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "store"}
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    for name, tensor in tensors_of(left).items():
+        other = tensors_of(right)[name]
+        if tensor is None or other is None:
+            assert tensor is other, name
+        else:
+            assert torch.equal(tensor, other), name
+            assert tensor.dtype == other.dtype, name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_was_stored_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
+    _, store = set_of(tmp_path / "set", kind)
+    opened = PreferenceSet(tmp_path / "set")
+    archive = opened.archive(holdout_every=3)
+    assert opened.manifest.origin == {"by": "a test"}
+    assert opened.spec == dataclasses.replace(store_of(kind)[1], num_envs=1)
+    for held_out in (False, True):
+        numbers = store.available(held_out=held_out)
+        assert len(numbers) > 1
+        assert torch.equal(archive.available(held_out=held_out), numbers)
+        here, there = archive.episodes(numbers), store.episodes(numbers)
+        assert_equal(here, there)
+        assert_equal(here.transitions(), there.transitions())
+        offsets = torch.tensor([[0, 2, 9]]).expand(len(numbers), 3)
+        assert torch.equal(here.facts_at(offsets), there.facts_at(offsets))
+        assert torch.equal(archive.final_states(numbers), store.final_states(numbers))
+        alive, expected = here.alive(), there.alive()
+        assert (alive is None) == (expected is None)
+        assert alive is None or torch.equal(alive, expected)
+
+
+def test_the_moments_are_over_all_episodes(tmp_path: Path) -> None:
+    made, store = set_of(tmp_path / "set")
+    numbers = torch.tensor(made.numbers())
+    returns = store.episodes(numbers).returns.double()
+    mean, deviation = made.archive().return_moments()
+    assert mean == pytest.approx(float(returns.mean()))
+    assert deviation == pytest.approx(float(returns.std(correction=0)))
+
+
+def test_numbers_go_on_and_are_never_used_twice(tmp_path: Path) -> None:
+    made, _ = set_of(tmp_path / "set")
+    record, last = made.episode(made.numbers()[-1]), made.numbers()[-1]
+    assert made.add_episode(record) == last + 1
+    with pytest.raises(SetError, match=f"episode {last} is there already"):
+        made.add_episode(record, last)
+    with pytest.raises(SetError, match="episode -1 cannot be: numbers begin at 0"):
+        made.add_episode(record, -1)
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
+    _, spec = store_of("plain")
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SetError, match="already holds something; choose another folder"):
+        PreferenceSet.create(tmp_path, spec)
+    PreferenceSet.create(tmp_path / "set", spec)
+    with pytest.raises(SetError, match="already holds a preference set"):
+        PreferenceSet.create(tmp_path / "set", spec)
+    with pytest.raises(SetError, match=r"notes\.txt is a file"):
+        PreferenceSet.create(tmp_path / "notes.txt", spec)
+    with pytest.raises(SetError, match=r"is no preference set: it has no set\.toml"):
+        PreferenceSet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("format = 1", "format = 2", "the set has format 2, this program reads up to 1; use"),
+        ("format = 1", 'format = "1"', "format is '1', expected a number from 1 to 1"),
+        ("state_size = 3", "state_sise = 3", "unknown key spec.state_sise; did you mean spec.stat"),
+        ("state_size = 3", "", "there is no spec.state_size"),
+        ("state_size = 3", "state_size = 0", "spec.state_size: got 0, expected at least 1"),
+        ("state_size = 3", "state_size = true", "spec.state_size: got True"),
+        ("state_size = 3", "state_size =", "not valid TOML"),
+        ('"discrete"', '"discreet"', "did you mean 'discrete'"),
+    ],
+)
+def test_a_wrong_set_toml_says_what_is_wrong(
+    old: str, new: str, message: str, tmp_path: Path
+) -> None:
+    set_of(tmp_path / "set")
+    path = tmp_path / "set" / "set.toml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    with pytest.raises(SetError, match=message) as caught:
+        PreferenceSet(tmp_path / "set")
+    assert str(path) in str(caught.value)
+
+
+def record() -> EpisodeRecord:
+    """Return an episode of 2 steps that fits the plain scripted environment."""
+    return EpisodeRecord(
+        obs=np.zeros((2, 2, 4)),
+        state=np.zeros((2, 3)),
+        actions=np.array([[0, 1], [2, 2]]),
+        final_obs=np.zeros((2, 4)),
+        final_state=np.zeros(3),
+        episode_return=1.0,
+        terminated=True,
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"obs": np.zeros((2, 3, 4))}, r"obs has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
+        ({"final_state": np.zeros(4)}, r"final_state has shape \(4,\), expected \(3,\)"),
+        ({"actions": np.zeros((2, 2))}, "actions has dtype float64, expected int64"),
+        ({"actions": np.full((2, 2), 3)}, "actions are from 3 to 3, expected 0 to 2"),
+        ({"state": np.full((2, 3), np.nan)}, "state holds NaN or infinity"),
+        ({"final_obs": np.full((2, 4), 1e300)}, "final_obs holds NaN or infinity"),
+        ({"alive": np.ones((2, 2), bool)}, "has alive, but set.toml says that scripted has none"),
+        ({"episode_return": np.inf}, "return is inf, expected a finite number"),
+        ({"state": np.zeros((0, 3))}, r"state has 0 steps, expected 1 to 7 \(spec.max_steps\)"),
+        ({"state": np.zeros((8, 3))}, "state has 8 steps, expected 1 to 7"),
+    ],
+)
+def test_an_episode_that_does_not_fit_is_refused(
+    changes: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    made = PreferenceSet.create(tmp_path / "set", store_of("plain")[1])
+    with pytest.raises(SetError, match=message):
+        made.add_episode(dataclasses.replace(record(), **changes))
+    assert made.numbers() == []
+
+
+def test_an_environment_with_deaths_needs_to_know_who_lived(tmp_path: Path) -> None:
+    made = PreferenceSet.create(tmp_path / "set", store_of("deaths, masks and facts")[1])
+    facts = np.zeros((2, 2), np.float32)
+    with pytest.raises(SetError, match=r"alive is missing; scripted needs shape \(2, 2\)"):
+        made.add_episode(dataclasses.replace(record(), facts_on_the_way=facts))
+    with pytest.raises(SetError, match="facts_on_the_way is missing"):
+        made.add_episode(record())
+
+
+def test_damaged_episodes_are_named(tmp_path: Path) -> None:
+    made = PreferenceSet.create(tmp_path / "set", store_of("plain")[1])
+    path = episode_path(made.folder, made.add_episode(record()))
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SetError, match=r"000000\.npz is damaged .*delete it"):
+        made.archive()
+    middle = len(whole) // 3
+    path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(SetError, match=r"000000\.npz"):
+        made.archive()
+    np.savez(path, obs=np.zeros(3))
+    with pytest.raises(SetError, match="has no state, actions, final_obs, final_state, return"):
+        made.archive()
+    np.savez(path, obs=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(SetError, match="Object arrays cannot be loaded"):
+        made.archive()
+    path.unlink()
+    with pytest.raises(SetError, match="has no episodes; add some"):
+        made.archive()
+    with pytest.raises(SetError, match="the set has no episode 0"):
+        made.episode(0)
+
+
+def test_foreign_data_comes_in_and_a_kill_leaves_no_half_episode(tmp_path: Path) -> None:
+    made = PreferenceSet.create(
+        tmp_path / "set", store_of("plain")[1], environment="my_envs:keys", options={"size": 3}
+    )
+    numbers = [made.add_episode(record()) for _ in range(3)]
+    made.answers.extend(
+        Answer(first=a, second=b, label=1.0, source="person:ann", at=now())
+        for a, b in ((0, 1), (1, 2))
+    )
+    made.answers.append(Answer(first=0, second=2, label=None, source="person:ann", at=now()))
+    episode_path(made.folder, 3).with_suffix(".npz.tmp").write_bytes(b"half")
+    opened = PreferenceSet(tmp_path / "set")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert [a.label for a in opened.answers.answers()] == [1.0, 1.0, None]
+    assert opened.numbers() == numbers == [0, 1, 2]
+    assert opened.manifest.environment.options == {"size": 3}
