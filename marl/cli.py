@@ -248,10 +248,12 @@ def _run(config: Config, folder: Path, *, resume: bool) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     stop = _Stop()
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
-    iterations = train(config, folder, resume=resume)
+    if config.asks_people:
+        print(f"you are the labeller: run `marl label {folder}` in another terminal", flush=True)
+    iterations = train(config, folder, resume=resume, stop=lambda: stop.received > 0)
     with Progress(config.total_steps, title) as progress:
         for metrics in iterations:
-            progress.update(metrics)
+            progress.update(metrics, at_once=config.preferences.people.wait)
             if stop.received:
                 break
     iterations.close()

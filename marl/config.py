@@ -161,13 +161,26 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PeopleConfig:
+    """People who answer on the page of ``marl label RUN``, while the run trains."""
+
+    wait: bool = False
+    """Whether training stands still while a question is open, rather than go on and use the
+    answers as they come."""
+    filmed_copies: int = 8
+    """Copies that are filmed; questions are about their episodes only. Fewer save time."""
+    task: str = ""
+    """What the team should achieve, in a sentence or two; shown on the page."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PreferenceConfig:
     """Which episodes are compared, and by whom."""
 
     labeller: str = "return"
     """``return`` (larger episodic return wins), ``outcome`` (the fact ``won``), ``facts`` (see
-    `facts`), ``llm`` (a language model, see `llm`), or an import path: ``my_labels:f`` is the
-    labeller (a class is first made), and ``my_labels:make()`` returns it."""
+    `facts`), ``llm`` (a language model, see `llm`), ``people`` (see `people`), or an import path:
+    ``my_labels:f`` is the labeller (a class is first made), and ``my_labels:make()`` returns it."""
     margin: float = 0.0
     """Returns closer than this are a tie."""
     sharpness: float = 0.0
@@ -214,6 +227,7 @@ class PreferenceConfig:
     store_episodes: int = 2_048
     """Finished episodes that are kept."""
     llm: LlmConfig = field(default_factory=LlmConfig)
+    people: PeopleConfig = field(default_factory=PeopleConfig)
 
     @property
     def labellers(self) -> tuple[str, ...]:
@@ -256,6 +270,11 @@ class Config:
     def learns_reward(self) -> bool:
         """Whether the policy is trained on a reward learned from preferences."""
         return self.algorithm in ("imap", "ipl", "slf", "sl")
+
+    @property
+    def asks_people(self) -> bool:
+        """Whether people label, on the page of ``marl label``."""
+        return self.learns_reward and self.preferences.labeller == "people"
 
     @property
     def is_factored(self) -> bool:
@@ -341,6 +360,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "preferences.holdout_every": (2, 1e6),
     "preferences.store_steps": (1, 1e10),
     "preferences.store_episodes": (2, 1e8),
+    "preferences.people.filmed_copies": (1, 1e6),
     **{f"preferences.llm.{name}": limits for name, limits in LLM_RANGES.items()},
 }
 
@@ -419,6 +439,7 @@ def _check_preferences(config: PreferenceConfig) -> None:
             "preferences.queries_per_iteration: got 0, which asks about every pair anew; a "
             "language model costs time or money, so say how many pairs an iteration"
         )
+    _check_people(config)
     if config.queries_per_iteration == 0 and (
         config.query in ("disagreement", "entropy") or config.max_labels or config.retire_after
     ):
@@ -429,4 +450,25 @@ def _check_preferences(config: PreferenceConfig) -> None:
     if config.query == "disagreement" and config.committee < 2:
         raise ConfigError(
             f"preferences.committee: got {config.committee}; to disagree takes at least 2"
+        )
+
+
+def _check_people(config: PreferenceConfig) -> None:
+    """Raise `ConfigError` for settings that people cannot be asked with."""
+    if "people" not in config.labellers:
+        return
+    if config.labeller != "people":
+        raise ConfigError(
+            'preferences.llm.fallback: got "people", whose answers come later than a fallback\'s '
+            'must; choose a rule such as "return", or set preferences.labeller = "people"'
+        )
+    if config.queries_per_iteration == 0:
+        raise ConfigError(
+            "preferences.queries_per_iteration: got 0, which asks about every pair anew; people "
+            "answer a few, so say how many pairs an iteration, e.g. 1"
+        )
+    if config.teacher != TeacherConfig() or config.tie_break:
+        raise ConfigError(
+            "preferences.teacher and preferences.tie_break: people err and tie by themselves, and "
+            "their answers are taken as they are; leave both at their defaults"
         )

@@ -66,15 +66,19 @@ class Progress:
         if self._live is not None:
             self._live.stop()
 
-    def update(self, metrics: dict[str, float]) -> None:
-        """Take one iteration's metrics; of them ``steps`` must be there. Draws when it is time."""
+    def update(self, metrics: dict[str, float], *, at_once: bool = False) -> None:
+        """Take one iteration's metrics; of them ``steps`` must be there. Draws when it is time.
+
+        `at_once` draws what is open for people now, since training may wait for them next.
+        """
         self._metrics = metrics
         self._steps = int(metrics["steps"])
         self._marks.append((self._clock(), self._steps))
         if math.isfinite(metrics.get("return/mean", math.nan)):
             self._returns.append(metrics["return/mean"])
         interval = _SECONDS_PER_LINE if self._live is None else _SECONDS_PER_FRAME
-        if self._clock() - self._shown_at >= interval:
+        is_asking = at_once and metrics.get("labeller/open", 0.0) > 0
+        if is_asking or self._clock() - self._shown_at >= interval:
             self._show()
 
     def _show(self) -> None:
@@ -103,6 +107,8 @@ class Progress:
         accuracy = self._metrics.get("preference/accuracy", math.nan)
         if math.isfinite(accuracy):
             facts.append(("preferences", f"{accuracy:.0%} right"))
+        if is_open := int(self._metrics.get("labeller/open", 0)):
+            facts.append(("people", f"{is_open} open questions"))
         if split := time_split(self._metrics):
             facts.append(("time", "  ".join(f"{part} {share:.0%}" for part, share in split)))
         return facts

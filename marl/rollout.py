@@ -5,9 +5,10 @@ F facts.
 """
 
 import time
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -18,6 +19,19 @@ from marl.config import ConfigError
 from marl.normalisers import TeamNorm
 from marl.numerics import NonFiniteError
 from marl.types import FinishedEpisodes, Rollout, Transitions
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Someone who looks on while steps are collected, and changes nothing."""
+
+    def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
+        """See what the agents see, and the actions that they are about to take."""
+        ...
+
+    def after_step(self, done: npt.NDArray[np.bool_]) -> None:
+        """Learn which of the E episodes the step has ended."""
+        ...
 
 
 class Collector:
@@ -34,6 +48,7 @@ class Collector:
         device: torch.device,
         hidden: bool = False,
         chunk_length: int = 1,
+        watcher: Watcher | None = None,
     ) -> None:
         """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis.
 
@@ -49,6 +64,7 @@ class Collector:
         self.env = env
         self.norm = norm
         self.num_steps = num_steps
+        self.watcher = watcher
         self.generator = generator
         self.device = device
         self.acting = ActingMemory(num_steps, chunk_length)
@@ -80,10 +96,15 @@ class Collector:
             actions = actor.sample(parameters, noise[t], mask)
             buffers["actions"][t] = actions
             sent = actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
+            taken = sent.cpu().numpy()
+            if self.watcher is not None:
+                self.watcher.before_step(self._current, taken)
             before = time.perf_counter()
-            step = self.env.step(sent.cpu().numpy())
+            step = self.env.step(taken)
             physics += time.perf_counter() - before
             self._record_outcome(t, step)
+            if self.watcher is not None:
+                self.watcher.after_step(step.terminated | step.truncated)
             self.acting.forget(buffers["terminated"][t] | buffers["truncated"][t])
             self._current = step
         self._current = _copied(self._current)

@@ -1,7 +1,8 @@
 """Runs: train, and record in a folder what is needed to look at a run and to continue it."""
 
+import time
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,25 @@ from marl.metrics import MetricWriter
 from marl.plots import plot_run
 from marl.train import Trainer
 
+_POLL = 0.25
+"""Seconds between two looks at whether people have answered."""
+
 
 def train(
-    config: Config, run_dir: Path | str | None = None, *, resume: bool = False
+    config: Config,
+    run_dir: Path | str | None = None,
+    *,
+    resume: bool = False,
+    stop: Callable[[], bool] | None = None,
 ) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
-    Closing the generator, an error in the run and the last iteration all save the state.
+    Closing the generator, an error in the run and the last iteration all save the state. While
+    training waits for people (``preferences.people.wait``), it ends as soon as `stop` says so.
     """
     if run_dir is not None and not resume:
         refuse_a_run_in(Path(run_dir))  # before a labeller is asked anything that it is paid for
-    trainer = Trainer(config)
+    trainer = Trainer(config, None if run_dir is None else Path(run_dir))
     if run_dir is None:
         while trainer.iteration < config.num_iterations:
             yield trainer.iterate()
@@ -39,11 +48,11 @@ def train(
         warnings.warn(
             f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
         )
-    yield from _train_in(folder, trainer, resume)
+    yield from _train_in(folder, trainer, resume, stop)
 
 
 def _train_in(
-    folder: Path, trainer: Trainer, resume: bool
+    folder: Path, trainer: Trainer, resume: bool, stop: Callable[[], bool] | None
 ) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
     config = trainer.config
@@ -59,7 +68,7 @@ def _train_in(
             saved_at = trainer.steps
 
     try:
-        while trainer.iteration < config.num_iterations:
+        while trainer.iteration < config.num_iterations and _is_answered(trainer, stop):
             metrics = trainer.iterate()
             writer.write(trainer.steps, metrics)
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
@@ -81,6 +90,15 @@ def _train_in(
         writer.close()
         if trainer.iteration:
             plot_run(folder)
+
+
+def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
+    """Return True once no people are waited for, or False as soon as `stop` says so."""
+    while trainer.is_waiting:
+        if stop is not None and stop():
+            return False
+        time.sleep(_POLL)
+    return True
 
 
 def save_trainer(trainer: Trainer, folder: Path) -> Path:

@@ -17,6 +17,7 @@ from marl.mappo import Mappo
 from marl.normalisers import TeamNorm
 from marl.numerics import correlation
 from marl.preferences import PreferenceSource
+from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Committee, RewardLearner, make_committee, make_reward_learner
 from marl.rollout import Collector
 from marl.seeding import Seeds
@@ -26,13 +27,18 @@ from marl.types import Rewards, Rollout, Transitions
 class Trainer:
     """Everything that changes during a run, and one iteration of it."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, folder: Path | None = None) -> None:
+        """`folder` is the run's, which a labeller that shows episodes to people needs."""
         torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config
         self.device = torch.device(config.device)
         self.seeds = Seeds(config.seed)
         self.env = make_env(config.env.name, config.env.num_envs, **env_options(config))
         spec = self.env.spec
+        self.people: PeopleLabeller | None = None
+        if config.asks_people and folder is not None:
+            camera = Camera(self.env, config.preferences.people.filmed_copies)
+            self.people = make_people(config, spec, camera, folder)
         self.iteration = 0
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
         self.collector = Collector(
@@ -44,6 +50,7 @@ class Trainer:
             device=self.device,
             hidden=config.sees_hidden,
             chunk_length=config.learner.chunk_length,
+            watcher=None if self.people is None else self.people.camera,
         )
         self.mappo = Mappo(
             spec,
@@ -67,6 +74,7 @@ class Trainer:
                 self.seeds,
                 self.device,
                 num_iterations=config.num_iterations,
+                people=self.people,
             )
             self.reward = make_reward_learner(
                 spec, config, self.norm, self.seeds.torch("reward"), self.device
@@ -79,6 +87,12 @@ class Trainer:
     def steps(self) -> int:
         """Environment steps taken, summed over copies."""
         return self.iteration * self.config.batch_steps
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether training is to stand still until people have answered."""
+        waits = self.people is not None and self.config.preferences.people.wait
+        return waits and self.people is not None and self.people.num_open() > 0
 
     def iterate(self) -> dict[str, float]:
         """Run one iteration of the algorithm (IMAP, arXiv 2509.21828) and return its metrics.

@@ -127,6 +127,11 @@ class TrajectoryStore:
             facts=self._episodes["facts"][slots],
         )
 
+    def origins(self, numbers: Int64[Tensor, "M"]) -> tuple[Int64[Tensor, "M"], Int64[Tensor, "M"]]:
+        """Return the copy in which each episode was played, and the time of its first step."""
+        slots = numbers % self.max_episodes
+        return self._episodes["env"][slots], self._episodes["start"][slots]
+
     def return_moments(self) -> tuple[float, float]:
         """Return mean and standard deviation of the kept episodes' returns; 0 and 1 of none.
 

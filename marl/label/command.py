@@ -83,7 +83,7 @@ def _of_run(run: Path, options: argparse.Namespace) -> Subject:
         raise ConfigError(f"{run} is not a run folder: it has no config.toml")
     config, folder = load_config(run / "config.toml"), run / "people"
     folder.mkdir(exist_ok=True)
-    if config.learns_reward and config.preferences.labeller == "people":
+    if config.asks_people:
         return Subject(folder=folder, title=_title(config), asked_by_run=True)
     missing = missing_episodes(folder, options.episodes)
     if missing:

@@ -17,6 +17,7 @@ class PreferenceBuffer:
         self.first = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.second = torch.zeros(capacity, dtype=torch.int64, device=device)
         self.labels = torch.zeros(capacity, device=device)
+        """NaN where an answer was withdrawn."""
         self.asked_at = torch.zeros(capacity, dtype=torch.int64, device=device)
         """Time of each answer, in steps of every copy."""
         self.num_answered = 0
@@ -41,6 +42,19 @@ class PreferenceBuffer:
         self.labels[slots] = labels[-len(slots) :] if count else labels
         self.asked_at[slots] = time
         self.num_answered += count
+
+    def correct(
+        self,
+        first: Int64[Tensor, "B"],
+        second: Int64[Tensor, "B"],
+        labels: Float[Tensor, "B"],
+        time: int = 0,
+    ) -> None:
+        """Put answers, given at `time`, in place of earlier ones to the same pairs; NaN: none."""
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            earlier = (self.first == one) & (self.second == other)
+            self.labels.masked_fill_(earlier, torch.nan)
+        self.add(first, second, labels, time)
 
     def __len__(self) -> int:
         return min(self.num_answered, len(self.labels))

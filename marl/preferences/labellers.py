@@ -1,6 +1,6 @@
 """Labellers: episode pairs in, P(first preferred) out.
 
-Axes: B pairs, D of them chosen.
+Axes: B pairs, D of them chosen; M episodes.
 """
 
 import traceback
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from marl.config import ConfigError
 from marl.plugins import PluginError
-from marl.trajectories import Episodes
+from marl.trajectories import Episodes, TrajectoryStore
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,36 @@ class HasMetrics(Protocol):
 
     def metrics(self) -> dict[str, float]:
         """Return numbers by name; they are written as ``labeller/<name>``."""
+        ...
+
+
+@runtime_checkable
+class IsSelective(Protocol):
+    """A labeller that can be asked about some episodes only."""
+
+    def can_judge(self, episodes: Episodes) -> Bool[Tensor, "M"]:
+        """Return which of M episodes it may be asked about."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class LateAnswers:
+    """Answers to B pairs that were asked about before."""
+
+    first: Int64[Tensor, "B"]
+    """Numbers of episodes in the run."""
+    second: Int64[Tensor, "B"]
+    labels: Float[Tensor, "B"]
+    """In place of whatever was answered to the pair before; NaN: none will come, or none stands
+    any more."""
+
+
+@runtime_checkable
+class AnswersLate(Protocol):
+    """A labeller whose answers may come long after the question: its NaN means not yet."""
+
+    def late_answers(self, store: TrajectoryStore) -> LateAnswers:
+        """Return what has been answered since the last call, about whole episodes of `store`."""
         ...
 
 

@@ -15,8 +15,20 @@ from marl.preferences.teachers import NoisyTeacher
 from marl.seeding import Seeds
 
 
-def make_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
-    """Return the labeller a configuration names, with its tie-break and its teacher's errors."""
+def make_labeller(
+    config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, people: Labeller | None = None
+) -> Labeller:
+    """Return the labeller a configuration names, with its tie-break and its teacher's errors.
+
+    `people` is the labeller of that name, which only a run with a folder has.
+    """
+    if config.labeller == "people":
+        if people is None:
+            raise ConfigError(
+                'preferences.labeller: "people" answer on a page about the episodes of a run '
+                "folder; train with one (run_dir), and leave people out elsewhere"
+            )
+        return people
     labeller = _named(config, spec, seeds)
     if config.tie_break:
         rule = facts_labeller(spec, config.tie_break, setting="preferences.tie_break")

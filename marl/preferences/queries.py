@@ -4,12 +4,18 @@ Axes: E and M episodes, B pairs, K reward models. Episodes are named by their ru
 larger is newer.
 """
 
+import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+from envs.randomness import uniform
 
 STRATA = 8
 """Ranges of equal width that stratified queries cut the returns into."""
+
+BAG_SHARE = 0.632
+"""Share of the answers that each model of a committee learns from: 1 - 1/e, as in a bootstrap."""
 
 
 def draw_episodes(
@@ -110,3 +116,10 @@ def entropy(logits: Float[Tensor, "K B"]) -> Float[Tensor, "B"]:
     """Return the entropy in nats of the models' mean P(first preferred)."""
     first = torch.sigmoid(logits).mean(dim=0)
     return torch.special.entr(first) + torch.special.entr(1.0 - first)
+
+
+def in_bag(first: Int64[Tensor, "B"], second: Int64[Tensor, "B"], bag: int) -> Bool[Tensor, "B"]:
+    """Return which pairs the model of number `bag` learns from: a hash of the three numbers."""
+    seeds = first.cpu().numpy().astype(np.uint64) + np.uint64(bag << 40)
+    draws = torch.as_tensor(uniform(seeds, second.cpu().numpy(), 1)[:, 0] < BAG_SHARE)
+    return draws.to(first.device)

@@ -7,22 +7,24 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from envs import EnvSpec
-from envs.randomness import uniform
 from marl.config import PreferenceConfig, RewardConfig
 from marl.preferences.budget import Budget
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import (
+    AnswersLate,
     EpisodePairs,
+    IsSelective,
+    Labeller,
     checked_labels,
     labeller_metrics,
     labeller_state,
     load_labeller_state,
+    parts_of,
 )
 from marl.preferences.making import make_labeller
 from marl.preferences.queries import (
@@ -33,6 +35,7 @@ from marl.preferences.queries import (
     draw_pairs,
     draw_stratified,
     entropy,
+    in_bag,
 )
 from marl.preferences.tally import Tally
 from marl.preferences.teachers import MyopicReturns
@@ -45,9 +48,6 @@ Scorer = Callable[
     Float[Tensor, "V M"],
 ]
 """From sampled steps, their weights and the episodes' lengths to each model's scores S."""
-
-BAG_SHARE = 0.632
-"""Share of the answers that each model of a committee learns from: 1 - 1/e, as in a bootstrap."""
 
 
 class PreferenceSource:
@@ -68,13 +68,18 @@ class PreferenceSource:
         device: torch.device,
         *,
         num_iterations: int,
+        people: Labeller | None = None,
     ) -> None:
+        """`people` is the labeller of that name, where the run has one."""
         self.config = preferences
         self.reward_config = reward
         self.max_steps = spec.max_steps
         self.num_iterations = num_iterations
         self.generator = seeds.torch("preferences", device)
-        self.labeller = make_labeller(preferences, spec, seeds)
+        self.labeller = make_labeller(preferences, spec, seeds, people)
+        parts = list(parts_of(self.labeller))
+        self.late = [part for part in parts if isinstance(part, AnswersLate)]
+        self.selective = [part for part in parts if isinstance(part, IsSelective)]
         self.store = TrajectoryStore(
             spec,
             rollout_steps,
@@ -108,19 +113,35 @@ class PreferenceSource:
             returns = self.myopic.observe(rollout, hidden)
             rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
         self.store.append(rollout)
+        self._take_late_answers()
         progress = self.num_rollouts / self.num_iterations
         self.num_rollouts += 1
         if self.config.queries_per_iteration == 0 or len(rollout.episodes.env) == 0:
             return
         train, held_out = self.budget.grant(progress)
         for count, side in ((train, False), (held_out, True)):
-            available = self.store.available(held_out=side)
+            available = self._askable(held_out=side)
             if count and len(available) > 1:
                 first, second = self._choose(available, count, scorer, held_out=side)
                 if len(first):
                     self.budget.asked += len(first)
                     labels = self._ask(first, second)
-                    self.buffer.add(first, second, labels, self.store.time)
+                    given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
+                    self.buffer.add(first[given], second[given], labels[given], self.store.time)
+
+    def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
+        """Return the whole episodes of one side that the labeller can judge."""
+        available = self.store.available(held_out=held_out)
+        for part in self.selective:
+            available = available[part.can_judge(self.store.episodes(available))]
+        return available
+
+    def _take_late_answers(self) -> None:
+        """Keep what was answered to earlier questions; each counts once it is closed."""
+        for part in self.late:
+            late = part.late_answers(self.store)
+            self.buffer.correct(late.first, late.second, late.labels, self.store.time)
+            self.tally.add(late.labels)
 
     def _choose(
         self,
@@ -222,6 +243,7 @@ class PreferenceSource:
         every = self.config.holdout_every
         usable = self.store.holds(first) & self.store.holds(second)
         usable &= (first % every == every - 1) == held_out
+        usable &= ~self.buffer.labels[:size].isnan()
         if self.config.retire_after:
             age = (self.store.time - self.buffer.asked_at[:size]) * self.store.num_envs
             usable &= age <= self.config.retire_after
@@ -236,7 +258,7 @@ class PreferenceSource:
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
         pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
         labels = checked_labels(self.labeller, self.config.labeller, pairs).to(self.device)
-        self.tally.add(labels)
+        self.tally.add(labels[~labels.isnan()] if self.late else labels)
         return labels
 
     @property
@@ -276,10 +298,3 @@ class PreferenceSource:
         self.num_rollouts = state["num_rollouts"]
         if self.myopic is not None:
             self.myopic.load_state_dict(state["myopic"])
-
-
-def in_bag(first: Int64[Tensor, "B"], second: Int64[Tensor, "B"], bag: int) -> Bool[Tensor, "B"]:
-    """Return which pairs the model of number `bag` learns from: a hash of the three numbers."""
-    seeds = first.cpu().numpy().astype(np.uint64) + np.uint64(bag << 40)
-    draws = torch.as_tensor(uniform(seeds, second.cpu().numpy(), 1)[:, 0] < BAG_SHARE)
-    return draws.to(first.device)

@@ -1,0 +1,207 @@
+"""The labeller ``people``.
+
+Axes: B pairs, M episodes.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import Config, ConfigError, Option
+from marl.preferences.labellers import EpisodePairs, LateAnswers
+from marl.preferences.people.camera import Camera
+from marl.preferences.people.run_set import RunSet
+from marl.preferences.sets.answers import Answer, AnswerLog, DamagedLogError
+from marl.preferences.sets.export import record_of
+from marl.preferences.sets.manifest import Manifest, SetEnvironment
+from marl.preferences.sets.questions import Pair, write_questions
+from marl.trajectories import Episodes, TrajectoryStore
+
+NAN = float("nan")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """A pair that people were asked about, and what training has been told of it so far."""
+
+    first: int
+    """Number of the episode in the run."""
+    second: int
+    shown: Pair
+    """The two episodes' numbers in the set."""
+    is_open: bool = True
+    label: float = NAN
+    """NaN: open, or skipped."""
+
+
+class PeopleLabeller:
+    """Puts pairs into a run's folder for people to answer, and reads their answers as they come.
+
+    An answer that is withdrawn, or changed, after training has been told of it is told again.
+    """
+
+    def __init__(self, folder: Path, camera: Camera, manifest: Manifest) -> None:
+        self.folder = folder
+        self.camera = camera
+        self._set = RunSet(folder, manifest)
+        self._spec = manifest.spec
+        self._log = AnswerLog(folder / "answers.jsonl")
+        self._asked: list[_Asked] = []
+        self._expired = 0
+
+    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+        """Return the answers that are there already, and NaN for what is open from now on."""
+        given = self._given()
+        known = {frozenset((asked.first, asked.second)) for asked in self._asked}
+        sides = zip(self._added(pairs.first), self._added(pairs.second), strict=True)
+        numbers = zip(pairs.first.numbers.tolist(), pairs.second.numbers.tolist(), strict=True)
+        labels = []
+        for (first, second), shown in zip(numbers, sides, strict=True):
+            asked = _told(_Asked(first=first, second=second, shown=shown), given)
+            labels.append(asked.label)
+            if frozenset((first, second)) not in known:
+                self._asked.append(asked)
+        self._write_questions()
+        return torch.tensor(labels, dtype=torch.float32)
+
+    def can_judge(self, episodes: Episodes) -> Bool[Tensor, "M"]:
+        """Return which episodes were filmed from their first step."""
+        store = self._store(episodes)
+        copies, starts = store.origins(episodes.numbers)
+        films = (
+            self.camera.film(copy, start) is not None
+            for copy, start in zip(copies.tolist(), starts.tolist(), strict=True)
+        )
+        return torch.tensor(list(films), dtype=torch.bool, device=episodes.numbers.device)
+
+    def late_answers(self, store: TrajectoryStore) -> LateAnswers:
+        """Return what people have said since the last call about episodes that are still whole.
+
+        Questions about others are closed without an answer.
+        """
+        self.camera.forget_before(store.time - store.ring_steps)
+        given = self._given()
+        kept: list[_Asked] = []
+        changed: list[_Asked] = []
+        for asked in self._asked:
+            pair = torch.tensor([asked.first, asked.second], device=store.device)
+            if not bool(store.holds(pair).all()):
+                if asked.is_open:
+                    self._expired += 1
+                    changed.append(asked)
+                continue
+            now = _told(asked, given)
+            kept.append(now)
+            if now.is_open != asked.is_open or not _same(now.label, asked.label):
+                changed.append(now)
+        if len(kept) < len(self._asked) or changed:
+            self._asked = kept
+            self._write_questions()
+        return LateAnswers(
+            first=torch.tensor([a.first for a in changed], dtype=torch.int64, device=store.device),
+            second=torch.tensor(
+                [a.second for a in changed], dtype=torch.int64, device=store.device
+            ),
+            labels=torch.tensor([a.label for a in changed], device=store.device),
+        )
+
+    def num_open(self) -> int:
+        """Return how many questions still have no answer on the disk."""
+        given = self._given()
+        return sum(_told(asked, given).is_open for asked in self._asked)
+
+    def metrics(self) -> dict[str, float]:
+        """Return how many questions are open, and how many were never answered in time."""
+        is_open = sum(asked.is_open for asked in self._asked)
+        return {"open": float(is_open), "expired": float(self._expired)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is being asked, what training was told, and the films."""
+        return {
+            "asked": [[a.first, a.second, *a.shown, a.is_open, a.label] for a in self._asked],
+            "expired": self._expired,
+            "camera": self.camera.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`; the page is shown what was open then."""
+        self._asked = [
+            _Asked(first=first, second=second, shown=(one, other), is_open=is_open, label=label)
+            for first, second, one, other, is_open, label in state["asked"]
+        ]
+        self._expired = state["expired"]
+        self.camera.load_state_dict(state["camera"])
+        self._write_questions()
+
+    def _added(self, episodes: Episodes) -> list[int]:
+        """Return the episodes' numbers in the set, to which they are added."""
+        store = self._store(episodes)
+        copies, starts = store.origins(episodes.numbers)
+        added = []
+        rows = zip(episodes.numbers.tolist(), copies.tolist(), starts.tolist(), strict=True)
+        for number, copy, start in rows:
+            film = self.camera.film(copy, start)
+            assert film is not None, "asked about an episode that can_judge has refused"
+            added.append(self._set.add(number, record_of(store, self._spec, number), film))
+        return added
+
+    def _given(self) -> dict[Pair, float | None]:
+        """Return the first answer to each pair in either order, None for those only skipped."""
+        try:
+            answers = self._log.answers()
+        except DamagedLogError as error:
+            raise ConfigError(str(error)) from error
+        return first_answers(answer for answer in answers if answer.source.startswith("person:"))
+
+    def _write_questions(self) -> None:
+        """Tell the page what is open, the newest first: old episodes leave the store soon."""
+        write_questions(self.folder, [a.shown for a in reversed(self._asked) if a.is_open])
+
+    def _store(self, episodes: Episodes) -> TrajectoryStore:
+        store = episodes.store
+        assert isinstance(store, TrajectoryStore), "people are asked about a run's own episodes"
+        return store
+
+
+def make_people(config: Config, spec: EnvSpec, camera: Camera, run: Path) -> PeopleLabeller:
+    """Return the labeller of a run, whose set is in ``RUN/people``."""
+    origin: dict[str, Option] = {
+        "run": str(run),
+        "algorithm": config.algorithm,
+        "seed": config.seed,
+    }
+    environment = SetEnvironment(name=config.env.name, options=dict(config.env.options))
+    manifest = Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
+    return PeopleLabeller(run / "people", camera, manifest)
+
+
+def first_answers(answers: Iterable[Answer]) -> dict[Pair, float | None]:
+    """Return P(first preferred) of each pair by both its orders: the first that is no skip.
+
+    Later answers to a pair tell how sure people are, and teach nothing twice.
+    """
+    given: dict[Pair, float | None] = {}
+    for answer in answers:
+        pair = (answer.first, answer.second)
+        if given.get(pair) is None:
+            given[pair] = answer.label
+            given[pair[::-1]] = None if answer.label is None else 1.0 - answer.label
+    return given
+
+
+def _told(asked: _Asked, given: dict[Pair, float | None]) -> _Asked:
+    """Return a question with what is known of it now."""
+    if asked.shown not in given:
+        return replace(asked, is_open=True, label=NAN)
+    label = given[asked.shown]
+    return replace(asked, is_open=False, label=NAN if label is None else label)
+
+
+def _same(one: float, other: float) -> bool:
+    return one == other or (one != one and other != other)
