@@ -13,9 +13,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from marl.config import Config, ConfigError
+from marl.config import ConfigError
 from marl.config_files import load_config
-from marl.label.filming import film_episode, missing_episodes
+from marl.label.filming import film_episodes, missing_episodes
 from marl.label.labelling import Labelling, Plan
 from marl.label.lock import alone
 from marl.preferences.sets.answers import DamagedLogError
@@ -31,6 +31,7 @@ class Subject:
 
     folder: Path
     title: str
+    """What it is, and what the team should achieve."""
     asked_by_run: bool
 
 
@@ -42,7 +43,7 @@ def label(arguments: list[str], description: str | None) -> int:
         parser.error("give either the folder of a run, or --set and the folder of a set")
     _check(options)
     _need_the_extra()
-    subject = _of_set(options.set) if options.run is None else _of_run(options.run, options)
+    subject = _of_set(options) if options.run is None else _of_run(options)
     pairs = options.pairs
     if pairs is None and not subject.asked_by_run:
         pairs = _PAIRS
@@ -77,36 +78,40 @@ def _serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
     serve(app, listener)
 
 
-def _of_run(run: Path, options: argparse.Namespace) -> Subject:
+def _of_run(options: argparse.Namespace) -> Subject:
     """Return the set of a run: what its training asks, or else episodes of its newest team."""
+    run: Path = options.run
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} is not a run folder: it has no config.toml")
     config, folder = load_config(run / "config.toml"), run / "people"
     folder.mkdir(exist_ok=True)
+    title = _titled(config.env.name, options.task or config.preferences.people.task)
     if config.asks_people:
-        return Subject(folder=folder, title=_title(config), asked_by_run=True)
+        return Subject(folder=folder, title=title, asked_by_run=True)
     missing = missing_episodes(folder, options.episodes)
     if missing:
-        policy = load_team(run)[0]
+        films = film_episodes(load_team(run)[0], run, folder, missing)
         console = Console(stderr=True)
-        for number in track(missing, "playing", console=console, transient=True):
-            film_episode(policy, folder, number)
-    return Subject(folder=folder, title=_title(config), asked_by_run=False)
+        for _ in track(films, "playing", total=len(missing), console=console, transient=True):
+            pass
+    return Subject(folder=folder, title=title, asked_by_run=False)
 
 
-def _of_set(folder: Path) -> Subject:
+def _of_set(options: argparse.Namespace) -> Subject:
     """Return a set that was made elsewhere."""
+    folder: Path = options.set
     episodes = len(filmed_episodes(folder))
     if episodes < 2:
         raise ConfigError(
             f"{folder} has {episodes} episodes with frames (frames/000003.json.gz); to compare "
             "them takes at least 2"
         )
-    return Subject(folder=folder, title=folder.resolve().name, asked_by_run=False)
+    title = _titled(folder.resolve().name, options.task)
+    return Subject(folder=folder, title=title, asked_by_run=False)
 
 
-def _title(config: Config) -> str:
-    return config.env.name
+def _titled(name: str, task: str) -> str:
+    return f"{name}: {task}" if task else name
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -159,6 +164,11 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
     parser.add_argument("--set", type=Path, help="instead of a run, a folder with frames/")
     parser.add_argument("--name", default=_user(), help="who labels (default: %(default)s)")
+    parser.add_argument(
+        "--task",
+        default="",
+        help="what the team should achieve, for the page (default preferences.people.task)",
+    )
     parser.add_argument("--port", type=int, default=0, help="default 0: a free one")
     parser.add_argument(
         "--episodes", type=int, default=_EPISODES, help="to play (default %(default)s)"

@@ -1,10 +1,18 @@
 """Episodes of a trained team for people to compare."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import torch
+
+from envs import EnvError, make_env
 from marl.policy import Policy
-from marl.preferences.sets.frames import Footage, filmed_episodes, write_frames
-from marl.watch.play import play
+from marl.preferences.people import Camera, RunSet, manifest_of
+from marl.preferences.sets.export import record_of
+from marl.preferences.sets.frames import filmed_episodes
+from marl.rollout import Collector
+from marl.seeding import Seeds
+from marl.trajectories import TrajectoryStore
 
 
 def missing_episodes(folder: Path, count: int) -> list[int]:
@@ -12,12 +20,36 @@ def missing_episodes(folder: Path, count: int) -> list[int]:
     return sorted(set(range(count)) - set(filmed_episodes(folder)))
 
 
-def film_episode(policy: Policy, folder: Path, number: int) -> None:
-    """Play an episode by sampled actions into a set.
+def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int]) -> Iterator[int]:
+    """Play episodes by sampled actions into a set; yield each number once it is on the disk.
 
-    Its number is its seed: the same policy always plays the same episode.
+    An episode's number is its seed: the same policy always plays the same episode.
     """
-    footage = Footage()
-    for frame in play(policy, None, greedy=False, seed=number).frames:
-        footage.take(lambda frame=frame: frame)  # type: ignore[misc]  # called before the next
-    write_frames(folder, number, footage.episode())
+    config, cpu = policy.config, torch.device("cpu")
+    env = make_env(config.env.name, 1, **config.env.options)
+    spec, steps = env.spec, env.spec.max_steps
+    kept = RunSet(folder, manifest_of(config, spec, run))
+    for number in numbers:
+        seeds, camera = Seeds(number), Camera(env, 1)
+        collector = Collector(
+            env,
+            policy.norm,
+            steps,
+            seed=seeds.integer("evaluation environment"),
+            generator=seeds.torch("evaluation actions"),
+            device=cpu,
+            watcher=camera,
+        )
+        rollout = collector.collect(policy.actor)[0]
+        store = TrajectoryStore(
+            spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
+        )
+        store.append(rollout)
+        film = camera.film(0, 0)
+        if film is None:
+            raise EnvError(
+                f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests "
+                "it"
+            )
+        kept.add(number, record_of(store, spec, 0), film)
+        yield number

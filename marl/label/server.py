@@ -119,6 +119,7 @@ def listening(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
+        listener.listen()  # whoever comes before the server is ready waits instead of failing
     except OSError:
         listener.close()
         raise

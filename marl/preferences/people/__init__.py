@@ -2,5 +2,6 @@
 
 from marl.preferences.people.camera import Camera
 from marl.preferences.people.labeller import PeopleLabeller, make_people
+from marl.preferences.people.run_set import RunSet, manifest_of
 
-__all__ = ["Camera", "PeopleLabeller", "make_people"]
+__all__ = ["Camera", "PeopleLabeller", "RunSet", "make_people", "manifest_of"]

@@ -13,13 +13,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from envs import EnvSpec
-from marl.config import Config, ConfigError, Option
+from marl.config import Config, ConfigError
 from marl.preferences.labellers import EpisodePairs, LateAnswers
 from marl.preferences.people.camera import Camera
-from marl.preferences.people.run_set import RunSet
+from marl.preferences.people.run_set import RunSet, manifest_of
 from marl.preferences.sets.answers import Answer, AnswerLog, DamagedLogError
 from marl.preferences.sets.export import record_of
-from marl.preferences.sets.manifest import Manifest, SetEnvironment
+from marl.preferences.sets.manifest import Manifest
 from marl.preferences.sets.questions import Pair, write_questions
 from marl.trajectories import Episodes, TrajectoryStore
 
@@ -171,14 +171,7 @@ class PeopleLabeller:
 
 def make_people(config: Config, spec: EnvSpec, camera: Camera, run: Path) -> PeopleLabeller:
     """Return the labeller of a run, whose set is in ``RUN/people``."""
-    origin: dict[str, Option] = {
-        "run": str(run),
-        "algorithm": config.algorithm,
-        "seed": config.seed,
-    }
-    environment = SetEnvironment(name=config.env.name, options=dict(config.env.options))
-    manifest = Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
-    return PeopleLabeller(run / "people", camera, manifest)
+    return PeopleLabeller(run / "people", camera, manifest_of(config, spec, run))
 
 
 def first_answers(answers: Iterable[Answer]) -> dict[Pair, float | None]:

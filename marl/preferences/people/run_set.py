@@ -1,11 +1,12 @@
 """The episodes of a run that people are asked about, as a preference set in the run's folder."""
 
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from envs import EnvSpec
+from marl.config import Config, Option
 from marl.preferences.sets.episodes import (
     EpisodeRecord,
     checked_episode,
@@ -14,7 +15,13 @@ from marl.preferences.sets.episodes import (
     write_episode,
 )
 from marl.preferences.sets.frames import write_frames
-from marl.preferences.sets.manifest import Manifest, SetError, manifest_path, write_manifest
+from marl.preferences.sets.manifest import (
+    Manifest,
+    SetEnvironment,
+    SetError,
+    manifest_path,
+    write_manifest,
+)
 
 AGAIN = 1_000_000
 """Added to the number of an episode where the set has another one of that number already."""
@@ -58,6 +65,14 @@ class RunSet:
     @property
     def _spec(self) -> EnvSpec:
         return self._manifest.spec
+
+
+def manifest_of(config: Config, spec: EnvSpec, run: Path) -> Manifest:
+    """Return what the set of a run says of itself."""
+    environment = SetEnvironment(name=config.env.name, options=dict(config.env.options))
+    origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
+    origin |= {"seed": config.seed}
+    return Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
 
 
 def _equal(one: object, other: object) -> bool:
