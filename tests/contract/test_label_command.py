@@ -1,0 +1,150 @@
+"""`marl label` says what it cannot do, and prepares what it shows."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from envs import Frame
+from marl.cli import main
+from marl.label import command
+from marl.label.labelling import Labelling
+from marl.preferences.sets import PreferenceSet
+from marl.preferences.sets.frames import EpisodeFrames, filmed_episodes, write_frames
+
+QUICK = [
+    "--env.name=particles/nav_3",
+    "--env.num-envs=4",
+    "--learner.rollout-steps=25",
+    "--preferences.store-steps=1000",
+    "--total-steps=300",
+]
+
+
+def run(*arguments: str) -> int:
+    """Return the exit status of `marl ARGUMENTS`."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture
+def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Labelling, str]]:
+    """What would be served; nothing is."""
+    calls: list[tuple[Labelling, str]] = []
+
+    def serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
+        calls.append((labelling, title))
+
+    monkeypatch.setattr(command, "_serve", serve)
+    monkeypatch.setattr(command, "_need_the_extra", lambda: None)
+    return calls
+
+
+@pytest.fixture
+def small_set(tmp_path: Path) -> Path:
+    frame = Frame(shapes=(), view=(0.0, 0.0, 1.0, 1.0), anchors=())
+    for number in range(3):
+        write_frames(tmp_path / "set", number, EpisodeFrames(steps=(0,), frames=(frame,)))
+    return tmp_path / "set"
+
+
+def test_episodes_of_any_run_are_played_once_and_kept(
+    tmp_path: Path, served: list[tuple[Labelling, str]]
+) -> None:
+    folder = tmp_path / "run"
+    assert run("train", *QUICK, "--run-dir", str(folder)) == 0
+    arguments = ["label", str(folder), "--name", "ann", "--no-open"]
+    assert run(*arguments, "--episodes", "3", "--task", "Meet.") == 0
+    labelling, title = served[-1]
+    assert title == "particles/nav_3: Meet."
+    assert not labelling.plan.asked_by_run
+    made = PreferenceSet(folder / "people")
+    assert made.numbers() == filmed_episodes(made.folder) == [0, 1, 2]
+    before = made.episode(1).obs.tobytes()
+    assert run(*arguments, "--episodes", "5") == 0
+    assert made.numbers() == [0, 1, 2, 3, 4]
+    assert made.episode(1).obs.tobytes() == before != made.episode(2).obs.tobytes()
+
+
+def test_a_run_with_people_asks_its_own_questions(
+    tmp_path: Path, served: list[tuple[Labelling, str]]
+) -> None:
+    folder = tmp_path / "run"
+    people = ["--preferences.labeller=people", "--preferences.queries-per-iteration=1"]
+    task = "--preferences.people.task=Meet."
+    assert run("train", *QUICK, *people, task, "--run-dir", str(folder)) == 0
+    assert run("label", str(folder), "--name", "ann") == 0
+    labelling, title = served[-1]
+    assert labelling.plan.asked_by_run
+    assert labelling.question() is not None
+    assert title == "particles/nav_3: Meet."
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "SET", "--name", "../ann"], "--name is '../ann'"),
+        (["--set", "SET", "--repeats", "0.9"], "--repeats is 0.9; expected a number from 0 to 0.5"),
+        (["--set", "SET", "--pairs", "0"], "--pairs is 0; expected a number from 1"),
+        (["--set", "nowhere"], "nowhere has 0 episodes with frames"),
+        (["nowhere"], "nowhere is not a run folder"),
+    ],
+)
+def test_what_cannot_be_labelled_is_an_error(
+    small_set: Path,
+    served: list[tuple[Labelling, str]],
+    arguments: list[str],
+    message: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(small_set) if a == "SET" else a for a in arguments]
+    assert run("label", *given) == 1
+    assert message in capsys.readouterr().err
+    assert served == []
+
+
+def test_a_run_or_a_set_is_needed(small_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("label") == 2
+    assert run("label", "run", "--set", str(small_set)) == 2
+    assert "either the folder of a run, or --set" in capsys.readouterr().err
+
+
+def test_a_damaged_log_is_named_or_skipped(
+    small_set: Path, served: list[tuple[Labelling, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (small_set / "answers.jsonl").write_text('damaged\n{"undo": true, "source": "person:ann"}\n')
+    arguments = ["label", "--set", str(small_set), "--name", "ann"]
+    assert run(*arguments) == 1
+    assert "line 1 of 2" in (shown := capsys.readouterr().err)
+    assert "--skip-damaged" in shown
+    with pytest.warns(UserWarning, match="line 1: skipped"):
+        assert run(*arguments, "--skip-damaged") == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows is not guarded")
+def test_one_page_for_each_person(
+    small_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inner: list[int] = []
+
+    def serve(*_: object) -> None:
+        monkeypatch.setattr(command, "_serve", lambda *_: None)
+        inner.append(run("label", "--set", str(small_set), "--name", "ann"))
+        inner.append(run("label", "--set", str(small_set), "--name", "bob"))
+
+    monkeypatch.setattr(command, "_serve", serve)
+    monkeypatch.setattr(command, "_need_the_extra", lambda: None)
+    assert run("label", "--set", str(small_set), "--name", "ann") == 0
+    assert inner == [1, 0]
+    assert "ann is labelling" in capsys.readouterr().err
+
+
+def test_a_missing_extra_is_named(
+    small_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fastapi", None)  # None: importing it fails
+    assert run("label", "--set", str(small_set)) == 1
+    assert "needs the extra people: pip install -c constraints.txt '.[people]'" in (
+        capsys.readouterr().err
+    )
