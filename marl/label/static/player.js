@@ -2,7 +2,8 @@
 
 import { draw } from "./draw.js";
 
-const LONGEST = 10; // seconds that an episode takes at speed 1; longer ones run faster
+const SHORTEST = 2.5; // seconds that the longer episode takes at speed 1, whatever its own time
+const LONGEST = 10;
 const REST = 0.8; // seconds at the end before it starts again
 
 export class Player {
@@ -31,7 +32,7 @@ export class Player {
     if (films === null) return;
     this.end = Math.max(1, ...films.map((film) => film.end));
     const seconds = this.end * films[0].secondsPerStep;
-    this.rate = this.end / Math.min(seconds, LONGEST); // steps a second at speed 1
+    this.rate = this.end / Math.min(Math.max(seconds, SHORTEST), LONGEST); // steps a second at speed 1
     this.scrub.max = this.end;
     this.play(!matchMedia("(prefers-reduced-motion: reduce)").matches);
     this.paint();
