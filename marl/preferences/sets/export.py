@@ -141,6 +141,8 @@ def source_name(config: PreferenceConfig) -> str:
     """Return how ``answers.jsonl`` names the labeller that a configuration names."""
     if config.labeller == "llm":
         name = f"llm:{config.llm.model}"
+    elif config.labeller == "model":
+        name = f"model:{config.model.run}"
     elif config.labeller == "facts":
         name = f"rule:facts {' '.join(config.facts)}"
     elif config.labeller in ("return", "outcome"):
