@@ -21,12 +21,16 @@ class Reliability:
     pair comes first does not matter.
     """
 
-    edges: Float[Tensor, "K+1"]
     counts: Int64[Tensor, "K"]
     confidence: Float[Tensor, "K"]
     """Mean P(the preferred episode wins) of each bin; NaN where it is empty."""
     agreement: Float[Tensor, "K"]
     """Mean P that the labels give that episode: the share right, where labels are hard."""
+
+    @property
+    def edges(self) -> Tensor:
+        """(K + 1,) bounds of the bins."""
+        return torch.linspace(0.5, 1.0, len(self.counts) + 1, dtype=torch.float64)
 
     @property
     def error(self) -> float:
@@ -68,7 +72,6 @@ def reliability(
         return torch.zeros(bins, dtype=values.dtype).index_add(0, places, values) / counts
 
     return Reliability(
-        edges=torch.linspace(0.5, 1.0, bins + 1, dtype=torch.float64),
         counts=counts,
         confidence=mean(confidence),
         agreement=mean(agreement),

@@ -60,6 +60,8 @@ def export_run(
     run, folder = Path(run), Path(folder)
     step, saved = load_checkpoint(run / "checkpoints")
     config = config_from_dict(saved["config"], str(run))
+    if "trainer" not in saved:
+        raise ConfigError(f"{run} holds a fitted reward model; only a run has episodes to export")
     if "source" not in saved["trainer"]:
         raise ConfigError(
             f"{run}: a run of algorithm {config.algorithm} keeps no episodes and no answers; "
