@@ -73,7 +73,7 @@ def report(results: Results, panels: Sequence[Panel]) -> str:
         "the last tenth of training, over seeds, with the least and the greatest. On "
         "`particles/nav_6` (150,000 steps: 94 iterations, 6,000 episodes) standing still gives "
         "-26.1, greedy pursuit -6.4. HalfCheetah 2x3 was trained for 200,000 steps, SMAX 3m for "
-        "600,000.",
+        "400,000.",
         "Accuracy is measured against the teacher's own answers on held-out pairs, so a teacher "
         "with 30 % mistakes allows 70 % at most. Whether a teacher errs about a pair is fixed by "
         "the pair: asked again, it errs again.",
