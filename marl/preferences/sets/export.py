@@ -147,6 +147,8 @@ def source_name(config: PreferenceConfig) -> str:
         name = f"model:{config.model.run}"
     elif config.labeller == "facts":
         name = f"rule:facts {' '.join(config.facts)}"
+    elif config.labeller == "people":
+        name = "people"
     elif config.labeller in ("return", "outcome"):
         name = f"rule:{config.labeller}"
     else:
@@ -233,7 +235,7 @@ def _kept(
     if size == len(buffer.labels):
         order = order.roll(-start)
     first, second, labels = buffer.first[order], buffer.second[order], buffer.labels[order]
-    there = torch.isin(first, numbers) & torch.isin(second, numbers)
+    there = torch.isin(first, numbers) & torch.isin(second, numbers) & ~labels.isnan()
     return first[there], second[there], labels[there]
 
 
