@@ -17,13 +17,20 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import RESULTS, TASKS_FILE, Results, Task, load_tasks, read_results
+from benchmarks.cells import (
+    RESULTS,
+    ROOT,
+    TASKS_FILE,
+    Results,
+    Task,
+    load_tasks,
+    read_results,
+)
 from benchmarks.curves import ALGORITHM_TITLES, Panel, draw_curves, in_order
 
 OURS = "imap"
 REPETITIONS = 2000
 """Bootstrap samples behind an interval."""
-COMMANDS = "python -m benchmarks.learning\npython -m benchmarks.aggregate"
 LEAST_SEEDS = 3
 """With fewer seeds no interval is stated."""
 
@@ -86,7 +93,7 @@ def grouped(cells: Sequence[dict[str, Any]]) -> Groups:
     return groups
 
 
-def report(results: Results, groups: Groups, tasks: Mapping[str, Task]) -> str:
+def report(results: Results, groups: Groups, tasks: Mapping[str, Task], commands: str) -> str:
     """Return the Markdown page."""
     estimates = {
         task: {name: estimate([cell["final"] for cell in cells]) for name, cells in entry.items()}
@@ -95,17 +102,20 @@ def report(results: Results, groups: Groups, tasks: Mapping[str, Task]) -> str:
     names = in_order({name for entry in groups.values() for name in entry})
     parts = [
         "# Learning benchmark",
-        "Mean true return of the episodes that ended in the last tenth of training: the "
-        "interquartile mean over seeds and, in brackets, its 95 % stratified bootstrap interval "
+        "Mean true return (win rate, where the task says so) of the episodes that ended in the "
+        "last tenth of training: the interquartile mean over seeds and, in brackets, its 95 % "
+        "stratified bootstrap interval "
         f"({REPETITIONS} samples, rliable).",
         overview(estimates, names, tasks),
         f"`{OURS}` against each other algorithm: *above* or *below* where the two intervals are "
         f"apart, *?* where one has fewer than {LEAST_SEEDS} seeds.",
         verdicts(estimates, names, tasks),
         "![Learning curves](figures/all.png)",
-        provenance(results.finished),
+        provenance(results.finished, commands),
         *(
-            section(title_of(task, tasks), task, groups[task], estimates[task])
+            section(
+                title_of(task, tasks), task, groups[task], estimates[task], measured(task, tasks)
+            )
             for task in in_file_order(groups, tasks)
         ),
         failures(results.failed),
@@ -152,6 +162,7 @@ def section(
     task: str,
     entry: Mapping[str, Sequence[dict[str, Any]]],
     estimates: Mapping[str, Estimate],
+    measured: str,
 ) -> str:
     """Return one task's part: its figure and every seed's number."""
     kinds = sorted({kind for cells in entry.values() for c in cells for kind in c["evaluation"]})
@@ -169,14 +180,14 @@ def section(
                 f"{np.mean([cell['seconds'] for cell in cells]):.0f}",
             ]
         )
-    head = ["algorithm", "return", "each seed", "reward correlation", "preference accuracy"]
-    head += [*kinds, "seconds a seed"]
+    head = ["algorithm", measured, "each seed", "reward correlation", "preference accuracy"]
+    head += [*(f"{kind} return" for kind in kinds), "seconds a seed"]
     steps = next(iter(entry.values()))[0]["steps"]
     figure = f"![{title}](figures/{task}.png)"
     return "\n\n".join([f"## {title}", f"{steps:,} steps.", figure, markdown(head, rows)])
 
 
-def provenance(cells: Sequence[dict[str, Any]], commands: str = COMMANDS) -> str:
+def provenance(cells: Sequence[dict[str, Any]], commands: str) -> str:
     """Return the commands, and the commits and machines of the cells with their numbers."""
     lines = [f"```\n{commands}\n```", ""]
     for key in ("commit", "machine"):
@@ -221,6 +232,11 @@ def title_of(task: str, tasks: Mapping[str, Task]) -> str:
     return tasks[task].title if task in tasks else task
 
 
+def measured(task: str, tasks: Mapping[str, Task]) -> str:
+    """Return what a task is measured by, in words."""
+    return tasks[task].measured if task in tasks else "return"
+
+
 def shown(value: Estimate) -> str:
     """Return an estimate as `iqm [low, high]`."""
     if np.isnan(value.low):
@@ -239,6 +255,20 @@ def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def commands_for(chosen: argparse.Namespace) -> str:
+    """Return the commands that train the cells and make the page."""
+    if (chosen.tasks_file, chosen.results) == (TASKS_FILE, RESULTS):
+        return "python -m benchmarks.learning\npython -m benchmarks.aggregate"
+    tasks, results = (
+        path.resolve().relative_to(ROOT) if path.resolve().is_relative_to(ROOT) else path
+        for path in (chosen.tasks_file, chosen.results)
+    )
+    return (
+        f"python -m benchmarks.learning --tasks-file {tasks} --cells {results}/cells\n"
+        f"python -m benchmarks.aggregate --tasks-file {tasks} --results {results}"
+    )
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page and the figures."""
     parser = argparse.ArgumentParser(description="Make the learning benchmark's tables.")
@@ -251,11 +281,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise SystemExit(f"no finished cells under {chosen.results / 'cells'}; train some first")
     groups = grouped(results.finished)
     panels = [
-        Panel(task, title_of(task, tasks), groups[task]) for task in in_file_order(groups, tasks)
+        Panel(task, title_of(task, tasks), groups[task], measured(task, tasks))
+        for task in in_file_order(groups, tasks)
     ]
     draw_curves(panels, chosen.results / "figures")
     page = chosen.results / "README.md"
-    page.write_text(report(results, groups, tasks))
+    page.write_text(report(results, groups, tasks, commands_for(chosen)))
     print(f"{len(results.finished)} cells, {len(results.failed)} failed: {page}")
     return 0
 

@@ -13,7 +13,7 @@ stand in `tasks.toml`:
     overrides = { "learner.epochs" = 8 }    # optional, dotted names of settings
 
 A table `[variants]` crosses every task with sets of overrides; `halfcheetah_2x3` and `g50` make the
-task `halfcheetah_2x3_g50`, whose title ends in the variant's:
+task `halfcheetah_2x3_g50`, titled `HalfCheetah 2x3: gamma_R 0.5`:
 
     [variants.g50]
     title = "gamma_R 0.5"
@@ -51,6 +51,15 @@ class Task:
     """One run of each algorithm per seed."""
     overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings that differ from `config` in this benchmark, by dotted name."""
+    measure: str = "return/mean"
+    """The metric that is compared, a mean over finished episodes; larger is better."""
+    algorithms: tuple[str, ...] | None = None
+    """Instead of those of the whole file."""
+
+    @property
+    def measured(self) -> str:
+        """Return what the measure is called in tables and figures."""
+        return {"return/mean": "return", "episode/won": "win rate"}.get(self.measure, self.measure)
 
 
 @dataclass(frozen=True)
@@ -90,11 +99,12 @@ def load_tasks(path: Path = TASKS_FILE) -> tuple[tuple[str, ...], dict[str, Task
     tasks: dict[str, Task] = {}
     for name, entry in content.items():
         try:
-            task = Task(**{**entry, "name": name, "seeds": tuple(entry.get("seeds", ()))})
+            lists = {key: tuple(entry[key]) for key in ("seeds", "algorithms") if key in entry}
+            task = Task(**{"seeds": (), **entry, **lists, "name": name})
         except TypeError as error:
             raise ValueError(
                 f"{path}, [{name}]: {error}; give title, config, steps, seeds and, where needed, "
-                "overrides"
+                "overrides, measure and algorithms"
             ) from error
         crossed = [task] if variants is None else _crossed(task, variants)
         tasks |= {one.name: one for one in crossed}
@@ -107,7 +117,7 @@ def _crossed(task: Task, variants: Mapping[str, Mapping[str, Any]]) -> list[Task
         replace(
             task,
             name=f"{task.name}_{name}",
-            title=f"{task.title}, {variant['title']}",
+            title=f"{task.title}: {variant['title']}",
             overrides={**task.overrides, **variant["overrides"]},
         )
         for name, variant in variants.items()

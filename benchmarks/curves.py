@@ -1,4 +1,4 @@
-"""The learning benchmark's figures: return by step, mean over seeds with a bootstrap band.
+"""The learning benchmark's figures: the measure by step, mean over seeds with a bootstrap band.
 
 Axes: K seeds, G points of the common grid of steps, R bootstrap samples.
 """
@@ -50,6 +50,7 @@ class Panel:
     title: str
     cells: Mapping[str, Cells]
     """Its finished cells by algorithm."""
+    measured: str = "return"
 
 
 def in_order(names: Collection[str]) -> list[str]:
@@ -110,7 +111,7 @@ def _draw_panel(axes: Axes, panel: Panel, algorithms: Sequence[str]) -> None:
     axes.tick_params(colors=_INK, length=0)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps", color=_INK)
-    axes.set_ylabel("true return", color=_INK)
+    axes.set_ylabel(f"true {panel.measured}", color=_INK)
     axes.margins(x=0)
     for name in reversed(in_order(panel.cells)):  # ours is drawn last, on top
         steps, returns = common_curves(panel.cells[name])

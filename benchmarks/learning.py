@@ -73,9 +73,9 @@ def train_package(cell: Cell) -> Iterator[Metrics]:
 def run_cell(cell: Cell, trainer: Trainer = train_package) -> dict[str, Any]:
     """Return everything that is kept of one run.
 
-    `returns` is the learning curve: pairs of a step and the mean true (hidden dense) return of
-    the episodes that ended in that iteration. `final` and the other single numbers belong to
-    the last tenth of the steps.
+    `returns` is the learning curve: pairs of a step and the task's measure, usually the mean true
+    (hidden dense) return, over the episodes that ended in that iteration. `final` and the other
+    single numbers belong to the last tenth of the steps.
     """
     code = commit()
     begin = time.perf_counter()
@@ -94,16 +94,17 @@ def run_cell(cell: Cell, trainer: Trainer = train_package) -> dict[str, Any]:
         "preference_accuracy": finite_mean(late, "preference/accuracy"),
         "evaluation": last_values(history, "evaluation/"),
         "returns": [
-            [int(metrics["steps"]), round(metrics["return/mean"], 4)]
+            [int(metrics["steps"]), round(metrics[cell.task.measure], 4)]
             for metrics in history
-            if math.isfinite(metrics["return/mean"])
+            if math.isfinite(metrics.get(cell.task.measure, math.nan))
         ],
     }
 
 
 def final_return(late: Sequence[Metrics], cell: Cell) -> float:
-    """Return the mean true return over all episodes that ended in the late iterations."""
-    ended = [(m["return/mean"], m["return/episodes"]) for m in late if m["return/episodes"] > 0]
+    """Return the task's measure over all episodes that ended in the late iterations."""
+    measure = cell.task.measure
+    ended = [(m[measure], m["return/episodes"]) for m in late if m["return/episodes"] > 0]
     if not ended:
         raise ValueError(
             f"{cell}: no episode ended in the last tenth of {cell.task.steps} steps; "
@@ -220,7 +221,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         Cell(tasks[name], algorithm, seed)
         for name in chosen.tasks or tasks
         for seed in chosen.seeds or tasks[name].seeds
-        for algorithm in chosen.algorithms or algorithms
+        for algorithm in chosen.algorithms or tasks[name].algorithms or algorithms
     ]
     cells.sort(key=lambda cell: cell.seed)  # a matrix stopped early has every task
     missing = pending(cells, chosen.cells)

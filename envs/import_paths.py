@@ -4,8 +4,10 @@ import importlib
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
+from types import ModuleType
 from typing import Any
 
 from envs.base import EnvError
@@ -24,31 +26,48 @@ def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
             f"{what} {path!r} names a file; name the module: "
             f"{module_name.removesuffix('.py')}:{attribute}"
         )
-    search_working_directory()
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # A module that the user's own file fails to import is theirs to see.
-        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
-            raise
+    module = _imported(module_name, f"{what} {path!r}", example)
+    there = [
+        key
+        for key, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    ]
+    if not hasattr(module, attribute):
         raise EnvError(
-            f"{what} {path!r}: no module {error.name!r} in {os.getcwd()} or the installed "
-            f"packages; give {example} and run where its file lies"
-        ) from error
-    found = getattr(module, attribute, None)
-    if not callable(found):
-        there = [
-            key
-            for key, value in vars(module).items()
-            if (inspect.isclass(value) or inspect.isfunction(value))
-            and value.__module__ == module.__name__
-        ]
-        raise EnvError(
-            f"{what} {path!r}: {module_name} has no class or function {attribute!r}"
+            f"{what} {path!r}: {module_name} has no {attribute!r}"
             f"{did_you_mean(attribute, there)}; it has {', '.join(there) or 'none'}"
+        )
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise EnvError(
+            f"{what} {path!r} is {found!r}, of type {type(found).__name__}; expected a function "
+            "or a class"
         )
     loaded: Callable[..., Any] = found
     return loaded
+
+
+def _imported(module_name: str, what: str, example: str) -> ModuleType:
+    """Return the imported module, or say whether it, or something it imports, is at fault."""
+    search_working_directory()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise EnvError(
+                f"{what}: no module {error.name!r} in {os.getcwd()} or the installed packages; "
+                f"give {example} and run where its file lies"
+            ) from error
+        raise EnvError(
+            f"{what}: importing {module_name!r} failed: it needs the missing module {error.name!r}"
+        ) from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise EnvError(
+            f"{what}: importing {module_name!r} raised {type(error).__name__}: {error} "
+            f"({place.filename}, line {place.lineno})"
+        ) from error
 
 
 def search_working_directory() -> None:

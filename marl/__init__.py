@@ -5,6 +5,7 @@ __version__ = "0.1.0"
 from marl.config import Config, ConfigError
 from marl.config_files import load_config
 from marl.evaluate import evaluate
+from marl.fitting import fit_reward
 from marl.policy import Policy, load
 from marl.preferences import EpisodePairs, Labeller
 from marl.rewards import RewardModel
@@ -23,6 +24,7 @@ __all__ = [
     "Trainer",
     "Transitions",
     "evaluate",
+    "fit_reward",
     "load",
     "load_config",
     "train",

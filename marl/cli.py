@@ -30,11 +30,21 @@ from marl.label.command import label
 from marl.numerics import NonFiniteError
 from marl.plugins import PluginError
 from marl.policy import load
+from marl.preferences.sets import DamagedLogError, SetError
 from marl.progress import Progress
 from marl.runs import train
+from marl.set_commands import export, fit
 from marl.watch.command import watch
 
-USER_ERRORS = (ConfigError, EnvError, PluginError, CheckpointError, NonFiniteError)
+USER_ERRORS = (
+    ConfigError,
+    EnvError,
+    PluginError,
+    CheckpointError,
+    NonFiniteError,
+    SetError,
+    DamagedLogError,
+)
 """Errors whose message says what to do; anything else shows a traceback."""
 
 
@@ -157,6 +167,16 @@ def label_command(arguments: list[str]) -> int:
     return label(arguments, label_command.__doc__)
 
 
+def export_command(arguments: list[str]) -> int:
+    """Write a run's episodes and answers as a preference set."""
+    return export(arguments, export_command.__doc__)
+
+
+def fit_reward_command(arguments: list[str]) -> int:
+    """Fit a reward model to a preference set; held-out accuracy and calibration."""
+    return fit(arguments, fit_reward_command.__doc__)
+
+
 def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
     command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
@@ -200,6 +220,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate_command,
     "watch": watch_command,
     "label": label_command,
+    "export": export_command,
+    "fit-reward": fit_reward_command,
     "check": check_command,
     "envs": envs_command,
 }
@@ -208,7 +230,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 def _overview() -> str:
     lines = ["Train teams whose reward comes only at the end.", "", "usage: marl COMMAND ...", ""]
     for name, command in COMMANDS.items():
-        lines.append(f"  {name:<10}{(command.__doc__ or '').strip()}")
+        lines.append(f"  {name:<12}{(command.__doc__ or '').strip()}")
     lines += ["", "`marl COMMAND --help` explains one; `marl --version` prints the version."]
     return "\n".join(lines)
 

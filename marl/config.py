@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from marl.llm_config import LLM_RANGES, LlmConfig
+from marl.model_config import MODEL_RANGES, ModelConfig
 
 Algorithm = Literal["imap", "ipl", "sl", "slf", "sparse", "dense"]
 Option = bool | int | float | str
@@ -179,8 +180,9 @@ class PreferenceConfig:
 
     labeller: str = "return"
     """``return`` (larger episodic return wins), ``outcome`` (the fact ``won``), ``facts`` (see
-    `facts`), ``llm`` (a language model, see `llm`), ``people`` (see `people`), or an import path:
-    ``my_labels:f`` is the labeller (a class is first made), and ``my_labels:make()`` returns it."""
+    `facts`), ``llm`` (a language model, see `llm`), ``model`` (a reward learned before, see
+    `model`), ``people`` (who answer on a page, see `people`), or an import path: ``my_labels:f``
+    is the labeller (a class is first made), and ``my_labels:make()`` returns it."""
     margin: float = 0.0
     """Returns closer than this are a tie."""
     sharpness: float = 0.0
@@ -227,6 +229,7 @@ class PreferenceConfig:
     store_episodes: int = 2_048
     """Finished episodes that are kept."""
     llm: LlmConfig = field(default_factory=LlmConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
     people: PeopleConfig = field(default_factory=PeopleConfig)
 
     @property
@@ -362,6 +365,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "preferences.store_episodes": (2, 1e8),
     "preferences.people.filmed_copies": (1, 1e6),
     **{f"preferences.llm.{name}": limits for name, limits in LLM_RANGES.items()},
+    **{f"preferences.model.{name}": limits for name, limits in MODEL_RANGES.items()},
 }
 
 
@@ -419,6 +423,12 @@ def _check_preferences(config: PreferenceConfig) -> None:
             f"preferences.facts: got {list(config.facts)}, but pairs are judged by "
             f'{" and ".join(config.labellers)}; "facts", as preferences.labeller or as the '
             "preferences.llm.fallback in use, needs at least one, others use none"
+        )
+    if ("model" in config.labellers) != bool(config.model.run):
+        raise ConfigError(
+            f"preferences.model.run: got {config.model.run!r}, but pairs are judged by "
+            f'{" and ".join(config.labellers)}; "model" needs the folder of a run or of '
+            "`marl fit-reward`, others use none"
         )
     if any(margin < 0.0 for margin in config.fact_margins):
         raise ConfigError(

@@ -1,4 +1,5 @@
-"""``curve.png``: one picture of a run, drawn from its ``metrics.csv``."""
+"""``curve.png``: one picture of a run, drawn from its ``metrics.csv``; ``calibration.png``: one of
+a fitted reward model."""
 
 import os
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from marl.metrics import TIME_PARTS, read_metrics
+from marl.rewards.calibration import Reliability
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Metrics = dict[str, npt.NDArray[Any]]
@@ -36,19 +38,41 @@ def plot_run(folder: Path) -> Path:
     """
     metrics = read_metrics(folder)
     panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
-    figure = Figure(figsize=(11, 7.5 if panels else 5), dpi=120, layout="constrained")
-    # The engine is the constrained one, which matplotlib does not type.
-    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
-    FigureCanvasAgg(figure)
+    figure = _figure(11, 7.5 if panels else 5)
     grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
-    _draw_return(_styled(figure.add_subplot(grid[0, :])), metrics)
+    _draw_return(_over_steps(figure.add_subplot(grid[0, :])), metrics)
     for column, draw in enumerate(panels):
-        draw(_styled(figure.add_subplot(grid[1, column])), metrics)
-    path = folder / "curve.png"
-    temporary = folder / "curve.png.tmp"
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
-    return path
+        draw(_over_steps(figure.add_subplot(grid[1, column])), metrics)
+    return _saved(figure, folder / "curve.png")
+
+
+def plot_reliability(table: Reliability, path: Path) -> Path:
+    """Return the path of the reliability diagram: how often each confidence is right, and how
+    many pairs there are of it. Calibrated confidences lie on the diagonal."""
+    figure = _figure(6, 6.5)
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
+    above, below = (_styled(figure.add_subplot(grid[row])) for row in range(2))
+    edges, counts = table.edges.numpy(), table.counts.numpy()
+    filled, widths = counts > 0, np.diff(edges)
+    error = f"{table.error:.3f}" if counts.sum() else "unknown"
+    _title(above, f"Held-out pairs: expected calibration error {error}")
+    bars: dict[str, Any] = {"align": "edge", "edgecolor": "white"}
+    shares = table.agreement.numpy()[filled]
+    above.bar(edges[:-1][filled], shares, widths[filled], color=_COLOURS[0], **bars)
+    above.plot((0.5, 1.0), (0.5, 1.0), color=_INK, linewidth=1, linestyle=":")
+    above.plot(
+        table.confidence.numpy()[filled], shares, color=_COLOURS[1], marker="o", linestyle="none"
+    )
+    above.set_ylim(0, 1.02)
+    above.set_ylabel("share right", color=_INK)
+    below.bar(edges[:-1], counts, widths, color=_COLOURS[4], **bars)
+    below.set_ylabel("pairs", color=_INK)
+    below.set_xlabel("confidence: P(the episode it prefers)", color=_INK)
+    for axes in (above, below):
+        axes.set_xlim(0.5, 1.0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    above.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return _saved(figure, path)
 
 
 def running_mean(values: FloatArray, window: int) -> FloatArray:
@@ -61,18 +85,40 @@ def running_mean(values: FloatArray, window: int) -> FloatArray:
     return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    # The engine is the constrained one, which matplotlib does not type.
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    """Write a figure, whole or not at all, and return its path."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+    return path
+
+
 def _has(metrics: Metrics, name: str) -> bool:
     return name in metrics and bool(np.isfinite(metrics[name]).any())
 
 
 def _styled(axes: Axes) -> Axes:
-    """Return the axes with a light grid, no box, and steps as 50k or 1M."""
+    """Return the axes with a light grid and no box."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(_GRID)
     axes.grid(color=_GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=_INK, length=0)
-    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    return axes
+
+
+def _over_steps(axes: Axes) -> Axes:
+    """Return styled axes over environment steps, told as 50k or 1M."""
+    _styled(axes).xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps", color=_INK)
     return axes
 

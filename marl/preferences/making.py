@@ -55,6 +55,8 @@ def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
         return facts_labeller(spec, names, margins, setting="preferences.facts")
     if config.labeller == "llm":
         return _language_model(config, spec, seeds)
+    if config.labeller == "model":
+        return _reward_model(config, spec)
     path = config.labeller.removesuffix("()")
     loaded = plugins.load(path, "preferences.labeller")
     if isinstance(loaded, type) or path != config.labeller:
@@ -78,6 +80,15 @@ def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> La
     labeller = LlmLabeller(config.llm, spec, fallback)
     labeller.start()
     return labeller
+
+
+def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+    """Return the reward model of another run, frozen."""
+    # Reward models are made of what this package offers, so it cannot import them at its start.
+    from marl.preferences.model_labeller import ModelLabeller
+    from marl.rewards.saved import load_reward
+
+    return ModelLabeller(config.model, load_reward(config.model.run, spec, "preferences.model.run"))
 
 
 def _called(

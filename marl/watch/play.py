@@ -16,7 +16,8 @@ from envs.frame_plots import frame_of
 from marl.checkpoint import load_checkpoint
 from marl.evaluate import GreedyActor
 from marl.policy import Policy, restored
-from marl.rewards import RewardLearner, make_reward_learner
+from marl.rewards import RewardLearner
+from marl.rewards.saved import restored_reward
 from marl.rollout import Collector
 from marl.seeding import Seeds
 
@@ -76,19 +77,12 @@ def play(
 def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
     """Return the policy in a run's newest checkpoint, and the reward that it is trained on.
 
-    None stands for the reward of a run that learns none, or none yet: training, too, waits for
-    the first answer that is no tie. Both come from one reading, since a run that goes on may
-    write its next checkpoint at any moment.
+    None stands for the reward of a run that learns none, or none yet. Both come from one reading,
+    since a run that goes on may write its next checkpoint at any moment.
     """
     saved = load_checkpoint(run / "checkpoints")[1]
-    policy, trainer = restored(saved, run), saved["trainer"]
-    if not policy.config.learns_reward or not trainer["source"]["tally"]["is_informative"]:
-        return policy, None
-    reward = make_reward_learner(
-        policy.spec, policy.config, policy.norm, torch.Generator(), torch.device("cpu")
-    )
-    reward.load_state_dict(trainer["reward"])
-    return policy, reward if reward.is_fitted else None
+    policy = restored(saved, run)
+    return policy, restored_reward(saved, policy.config, policy.spec, policy.norm)
 
 
 class Recorder:

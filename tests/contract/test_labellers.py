@@ -4,6 +4,7 @@ Axes: B pairs.
 """
 
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ import torch
 
 from marl.config import PreferenceConfig, TeacherConfig
 from marl.config_files import load_config
+from marl.model_config import ModelConfig
 from marl.preferences import Cascade, EpisodePairs, Labeller, ReturnLabeller, Vote, make_labeller
 from marl.preferences.labellers import checked_labels
+from marl.runs import save_trainer
 from marl.seeding import Seeds
 from marl.train import Trainer
 
@@ -48,27 +51,37 @@ def trainer() -> Trainer:
     return trainer
 
 
+@pytest.fixture(scope="module")
+def model(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> PreferenceConfig:
+    """Return settings under which the trainer's own reward model labels."""
+    folder: Path = tmp_path_factory.mktemp("run")
+    save_trainer(trainer, folder / "checkpoints")
+    return PreferenceConfig(labeller="model", model=ModelConfig(run=str(folder)))
+
+
 def pairs_of(trainer: Trainer, first: torch.Tensor, second: torch.Tensor) -> EpisodePairs:
     assert trainer.source is not None
     store = trainer.source.store
     return EpisodePairs(first=store.episodes(first), second=store.episodes(second))
 
 
-def labeller_of(trainer: Trainer, name: str) -> Labeller:
+def labeller_of(trainer: Trainer, name: str, model: PreferenceConfig) -> Labeller:
+    if name == "model":
+        return make_labeller(model, trainer.env.spec, Seeds(3))
     parts = {
         "cascade": lambda: Cascade(ReturnLabeller(margin=3.0), ReturnLabeller(), pass_ties=True),
-        "vote": lambda: Vote(ReturnLabeller(), labeller_of(trainer, "noisy"), at_least=2),
+        "vote": lambda: Vote(ReturnLabeller(), labeller_of(trainer, "noisy", model), at_least=2),
     }
     if name in parts:
         return parts[name]()
     return make_labeller(PreferenceConfig(**SETTINGS[name]), trainer.env.spec, Seeds(3))
 
 
-@pytest.mark.parametrize("name", [*SETTINGS, "cascade", "vote"])
+@pytest.mark.parametrize("name", [*SETTINGS, "model", "cascade", "vote"])
 def test_labels_are_antisymmetric_and_do_not_depend_on_the_other_pairs(
-    trainer: Trainer, name: str
+    trainer: Trainer, name: str, model: PreferenceConfig
 ) -> None:
-    labeller = labeller_of(trainer, name)
+    labeller = labeller_of(trainer, name, model)
     first = torch.arange(0, 58)
     second = first + 2
     labels = checked_labels(labeller, name, pairs_of(trainer, first, second))
@@ -80,9 +93,11 @@ def test_labels_are_antisymmetric_and_do_not_depend_on_the_other_pairs(
     assert len(labels.unique()) > 1
 
 
-@pytest.mark.parametrize("name", SETTINGS)
-def test_labellers_edit_nothing_and_survive_no_pairs(trainer: Trainer, name: str) -> None:
-    labeller = labeller_of(trainer, name)
+@pytest.mark.parametrize("name", [*SETTINGS, "model"])
+def test_labellers_edit_nothing_and_survive_no_pairs(
+    trainer: Trainer, name: str, model: PreferenceConfig
+) -> None:
+    labeller = labeller_of(trainer, name, model)
     pairs = pairs_of(trainer, torch.arange(5), torch.arange(5, 10))
     before = {f.name: getattr(pairs.first, f.name) for f in fields(pairs.first)}
     copies = {k: v.clone() for k, v in before.items() if isinstance(v, torch.Tensor)}

@@ -520,7 +520,7 @@ def test_the_key_is_sent_and_shown_nowhere(
         ({"base_url": "127.0.0.1:80"}, "expected http://"),
         ({"base_url": ""}, "environment variable STAND_IN_KEY is not set"),
         ({"api_key_env": "sk-123"}, "the name of an environment variable"),
-        ({"describe": "nowhere:f"}, "preferences.llm.describe: no module named 'nowhere'"),
+        ({"describe": "nowhere:f"}, "preferences.llm.describe 'nowhere:f': no module 'nowhere'"),
     ],
 )
 def test_wrong_settings_are_errors(changes: dict[str, Any], message: str, tmp_path: Path) -> None:

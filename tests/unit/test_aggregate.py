@@ -4,6 +4,7 @@ import importlib.util
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from benchmarks import aggregate, cells, curves, learning
 from benchmarks.aggregate import Estimate
 from benchmarks.cells import Cell, Task
+from marl import load_config
 
 needs_rliable = pytest.mark.skipif(
     importlib.util.find_spec("rliable") is None, reason="the extra `bench` is not installed"
@@ -118,6 +120,39 @@ def test_tasks_file_is_read_and_its_gaps_are_named(tmp_path: Path) -> None:
     path.write_text(TASKS_TOML.replace("steps = 100", ""))
     with pytest.raises(ValueError, match=r"\[toy\].*steps"):
         cells.load_tasks(path)
+
+
+def test_variants_cross_every_task(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    variants = """
+[variants.slow]
+title = "slowly"
+overrides = { "learner.epochs" = 1, "reward.gamma" = 0.5 }
+"""
+    path.write_text(TASKS_TOML + variants)
+    _, tasks = cells.load_tasks(path)
+    assert list(tasks) == ["toy_slow"]
+    assert tasks["toy_slow"].title == "Toy task: slowly"
+    assert tasks["toy_slow"].overrides == {"learner.epochs": 1, "reward.gamma": 0.5}
+
+
+def test_a_task_may_be_measured_by_a_fact() -> None:
+    def battles(cell: Cell) -> Iterator[dict[str, float]]:
+        yield metrics_of(95, 2.0, 1, **{"episode/won": 1.0})
+        yield metrics_of(100, 6.0, 3, **{"episode/won": 0.0})
+
+    task = replace(TASK, measure="episode/won")
+    assert task.measured == "win rate"
+    cell = learning.run_cell(Cell(task, "imap", 0), battles)
+    assert cell["final"] == 0.25  # one win in four
+    assert cell["returns"] == [[95, 1.0], [100, 0.0]]
+
+
+@pytest.mark.parametrize("name", ["tasks", "gamma_tasks", "teams"])
+def test_every_setting_of_a_tasks_file_is_valid(name: str) -> None:
+    _, tasks = cells.load_tasks(cells.ROOT / "benchmarks" / f"{name}.toml")
+    for task in tasks.values():
+        load_config(cells.ROOT / task.config, overrides=dict(task.overrides))
 
 
 def test_command_line_trains_nothing_when_all_is_there(

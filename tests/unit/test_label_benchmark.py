@@ -3,21 +3,23 @@
 import math
 from typing import Any
 
+import pytest
 import torch
 
 from benchmarks import labels
-from benchmarks.cells import ROOT, Results, load_tasks
+from benchmarks.cells import ROOT, Results, Task, load_tasks
 from marl import load_config
 from marl.preferences import EpisodePairs
 from tests.unit.test_labellers import side
 
 
-def test_every_setting_is_valid() -> None:
-    algorithms, tasks = load_tasks(labels.TASKS_FILE)
+@pytest.mark.parametrize("part", labels.PARTS)
+def test_every_setting_is_valid(part: str) -> None:
+    algorithms, tasks = load_tasks(labels.tasks_file(part))
     assert algorithms == ("imap",)
     for task in tasks.values():
         config = load_config(ROOT / task.config, overrides=dict(task.overrides))
-        assert math.isinf(config.preferences.teacher.rationality) or "rational" in task.name
+        assert math.isinf(config.preferences.teacher.rationality) or "beta" in task.name
 
 
 def test_only_the_arrival_of_all_is_preferred() -> None:
@@ -45,7 +47,11 @@ def test_the_page_groups_settings_by_figure() -> None:
         for task, seed, final in (("b", 1, -4.0), ("b", 0, -2.0), ("a", 0, -8.0))
     ]
     results = Results(finished=cells, failed=[])
-    panels = labels.panels_of(results, {"a": "errors: none", "b": "errors: some"})
+    tasks = {
+        name: Task(name=name, title=title, config="", steps=100, seeds=(0, 1))
+        for name, title in (("a", "errors: none"), ("b", "errors: some"))
+    }
+    panels = labels.panels_of(results, tasks)
     assert [(p.title, list(p.cells)) for p in panels] == [("errors", ["none", "some"])]
     page = labels.report(results, panels)
     assert "| some | -3.00 [-4.00, -2.00] | 0: -2.00; 1: -4.00 | 0.50 |  | 20 |" in page

@@ -113,8 +113,9 @@ def test_import_path_errors(name: str, words: str) -> None:
 
 
 @pytest.mark.usefixtures("my_envs")
-def test_import_error_inside_the_users_file_is_shown_as_it_is() -> None:
-    with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_there"):
+def test_import_error_inside_the_users_file_names_what_is_missing() -> None:
+    message = "importing 'needs_more' failed: .*'a_package_that_is_not_there'"
+    with pytest.raises(EnvError, match=message):
         make_env("needs_more:Anything", 2)
 
 

@@ -60,6 +60,8 @@ def export_run(
     run, folder = Path(run), Path(folder)
     step, saved = load_checkpoint(run / "checkpoints")
     config = config_from_dict(saved["config"], str(run))
+    if "trainer" not in saved:
+        raise ConfigError(f"{run} holds a fitted reward model; only a run has episodes to export")
     if "source" not in saved["trainer"]:
         raise ConfigError(
             f"{run}: a run of algorithm {config.algorithm} keeps no episodes and no answers; "
@@ -141,8 +143,12 @@ def source_name(config: PreferenceConfig) -> str:
     """Return how ``answers.jsonl`` names the labeller that a configuration names."""
     if config.labeller == "llm":
         name = f"llm:{config.llm.model}"
+    elif config.labeller == "model":
+        name = f"model:{config.model.run}"
     elif config.labeller == "facts":
         name = f"rule:facts {' '.join(config.facts)}"
+    elif config.labeller == "people":
+        name = "people"
     elif config.labeller in ("return", "outcome"):
         name = f"rule:{config.labeller}"
     else:
@@ -229,7 +235,7 @@ def _kept(
     if size == len(buffer.labels):
         order = order.roll(-start)
     first, second, labels = buffer.first[order], buffer.second[order], buffer.labels[order]
-    there = torch.isin(first, numbers) & torch.isin(second, numbers)
+    there = torch.isin(first, numbers) & torch.isin(second, numbers) & ~labels.isnan()
     return first[there], second[there], labels[there]
 
 

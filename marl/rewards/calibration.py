@@ -1,0 +1,78 @@
+"""Whether a reward model is as sure of a preference as it is right.
+
+Axes: B pairs, K bins.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+BINS = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reliability:
+    """Decided pairs sorted by how sure the model is of the episode it prefers.
+
+    The bins are equally wide and cover confidences from 0.5 (undecided) to 1; which episode of a
+    pair comes first does not matter.
+    """
+
+    counts: Int64[Tensor, "K"]
+    confidence: Float[Tensor, "K"]
+    """Mean P(the preferred episode wins) of each bin; NaN where it is empty."""
+    agreement: Float[Tensor, "K"]
+    """Mean P that the labels give that episode: the share right, where labels are hard."""
+
+    @property
+    def edges(self) -> Tensor:
+        """(K + 1,) bounds of the bins."""
+        return torch.linspace(0.5, 1.0, len(self.counts) + 1, dtype=torch.float64)
+
+    @property
+    def error(self) -> float:
+        """Expected calibration error: mean |agreement - confidence| over pairs; NaN of none."""
+        gaps = (self.agreement - self.confidence).abs().nan_to_num()
+        total = self.counts.sum()
+        return float((self.counts * gaps).sum() / total) if total else float("nan")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return one dict per bin; ``confidence`` and ``agreement`` are None where it is empty."""
+        bounds = self.edges.tolist()
+        columns = self.counts.tolist(), self.confidence.tolist(), self.agreement.tolist()
+        return [
+            {
+                "from": low,
+                "to": high,
+                "pairs": count,
+                "confidence": confidence if count else None,
+                "agreement": agreement if count else None,
+            }
+            for low, high, count, confidence, agreement in zip(
+                bounds[:-1], bounds[1:], *columns, strict=True
+            )
+        ]
+
+
+def reliability(
+    logits: Float[Tensor, "B"], labels: Float[Tensor, "B"], bins: int = BINS
+) -> Reliability:
+    """Return the reliability table of P(first preferred) = sigmoid(logit); ties are left out."""
+    decided = labels != 0.5
+    logits, labels = logits[decided].to(torch.float64), labels[decided].to(torch.float64)
+    confidence = torch.sigmoid(logits.abs())
+    agreement = torch.where(logits > 0, labels, 1.0 - labels)
+    places = ((confidence - 0.5) * 2 * bins).to(torch.int64).clamp(max=bins - 1)
+    counts = torch.bincount(places, minlength=bins)
+
+    def mean(values: Tensor) -> Tensor:
+        return torch.zeros(bins, dtype=values.dtype).index_add(0, places, values) / counts
+
+    return Reliability(
+        counts=counts,
+        confidence=mean(confidence),
+        agreement=mean(agreement),
+    )

@@ -1,0 +1,217 @@
+"""From a run to a set, to a fitted reward, to the next run: by the command line, as users do."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import marl
+from marl.cli import main
+from marl.config_files import load_config
+from marl.preferences.sets import Answer, PreferenceSet, now
+from marl.train import Trainer
+
+QUICK = [
+    "--env.name=particles/nav_3",
+    "--env.num-envs=8",
+    "--learner.rollout-steps=25",
+    "--learner.epochs=1",
+    "--preferences.store-steps=1000",
+    "--total-steps=1000",
+    "--threads=1",
+]
+
+
+def run(*arguments: str) -> int:
+    """Return the exit status of `marl ARGUMENTS`."""
+    with pytest.raises(SystemExit) as caught:
+        main(list(arguments))
+    return int(caught.value.code or 0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a run of a free labeller, its set, and a reward fitted to that."""
+    folder = tmp_path_factory.mktemp("work")
+    assert run("train", *QUICK, "--run-dir", f"{folder}/run") == 0
+    assert run("export", f"{folder}/run", f"{folder}/set", "--pairs", "80") == 0
+    assert run("fit-reward", f"{folder}/set", "--steps", "30", "--out", f"{folder}/fit") == 0
+    return folder
+
+
+def test_an_exported_set_holds_what_the_run_holds(folder: Path) -> None:
+    exported = PreferenceSet(folder / "set")
+    trainer = Trainer(load_config(folder / "run" / "config.toml"))
+    for _ in range(5):
+        trainer.iterate()
+    assert trainer.source is not None
+    store = trainer.source.store
+    archive = exported.archive()
+    for held_out in (False, True):
+        numbers = store.available(held_out=held_out)
+        assert torch.equal(archive.available(held_out=held_out), numbers)
+        mine, theirs = (s.episodes(numbers).transitions() for s in (archive, store))
+        for field in dataclasses.fields(mine):
+            one, other = getattr(mine, field.name), getattr(theirs, field.name)
+            assert (one is other is None) or torch.equal(one, other), field.name
+    answers = exported.answers.answers()
+    assert len({frozenset((a.first, a.second)) for a in answers}) == len(answers) > 70
+    for answer in answers:
+        first, second = (exported.episode(n).episode_return for n in (answer.first, answer.second))
+        assert answer.label == (0.5 if first == second else float(first > second))
+        assert (answer.first % 8 == 7) == (answer.second % 8 == 7)
+    assert {a.source for a in answers} == {"rule:return"}
+    assert exported.manifest.origin["steps"] == 1000
+    assert not list(folder.glob(".*.partial"))
+
+
+def test_a_fit_reports_what_it_found(folder: Path) -> None:
+    report = json.loads((folder / "fit" / "report.json").read_text())
+    assert report["sources"] == {"rule:return": 80}
+    assert report["steps"] == 30
+    assert report["train"]["pairs"] + report["held_out"]["pairs"] == 80
+    held_out = report["held_out"]
+    table = held_out["reliability"]
+    assert sum(row["pairs"] for row in table) == held_out["pairs"] - held_out["ties"]
+    right = sum(row["pairs"] * row["agreement"] for row in table if row["pairs"])
+    assert right / held_out["pairs"] == pytest.approx(held_out["accuracy"], abs=1e-6)
+    error = sum(
+        row["pairs"] * abs(row["agreement"] - row["confidence"]) for row in table if row["pairs"]
+    )
+    assert error / held_out["pairs"] == pytest.approx(held_out["expected_calibration_error"])
+    assert (folder / "fit" / "calibration.png").stat().st_size > 1000
+
+
+def test_python_finds_the_same_as_the_command_line(folder: Path) -> None:
+    report = marl.fit_reward(folder / "set", steps=30)
+    expected = json.loads((folder / "fit" / "report.json").read_text())
+    assert json.loads(json.dumps(report.to_json())) == expected
+
+
+@pytest.mark.parametrize("source", ["run", "fit"])
+def test_a_model_labels_for_a_new_seed_and_the_run_resumes_exactly(
+    folder: Path, source: str, tmp_path: Path
+) -> None:
+    settings = [
+        "--seed=4",
+        "--preferences.labeller=model",
+        f"--preferences.model.run={folder}/{source}",
+    ]
+    assert run("train", *QUICK, *settings, "--run-dir", f"{tmp_path}/whole") == 0
+    config = load_config(tmp_path / "whole" / "config.toml")
+    iterations = marl.train(config, tmp_path / "cut")
+    for _ in range(3):
+        next(iterations)
+    iterations.close()
+    assert run("resume", f"{tmp_path}/cut") == 0
+    columns = (tmp_path / "whole" / "metrics.csv").read_text().splitlines()[0].split(",")
+    assert "labeller/length_constant" in columns
+    whole, cut = (
+        np.genfromtxt(tmp_path / name / "metrics.csv", delimiter=",", names=True)
+        for name in ("whole", "cut")
+    )
+    for name in whole.dtype.names:
+        if not name.startswith(("time", "memory")):
+            np.testing.assert_array_equal(whole[name], cut[name], err_msg=name)
+
+
+def test_kept_answers_are_exported_as_they_are(tmp_path: Path) -> None:
+    asked = ["--preferences.queries-per-iteration=4", "--preferences.teacher.skip-below=-0.5"]
+    assert run("train", *QUICK, *asked, "--run-dir", f"{tmp_path}/run") == 0
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/set", "--pairs", "500") == 0
+    answers = PreferenceSet(tmp_path / "set").answers.answers()
+    assert 5 < len(answers) <= 20
+    assert {a.source for a in answers} == {"rule:return, noisy"}
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/some", "--episodes", "9") == 0
+    newest = PreferenceSet(tmp_path / "some")
+    assert newest.numbers() == PreferenceSet(tmp_path / "set").numbers()[-9:]
+    assert all({a.first, a.second} <= set(newest.numbers()) for a in newest.answers.answers())
+    arguments = ["--labeller", "outcome", "--pairs", "5"]
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/facts", *arguments) == 1
+    arguments = ["--labeller", "return", "--pairs", "16"]
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/fresh", *arguments) == 0
+    fresh = PreferenceSet(tmp_path / "fresh").answers.answers()
+    assert (len(fresh), {a.source for a in fresh}) == (16, {"rule:return"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "{0}/nowhere", "{0}/x"], "holds no checkpoint (step_*.ckpt); is it a run's"),
+        (["export", "{0}/fit", "{0}/x"], "holds a fitted reward model; only a run has episodes"),
+        (["export", "{0}/run", "{0}/set"], "already exists and is not empty; choose another"),
+        (["fit-reward", "{0}/run"], "is no preference set: it has no set.toml"),
+        (["fit-reward", "{0}/set", "--model", "imapp"], "expected one of imap, slf, ipl, sl, or"),
+        (["fit-reward", "{0}/set", "--model", "nothing_here:M"], "no module named 'nothing_here'"),
+        (["fit-reward", "{0}/set", "--out", "{0}/fit"], "choose another --out"),
+        (
+            ["fit-reward", "{0}/set", "--source", "person:*"],
+            "by 'person:*', 0 are there to train on, and none of them prefers an episode",
+        ),
+        (["fit-reward", "{0}/set", "--steps", "0"], "steps is 0"),
+        (
+            ["train", "--preferences.labeller=model", "--run-dir={0}/new"],
+            "preferences.model.run: got '', but pairs are judged by model",
+        ),
+        (
+            [
+                "train",
+                "--preferences.labeller=model",
+                "--preferences.model.run={0}/set",
+                "--run-dir={0}/new",
+            ],
+            "is neither a run's folder nor one of `marl fit-reward`",
+        ),
+        (
+            [
+                "train",
+                "--preferences.labeller=model",
+                "--preferences.model.run={0}/run",
+                "--env.name=particles/nav_4",
+                "--run-dir={0}/new",
+            ],
+            "was learned on particles/nav_3 (agents: 3, state features: 18), this run is on "
+            "particles/nav_4 (agents: 4, state features: 24)",
+        ),
+    ],
+)
+def test_a_wrong_command_says_what_to_do(
+    arguments: list[str],
+    message: str,
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    before = sorted(folder.rglob("*"))
+    assert run(*(argument.format(folder) for argument in arguments)) == 1
+    assert message in capfd.readouterr().err
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_set_of_peoples_answers_says_what_was_left_out(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("export", f"{folder}/run", f"{tmp_path}/set", "--pairs", "0") == 0
+    mine = PreferenceSet(tmp_path / "set")
+    first, second, *_ = mine.numbers()
+    for label, other in ((1.0, second), (None, second), (0.0, 10_000)):
+        answer = Answer(first=first, second=other, label=label, source="person:ann", at=now())
+        mine.answers.append(answer)
+    out = f"--out={tmp_path}/fit"
+    assert run("fit-reward", f"{tmp_path}/set", "--steps=5", "--model=sl", out) == 0
+    shown = capsys.readouterr().out
+    assert "left out: 1 answers prefer nothing" in shown
+    assert "left out: 1 answers are about episodes that are not there" in shown
+    assert "no decided pair was held out; a smaller --holdout-every holds out more" in shown
+    report = json.loads((tmp_path / "fit" / "report.json").read_text())
+    assert report["held_out"]["accuracy"] is None
+    (tmp_path / "set" / "answers.jsonl").write_text(
+        "{\n" + (tmp_path / "set" / "answers.jsonl").read_text()
+    )
+    assert run("fit-reward", f"{tmp_path}/set", "--steps=5", f"{out}2") == 1
+    with pytest.warns(UserWarning, match="line 1: skipped"):
+        assert run("fit-reward", f"{tmp_path}/set", "--steps=5", f"{out}2", "--skip-damaged") == 0
