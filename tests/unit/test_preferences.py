@@ -126,6 +126,19 @@ def test_the_buffer_survives_an_empty_answer() -> None:
     assert len(buffer) == 0
 
 
+def test_a_corrected_answer_takes_the_place_of_the_earlier_one() -> None:
+    buffer = PreferenceBuffer(4, CPU)
+    buffer.add(torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([1.0, 0.0]))
+    # Pair (1, 3) is now the other way round, (2, 4) withdrawn, (4, 2) a pair of its own.
+    firsts, seconds = torch.tensor([1, 2, 4]), torch.tensor([3, 4, 2])
+    buffer.correct(firsts, seconds, torch.tensor([0.0, math.nan, 0.5]), time=7)
+    expected = torch.tensor([math.nan, math.nan, 0.0, 0.5])
+    torch.testing.assert_close(buffer.labels, expected, equal_nan=True)
+    assert buffer.first.tolist() == [1, 2, 1, 4]
+    assert buffer.asked_at.tolist() == [0, 0, 7, 7]
+    assert buffer.num_unanswered == 1
+
+
 def test_the_buffer_state_round_trips() -> None:
     buffer, other = PreferenceBuffer(3, CPU), PreferenceBuffer(3, CPU)
     buffer.add(torch.tensor([1, 2]), torch.tensor([3, 4]), torch.tensor([1.0, math.nan]))

@@ -75,6 +75,20 @@ def test_unknown_values_are_left_out() -> None:
     assert "nan" not in console.file.getvalue().replace("nan steps/s", "")
 
 
+def test_open_questions_are_said_at_once_where_training_may_wait_for_them() -> None:
+    console, clock = log_console(), Clock()
+    with Progress(10_000, "a title", 0, console, clock) as progress:
+        for index, is_open in enumerate((0, 2, 0), start=1):
+            clock.now = index / 100  # long before the next line is due
+            progress.update({"steps": 1000 * index, "labeller/open": is_open}, at_once=True)
+        clock.now = 1.0
+        progress.update({"steps": 4000, "labeller/open": 3.0})
+        assert isinstance(console.file, io.StringIO)
+        lines = console.file.getvalue().splitlines()[1:]
+    assert [line.split()[1] for line in lines] == ["1,000", "2,000"]
+    assert "people 2 open questions" in lines[1]
+
+
 def test_a_terminal_gets_a_panel_with_a_sparkline() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=100)
     shown = run(console, [1.0, 2.0, 3.0])
