@@ -5,7 +5,7 @@ world's, in any unit, x to the right and y up; colours are ``#rrggbb``.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from envs.base import EnvError
@@ -126,8 +126,8 @@ class Frame:
 
     def to_json(self) -> dict[str, Any]:
         """Return the frame as dicts, lists, numbers and strings; a shape's ``kind`` is its name."""
-        shapes = [{"kind": _KIND_OF[type(shape)]} | asdict(shape) for shape in self.shapes]
-        return asdict(self) | {"shapes": shapes}
+        shapes = [{"kind": _KIND_OF[type(shape)], **vars(shape)} for shape in self.shapes]
+        return {**vars(self), "shapes": shapes}
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Frame":
