@@ -15,7 +15,9 @@ import numpy.typing as npt
 from envs.action_checks import checked_actions
 from envs.base import EnvError, EnvSpec, EnvStep, Fact
 from envs.families import Maker
+from envs.frames import Frame
 from envs.randomness import copy_seeds
+from envs.smax_frames import BattleArtist
 from envs.smax_source import SMAX_NAMES, find_scenario, import_smax
 
 FACTS = (
@@ -88,6 +90,7 @@ class Smax:
                 max_steps=max_steps - 1,
             )
         self._battles = Battles(source, finite_horizon=finite_horizon)
+        self._artist = BattleArtist(source)
         self._running: Any = None
         self._mask: Any = None
         self._spec = EnvSpec(
@@ -151,6 +154,13 @@ class Smax:
             alive=np.asarray(outcome.view.alive),
             facts=np.asarray(outcome.facts),
         )
+
+    def frame(self, copy: int) -> Frame:
+        """Return one battle as its units; nothing of the others is fetched."""
+        if self._running is None:
+            raise EnvError(f"{self._spec.name}: frame before reset; call reset(seed) first")
+        units = self._battles.units(self._running, copy)
+        return self._artist.frame(self._jax.device_get(units))
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that changes, keys as their words."""

@@ -65,6 +65,8 @@ class Battles:
         """(E, 2) keys -> `Running`, its first `View` and its (E, F) facts."""
         self.advance = jax.jit(self._advance, donate_argnums=0)
         """`Running` and (E, N) int32 actions -> the next `Running`, and the `Outcome`."""
+        self.units = jax.jit(_units)
+        """`Running` and a battle's number -> the source's state of that battle's units."""
 
     def _begin(self, keys: jax.Array) -> tuple[Running, View, jax.Array]:
         """Return new battles, each drawn from its own key."""
@@ -162,6 +164,11 @@ class Battles:
         won = (enemies == 0) & (allies > 0)
         facts = jnp.stack([won, allies, enemies, ally_health, enemy_health])
         return facts.astype(jnp.float32), (allies == 0) | (enemies == 0)
+
+
+def _units(running: Running, copy: int) -> Any:
+    """Return the state of one battle's units."""
+    return jax.tree.map(lambda leaf: leaf[copy], running.battles.state)
 
 
 def _typed(key: jax.Array) -> jax.Array:

@@ -130,6 +130,11 @@ class RewardConfig:
     """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
     share_parameters: bool = True
     """One utility network for all agents, told apart by a one-hot id; or one each."""
+    memory: Literal["none", "gru"] = "none"
+    """Gru, for ``imap`` and ``slf``: the second hidden layer of q_i and v_i (the only one, if there
+    is one) is a gated recurrent unit. q_i then remembers what its agent saw and did in the episode,
+    v_i what it saw. It is fitted on whole episodes, whatever `sample_steps` says, of at most 500
+    steps; the mixer keeps no memory."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units of each hidden layer of the utilities; a central reward gets as many parameters."""
     mixer_hidden: int = 64
@@ -402,6 +407,7 @@ def check_ranges(config: Config) -> None:
             'reward.value_loss: "soft" asks the policy about single steps, which one with memory '
             'cannot answer; set reward.value_loss = "gumbel" or network.memory = "none"'
         )
+    _check_reward_memory(config)
     if config.learner.minibatches > config.batch_rows:
         if config.network.memory == "none":
             rows = f"{config.batch_rows} steps (env.num_envs x learner.rollout_steps)"
@@ -413,6 +419,25 @@ def check_ranges(config: Config) -> None:
         raise ConfigError(
             f"learner.minibatches: got {config.learner.minibatches}, but one rollout has only "
             + rows
+        )
+
+
+def _check_reward_memory(config: Config) -> None:
+    """Raise `ConfigError` where the reward is to remember and cannot."""
+    if config.reward.memory == "none":
+        return
+    if config.algorithm in ("ipl", "sl") or config.reward.model:
+        which = f"reward.model = {config.reward.model!r}"
+        if not config.reward.model:
+            which = f"algorithm = {config.algorithm!r}"
+        raise ConfigError(
+            f"reward.memory: got {config.reward.memory!r}, but only the utilities of imap and slf "
+            f'have a memory, and this run has {which}; set reward.memory = "none"'
+        )
+    if config.algorithm == "imap" and config.reward.value_loss == "soft":
+        raise ConfigError(
+            f'reward.memory: got {config.reward.memory!r}, but value_loss = "soft" values '
+            'actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
         )
 
 

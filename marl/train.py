@@ -146,8 +146,10 @@ class Trainer:
         if self.committee is not None:
             self.committee.fit(self.source, self.policy)
         if not (self.reward.is_fitted and self.source.is_informative):
+            if self.config.reward.memory != "none":
+                self.reward.watch(rollout.transitions, rollout.done)
             return None, metrics  # what ties alone have taught is noise, scaled up
-        rewards, reward_metrics = self.reward.rewards(rollout.transitions)
+        rewards, reward_metrics = self.reward.rewards(rollout.transitions, rollout.done)
         return rewards, metrics | reward_metrics
 
     @torch.no_grad()

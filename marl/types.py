@@ -5,12 +5,25 @@ S state, A action features, F facts, C chunks, H units of memory. ``*L`` stands 
 axes: (T, E) in a rollout, (M, K) in a batch of episodes.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Which steps follow which, for a reward model that remembers the episode."""
+
+    starts: Bool[Tensor, "*L"]
+    """Steps at which an episode starts: nothing of what came before is remembered."""
+    time_axis: int
+    """Along which steps follow each other: 0 in a rollout (T, E), 1 in a batch (M, K)."""
+    memory: Mapping[str, Tensor] | None = None
+    """What each network remembered before the first steps, (E, N, H). None: nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,8 @@ class Transitions:
     next_alive: Bool[Tensor, "*L N"] | None = None
     action_mask: Bool[Tensor, "*L N A"] | None = None
     """Legal actions. None: all."""
+    history: History | None = None
+    """Given to a reward model with memory; for others every step stands by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,14 +13,20 @@ from envs.simulated import Arrays, SimulatedEnv, View
 
 
 def recall(
-    num_envs: int, *, num_agents: int = 2, num_cues: int = 2, max_steps: int = 6
+    num_envs: int,
+    *,
+    num_agents: int = 2,
+    num_cues: int = 2,
+    max_steps: int = 6,
+    lights: bool = True,
 ) -> SimulatedEnv:
     """Return agents that see a cue in the first step and must name it in the last but one.
 
     The last step shows each agent a light if it was right, and the team is paid the share of
     lights. Optimum 1; random 1 / K (.5), which is also the best that agents without memory reach:
-    between the cue and the light all they see is whether the question is asked. The task ends
-    after T >= 3 steps.
+    between the cue and the light all they see is whether the question is asked. Without `lights`
+    nobody is shown who was right, so that a model of the pay needs memory, too: added up over
+    the steps, cues and answers say nothing about each other. The task ends after T >= 3 steps.
     """
     if max_steps < 3:
         raise EnvError(f"probe/recall: max_steps is {max_steps}; give at least 3")
@@ -36,7 +42,7 @@ def recall(
         max_steps=max_steps,
         finite_horizon=True,
     )
-    return SimulatedEnv(spec, _Recall(num_agents, num_cues, max_steps))
+    return SimulatedEnv(spec, _Recall(num_agents, num_cues, max_steps, lights))
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,7 @@ class _Recall:
     num_agents: int
     num_cues: int
     max_steps: int
+    shows_lights: bool
 
     @property
     def num_draws(self) -> int:
@@ -61,7 +68,8 @@ class _Recall:
         """Return the cue at the start, then whether the question is asked and the light is on."""
         first, asked = steps == 0, steps == self.max_steps - 2
         cues = one_hot(arrays["cues"], self.num_cues) * first[:, None, None]
-        flags = np.stack(np.broadcast_arrays(asked[:, None], arrays["lights"]), axis=2)
+        lights = arrays["lights"] & self.shows_lights
+        flags = np.stack(np.broadcast_arrays(asked[:, None], lights), axis=2)
         obs = np.concatenate((cues, flags), axis=2).astype(np.float32)
         return View(obs=obs, state=obs.reshape(len(obs), -1).copy())
 

@@ -5,6 +5,7 @@ Axes: N agents, O observation, S state, A action features; ``*L`` any leading ax
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -12,12 +13,12 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import RewardConfig
-from marl.networks import agent_mlp
 from marl.normalisers import TeamNorm, input_size
 from marl.numerics import masked_mean
 from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
 from marl.rewards.mixers import LinearMixer, Mixed, TwoLayerMixer
 from marl.rewards.slow import follow
+from marl.rewards.utilities import make_utility, read, read_next
 from marl.types import Rewards, Transitions
 
 PolicySampler = Callable[[Transitions], tuple[Tensor, Tensor]]
@@ -36,6 +37,9 @@ class FactoredReward(nn.Module):
     discount, and a reward of its own where it is smaller. Everything at s' comes from slow copies
     and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
     At gamma_R = 0 this is an explicit factored reward and V does not exist.
+
+    With memory, q_i also depends on what agent i saw and did before in the episode and v_i on
+    what it saw; v_i(o'_i) is read with the memory of the episode up to the step that led to o'_i.
     """
 
     def __init__(
@@ -53,23 +57,11 @@ class FactoredReward(nn.Module):
         self.is_discrete = spec.action_kind == "discrete"
         self.action_size = spec.action_size
         mixer = LinearMixer if config.mixer == "linear" else TwoLayerMixer
-
-        def utility(inputs: int) -> nn.Sequential:
-            return agent_mlp(
-                spec.num_agents,
-                inputs,
-                config.hidden_sizes,
-                1,
-                shared=config.share_parameters,
-                output_gain=0.1,
-                generator=generator,
-            )
-
         size = (spec.state_size, spec.num_agents, config.mixer_hidden)
-        self.q = utility(input_size(spec) + spec.action_size)
+        self.q = make_utility(spec, config, input_size(spec) + spec.action_size, generator)
         self.q_mixer = mixer(*size, generator)
         if gamma > 0.0:
-            self.v = utility(input_size(spec))
+            self.v = make_utility(spec, config, input_size(spec), generator)
             self.v_mixer = self.q_mixer if config.shared_mixer else mixer(*size, generator)
             self.slow_v = copy.deepcopy(self.v).requires_grad_(False)
             self.slow_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
@@ -81,8 +73,9 @@ class FactoredReward(nn.Module):
 
     def now(self, steps: Transitions) -> Mixed:
         """Return Q_tot(s, a) and its parts."""
-        q = self.utilities(steps.obs, steps.actions, steps.alive)
-        return self.q_mixer(self.norm.state(steps.state), q)
+        q, memory = read(self.q, self._q_inputs(steps.obs, steps.actions), steps.history, "q")
+        q = q if steps.alive is None else q * steps.alive
+        return replace(self.q_mixer(self.norm.state(steps.state), q), memory=memory)
 
     @torch.no_grad()
     def then(self, steps: Transitions) -> Mixed | None:
@@ -92,7 +85,8 @@ class FactoredReward(nn.Module):
         """
         if self.gamma == 0.0:
             return None
-        next_v = self.slow_v(self.norm.obs(steps.next_obs)).squeeze(-1)
+        obs, next_obs = self.norm.obs(steps.obs), self.norm.obs(steps.next_obs)
+        next_v, memory = read_next(self.slow_v, obs, next_obs, steps.history, "v")
         next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
         mixed = self.slow_mixer(self.norm.state(steps.next_state), next_v)
         discount = self.gamma * (~steps.terminated).to(next_v.dtype)
@@ -101,6 +95,7 @@ class FactoredReward(nn.Module):
             utilities=discount.unsqueeze(-1) * mixed.utilities,
             weights=mixed.weights,
             bias=discount * mixed.bias,
+            memory=memory,
         )
 
     def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
@@ -129,11 +124,15 @@ class FactoredReward(nn.Module):
     def utilities(
         self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
     ) -> Float[Tensor, "*L N"]:
-        """Return q_i(o_i, a_i); a dead agent's is zero."""
+        """Return q_i(o_i, a_i) of a model without memory; a dead agent's is zero."""
+        q = self.q(self._q_inputs(obs, actions)).squeeze(-1)
+        return q if alive is None else q * alive
+
+    def _q_inputs(self, obs: Float[Tensor, "*L N O"], actions: Tensor) -> Float[Tensor, "*L N I"]:
+        """Return standardised observations with the actions behind them."""
         if self.is_discrete:
             actions = nn.functional.one_hot(actions, self.action_size).to(obs.dtype)
-        q = self.q(torch.cat((self.norm.obs(obs), actions), dim=-1)).squeeze(-1)
-        return q if alive is None else q * alive
+        return torch.cat((self.norm.obs(obs), actions), dim=-1)
 
     def value_parameters(self) -> list[nn.Parameter]:
         """Return what `value_loss` trains: v and, if it is separate, its mixer."""
@@ -151,7 +150,7 @@ class FactoredReward(nn.Module):
         the mixer of V where it is a separate one, whose bias follows that of Q.
         """
         steps, config = transitions, self.config
-        v = self.v(self.norm.obs(steps.obs)).squeeze(-1)
+        v, _ = read(self.v, self.norm.obs(steps.obs), steps.history, "v")
         q, log_probs = now.utilities.detach(), None
         if config.value_loss == "soft":
             actions, log_probs = policy(steps)

@@ -3,11 +3,12 @@
 Axes: T time, E environments, N agents, M episodes, K sampled steps.
 """
 
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
@@ -25,7 +26,7 @@ from marl.rewards.losses import (
     preference_logits,
 )
 from marl.rewards.mixers import Mixed
-from marl.types import LabelledSegments, Rewards, Transitions
+from marl.types import History, LabelledSegments, Rewards, Transitions
 
 
 @runtime_checkable
@@ -80,6 +81,19 @@ class Batches(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Rewards and what they are made of."""
+
+    rewards: Rewards
+    bias: Tensor
+    """The bias part of the team's reward; zero for a model that is not ours."""
+    now: Mixed | None = None
+    """Q at s. None: the model is not ours."""
+    then: Mixed | None = None
+    """gamma V at s'. None: there is no V."""
+
+
 class RewardLearner:
     """A reward model with its optimiser, its running scale and its diagnostics."""
 
@@ -94,6 +108,7 @@ class RewardLearner:
         device: torch.device,
     ) -> None:
         self.model = model.to(device)
+        self.device = device
         self.name = name
         self.config = config
         self.own = model if isinstance(model, ImplicitReward) else None
@@ -113,6 +128,8 @@ class RewardLearner:
         self.side_by_side = SideBySide(threads, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
+        self.memory: dict[str, Tensor] | None = None
+        """What a model with memory remembers of the rollouts so far; None: nothing."""
 
     @property
     def is_fitted(self) -> bool:
@@ -147,7 +164,8 @@ class RewardLearner:
         return metrics | self._held_out(source)
 
     def _step(self, segments: LabelledSegments, policy: PolicySampler) -> Tensor:
-        rewards, now, bias = self._split(segments.transitions)
+        split = self._split(segments.transitions)
+        rewards, now = split.rewards, split.now
         logits = preference_logits(rewards.team, segments, self.config, self.max_steps)
         preference_loss = bradley_terry_loss(logits, segments.labels)
         present = segments.step_weights > 0
@@ -164,7 +182,7 @@ class RewardLearner:
             self.q_descent.optimiser.step()
             self.v_descent.optimiser.step()
             drift = self.own.follow(self.guard.rate)
-        share = bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
+        share = split.bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
         ties = (segments.labels == 0.5).to(loss.dtype).mean()
         return torch.stack((preference_loss.detach(), ties, share, drift))
 
@@ -181,17 +199,17 @@ class RewardLearner:
             model.value_loss(segments.transitions, now, segments.step_weights, policy)
         )
 
-    def _split(self, transitions: Transitions) -> tuple[Rewards, Mixed | None, Tensor]:
-        """Return checked rewards and, for our own models, Q and the bias part of R."""
+    def _split(self, transitions: Transitions) -> Split:
+        """Return checked rewards and, for our own models, what they are made of."""
         if self.own is None:
             rewards = checked_rewards(self.model(transitions), self.name, transitions)
-            return rewards, None, torch.zeros_like(rewards.team)
+            return Split(rewards=rewards, bias=torch.zeros_like(rewards.team))
         now, then = self.side_by_side(
             partial(self.own.now, transitions),
             partial(self.own.then, transitions),
         )
         rewards, bias = self.own.rewards(transitions, now, then)
-        return rewards, now, bias
+        return Split(rewards=rewards, bias=bias, now=now, then=then)
 
     @torch.no_grad()
     def _held_out(self, source: Batches) -> dict[str, float]:
@@ -199,7 +217,7 @@ class RewardLearner:
         segments = source.batch(held_out=True)
         if segments is None:
             return {}
-        team = self._split(segments.transitions)[0].team
+        team = self._split(segments.transitions).rewards.team
         logits = preference_logits(team, segments, self.config, self.max_steps)
         return {
             "preference/accuracy": float(preference_accuracy(logits, segments.labels)),
@@ -214,16 +232,43 @@ class RewardLearner:
         lengths: Int64[Tensor, "M"],
     ) -> Float[Tensor, "M"]:
         """Return each episode's score S, estimated from its sampled steps."""
-        team = self._split(transitions)[0].team
+        team = self._split(transitions).rewards.team
         return episode_scores(team, step_weights, lengths, self.config, self.max_steps)
 
     @torch.no_grad()
-    def rewards(self, transitions: Transitions) -> tuple[Rewards, dict[str, float]]:
+    def watch(self, transitions: Transitions, done: Bool[Tensor, "T E"] | None = None) -> Rewards:
+        """Return raw rewards of a rollout that follows the last one; `done` ends episodes.
+
+        A model with memory reads it with what it remembered at the end of the last one: as that
+        model was by then, a fit ago. It needs `done`.
+        """
+        if self.config.memory == "none" or self.own is None:
+            return self._split(transitions).rewards
+        assert done is not None, "a reward model with memory must know where episodes end"
+        starts = torch.cat((torch.zeros_like(done[:1]), done[:-1]))
+        history = History(starts=starts, time_axis=0, memory=self.memory)
+        split = self._split(replace(transitions, history=history))
+        parts = {"q": split.now, "v": split.then}
+        self.memory = {
+            name: part.memory[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
+            for name, part in parts.items()
+            if part is not None and part.memory is not None
+        }
+        return split.rewards
+
+    def forget(self) -> None:
+        """Expect new episodes: the next rollout does not follow the last one."""
+        self.memory = None
+
+    @torch.no_grad()
+    def rewards(
+        self, transitions: Transitions, done: Bool[Tensor, "T E"] | None = None
+    ) -> tuple[Rewards, dict[str, float]]:
         """Return rewards of a rollout divided by their running deviation, and metrics.
 
         The mean is not shifted: a constant reward must stay a reason to live or to end.
         """
-        raw = self._split(transitions)[0]
+        raw = self.watch(transitions, done)
         check_finite(learned_reward=raw.team)
         self.team_scale.update(raw.team)
         local = raw.local
@@ -239,7 +284,7 @@ class RewardLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the model, the optimiser and the scales."""
-        return {
+        state = {
             "model": self.model.state_dict(),
             "q_descent": self.q_descent.state_dict(),
             "v_descent": None if self.v_descent is None else self.v_descent.state_dict(),
@@ -248,6 +293,7 @@ class RewardLearner:
             "guard": self.guard.state_dict(),
             "num_fits": self.num_fits,
         }
+        return state if self.memory is None else state | {"memory": self.memory}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner with the same settings."""
@@ -259,6 +305,8 @@ class RewardLearner:
         self.local_scale.load_state_dict(state["local_scale"])
         self.guard.load_state_dict(state["guard"])
         self.num_fits = state["num_fits"]
+        memory = state.get("memory")
+        self.memory = memory and {name: tensor.to(self.device) for name, tensor in memory.items()}
 
 
 def checked_rewards(returned: object, name: str, transitions: Transitions) -> Rewards:

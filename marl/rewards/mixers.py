@@ -1,6 +1,6 @@
 """Mixers: how agents' utilities add up to the team's value.
 
-Axes: N agents, S state features; ``*L`` any leading axes.
+Axes: N agents, S state features, H units of memory; ``*L`` any leading axes.
 """
 
 import math
@@ -27,6 +27,8 @@ class Mixed:
     """w_i(s) >= 0; ones where the mixer is not linear."""
     bias: Float[Tensor, "*L"]
     """b(s)."""
+    memory: Float[Tensor, "*L N H"] | None = None
+    """What the utilities remember after each step. None: they have no memory."""
 
 
 class LinearMixer(nn.Module):

@@ -1,12 +1,15 @@
 """SMAX keeps the environment contract and equals JaxMARL's own battles."""
 
+import json
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
 
-from envs import EnvError, HasHiddenRewards, VecEnv, check_env, make_env
+from envs import EnvError, Frame, HasFrames, HasHiddenRewards, VecEnv, check_env, make_env
+from envs.frame_plots import frame_of
+from envs.frames import HealthBar
 from envs.randomness import copy_seeds
 from envs.sampling import random_actions
 from envs.smax import FACTS, Smax
@@ -180,6 +183,33 @@ def test_state_continues_in_another_environment(small: Smax) -> None:
         step, same = small.step(actions), other.step(actions)
         for name, array in vars(step).items():
             np.testing.assert_array_equal(array, getattr(same, name), err_msg=name)
+
+
+def test_a_battle_can_be_seen_to_its_end() -> None:
+    env, unseen = make_env("smax/2s3z", 2), make_env("smax/2s3z", 2)
+    assert isinstance(env, HasFrames)
+    step, other = env.reset(5), unseen.reset(5)
+    draw, died, frames = np.random.default_rng(0), False, []
+    while not step.terminated[1]:
+        actions = random_actions(env.spec, draw, step.action_mask)
+        frame = frame_of(env, 1, step, actions)
+        assert step.alive is not None
+        assert [anchor is not None for anchor in frame.anchors] == step.alive[1].tolist()
+        died |= not step.alive[1].all()
+        frames.append(frame)
+        step, other = env.step(actions), unseen.step(actions)
+        np.testing.assert_array_equal(step.obs, other.obs)  # looking changes nothing
+    assert died
+    assert frames[0].seconds_per_step == 0.5
+    assert Frame.from_json(json.loads(json.dumps(frames[-1].to_json(), allow_nan=False)))
+    new = env.frame(1)  # the next battle: 10 units, unhurt
+    assert [s.share for s in new.shapes if isinstance(s, HealthBar)] == [1.0] * 10
+    assert env.frame(0) != new
+
+
+def test_a_frame_needs_a_battle() -> None:
+    with pytest.raises(EnvError, match=r"smax/3m: frame before reset; call reset\(seed\) first"):
+        Smax(1, "3m").frame(0)
 
 
 def test_views_are_jax_memory(small: Smax) -> None:

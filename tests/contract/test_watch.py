@@ -91,6 +91,18 @@ def test_learned_rewards_belong_to_the_steps_shown(imap: Path) -> None:
     np.testing.assert_allclose(sums / sums[0], shown.team / shown.team[0], rtol=1e-3)
 
 
+def test_a_reward_with_memory_is_shown_from_the_start_of_its_episode(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "run", ["--reward.memory=gru"])
+    team = load_team(folder)
+    first, second = (play(*team, greedy=True, seed=0) for _ in range(2))
+    assert first.team is not None
+    assert second.team is not None
+    assert first.team.shape == (25,)
+    # Shown in running deviations, which the first look has moved a little.
+    ratio = first.team / second.team
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+
+
 @pytest.mark.parametrize("algorithm", ["sparse", "ipl"])
 def test_runs_without_local_rewards_are_filmed_without(
     algorithm: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -100,6 +100,40 @@ def test_nobody_recalls_without_memory() -> None:
     assert last < 0.6
 
 
+@pytest.mark.parametrize("algorithm", ["imap", "slf"])
+def test_a_reward_with_memory_tells_who_recalled(algorithm: str) -> None:
+    """Which of two episodes of random play is better: a guess is right in half of the pairs.
+
+    Without lights the pay is a matter of the first and the last but one step together, so that
+    a sum over single steps can do no better than guess, and memory can be always right.
+    """
+    options = {
+        "env.name": "probe/recall",
+        "env.options": {"lights": False},
+        "algorithm": algorithm,
+        "total_steps": 15_000,
+        "learner.learning_rate": 0.0,
+        "learner.epochs": 1,
+        "reward.hidden_sizes": [32, 32],
+    }
+    accuracy = {}
+    for memory in ("none", "gru"):
+        trainer = Trainer(load_config(overrides=SMALL | options | {"reward.memory": memory}))
+        rows = [trainer.iterate() for _ in range(trainer.config.num_iterations)]
+        accuracy[memory] = np.nanmean([row["preference/accuracy"] for row in rows[-10:]])
+    assert accuracy["none"] < 0.65
+    assert accuracy["gru"] > 0.97
+
+
+def test_a_reward_with_memory_teaches_to_recall() -> None:
+    # Optimum 1, random .5; with a reward of single steps it stays there.
+    options = {"env.options": {"lights": False}, "reward.hidden_sizes": [32, 32]}
+    memory = {"reward.memory": "gru"}
+    _, first, last = trained("probe/recall", "imap", 15_000, **MEMORY, **options, **memory)
+    assert first < 0.75
+    assert last > 0.95
+
+
 def test_imap_navigates() -> None:
     # Greedy pursuit -6.4, standing still -26.1, random -28.6.
     options = {"learner.rollout_steps": 25, "learner.minibatches": 4, "learner.epochs": 6}

@@ -117,8 +117,20 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         {"env.name": "probe/dying", "learner.rollout_steps": 10},
         {"env.name": "mamujoco/reacher_2x1", "preferences.store_steps": 2000},
         {"network.memory": "gru", "learner.chunk_length": 8, "network.hidden_sizes": [8, 8]},
+        {"reward.memory": "gru", "reward.hidden_sizes": [8, 8]},
     ],
-    ids=["imap", "sparse", "soft", "queries", "committee", "teacher", "dying", "mujoco", "gru"],
+    ids=[
+        "imap",
+        "sparse",
+        "soft",
+        "queries",
+        "committee",
+        "teacher",
+        "dying",
+        "mujoco",
+        "gru",
+        "history",
+    ],
 )
 def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, object]) -> None:
     config = small(**changes)

@@ -135,6 +135,14 @@ def test_recall_shows_the_cue_once_and_the_light_after_the_answer() -> None:
         make_env("probe/recall", 1, max_steps=2)
 
 
+def test_recall_without_lights_shows_nobody_who_was_right() -> None:
+    env = make_env("probe/recall", 50, max_steps=3, lights=False)
+    cues = env.reset(0).obs[:, :, :2].argmax(axis=2)
+    steps = [env.step(cues) for _ in range(3)]
+    assert not steps[1].obs.any()
+    assert (steps[2].rewards == 1.0).all()
+
+
 def test_time_limit_truncates_or_terminates_as_asked() -> None:
     for finite_horizon in (False, True):
         env = make_env("probe/time_limit", 2, max_steps=3, finite_horizon=finite_horizon)
