@@ -37,11 +37,12 @@ from marl.preferences.queries import (
     entropy,
     in_bag,
 )
+from marl.preferences.sampling import sampled
 from marl.preferences.tally import Tally
 from marl.preferences.teachers import MyopicReturns
 from marl.seeding import Seeds
-from marl.trajectories import TrajectoryStore, sample_steps
-from marl.types import History, LabelledSegments, Rollout, Transitions
+from marl.trajectories import TrajectoryStore
+from marl.types import LabelledSegments, Rollout, Transitions
 
 Scorer = Callable[
     [Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]],
@@ -196,18 +197,9 @@ class PreferenceSource:
     def _sampled(
         self, numbers: Int64[Tensor, "M"]
     ) -> tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]:
-        """Return sampled steps of some episodes, the steps' weights, and the lengths.
-
-        A reward model with memory gets all steps, and is told which follow which.
-        """
-        lengths = self.store.episodes(numbers).lengths
-        remembers = self.reward_config.memory != "none"
-        count = self.max_steps if remembers else self.reward_config.sample_steps
-        offsets, weights = sample_steps(lengths, self.max_steps, count, self.generator)
-        steps = self.store.steps(numbers, offsets)
-        if remembers:
-            steps = replace(steps, history=History(starts=offsets == 0, time_axis=1))
-        return steps, weights, lengths
+        """Return sampled steps of some episodes, the steps' weights, and the lengths."""
+        episodes = self.store.episodes(numbers)
+        return sampled(episodes, self.reward_config, self.max_steps, self.generator)
 
     def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a batch of episodes and every answered pair among them, asked now."""

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from marl.preferences.sampling import in_order
 from marl.rewards.learner import RewardLearner
 from marl.trajectories import Episodes
 
@@ -24,6 +25,8 @@ def whole_scores(learner: RewardLearner, episodes: Episodes) -> Float[Tensor, "M
         part = episodes.rows(rows.to(episodes.lengths.device))
         steps = part.transitions()
         offsets = torch.arange(steps.terminated.shape[1], device=part.lengths.device)
+        offsets = offsets.expand(steps.terminated.shape)
+        steps = in_order(steps, offsets, learner.config)
         weights = (offsets < part.lengths.unsqueeze(-1)).to(torch.float32)
         scores.append(learner.scores(steps, weights, part.lengths))
     return torch.cat(scores)

@@ -11,7 +11,10 @@ import torch
 import marl
 from marl.cli import main
 from marl.config_files import load_config
+from marl.preferences.sampling import in_order
 from marl.preferences.sets import Answer, PreferenceSet, now
+from marl.rewards.saved import load_reward
+from marl.rewards.whole import whole_scores
 from marl.train import Trainer
 
 QUICK = [
@@ -215,3 +218,23 @@ def test_a_set_of_peoples_answers_says_what_was_left_out(
     assert run("fit-reward", f"{tmp_path}/set", "--steps=5", f"{out}2") == 1
     with pytest.warns(UserWarning, match="line 1: skipped"):
         assert run("fit-reward", f"{tmp_path}/set", "--steps=5", f"{out}2", "--skip-damaged") == 0
+
+
+def test_a_model_with_memory_is_fitted_and_labels(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "memory.toml").write_text('[reward]\nmemory = "gru"\n')
+    out = f"{tmp_path}/fit"
+    settings = ["--config", f"{tmp_path}/memory.toml", "--steps", "30", "--out", out]
+    assert run("fit-reward", f"{folder}/set", *settings) == 0
+    archive, spec = PreferenceSet(folder / "set").archive(), PreferenceSet(folder / "set").spec
+    learner = load_reward(tmp_path / "fit", spec, "here")
+    episodes = archive.episodes(archive.numbers)
+    scores = whole_scores(learner, episodes)
+    # What an episode is worth depends on the order of its steps, not on the other episodes.
+    alone = torch.cat([whole_scores(learner, episodes.rows(torch.tensor([i]))) for i in range(3)])
+    torch.testing.assert_close(alone, scores[:3])
+    mixed = archive.steps(archive.numbers[:3], torch.arange(24, -1, -1).expand(3, 25))
+    every = torch.arange(25).expand(3, 25)
+    turned = learner.scores(in_order(mixed, every, learner.config), torch.ones(3, 25), every[:, -1])
+    assert not torch.allclose(turned, scores[:3])
+    labels = ["--preferences.labeller=model", f"--preferences.model.run={out}"]
+    assert run("train", *QUICK, *labels, "--run-dir", f"{tmp_path}/run") == 0

@@ -10,9 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from marl.config import RewardConfig
+from marl.preferences.sampling import sampled
 from marl.preferences.sets.answers import Answer
 from marl.preferences.sets.archive import EpisodeArchive
-from marl.trajectories import sample_steps
 from marl.types import LabelledSegments
 
 
@@ -57,12 +57,11 @@ class SetBatches:
         order = torch.randperm(len(labels), generator=self.generator, device=labels.device)
         rows = order[: self.config.batch_episodes // 2]
         numbers, places = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
-        lengths = self.archive.episodes(numbers).lengths
-        offsets, weights = sample_steps(
-            lengths, self.max_steps, self.config.sample_steps, self.generator
+        steps, weights, lengths = sampled(
+            self.archive.episodes(numbers), self.config, self.max_steps, self.generator
         )
         return LabelledSegments(
-            transitions=self.archive.steps(numbers, offsets),
+            transitions=steps,
             step_weights=weights,
             lengths=lengths,
             first=places[0],

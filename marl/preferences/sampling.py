@@ -1,0 +1,39 @@
+"""Sampled steps of finished episodes, as reward models are fitted to them.
+
+Axes: M episodes, K sampled steps.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from marl.config import RewardConfig
+from marl.trajectories import Episodes, sample_steps
+from marl.types import History, Transitions
+
+Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]
+"""Steps, their weights in the estimated sum, and the lengths of the episodes."""
+
+
+def sampled(
+    episodes: Episodes, config: RewardConfig, max_steps: int, generator: torch.Generator
+) -> Sampled:
+    """Return sampled steps of some episodes, the steps' weights, and the lengths.
+
+    A reward model with memory gets all steps, and is told which follow which.
+    """
+    count = config.sample_steps if config.memory == "none" else max_steps
+    offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
+    steps = episodes.store.steps(episodes.numbers, offsets)
+    return in_order(steps, offsets, config), weights, episodes.lengths
+
+
+def in_order(
+    steps: Transitions, offsets: Int64[Tensor, "M K"], config: RewardConfig
+) -> Transitions:
+    """Return successive steps of whole episodes with what a model with memory must know."""
+    if config.memory == "none":
+        return steps
+    return replace(steps, history=History(starts=offsets == 0, time_axis=1))
