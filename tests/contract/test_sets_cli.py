@@ -145,7 +145,7 @@ def test_kept_answers_are_exported_as_they_are(tmp_path: Path) -> None:
         (["export", "{0}/run", "{0}/set"], "already exists and is not empty; choose another"),
         (["fit-reward", "{0}/run"], "is no preference set: it has no set.toml"),
         (["fit-reward", "{0}/set", "--model", "imapp"], "expected one of imap, slf, ipl, sl, or"),
-        (["fit-reward", "{0}/set", "--model", "nothing_here:M"], "no module named 'nothing_here'"),
+        (["fit-reward", "{0}/set", "--model", "nothing_here:M"], "no module 'nothing_here'"),
         (["fit-reward", "{0}/set", "--out", "{0}/fit"], "choose another --out"),
         (
             ["fit-reward", "{0}/set", "--source", "person:*"],

@@ -13,9 +13,13 @@ import pytest
 import torch
 
 from envs import EnvSpec
+from marl.config import PreferenceConfig, TeacherConfig
+from marl.llm_config import LlmConfig
+from marl.model_config import ModelConfig
+from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.sets import Answer, EpisodeRecord, PreferenceSet, SetError, now
 from marl.preferences.sets.episodes import episode_path
-from marl.preferences.sets.export import record_of
+from marl.preferences.sets.export import _kept, record_of, source_name
 from marl.trajectories import TrajectoryStore
 from tests.scripted import ScriptedEnv, scripted_collector
 
@@ -230,3 +234,30 @@ def test_foreign_data_comes_in_and_a_kill_leaves_no_half_episode(tmp_path: Path)
         assert [a.label for a in opened.answers.answers()] == [1.0, 1.0, None]
     assert opened.numbers() == numbers == [0, 1, 2]
     assert opened.manifest.environment.options == {"size": 3}
+
+
+def test_kept_answers_are_told_oldest_first_without_withdrawn_and_unknown_ones() -> None:
+    buffer = PreferenceBuffer(4, torch.device("cpu"))
+    first, second = torch.arange(6), torch.arange(1, 7)
+    buffer.add(first, second, torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0, 0.25]))
+    # The ring of four keeps (2, 3) to (5, 6); (3, 4) is withdrawn and episode 6 is not exported.
+    buffer.correct(torch.tensor([3]), torch.tensor([4]), torch.tensor([torch.nan]))
+    kept = _kept(PreferenceConfig(buffer_pairs=4), buffer.state_dict(), torch.arange(6))
+    assert [part.tolist() for part in kept] == [[2, 4], [3, 5], [1.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"),
+    [
+        ({}, "rule:return"),
+        ({"labeller": "facts", "facts": ("won", "time-")}, "rule:facts won time-"),
+        ({"tie_break": ("won",)}, "rule:return, ties by won"),
+        ({"teacher": TeacherConfig(mistakes=0.1)}, "rule:return, noisy"),
+        ({"labeller": "llm", "llm": LlmConfig(model="small")}, "llm:small"),
+        ({"labeller": "model", "model": ModelConfig(run="runs/a")}, "model:runs/a"),
+        ({"labeller": "my_labels:f"}, "own:my_labels:f"),
+        ({"labeller": "people"}, "people"),
+    ],
+)
+def test_a_source_is_named_after_its_labeller(settings: dict[str, Any], name: str) -> None:
+    assert source_name(PreferenceConfig(**settings)) == name
