@@ -69,7 +69,8 @@ async function show(next) {
       message("All done", "Every answer is stored. You can close this page and stop the server " +
         "with Ctrl-C; more pairs come with a larger --pairs.");
     } else {
-      message("No open question", "While training runs it asks again by itself, and the pair appears here.");
+      message("No open question", "While training runs it asks again by itself, and the pair " +
+        "appears here.");
       pollTimer = setTimeout(refresh, POLL);
     }
     return;

@@ -56,17 +56,22 @@ class PeopleLabeller:
         self._expired = 0
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-        """Return the answers that are there already, and NaN for what is open from now on."""
+        """Return the answers that are there already, and NaN for what is open from now on.
+
+        There are answers already where a run was killed and asks again.
+        """
         given = self._given()
         known = {frozenset((asked.first, asked.second)) for asked in self._asked}
         sides = zip(self._added(pairs.first), self._added(pairs.second), strict=True)
         numbers = zip(pairs.first.numbers.tolist(), pairs.second.numbers.tolist(), strict=True)
         labels = []
         for (first, second), shown in zip(numbers, sides, strict=True):
+            if frozenset((first, second)) in known:
+                labels.append(NAN)  # open still, or answered: training was told already
+                continue
             asked = _told(_Asked(first=first, second=second, shown=shown), given)
             labels.append(asked.label)
-            if frozenset((first, second)) not in known:
-                self._asked.append(asked)
+            self._asked.append(asked)
         self._write_questions()
         return torch.tensor(labels, dtype=torch.float32)
 
