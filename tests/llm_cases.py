@@ -73,12 +73,13 @@ def make(
     folder: Path,
     patience: Patience | None = None,
     fallback: Labeller | None = None,
+    run: str = "",
     **changes: Any,
 ) -> LlmLabeller:
     """Return a labeller that has not asked anything yet."""
     patience = patience or Patience()
     return LlmLabeller(
-        settings(address, folder, **changes), SPEC, fallback, patience.sleep, patience.clock
+        settings(address, folder, **changes), SPEC, fallback, patience.sleep, patience.clock, run
     )
 
 
