@@ -15,22 +15,12 @@ import pytest
 from marl.preferences.llm import layout
 from marl.preferences.llm.layout import VERSION, StoreError, snapshot
 from marl.preferences.llm.store import AnswerStore
-from tests.llm_cases import make, pairs_of
+from tests.llm_cases import make, old_store, pairs_of
 
-DUMP = Path(__file__).parents[1] / "data" / "llm_store_v1.sql"
 ADDRESS = "http://127.0.0.1:18123/v1"
 PAID = ("SELECT * FROM answers ORDER BY key", "SELECT key, cost FROM calls ORDER BY id",
         "SELECT prompt, first, second, first_return, second_return, label, outcome, flipped"
         " FROM labels ORDER BY id", "SELECT * FROM notes ORDER BY name")  # fmt: skip
-
-
-def old_store(folder: Path) -> Path:
-    """Write the store of version 1 again, as a file."""
-    path = folder / "store.sqlite"
-    with closing(sqlite3.connect(path)) as database:
-        database.executescript(DUMP.read_text())
-        database.executescript("PRAGMA application_id = 0x6D61726C; PRAGMA user_version = 1;")
-    return path
 
 
 def paid(path: Path) -> list[Any]:
