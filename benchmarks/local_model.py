@@ -30,7 +30,7 @@ from marl.audit.from_store import read_asked
 from marl.audit.judge import Judge, judges
 from marl.audit.sections import judge_rows
 from marl.audit.statistics import Share, quantile
-from marl.config import ConfigError, NetworkConfig
+from marl.config import NetworkConfig
 from marl.llm_config import LlmConfig
 from marl.normalisers import TeamNorm
 from marl.preferences.labellers import EpisodePairs
@@ -111,7 +111,12 @@ def label(pairs: EpisodePairs, spec: EnvSpec, config: LlmConfig) -> Row:
     audited = [
         _pairs_of(judges(read_asked(Path(config.store), run))) for run in (name, f"{name}, forced")
     ]
-    assert known is not None, "the preflight is on"
+    if known is None or not audited[1].firsts.whole:
+        reasons = ", ".join(audited[0].unanswered)
+        raise SystemExit(
+            f"{config.base_url} answered no question about {name} ({reasons}); does a server "
+            "run there?"
+        )
     return Row(name=name, judge=audited[0], forced=audited[1], known=known, seconds=seconds)
 
 
@@ -122,9 +127,7 @@ def _label(pairs: EpisodePairs, spec: EnvSpec, config: LlmConfig, run: str) -> F
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", LabellerWarning)  # the table says what they would
             labeller.start()
-            labels = labeller(pairs)
-        if labels.isnan().all() and labeller.metrics()["llm_calls"] == 0 and "forced" not in run:
-            raise ConfigError(f"the server answered nothing: {labeller.metrics()}")
+            labeller(pairs)
         return labeller.figures
     finally:
         labeller.close()
