@@ -86,8 +86,9 @@ class Saved:
         is_free = preferences.queries_per_iteration == 0
         asks = is_free and (ask_again or preferences.labeller in RULES)
         size = min(buffer["num_answered"], len(buffer["labels"]))
-        first, second = buffer["first"][:size], buffer["second"][:size]
-        labels = buffer["labels"][:size]
+        stands = ~buffer["labels"][:size].isnan()  # an answer may have been withdrawn
+        first, second = buffer["first"][:size][stands], buffer["second"][:size][stands]
+        labels = buffer["labels"][:size][stands]
         if asks:
             draw = torch.Generator().manual_seed(0)
             numbers = self.store.available()

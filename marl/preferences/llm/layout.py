@@ -101,6 +101,9 @@ def snapshot(path: Path) -> sqlite3.Connection:
             database.backup(copy)
         _check(copy, path)
         _update(copy)
+    except sqlite3.OperationalError as error:
+        copy.close()
+        raise StoreError(f"{path}: cannot be read: {error}; try again, or read a copy") from None
     except sqlite3.DatabaseError as error:
         copy.close()
         raise _damaged(path, str(error)) from None
