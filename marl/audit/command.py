@@ -52,11 +52,13 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="marl labels",
         description=description,
-        epilog="Shares stand with their 95 %% intervals. Nothing is asked of a language model, and "
+        epilog="Shares stand with their 95 % intervals. Nothing is asked of a language model, and "
         "its store is only read, also while the run goes on.",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
-    parser.add_argument("--json", action="store_true", help="print JSON, and write no page")
+    parser.add_argument(
+        "--json", action="store_true", help="print JSON, and write no page unless --out is given"
+    )
     parser.add_argument("--out", type=Path, help="the page to write (default RUN/labels.html)")
     parser.add_argument(
         "--store", type=Path, help="the language model's answers, if not where the settings say"

@@ -29,10 +29,10 @@ def test_it_labels_real_episodes_and_writes_the_audit(
     rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| particles")]
     assert [row[0] for row in rows] == [
         f"| particles/nav_3, {ask}, {told}"
-        for ask in ("pointwise", "pairwise")
         for told in ("final", "whole")
+        for ask in ("pointwise", "pairwise")
     ]
-    for row, count in zip(rows, (8, 3, 8, 3), strict=True):
+    for row, count in zip(rows, (8, 8, 3, 3), strict=True):
         answered = re.match(r"(\d+) of (\d+)", row[1])
         assert answered is not None
         assert int(answered[2]) == count
@@ -43,9 +43,9 @@ def test_it_labels_real_episodes_and_writes_the_audit(
     # Pointwise: a probe, 12 known episodes and 16 of the pairs; 101 tokens each.
     assert rows[0][9:11] == ["29", "2,929"]
     # The whole descriptions are other texts of the first 3 pairs, the known ones are kept.
-    assert rows[1][9:11] == ["6", "606"]
-    assert rows[0][5] == rows[1][5] == "-"
-    assert re.match(r"\d+% of 8 \(", rows[2][5])
+    assert rows[2][9:11] == ["6", "606"]
+    assert rows[0][5] == rows[2][5] == "-"
+    assert re.match(r"\d+% of 8 \(", rows[1][5])
     assert "known answers right" in capsys.readouterr().out
 
 
