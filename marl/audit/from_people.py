@@ -14,8 +14,10 @@ import numpy as np
 
 from marl.audit.statistics import Share, agreement
 from marl.config import ConfigError
+from marl.label.plan import self_agreement
 from marl.preferences.describe import one_line
 from marl.preferences.sets.answers import Answer, AnswerLog, DamagedLogError
+from marl.preferences.sets.episodes import episode_path
 
 _PERSON = "person:"
 
@@ -60,9 +62,9 @@ def _person(
     source: str, by_source: Mapping[str, Sequence[Answer]], returns: Mapping[int, float]
 ) -> Person:
     mine = by_source[source]
-    first, same, repeats = _firsts(mine)
+    first, itself = _firsts(mine), self_agreement(mine)
     gaps = [returns[numbers[0]] - returns[numbers[1]] for numbers in first]
-    others = {name: _firsts(answers)[0] for name, answers in by_source.items() if name != source}
+    others = {name: _firsts(answers) for name, answers in by_source.items() if name != source}
     people = [given for name, given in others.items() if name.startswith(_PERSON)]
     labellers = [given for name, given in others.items() if not name.startswith(_PERSON)]
     given = [answer.label for answer in mine if answer.label is not None]
@@ -74,25 +76,20 @@ def _person(
         with_return=agreement(list(first.values()), gaps),
         with_labellers=_with(first, labellers),
         with_others=_with(first, people),
-        with_oneself=Share(part=same, whole=repeats),
+        with_oneself=Share(part=itself.same, whole=itself.repeats),
     )
 
 
-def _firsts(answers: Sequence[Answer]) -> tuple[dict[tuple[int, int], float], int, int]:
-    """Return the first answer to each pair, as P(the smaller number preferred); how many later
-    ones equal it; and how many later ones there are. Skipped ones do not count."""
+def _firsts(answers: Sequence[Answer]) -> dict[tuple[int, int], float]:
+    """Return the first answer to each pair, as P(the smaller number preferred); skipped ones do
+    not count."""
     first: dict[tuple[int, int], float] = {}
-    same = repeats = 0
     for answer in answers:
-        if answer.label is None:
-            continue
-        numbers = (min(answer.first, answer.second), max(answer.first, answer.second))
-        label = answer.label if numbers[0] == answer.first else 1.0 - answer.label
-        if numbers in first:
-            repeats += 1
-            same += label == first[numbers]
-        first.setdefault(numbers, label)
-    return first, same, repeats
+        if answer.label is not None:
+            numbers = (min(answer.first, answer.second), max(answer.first, answer.second))
+            label = answer.label if numbers[0] == answer.first else 1.0 - answer.label
+            first.setdefault(numbers, label)
+    return first
 
 
 def _with(
@@ -105,7 +102,7 @@ def _with(
 
 def _return_of(folder: Path, number: int) -> float:
     """Return an episode's return as the set has it; NaN where the set has none."""
-    path = folder / "episodes" / f"{number:06d}.npz"
+    path = episode_path(folder, number)
     try:
         with np.load(path, allow_pickle=False) as episode:
             return float(episode["return"])
