@@ -235,15 +235,16 @@ def main(arguments: list[str] | None = None) -> None:
 _TITLE = "# A language model labels real episodes"
 _PLUMBING = """SmolLM2-135M is plumbing and not a judge: it shows that everything between an
 episode and a label works, and nothing here says how well a language model judges."""
-_LEGEND = """Episodes of an untrained policy, paired at random; told at the end only (`final`) or
-with what happened on the way (`whole`). Answers are withheld where |P - 0.5| < 0.05 or where the
-choices have less than half of the probability. "Must answer" takes the same replies without that,
-and so do the columns after it, up to the mass of the choices; pairs whose probability is exactly
-0.5 are in none of the shares. The order can change an answer only where both episodes are shown.
-Intervals are 95 %. Known pairs are those of the prompt's template, a pair right where it is
-answered rightly. Calls and tokens are those of the pairs, the known pairs and the probe of the
-server; what was asked before, also of another episode that reads the same, is not asked again. The
-figures are those of `marl labels`."""
+_LEGEND = """\
+Episodes of an untrained policy, paired at random; told at the end only (`final`) or with what
+happened on the way (`whole`). Answers are withheld where |P - 0.5| < 0.05 or where the choices
+have less than half of the probability. "Must answer" takes the same replies without that, and so
+do the columns after it, up to the mass of the choices; agreement leaves out pairs whose
+probability is exactly 0.5 or whose returns are equal. The order can change an answer only where
+both episodes are shown. Intervals are 95 %. Known pairs are those of the prompt's template, a
+pair right where it is answered rightly. Calls and tokens are those of the pairs, the known pairs
+and the probe of the server; what was asked before, also of another episode that reads the same,
+is not asked again. The figures are those of `marl labels`."""
 
 
 def _command(options: argparse.Namespace, model: str) -> str:
