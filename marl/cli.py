@@ -22,6 +22,7 @@ from rich.text import Text
 from envs import EnvError, check_env, make_env
 from envs.families import FAMILIES
 from marl import __version__
+from marl.audit.command import labels
 from marl.checkpoint import CheckpointError
 from marl.config import Config, ConfigError, Option
 from marl.config_files import load_config
@@ -167,6 +168,11 @@ def label_command(arguments: list[str]) -> int:
     return label(arguments, label_command.__doc__)
 
 
+def labels_command(arguments: list[str]) -> int:
+    """Audit what the labeller of a run answered: how often, how biased, how right, at what cost."""
+    return labels(arguments, labels_command.__doc__)
+
+
 def export_command(arguments: list[str]) -> int:
     """Write a run's episodes and answers as a preference set."""
     return export(arguments, export_command.__doc__)
@@ -222,6 +228,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "label": label_command,
     "export": export_command,
     "fit-reward": fit_reward_command,
+    "labels": labels_command,
     "check": check_command,
     "envs": envs_command,
 }

@@ -1,5 +1,6 @@
 """Runs: train, and record in a folder what is needed to look at a run and to continue it."""
 
+import secrets
 import time
 import warnings
 from collections.abc import Callable, Generator
@@ -14,6 +15,8 @@ from marl.metrics import MetricWriter
 from marl.plots import plot_run
 from marl.train import Trainer
 
+IDENTITY = "run_id"
+"""File of a run's folder."""
 _POLL = 0.25
 """Seconds between two looks at whether people have answered."""
 
@@ -30,14 +33,16 @@ def train(
     Closing the generator, an error in the run and the last iteration all save the state. While
     training waits for people (``preferences.people.wait``), it ends as soon as `stop` says so.
     """
-    if run_dir is not None and not resume:
-        refuse_a_run_in(Path(run_dir))  # before a labeller is asked anything that it is paid for
-    trainer = Trainer(config, None if run_dir is None else Path(run_dir))
     if run_dir is None:
+        trainer = Trainer(config)
         while trainer.iteration < config.num_iterations:
             yield trainer.iterate()
         return
     folder = Path(run_dir)
+    if not resume:
+        refuse_a_run_in(folder)  # before a labeller is asked anything that it is paid for
+    identity = identity_of(folder) or secrets.token_hex(8)
+    trainer = Trainer(config, folder, run=identity)
     if not resume:
         new_run_folder(folder, config)
     elif list_checkpoints(folder / "checkpoints"):
@@ -48,6 +53,7 @@ def train(
         warnings.warn(
             f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
         )
+    (folder / IDENTITY).write_text(f"{identity}\n")
     yield from _train_in(folder, trainer, resume, stop)
 
 
@@ -109,6 +115,15 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
         "trainer": trainer.state_dict(),
     }
     return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
+
+
+def identity_of(folder: Path) -> str:
+    """Return what a run is called in a store of answers that others may use too.
+
+    It stays the same when the run is resumed or its folder moved; empty if it has none yet.
+    """
+    path = folder / IDENTITY
+    return path.read_text().strip() if path.exists() else ""
 
 
 def refuse_a_run_in(folder: Path) -> None:

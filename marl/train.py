@@ -27,8 +27,11 @@ from marl.types import Rewards, Rollout, Transitions
 class Trainer:
     """Everything that changes during a run, and one iteration of it."""
 
-    def __init__(self, config: Config, folder: Path | None = None) -> None:
-        """`folder` is the run's, which a labeller that shows episodes to people needs."""
+    def __init__(self, config: Config, folder: Path | None = None, *, run: str = "") -> None:
+        """`folder` is the run's, which a labeller that shows episodes to people needs.
+
+        `run` is its identity, under which a store of answers keeps what it asks.
+        """
         torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config
         self.device = torch.device(config.device)
@@ -75,6 +78,7 @@ class Trainer:
                 self.device,
                 num_iterations=config.num_iterations,
                 people=self.people,
+                run=run,
             )
             self.reward = make_reward_learner(
                 spec, config, self.norm, self.seeds.torch("reward"), self.device

@@ -3,6 +3,8 @@
 Axes: B pairs.
 """
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from tests.scripted import ScriptedEnv
 
 SPEC: EnvSpec = ScriptedEnv([[5]]).spec
 """An environment without facts: episodes are described by return and length."""
+OLD_STORE = Path(__file__).parent / "data" / "llm_store_v1.sql"
+"""A store of answers as the code of its version 1 wrote it; see `test_llm_store_layout.py`."""
 
 
 def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
@@ -73,12 +77,13 @@ def make(
     folder: Path,
     patience: Patience | None = None,
     fallback: Labeller | None = None,
+    run: str = "",
     **changes: Any,
 ) -> LlmLabeller:
     """Return a labeller that has not asked anything yet."""
     patience = patience or Patience()
     return LlmLabeller(
-        settings(address, folder, **changes), SPEC, fallback, patience.sleep, patience.clock
+        settings(address, folder, **changes), SPEC, fallback, patience.sleep, patience.clock, run
     )
 
 
@@ -89,3 +94,12 @@ def label_opposites(address: str, folder: Path, count: int, **changes: Any) -> l
     labels: list[float] = labeller(pairs_of(first, [-1.0 - number for number in first])).tolist()
     labeller.close()
     return labels
+
+
+def old_store(folder: Path) -> Path:
+    """Write the store of version 1 again, as a file."""
+    path = folder / "store.sqlite"
+    with closing(sqlite3.connect(path)) as database:
+        database.executescript(OLD_STORE.read_text())
+        database.executescript("PRAGMA application_id = 0x6D61726C; PRAGMA user_version = 1;")
+    return path

@@ -54,7 +54,7 @@ def describe_whole(episodes: Episodes, facts: tuple[Fact, ...]) -> list[str]:
             lines.append("On the way:")
             for step, values in zip(ends[index], course[index].tolist(), strict=True):
                 told = [
-                    f"{_clean(fact.meaning)} {_number(value)}"
+                    f"{one_line(fact.meaning)} {_number(value)}"
                     for fact, value in zip(facts, values, strict=True)
                 ]
                 lines.append(f"- after step {step}: {'; '.join(told)}")
@@ -73,9 +73,9 @@ def _headline(episodes: Episodes, index: int) -> str:
 
 def _told(fact: Fact, value: float) -> str:
     """Return a fact with its value, its unit and its direction."""
-    unit = f" {_clean(fact.unit)}" if fact.unit else ""
+    unit = f" {one_line(fact.unit)}" if fact.unit else ""
     direction = {True: " (more is better)", False: " (less is better)", None: ""}
-    return f"{_clean(fact.meaning)}: {_number(value)}{unit}{direction[fact.higher_is_better]}"
+    return f"{one_line(fact.meaning)}: {_number(value)}{unit}{direction[fact.higher_is_better]}"
 
 
 def _turning_points(
@@ -90,7 +90,7 @@ def _turning_points(
             continue
         most = int(steps.abs().argmax())
         lines.append(
-            f"- {_clean(fact.meaning)} changed most between steps {ends[most]} and "
+            f"- {one_line(fact.meaning)} changed most between steps {ends[most]} and "
             f"{ends[most + 1]}, by {_number(float(steps[most]), signed=True)}"
         )
     return lines
@@ -123,7 +123,7 @@ def _number(value: float, *, signed: bool = False) -> str:
     return f"{value + 0.0:+.4g}" if signed else f"{value + 0.0:.4g}"
 
 
-def _clean(text: str) -> str:
+def one_line(text: str) -> str:
     """Return a foreign string on one line, printable and capped."""
     plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return plain if len(plain) <= MAX_NAME else f"{plain[: MAX_NAME - 1]}…"

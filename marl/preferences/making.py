@@ -16,11 +16,17 @@ from marl.seeding import Seeds
 
 
 def make_labeller(
-    config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, people: Labeller | None = None
+    config: PreferenceConfig,
+    spec: EnvSpec,
+    seeds: Seeds,
+    people: Labeller | None = None,
+    *,
+    run: str = "",
 ) -> Labeller:
     """Return the labeller a configuration names, with its tie-break and its teacher's errors.
 
-    `people` is the labeller of that name, which only a run with a folder has.
+    `people` is the labeller of that name, which only a run with a folder has. `run` is the
+    identity under which a store of answers keeps what is asked.
     """
     if config.labeller == "people":
         if people is None:
@@ -29,7 +35,7 @@ def make_labeller(
                 "folder; train with one (run_dir), and leave people out elsewhere"
             )
         return people
-    labeller = _named(config, spec, seeds)
+    labeller = _named(config, spec, seeds, run)
     if config.tie_break:
         rule = facts_labeller(spec, config.tie_break, setting="preferences.tie_break")
         labeller = Cascade(labeller, rule, pass_unanswered=False, pass_ties=True)
@@ -44,7 +50,7 @@ def errs(config: TeacherConfig) -> bool:
     return config != exact
 
 
-def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
+def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
     """Return the labeller that ``preferences.labeller`` names."""
     if config.labeller == "return":
         return ReturnLabeller(margin=config.margin, sharpness=config.sharpness)
@@ -54,7 +60,7 @@ def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
         names, margins = config.facts, config.fact_margins
         return facts_labeller(spec, names, margins, setting="preferences.facts")
     if config.labeller == "llm":
-        return _language_model(config, spec, seeds)
+        return _language_model(config, spec, seeds, run)
     if config.labeller == "model":
         return _reward_model(config, spec)
     path = config.labeller.removesuffix("()")
@@ -64,7 +70,7 @@ def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
     return loaded
 
 
-def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> Labeller:
+def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
     """Return a language model that has passed its preflight, with its fallback."""
     # The client takes a second to import, which only those who use it should wait for.
     from marl.preferences.llm import LlmLabeller
@@ -76,8 +82,8 @@ def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds) -> La
                 f"preferences.llm.fallback: got {config.llm.fallback!r}, expected another "
                 'labeller, such as "return", to take over at a cap'
             )
-        fallback = _named(replace(config, labeller=config.llm.fallback), spec, seeds)
-    labeller = LlmLabeller(config.llm, spec, fallback)
+        fallback = _named(replace(config, labeller=config.llm.fallback), spec, seeds, run)
+    labeller = LlmLabeller(config.llm, spec, fallback, run=run)
     labeller.start()
     return labeller
 

@@ -70,6 +70,7 @@ class PreferenceSource:
         *,
         num_iterations: int,
         people: Labeller | None = None,
+        run: str = "",
     ) -> None:
         """`people` is the labeller of that name, where the run has one."""
         self.config = preferences
@@ -77,7 +78,7 @@ class PreferenceSource:
         self.max_steps = spec.max_steps
         self.num_iterations = num_iterations
         self.generator = seeds.torch("preferences", device)
-        self.labeller = make_labeller(preferences, spec, seeds, people)
+        self.labeller = make_labeller(preferences, spec, seeds, people, run=run)
         parts = list(parts_of(self.labeller))
         self.late = [part for part in parts if isinstance(part, AnswersLate)]
         self.selective = [part for part in parts if isinstance(part, IsSelective)]

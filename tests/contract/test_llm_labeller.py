@@ -561,19 +561,29 @@ def test_counts_survive_a_checkpoint(server: ModelServer, tmp_path: Path) -> Non
 
 
 def test_labels_are_kept_for_the_audit(server: ModelServer, tmp_path: Path) -> None:
-    labeller = make(server.base_url, tmp_path)
+    labeller = make(server.base_url, tmp_path, run="mine", ask="pairwise")
     labels = answers(labeller, *THREE)
     answers(labeller, *THREE)
     with sqlite3.connect(tmp_path / "store.sqlite") as database:
         rows = database.execute(
             "SELECT first_return, second_return, label, outcome, prompt FROM labels ORDER BY 1"
         ).fetchall()
+        details = database.execute(
+            "SELECT run, model, form, first_choice, first_number, second_number, first_odds,"
+            " second_odds, first_mass, second_mass FROM labels ORDER BY first_return"
+        ).fetchall()
         requests = database.execute("SELECT request FROM answers").fetchall()
+        calls = database.execute("SELECT DISTINCT run, model, prompt FROM calls").fetchall()
+    assert calls == [("mine", "stand-in", labeller.template.identity)]
+    for number, row in enumerate(details):
+        gap = THREE[0][number] - THREE[1][number]
+        assert row[:6] == ("mine", "stand-in", "pairwise", "A", number, number)
+        assert row[6:] == pytest.approx([gap + POSITION_BIAS, POSITION_BIAS - gap, 0.9, 0.9])
     assert [row[:3] for row in rows] == [
         (first, second, pytest.approx(label))
         for first, second, label in zip(*THREE, labels, strict=True)
     ]
-    assert all(row[3] == "answered" and row[4].startswith("pointwise@1:") for row in rows)
+    assert all(row[3] == "answered" and row[4].startswith("pairwise@1:") for row in rows)
     assert all(json.loads(request)["model"] == "stand-in" for (request,) in requests)
 
 

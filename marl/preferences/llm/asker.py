@@ -188,7 +188,7 @@ class Asker:
         estimate = self.spending.estimate(request.body)
         await self.spending.reserve(estimate)
         used = estimate
-        call = self._store.begin(request.key, estimate)
+        call = self._store.begin(request, estimate)
         started = time.perf_counter()
         outcome, detail, paid = "cancelled", "", True
         self.counts["calls"] += 1

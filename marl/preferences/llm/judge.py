@@ -19,8 +19,6 @@ class Judgement:
     verdict: Verdict
     scores: tuple[Score | Fault, Score | Fault]
     """Of its two questions."""
-    keys: tuple[str, ...]
-    """Of the answers in the store."""
 
 
 class Judge:
@@ -62,5 +60,4 @@ class Judge:
         return Judgement(
             verdict=verdict(scores, self._template.form, self._config),
             scores=scores,
-            keys=tuple(request.key for request in (*one, *two)),
         )

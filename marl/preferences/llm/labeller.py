@@ -44,7 +44,7 @@ class LlmLabeller:
     It raises `ConfigError` for what only the user can change, and `BudgetError` at a cap where
     the configuration says so. `fallback` answers once a cap is reached, if it is given. All that
     was learned about the server, and every answer, is in the store: asked before, it costs
-    nothing and needs no network.
+    nothing and needs no network. `run` is the identity under which the audit finds the pairs.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class LlmLabeller:
         fallback: Labeller | None = None,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
+        run: str = "",
     ) -> None:
         if not config.model:
             raise ConfigError(
@@ -66,7 +67,7 @@ class LlmLabeller:
         """The labeller that takes over at a cap, if there is one."""
         self._known = self._known_answers()
         transport = Transport(config)
-        self.store = AnswerStore(Path(config.store))
+        self.store = AnswerStore(Path(config.store), run)
         self._loop = Loop()
         self.close = weakref.finalize(self, _close, self.store, transport, self._loop)
         """Frees the connections and the store; called at the latest when the process ends."""
@@ -169,7 +170,7 @@ class LlmLabeller:
             features = await self._prepared()
         except Fault as fault:
             nothing = Verdict(label=float("nan"), outcome=fault.kind)
-            return [Judgement(verdict=nothing, scores=(fault, fault), keys=())] * len(texts)
+            return [Judgement(verdict=nothing, scores=(fault, fault))] * len(texts)
         judgements = await self._judge.judge(texts, features)
         if all(judgement.verdict.outcome == "no_logprobs" for judgement in judgements):
             self.server.forget()
@@ -187,20 +188,23 @@ class LlmLabeller:
     def _labelled(
         self, pairs: EpisodePairs, texts: Texts, judgements: Sequence[Judgement]
     ) -> list[Labelled]:
-        """Return the pairs that came to a verdict, for the audit."""
+        """Return the pairs as the audit wants them, answered or not."""
+        numbers = zip(pairs.first.numbers.tolist(), pairs.second.numbers.tolist(), strict=True)
         returns = zip(pairs.first.returns.tolist(), pairs.second.returns.tolist(), strict=True)
         return [
             Labelled(
-                keys=judgement.keys,
-                prompt=self.template.identity,
+                template=self.template,
+                model=self.config.model,
                 first=text[0],
                 second=text[1],
-                first_return=sides[0],
-                second_return=sides[1],
+                numbers=number,
+                returns=sides,
+                scores=judgement.scores,
                 verdict=judgement.verdict,
             )
-            for judgement, text, sides in zip(judgements, texts, returns, strict=True)
-            if judgement.keys
+            for judgement, text, number, sides in zip(
+                judgements, texts, numbers, returns, strict=True
+            )
         ]
 
     def _at_cap(

@@ -7,46 +7,20 @@ for. One process writes at a time; others may read.
 
 import asyncio
 import fcntl
-import hashlib
 import json
 import math
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from marl.config import ConfigError
-from marl.preferences.llm.asking import Verdict
+from marl.preferences.llm.asking import Score, Verdict
+from marl.preferences.llm.faults import Fault
+from marl.preferences.llm.layout import StoreError, digest, opened
+from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.replies import Reply
 from marl.preferences.llm.requests import Request
-
-VERSION = 1
-"""Layout of the tables; a file with a larger one was written by a newer version."""
-_APPLICATION = 0x6D61726C
-"""Marks the file as ours ("marl")."""
-
-_TABLES = """
-CREATE TABLE answers (
-    key TEXT PRIMARY KEY, request TEXT NOT NULL, reply TEXT NOT NULL, digest TEXT NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE calls (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, started REAL NOT NULL, ended REAL,
-    outcome TEXT, detail TEXT, prompt_tokens INTEGER, reply_tokens INTEGER, cost REAL
-);
-CREATE INDEX calls_by_key ON calls (key);
-CREATE TABLE labels (
-    id TEXT PRIMARY KEY, at REAL NOT NULL, prompt TEXT NOT NULL, first TEXT NOT NULL,
-    second TEXT NOT NULL, first_return REAL, second_return REAL, label REAL, outcome TEXT NOT NULL,
-    flipped INTEGER NOT NULL
-) WITHOUT ROWID;
-CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-"""
-
-
-class StoreError(ConfigError):
-    """The file cannot be used; nothing in it was changed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +43,30 @@ class Spent:
 class Labelled:
     """One labelled pair, for the audit."""
 
-    keys: Sequence[str]
-    """Of the answers it was made of."""
-    prompt: str
+    template: Template
+    model: str
     first: str
+    """What was told of the first episode."""
     second: str
-    first_return: float
-    second_return: float
+    numbers: tuple[int, int]
+    """Of the two episodes in their run."""
+    returns: tuple[float, float]
+    scores: tuple[Score | Fault, Score | Fault]
+    """Of the pair's two questions."""
     verdict: Verdict
 
 
 class AnswerStore:
     """The file, open for writing."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: str = "") -> None:
         self.path = path
+        self.run = run
+        """Identity of the run whose attempts and pairs are written; empty for none."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path)
         try:
-            self._db = _opened(path)
+            self._db = opened(path)
         except BaseException:
             self._lock.close()
             raise
@@ -103,16 +82,24 @@ class AnswerStore:
         """Return whether the question was under way when an earlier process was killed."""
         return key in self._doubtful
 
-    def begin(self, key: str, estimate: Spent) -> int:
+    def begin(self, request: Request, estimate: Spent) -> int:
         """Write down that a question is about to be sent; return the attempt's number.
 
         Until it ends it counts as having used the estimate. Send after `commit` only.
         """
         self._open_transaction()
         cursor = self._db.execute(
-            "INSERT INTO calls (key, started, prompt_tokens, reply_tokens, cost)"
-            " VALUES (?, ?, ?, 0, ?)",
-            (key, time.time(), estimate.tokens, estimate.cost),
+            "INSERT INTO calls (key, started, prompt_tokens, reply_tokens, cost, run, prompt,"
+            " model) VALUES (?, ?, ?, 0, ?, ?, ?, ?)",
+            (
+                request.key,
+                time.time(),
+                estimate.tokens,
+                estimate.cost,
+                self.run,
+                request.prompt,
+                request.body["model"],
+            ),
         )
         return int(cursor.lastrowid or 0)
 
@@ -123,7 +110,7 @@ class AnswerStore:
         self._open_transaction()
         self._db.execute(
             "INSERT OR REPLACE INTO answers VALUES (?, ?, ?, ?)",
-            (request.key, text, answer, _digest(request.key, text, answer)),
+            (request.key, text, answer, digest(request.key, text, answer)),
         )
         self._db.execute(
             "UPDATE calls SET ended = ?, outcome = 'answered', prompt_tokens = ?,"
@@ -159,25 +146,15 @@ class AnswerStore:
         return Spent(calls=calls, tokens=int(tokens), cost=cost)
 
     def add_labels(self, labels: Sequence[Labelled]) -> None:
-        """Keep labelled pairs; the same pair labelled again replaces itself."""
+        """Keep labelled pairs; the same pair of a run labelled again replaces itself."""
         now = time.time()
-        rows = [
-            (
-                _digest(*label.keys, label.first, label.second),
-                now,
-                label.prompt,
-                label.first,
-                label.second,
-                label.first_return,
-                label.second_return,
-                None if math.isnan(label.verdict.label) else label.verdict.label,
-                label.verdict.outcome,
-                label.verdict.flipped,
-            )
-            for label in labels
-        ]
+        rows = [_row(label, self.run) | {"at": now} for label in labels]
+        if not rows:
+            return
+        columns = ", ".join(rows[0])
+        places = ", ".join(f":{name}" for name in rows[0])
         self._open_transaction()
-        self._db.executemany("INSERT OR REPLACE INTO labels VALUES (?,?,?,?,?,?,?,?,?,?)", rows)
+        self._db.executemany(f"INSERT OR REPLACE INTO labels ({columns}) VALUES ({places})", rows)
         self._close_transaction()
 
     def note(self, name: str) -> Any:
@@ -233,60 +210,29 @@ def _locked(path: Path) -> IO[str]:
     return lock
 
 
-def _opened(path: Path) -> sqlite3.Connection:
-    """Return a connection to a checked store, a new one if there is no file."""
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    try:
-        if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-            _create(database)
-        _check(database, path)
-        # Full: an answer is on the disk before it is used, also if the power fails.
-        database.execute("PRAGMA synchronous = FULL")
-    except sqlite3.DatabaseError as error:
-        database.close()
-        raise _damaged(path, str(error)) from None
-    except BaseException:
-        database.close()
-        raise
-    return database
-
-
-def _create(database: sqlite3.Connection) -> None:
-    """Lay out an empty store, whole or not at all."""
-    database.execute("PRAGMA journal_mode = WAL")
-    database.executescript(
-        f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION};"
-        f" PRAGMA user_version = {VERSION}; COMMIT;"
-    )
-
-
-def _check(database: sqlite3.Connection, path: Path) -> None:
-    """Raise `StoreError` for a file of something else, of a newer version, or with damage."""
-    version = database.execute("PRAGMA user_version").fetchone()[0]
-    if database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-        raise StoreError(
-            f"{path}: an SQLite file, but not a store of answers; name another file by "
-            "preferences.llm.store"
-        )
-    if version > VERSION:
-        raise StoreError(
-            f"{path}: written by a newer version (layout {version}, this one knows {VERSION}); "
-            "update prefmarl, or name another file by preferences.llm.store"
-        )
-    verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if verdict != "ok":
-        raise _damaged(path, verdict)
-    for key, request, reply, digest in database.execute("SELECT * FROM answers"):
-        if _digest(key, request, reply) != digest:
-            raise _damaged(path, f"the answer {key[:12]} does not match its digest")
-
-
-def _damaged(path: Path, what: str) -> StoreError:
-    return StoreError(
-        f"{path}: damaged: {' '.join(what.split())}. Nothing was changed. Keep a copy; what is "
-        f"readable comes out with: sqlite3 {path} .recover | sqlite3 recovered.sqlite"
-    )
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+def _row(label: Labelled, run: str) -> dict[str, Any]:
+    """Return a labelled pair as a row, by column."""
+    template, verdict = label.template, label.verdict
+    numbers = [str(number) for number in label.numbers]
+    row: dict[str, Any] = {
+        "id": digest(run, template.identity, label.model, *numbers, label.first, label.second),
+        "run": run,
+        "prompt": template.identity,
+        "form": template.form,
+        "first_choice": template.choices[0],
+        "model": label.model,
+        "first": label.first,
+        "second": label.second,
+        "label": None if math.isnan(verdict.label) else verdict.label,
+        "outcome": verdict.outcome,
+        "flipped": verdict.flipped,
+    }
+    for index, side in enumerate(("first", "second")):
+        score = label.scores[index]
+        row |= {
+            f"{side}_number": label.numbers[index],
+            f"{side}_return": label.returns[index],
+            f"{side}_odds": score.log_odds if isinstance(score, Score) else None,
+            f"{side}_mass": score.mass if isinstance(score, Score) else None,
+        }
+    return row

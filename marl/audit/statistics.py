@@ -1,0 +1,127 @@
+"""The figures of an audit, from plain numbers.
+
+A label is P(first preferred): 0.5 tie, NaN no answer. A gap says by how much the first episode is
+really better, e.g. the difference of the returns; NaN where that is not known. A pair is decided
+if it has an answer that is no tie and a gap that is not zero.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+_Z = 1.959964
+"""Of the normal distribution, for 95 %."""
+NUM_BINS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """So many out of so many."""
+
+    part: int
+    whole: int
+
+    @property
+    def value(self) -> float:
+        """The share; NaN of nothing."""
+        return self.part / self.whole if self.whole else math.nan
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the share."""
+        if not self.whole:
+            return math.nan, math.nan
+        spread = _Z**2 / self.whole
+        middle = (self.value + spread / 2) / (1 + spread)
+        root = math.sqrt(self.value * (1 - self.value) / self.whole + spread / self.whole / 4)
+        half = _Z * root / (1 + spread)
+        return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bin:
+    """Decided pairs whose answers were about equally sure."""
+
+    low: float
+    high: float
+    confidence: float
+    """Mean of max(P, 1 - P)."""
+    right: Share
+    """Those whose answer has the gap's sign."""
+
+
+def is_decided(label: float, gap: float) -> bool:
+    """Return whether answer and truth both take a side."""
+    return math.isfinite(label) and label != 0.5 and math.isfinite(gap) and gap != 0.0
+
+
+def is_right(label: float, gap: float) -> bool:
+    """Return whether a decided pair's answer has the gap's sign."""
+    return (label > 0.5) == (gap > 0.0)
+
+
+def agreement(labels: Sequence[float], gaps: Sequence[float]) -> Share:
+    """Return the share of decided pairs whose answer has the gap's sign."""
+    right = [is_right(*row) for row in zip(labels, gaps, strict=True) if is_decided(*row)]
+    return Share(part=sum(right), whole=len(right))
+
+
+def confident_agreement(labels: Sequence[float], gaps: Sequence[float]) -> Share:
+    """Return the agreement on the surer half of the decided pairs.
+
+    Those as sure as the median, or more: where many are equally sure it may be more than half.
+    """
+    decided = [row for row in zip(labels, gaps, strict=True) if is_decided(*row)]
+    if not decided:
+        return Share(part=0, whole=0)
+    sure = [abs(label - 0.5) for label, _ in decided]
+    least = sorted(sure)[len(sure) // 2]
+    chosen = [row for row, s in zip(decided, sure, strict=True) if s >= least]
+    return agreement([label for label, _ in chosen], [gap for _, gap in chosen])
+
+
+def reliability(labels: Sequence[float], gaps: Sequence[float]) -> list[Bin]:
+    """Return the bins of equal width from 0.5 to 1 that have any decided pair."""
+    rows: list[list[tuple[float, bool]]] = [[] for _ in range(NUM_BINS)]
+    for label, gap in zip(labels, gaps, strict=True):
+        if is_decided(label, gap):
+            confidence = max(label, 1.0 - label)
+            index = min(int((confidence - 0.5) * 2 * NUM_BINS), NUM_BINS - 1)
+            rows[index].append((confidence, is_right(label, gap)))
+    width = 0.5 / NUM_BINS
+    return [
+        Bin(
+            low=0.5 + index * width,
+            high=0.5 + (index + 1) * width,
+            confidence=sum(confidence for confidence, _ in row) / len(row),
+            right=Share(part=sum(right for _, right in row), whole=len(row)),
+        )
+        for index, row in enumerate(rows)
+        if row
+    ]
+
+
+def calibration_error(bins: Sequence[Bin]) -> float:
+    """Return the expected calibration error: the mean distance, weighted by the pairs, between
+    how sure the answers were and how often they were right; NaN without any."""
+    whole = sum(b.right.whole for b in bins)
+    if not whole:
+        return math.nan
+    return sum(b.right.whole * abs(b.right.value - b.confidence) for b in bins) / whole
+
+
+def has_probabilities(labels: Sequence[float]) -> bool:
+    """Return whether any answer is more than a side or a tie."""
+    return any(math.isfinite(label) and label not in (0.0, 0.5, 1.0) for label in labels)
+
+
+def quantile(values: Sequence[float], level: float) -> float:
+    """Return a quantile, interpolated between neighbours; NaN of nothing."""
+    return float(np.quantile(values, level)) if len(values) else math.nan
+
+
+def mean(values: Sequence[float]) -> float:
+    """Return the mean; NaN of nothing."""
+    return sum(values) / len(values) if values else math.nan
