@@ -32,7 +32,7 @@ from marl.audit.judge import Judge, judges
 from marl.audit.sections import judge_rows
 from marl.audit.statistics import Share, quantile
 from marl.config import NetworkConfig
-from marl.llm_config import AskForm, LlmConfig
+from marl.config.llm import AskForm, LlmConfig
 from marl.normalisers import TeamNorm
 from marl.preferences.labellers import EpisodePairs
 from marl.preferences.llm import LabellerWarning, LlmLabeller

@@ -3,7 +3,7 @@
 __version__ = "0.1.0"
 
 from marl.config import Config, ConfigError
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.evaluate import evaluate
 from marl.fitting import fit_reward
 from marl.policy import Policy, load

@@ -25,7 +25,7 @@ from marl import __version__
 from marl.audit.command import labels
 from marl.checkpoint import CheckpointError
 from marl.config import Config, ConfigError, Option
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.evaluate import evaluate
 from marl.label.command import label
 from marl.numerics import NonFiniteError

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
 from marl.config import Config, ConfigError, EnvConfig, RewardConfig
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.disk import write_whole
 from marl.fit_report import FitReport, measured
 from marl.normalisers import TeamNorm

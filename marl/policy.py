@@ -15,7 +15,7 @@ from envs import EnvSpec, make_env
 from marl.actors import CategoricalActor, GaussianActor, make_actor
 from marl.checkpoint import load_checkpoint
 from marl.config import Config
-from marl.config_files import config_from_dict
+from marl.config.files import config_from_dict
 from marl.normalisers import TeamNorm
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from marl import __version__
 from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError
-from marl.config_files import config_from_dict, save_config, to_dict
+from marl.config.files import config_from_dict, save_config, to_dict
 from marl.metrics import MetricWriter
 from marl.plots import plot_run
 from marl.train import Trainer

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.fit_report import FitReport, Measured
 from marl.fitting import MODELS, fit_reward
 from marl.preferences.sets import PreferenceSet

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from envs import EnvSpec
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller
 from marl.preferences.llm import LlmLabeller
 from marl.trajectories import Episodes, TrajectoryStore

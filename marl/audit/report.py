@@ -12,7 +12,7 @@ from marl.audit.pairs import Pair, against_learned, against_returns, learned_pro
 from marl.audit.statistics import Bin, Share, agreement, has_probabilities, reliability
 from marl.checkpoint import list_checkpoints, load_checkpoint
 from marl.config import ConfigError
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.preferences.describe import one_line
 from marl.runs import identity_of
 

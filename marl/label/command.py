@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 
 from marl.config import ConfigError
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.label.filming import film_episodes, missing_episodes
 from marl.label.labelling import Labelling, Plan
 from marl.label.lock import alone

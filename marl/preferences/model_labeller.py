@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from marl.model_config import ModelConfig
+from marl.config.model import ModelConfig
 from marl.preferences.labellers import EpisodePairs
 from marl.rewards.learner import RewardLearner
 from marl.rewards.whole import whole_scores

@@ -10,7 +10,7 @@ from envs import EnvSpec, make_env
 from marl import __version__
 from marl.checkpoint import load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError
-from marl.config_files import build, config_from_dict, plain, to_dict
+from marl.config.files import build, config_from_dict, plain, to_dict
 from marl.normalisers import TeamNorm
 from marl.rewards import RewardLearner, make_reward_learner
 

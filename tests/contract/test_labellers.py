@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from marl.config import PreferenceConfig, TeacherConfig
-from marl.config_files import load_config
-from marl.model_config import ModelConfig
+from marl.config.files import load_config
+from marl.config.model import ModelConfig
 from marl.preferences import Cascade, EpisodePairs, Labeller, ReturnLabeller, Vote, make_labeller
 from marl.preferences.labellers import checked_labels
 from marl.runs import save_trainer

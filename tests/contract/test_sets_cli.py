@@ -10,7 +10,7 @@ import torch
 
 import marl
 from marl.cli import main
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.preferences.sampling import in_order
 from marl.preferences.sets import Answer, PreferenceSet, now
 from marl.rewards.saved import load_reward

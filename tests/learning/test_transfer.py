@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import marl
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.preferences.sets.export import export_run
 
 SETTINGS: dict[str, Any] = {

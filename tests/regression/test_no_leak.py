@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from marl.config import Config
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.train import Trainer
 from marl.types import Rewards, Rollout
 

@@ -16,7 +16,7 @@ from benchmarks.resume import differences
 from marl import ConfigError, Trainer, train
 from marl.checkpoint import list_checkpoints, load_checkpoint
 from marl.config import Config
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.label.labelling import Choice, Labelling, Plan
 from marl.metrics import read_metrics
 from marl.preferences.people import Camera

@@ -16,7 +16,7 @@ from benchmarks.resume import differences
 from marl import ConfigError, EpisodePairs, Trainer, preferences, train
 from marl.checkpoint import CheckpointError, list_checkpoints
 from marl.config import Config
-from marl.config_files import load_config
+from marl.config.files import load_config
 from marl.metrics import read_metrics
 from marl.numerics import NonFiniteError
 from marl.plugins import PluginError

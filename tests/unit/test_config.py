@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from marl.config import _RANGES, Config, ConfigError, LearnerConfig, RewardConfig
-from marl.config_files import config_from_dict, load_config, save_config, to_dict
+from marl.config import Config, ConfigError, LearnerConfig, RewardConfig
+from marl.config.checks import RANGES
+from marl.config.files import config_from_dict, load_config, save_config, to_dict
 from marl.runs import flat
 
 
@@ -62,9 +63,9 @@ def test_a_choice_suggests_the_nearest() -> None:
     assert "did you mean 'imap'?" in message
 
 
-@pytest.mark.parametrize("key", _RANGES)
+@pytest.mark.parametrize("key", RANGES)
 def test_every_range_is_a_real_setting_and_is_enforced(key: str) -> None:
-    low, high = _RANGES[key]
+    low, high = RANGES[key]
     for value in (low - 1, high * 2 + 1):
         if low <= value <= high:  # an end at infinity
             continue
@@ -78,7 +79,7 @@ def test_every_range_is_a_real_setting_and_is_enforced(key: str) -> None:
 def test_every_number_has_a_range() -> None:
     unbounded = {"network.initial_log_std"}
     found = {key for key, value in flat(to_dict(Config())).items() if type(value) in (int, float)}
-    assert found - unbounded == set(_RANGES)
+    assert found - unbounded == set(RANGES)
 
 
 def test_nan_is_out_of_every_range() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from marl.config import ConfigError
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.asking import Score, score, verdict
 from marl.preferences.llm.faults import Fault, retry_after
 from marl.preferences.llm.layout import StoreError

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import ConfigError, RewardConfig
-from marl.config_files import load_config
-from marl.model_config import ModelConfig
+from marl.config.files import load_config
+from marl.config.model import ModelConfig
 from marl.normalisers import TeamNorm
 from marl.preferences import EpisodePairs
 from marl.preferences.model_labeller import LengthControl, ModelLabeller

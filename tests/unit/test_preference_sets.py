@@ -14,8 +14,8 @@ import torch
 
 from envs import EnvSpec
 from marl.config import PreferenceConfig, TeacherConfig
-from marl.llm_config import LlmConfig
-from marl.model_config import ModelConfig
+from marl.config.llm import LlmConfig
+from marl.config.model import ModelConfig
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.sets import Answer, EpisodeRecord, PreferenceSet, SetError, now
 from marl.preferences.sets.episodes import episode_path

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.faults import LASTING, PASSING, UNPAID, Fault
 from marl.preferences.llm.patience import Breaker, backoff
 from marl.preferences.llm.prompts import Template

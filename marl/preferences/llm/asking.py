@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.prompts import Messages, Template
 from marl.preferences.llm.replies import Reply, choice_of, log_odds

@@ -8,7 +8,7 @@ under a JSON schema; votes under a grammar (if allowed); votes read strictly fro
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.prompts import Messages, Template
 from marl.preferences.llm.replies import Reply, choice_of, log_odds

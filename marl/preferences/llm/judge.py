@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.asker import Asker
 from marl.preferences.llm.asking import Score, Verdict, questions, score, verdict
 from marl.preferences.llm.faults import Fault

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
 from marl.preferences.llm.asker import Asker, Sleep
 from marl.preferences.llm.asking import Verdict

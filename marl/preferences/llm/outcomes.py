@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from marl.llm_config import AskForm
+from marl.config.llm import AskForm
 from marl.preferences.llm.asking import Score
 from marl.preferences.llm.judge import Judgement
 

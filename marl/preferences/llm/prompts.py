@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from marl.config import ConfigError
-from marl.llm_config import AskForm
+from marl.config.llm import AskForm
 
 Messages = tuple[dict[str, str], ...]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import partial
 
 from marl.config import ConfigError
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.asker import Asker
 from marl.preferences.llm.capabilities import probe
 from marl.preferences.llm.faults import LASTING, Fault

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from marl.config import ConfigError
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.replies import Reply
 from marl.preferences.llm.store import Spent

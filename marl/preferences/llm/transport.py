@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 import openai
 
 from marl.config import ConfigError
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.faults import Fault, fault_of
 from marl.preferences.llm.replies import Reply, parsed
 

@@ -4,7 +4,7 @@ import warnings
 from collections import Counter
 from collections.abc import Sequence
 
-from marl.llm_config import LlmConfig
+from marl.config.llm import LlmConfig
 from marl.preferences.llm.asker import Asker
 from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.judge import Judgement

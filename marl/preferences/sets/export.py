@@ -18,7 +18,7 @@ from torch import Tensor
 from envs import EnvSpec, make_env
 from marl.checkpoint import load_checkpoint
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
-from marl.config_files import config_from_dict
+from marl.config.files import config_from_dict
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.preferences.making import errs, make_labeller

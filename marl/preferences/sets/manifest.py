@@ -7,7 +7,7 @@ import tomli_w
 
 from envs import EnvSpec
 from marl.config import ConfigError, Option
-from marl.config_files import build, plain, read_toml
+from marl.config.files import build, plain, read_toml
 from marl.disk import write_whole
 
 FORMAT = 1

@@ -1,6 +1,6 @@
 """Settings of the labeller that is another reward model, the section ``[preferences.model]``.
 
-Defaults live here and nowhere else; `marl.config.Config` holds one and checks the ranges.
+Defaults live here and nowhere else; `Config` holds one and checks the ranges.
 """
 
 from dataclasses import dataclass

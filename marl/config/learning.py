@@ -1,0 +1,130 @@
+"""Settings of the task, the networks, the learner and the reward."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Option = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The task."""
+
+    name: str = "mamujoco/halfcheetah_2x3"
+    """A shipped environment (`marl envs` lists them) or an import path ``package.module:Class``."""
+    num_envs: int = 16
+    """E, copies stepped together. At least 1."""
+    options: dict[str, Option] = field(default_factory=dict)
+    """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take
+    ``reward_mode``: ``episodic`` (the sum at the end), ``every_k`` (the sum of the last
+    ``reward_every`` steps), ``outcome`` (``reward_outcome`` at the end: a fact's name or your own
+    function of the facts) or ``dense``. Shipped ones are episodic; gym teams and your own pay
+    as they do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """Bodies of the actors and critics."""
+
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer (tanh)."""
+    share_parameters: bool = True
+    """One actor and one local critic for all agents, told apart by a one-hot id; or one each."""
+    normalise_inputs: bool = True
+    """Standardise observations and states by their running mean and deviation."""
+    memory: Literal["none", "gru"] = "none"
+    """Gru: the second hidden layer of actors and critics is a gated recurrent unit (the only one,
+    if there is one), so that they remember the episode so far."""
+    initial_log_std: float = -0.5
+    """Logarithm of the Gaussian policy's initial standard deviation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerConfig:
+    """MAPPO (arXiv 2103.01955) on two advantage streams."""
+
+    rollout_steps: int = 125
+    """T, steps of every copy between two updates."""
+    epochs: int = 8
+    """Passes over a rollout."""
+    minibatches: int = 4
+    """Gradient steps per pass."""
+    chunk_length: int = 10
+    """With memory, steps that a gradient reaches back at most: minibatches then consist of chunks
+    of so many successive steps of one copy; a rollout's last ones may be shorter."""
+    learning_rate: float = 1e-3
+    """Adam step size, annealed linearly to zero over the run."""
+    anneal: bool = True
+    """Whether the step size is annealed."""
+    clip_coef: float = 0.2
+    """PPO's clip range of the probability ratio."""
+    value_clip: float = 0.2
+    """Clip range of a value's change, in units of the normalised value; 0 switches it off."""
+    gamma: float = 0.99
+    """Discount of both advantage streams."""
+    gae_lambda: float = 0.95
+    """Generalised advantage estimation's lambda."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    max_grad_norm: float = 0.5
+    """Largest gradient norm of each network."""
+    local_weight: float = 0.5
+    """omega: share of the local advantages in the actors' advantage; 0 is shared, 1 local only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """The reward learned from preferences (algorithm ``imap``, ``ipl``, ``slf`` or ``sl``)."""
+
+    model: str = ""
+    """Import path of your own reward model; empty: the algorithm's own."""
+    gamma: float = 0.9
+    """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
+    target_rate: float = 0.001
+    """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'."""
+    drift_tolerance: float = 0.1
+    """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;
+    0 switches this guard off."""
+    alpha: float = 10.0
+    """Logit scale: S = (alpha / T_max) * sum of R."""
+    length_normalised: bool = False
+    """Average R over each episode's own length instead of T_max: length then does not count."""
+    sample_steps: int = 50
+    """K, steps drawn from each episode to estimate its sum; all of them if T_max <= K."""
+    batch_episodes: int = 32
+    """M, episodes in one gradient step; every labelled pair among them is trained on."""
+    gradient_steps: int = 10
+    """K_R, gradient steps per iteration."""
+    learning_rate: float = 1e-3
+    """Adam step size."""
+    regularisation: float = 0.01
+    """lambda in lambda * mean(R^2)."""
+    beta: float = 1.0
+    """Temperature of the value loss."""
+    exponent_clip: float = 5.0
+    """Largest exponent in the Gumbel loss."""
+    value_loss: Literal["gumbel", "soft", "expectile"] = "gumbel"
+    """Gumbel: v -> beta log E exp(q / beta). Soft: v -> E_pi[q - beta log pi].
+    Expectile: v -> the `expectile` of q."""
+    expectile: float = 0.7
+    """Level of the expectile loss."""
+    local_form: Literal["complete", "additive", "plain"] = "complete"
+    """Additive: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. Complete: the same plus an equal share of
+    b(s) - gamma_R b(s'), so that R = sum_i r_i. Plain: r_i = q_i - gamma_R v_i'."""
+    mixer: Literal["linear", "two_layer"] = "linear"
+    """Linear: sum_i w_i(s) q_i + b(s). Two-layer: monotone, needs ``local_form = "plain"``."""
+    shared_mixer: bool = True
+    """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
+    share_parameters: bool = True
+    """One utility network for all agents, told apart by a one-hot id; or one each."""
+    memory: Literal["none", "gru"] = "none"
+    """Gru, for ``imap`` and ``slf``: the second hidden layer of q_i and v_i (the only one, if there
+    is one) is a gated recurrent unit. q_i then remembers what its agent saw and did in the episode,
+    v_i what it saw. It is fitted on whole episodes, whatever `sample_steps` says, of at most 500
+    steps; the mixer keeps no memory."""
+    hidden_sizes: tuple[int, ...] = (64, 64)
+    """Units of each hidden layer of the utilities; a central reward gets as many parameters."""
+    mixer_hidden: int = 64
+    """Units of the mixer's hypernetwork."""
+    max_grad_norm: float = 1.0
+    """Largest gradient norm of the reward model."""
