@@ -7,7 +7,6 @@ axes: (T, E) in a rollout, (M, K) in a batch of episodes.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -114,36 +113,3 @@ class LabelledSegments:
     second: Int64[Tensor, "B"]
     labels: Float[Tensor, "B"]
     """P(first preferred): 1 first, 0 second, 0.5 tie. No NaN."""
-
-
-@runtime_checkable
-class EpisodeStore(Protocol):
-    """Where the steps of finished episodes lie, every episode named by its number."""
-
-    def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
-        """Return the numbers of all whole episodes, oldest first, of one side of the split."""
-        ...
-
-    def return_moments(self) -> tuple[float, float]:
-        """Return mean and standard deviation of the returns; a deviation of zero as 1."""
-        ...
-
-    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
-        """Return the team's state at the end of each episode."""
-        ...
-
-    def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
-        """Return the transitions of episodes at steps `offsets`, clamped to their last step."""
-        ...
-
-    def facts_at(
-        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
-    ) -> Float[Tensor, "M K F"]:
-        """Return what was known after the steps `offsets`, clamped to the last."""
-        ...
-
-    def alive_at(
-        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
-    ) -> Bool[Tensor, "M K N"] | None:
-        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
-        ...

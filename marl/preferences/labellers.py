@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from marl.config import ConfigError
+from marl.episodes import Episodes
 from marl.plugins import PluginError
-from marl.trajectories import Episodes, TrajectoryStore
+from marl.trajectories import TrajectoryStore
 
 
 @dataclass(frozen=True, kw_only=True)

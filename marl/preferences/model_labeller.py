@@ -10,11 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from marl.config.model import ModelConfig
+from marl.episodes import Episodes, EpisodeStore
 from marl.preferences.labellers import EpisodePairs
 from marl.rewards.learner import RewardLearner
 from marl.rewards.whole import whole_scores
-from marl.trajectories import Episodes
-from marl.types import EpisodeStore
 
 MOST_REMEMBERED = 16_384
 """Newest episodes whose scores are remembered: each is scored once, however often it is asked."""

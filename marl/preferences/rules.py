@@ -13,8 +13,8 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError
+from marl.episodes import Episodes
 from marl.preferences.labellers import EpisodePairs
-from marl.trajectories import Episodes
 
 NEIGHBOURS = 5
 """A final state is as novel as it is far from its fifth nearest neighbour."""

@@ -10,7 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from marl.config import RewardConfig
-from marl.trajectories import Episodes, sample_steps
+from marl.episodes import Episodes
+from marl.trajectories import sample_steps
 from marl.types import History, Transitions
 
 Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]

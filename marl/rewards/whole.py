@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from marl.episodes import Episodes
 from marl.preferences.sampling import in_order
 from marl.rewards.learner import RewardLearner
-from marl.trajectories import Episodes
 
 ROWS_AT_ONCE = 65_536
 """Steps that are scored in one pass."""

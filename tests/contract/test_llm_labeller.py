@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from marl.config import ConfigError, PreferenceConfig
+from marl.episodes import Episodes
 from marl.plugins import PluginError
 from marl.preferences import ReturnLabeller
 from marl.preferences.labellers import (
@@ -30,7 +31,6 @@ from marl.preferences.llm import LabellerWarning, LlmLabeller
 from marl.preferences.llm.spending import BudgetError
 from marl.preferences.making import make_labeller
 from marl.seeding import Seeds
-from marl.trajectories import Episodes
 from tests.llm_cases import SPEC, Patience, make, pairs_of, settings
 from tests.llm_server import (
     POSITION_BIAS,

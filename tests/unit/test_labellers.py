@@ -13,6 +13,7 @@ from torch import Tensor
 
 from envs import EnvSpec, Fact
 from marl.config import ConfigError, PreferenceConfig, TeacherConfig
+from marl.episodes import Episodes
 from marl.plugins import PluginError
 from marl.preferences import (
     Cascade,
@@ -32,7 +33,7 @@ from marl.preferences.labellers import (
 )
 from marl.preferences.rules import facts_labeller, novelty
 from marl.seeding import Seeds
-from marl.trajectories import Episodes, TrajectoryStore
+from marl.trajectories import TrajectoryStore
 from tests.scripted import ScriptedEnv, scripted_collector
 
 NAN = math.nan

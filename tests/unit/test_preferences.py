@@ -14,12 +14,12 @@ from torch import Tensor
 
 from marl import preferences
 from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
+from marl.episodes import Episodes
 from marl.preferences import make_labeller
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
 from marl.preferences.source import PreferenceSource
 from marl.seeding import Seeds
-from marl.trajectories import Episodes
 from tests.scripted import ScriptedEnv, scripted_collector
 
 CPU = torch.device("cpu")

@@ -8,8 +8,8 @@ from typing import Protocol, runtime_checkable
 
 from envs import EnvSpec
 from marl import plugins
+from marl.episodes import Episodes
 from marl.preferences.describe import describe, describe_whole
-from marl.trajectories import Episodes
 
 MAX_TEXT = 4_000
 """Characters of a text that are kept."""

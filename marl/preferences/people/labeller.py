@@ -14,6 +14,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError
+from marl.episodes import Episodes
 from marl.preferences.labellers import EpisodePairs, LateAnswers
 from marl.preferences.people.camera import Camera
 from marl.preferences.people.run_set import RunSet, manifest_of
@@ -21,7 +22,7 @@ from marl.preferences.sets.answers import Answer, AnswerLog, DamagedLogError
 from marl.preferences.sets.export import record_of
 from marl.preferences.sets.manifest import Manifest
 from marl.preferences.sets.questions import Pair, write_questions
-from marl.trajectories import Episodes, TrajectoryStore
+from marl.trajectories import TrajectoryStore
 
 NAN = float("nan")
 

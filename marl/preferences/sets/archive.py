@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from marl.episodes import Episodes, transitions_at
 from marl.preferences.sets.episodes import EpisodeRecord
-from marl.trajectories import Episodes, transitions_at
 from marl.types import Transitions
 
 _BY_STEP = ("obs", "state", "actions", "facts_on_the_way", "alive", "action_mask")
