@@ -210,11 +210,12 @@ class Loop:
 
 
 def rates(scenario: str, copies: int, width: int, iterations: int) -> dict[str, float]:
-    """Return environment steps per second, and per CPU second, after the first iteration."""
+    """Return environment steps per second, and per CPU second, after two iterations."""
     loop = Loop(scenario, copies, width)
     carry = jax.jit(loop.begin)(jax.random.PRNGKey(0))
     iterate = jax.jit(loop.iterate, donate_argnums=0)
-    carry, _ = jax.block_until_ready(iterate(carry, None))
+    for _ in range(2):  # compiled a second time for the types that the first call returns
+        carry, _ = jax.block_until_ready(iterate(carry, None))
     began, worked = time.perf_counter(), time.process_time()
     for _ in range(iterations):
         carry, _ = jax.block_until_ready(iterate(carry, None))

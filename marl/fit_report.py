@@ -80,7 +80,7 @@ def measured(learner: RewardLearner, batches: SetBatches, *, held_out: bool) -> 
         ties=int((labels == 0.5).sum()),
         accuracy=float(preference_accuracy(logits, labels)),
         loss=float(bradley_terry_loss(logits, labels)),
-        calibration=reliability(logits, labels),
+        calibration=reliability(torch.sigmoid(logits.to(torch.float64)), labels),
     )
 
 

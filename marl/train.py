@@ -110,15 +110,28 @@ class Trainer:
         5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A), PPO  `dual_advantages`, `Mappo`
         """
         clock = Clock()
-        rollout, hidden = self.collector.collect(self.mappo.actor)
+        rollout, hidden = self.collector.collect(self.mappo.actor)  # 1
         clock.lap("collect")
-        rewards, metrics = self._rewards(rollout, hidden)
-        clock.lap("reward")
-        if rewards is not None:
-            remaining = 1.0 - self.iteration / self.config.num_iterations
-            metrics |= self.mappo.update(rollout, rewards, remaining)
+        rewards: Rewards | None
+        metrics: dict[str, float] = {}
+        if self.source is None or self.reward is None:
+            rewards = self._given_rewards(rollout, hidden)
         else:
+            scorer = None if self.committee is None else self.committee.scores
+            self.source.observe(rollout, hidden, scorer)  # 2
+            metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()  # 3
+            if self.committee is not None:
+                self.committee.fit(self.source, self.policy)
+            rewards, reward_metrics = self.reward.rollout_rewards(  # 4
+                rollout.transitions, rollout.done, informed=self.source.is_informative
+            )
+            metrics |= reward_metrics
+        clock.lap("reward")
+        if rewards is None:
             self.mappo.watch(rollout)
+        else:
+            remaining = 1.0 - self.iteration / self.config.num_iterations
+            metrics |= self.mappo.update(rollout, rewards, remaining)  # 5
         self.norm.update(rollout.transitions)
         clock.lap("policy")
 
@@ -132,29 +145,14 @@ class Trainer:
             | self._time_metrics(clock.laps)
         )
 
-    def _rewards(
-        self, rollout: Rollout, hidden: Tensor | None
-    ) -> tuple[Rewards | None, dict[str, float]]:
-        """Return what the policy is to maximise on this rollout; None while nothing is known.
+    def _given_rewards(self, rollout: Rollout, hidden: Tensor | None) -> Rewards:
+        """Return what the policy maximises where nothing is learned from preferences.
 
         The hidden reward reaches the oracle, a myopic teacher and nothing else.
         """
         if self.config.algorithm == "dense" and hidden is not None:
-            return Rewards(team=hidden), {}
-        if self.source is None or self.reward is None:
-            return Rewards(team=rollout.task_rewards), {}
-
-        scorer = None if self.committee is None else self.committee.scores
-        self.source.observe(rollout, hidden, scorer)
-        metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()
-        if self.committee is not None:
-            self.committee.fit(self.source, self.policy)
-        if not (self.reward.is_fitted and self.source.is_informative):
-            if self.config.reward.memory != "none":
-                self.reward.watch(rollout.transitions, rollout.done)
-            return None, metrics  # what ties alone have taught is noise, scaled up
-        rewards, reward_metrics = self.reward.rewards(rollout.transitions, rollout.done)
-        return rewards, metrics | reward_metrics
+            return Rewards(team=hidden)
+        return Rewards(team=rollout.task_rewards)
 
     @torch.no_grad()
     def policy(self, transitions: Transitions) -> tuple[Tensor, Tensor]:

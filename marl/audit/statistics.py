@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+
+from marl.rewards import calibration
 
 _Z = 1.959964
 """Of the normal distribution, for 95 %."""
@@ -84,32 +87,28 @@ def confident_agreement(labels: Sequence[float], gaps: Sequence[float]) -> Share
 
 def reliability(labels: Sequence[float], gaps: Sequence[float]) -> list[Bin]:
     """Return the bins of equal width from 0.5 to 1 that have any decided pair."""
-    rows: list[list[tuple[float, bool]]] = [[] for _ in range(NUM_BINS)]
-    for label, gap in zip(labels, gaps, strict=True):
-        if is_decided(label, gap):
-            confidence = max(label, 1.0 - label)
-            index = min(int((confidence - 0.5) * 2 * NUM_BINS), NUM_BINS - 1)
-            rows[index].append((confidence, is_right(label, gap)))
-    width = 0.5 / NUM_BINS
+    decided = [row for row in zip(labels, gaps, strict=True) if is_decided(*row)]
+    answers = torch.tensor([label for label, _ in decided], dtype=torch.float64)
+    truths = torch.tensor([gap > 0.0 for _, gap in decided], dtype=torch.float64)
     return [
         Bin(
-            low=0.5 + index * width,
-            high=0.5 + (index + 1) * width,
-            confidence=sum(confidence for confidence, _ in row) / len(row),
-            right=Share(part=sum(right for _, right in row), whole=len(row)),
+            low=row["from"],
+            high=row["to"],
+            confidence=row["confidence"],
+            right=Share(part=round(row["agreement"] * row["pairs"]), whole=row["pairs"]),
         )
-        for index, row in enumerate(rows)
-        if row
+        for row in calibration.reliability(answers, truths, NUM_BINS).rows()
+        if row["pairs"]
     ]
 
 
 def calibration_error(bins: Sequence[Bin]) -> float:
-    """Return the expected calibration error: the mean distance, weighted by the pairs, between
-    how sure the answers were and how often they were right; NaN without any."""
-    whole = sum(b.right.whole for b in bins)
-    if not whole:
-        return math.nan
-    return sum(b.right.whole * abs(b.right.value - b.confidence) for b in bins) / whole
+    """Return the expected calibration error of the answers in some bins; NaN without any."""
+    return calibration.expected_calibration_error(
+        torch.tensor([b.right.whole for b in bins], dtype=torch.int64),
+        torch.tensor([b.confidence for b in bins], dtype=torch.float64),
+        torch.tensor([b.right.value for b in bins], dtype=torch.float64),
+    )
 
 
 def has_probabilities(labels: Sequence[float]) -> bool:

@@ -10,7 +10,8 @@ from marl.normalisers import TeamNorm
 from marl.rewards.central import CentralReward
 from marl.rewards.committee import Committee
 from marl.rewards.factored import FactoredReward
-from marl.rewards.learner import ImplicitReward, RewardLearner, RewardModel
+from marl.rewards.learner import RewardLearner
+from marl.rewards.protocols import ImplicitReward, RewardModel
 
 __all__ = [
     "CentralReward",

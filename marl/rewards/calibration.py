@@ -1,4 +1,4 @@
-"""Whether a reward model is as sure of a preference as it is right.
+"""Whether a reward model, or a labeller, is as sure of a preference as it is right.
 
 Axes: B pairs, K bins.
 """
@@ -15,7 +15,7 @@ BINS = 10
 
 @dataclass(frozen=True, kw_only=True)
 class Reliability:
-    """Decided pairs sorted by how sure the model is of the episode it prefers.
+    """Decided pairs sorted by how sure the judge is of the episode it prefers.
 
     The bins are equally wide and cover confidences from 0.5 (undecided) to 1; which episode of a
     pair comes first does not matter.
@@ -35,9 +35,7 @@ class Reliability:
     @property
     def error(self) -> float:
         """Expected calibration error: mean |agreement - confidence| over pairs; NaN of none."""
-        gaps = (self.agreement - self.confidence).abs().nan_to_num()
-        total = self.counts.sum()
-        return float((self.counts * gaps).sum() / total) if total else float("nan")
+        return expected_calibration_error(self.counts, self.confidence, self.agreement)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one dict per bin; ``confidence`` and ``agreement`` are None where it is empty."""
@@ -57,14 +55,24 @@ class Reliability:
         ]
 
 
+def expected_calibration_error(
+    counts: Int64[Tensor, "K"], confidence: Float[Tensor, "K"], agreement: Float[Tensor, "K"]
+) -> float:
+    """Return the mean |agreement - confidence| of bins, weighted by their counts; NaN of none."""
+    gaps = (agreement - confidence).abs().nan_to_num()
+    total = counts.sum()
+    return float((counts * gaps).sum() / total) if total else float("nan")
+
+
 def reliability(
-    logits: Float[Tensor, "B"], labels: Float[Tensor, "B"], bins: int = BINS
+    probabilities: Float[Tensor, "B"], labels: Float[Tensor, "B"], bins: int = BINS
 ) -> Reliability:
-    """Return the reliability table of P(first preferred) = sigmoid(logit); ties are left out."""
+    """Return the reliability table of P(first preferred); pairs labelled a tie are left out."""
     decided = labels != 0.5
-    logits, labels = logits[decided].to(torch.float64), labels[decided].to(torch.float64)
-    confidence = torch.sigmoid(logits.abs())
-    agreement = torch.where(logits > 0, labels, 1.0 - labels)
+    probabilities = probabilities[decided].to(torch.float64)
+    labels = labels[decided].to(torch.float64)
+    confidence = torch.maximum(probabilities, 1.0 - probabilities)
+    agreement = torch.where(probabilities > 0.5, labels, 1.0 - labels)
     places = ((confidence - 0.5) * 2 * bins).to(torch.int64).clamp(max=bins - 1)
     counts = torch.bincount(places, minlength=bins)
 

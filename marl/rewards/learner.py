@@ -5,7 +5,7 @@ Axes: T time, E environments, N agents, M episodes, K sampled steps.
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -26,59 +26,8 @@ from marl.rewards.losses import (
     preference_logits,
 )
 from marl.rewards.mixers import Mixed
+from marl.rewards.protocols import Batches, ImplicitReward
 from marl.types import History, LabelledSegments, Rewards, Transitions
-
-
-@runtime_checkable
-class RewardModel(Protocol):
-    """Any `nn.Module` from transitions to rewards; built as ``Class(spec)`` if it is yours.
-
-    It sees no reward of the environment. `fit` trains it by the Bradley-Terry loss.
-    """
-
-    def __call__(self, transitions: Transitions) -> Rewards:
-        """Return the global reward (*L) and, if the model splits it, the local ones (*L, N)."""
-        ...
-
-
-@runtime_checkable
-class ImplicitReward(RewardModel, Protocol):
-    """A reward R = Q - gamma V with a value network of its own."""
-
-    def now(self, steps: Transitions) -> Mixed:
-        """Return Q at s and its parts."""
-        ...
-
-    def then(self, steps: Transitions) -> Mixed | None:
-        """Return gamma (1 - terminated) V at s' and its parts, without gradient."""
-        ...
-
-    def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
-        """Return R = now - then with its local parts, and the bias part of R."""
-        ...
-
-    def value_parameters(self) -> list[nn.Parameter]:
-        """Return what `value_loss` trains; empty where there is no V."""
-        ...
-
-    def value_loss(
-        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
-    ) -> Tensor:
-        """Return the loss of V given Q."""
-        ...
-
-    def follow(self, rate: float) -> Tensor:
-        """Move the slow copies by the Polyak rate and return their distance."""
-        ...
-
-
-@runtime_checkable
-class Batches(Protocol):
-    """Where labelled batches come from."""
-
-    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
-        """Return a batch to train on or to measure with; None while there is none."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +185,7 @@ class RewardLearner:
         return episode_scores(team, step_weights, lengths, self.config, self.max_steps)
 
     @torch.no_grad()
-    def watch(self, transitions: Transitions, done: Bool[Tensor, "T E"] | None = None) -> Rewards:
+    def _raw(self, transitions: Transitions, done: Bool[Tensor, "T E"] | None) -> Rewards:
         """Return raw rewards of a rollout that follows the last one; `done` ends episodes.
 
         A model with memory reads it with what it remembered at the end of the last one: as that
@@ -260,27 +209,38 @@ class RewardLearner:
         """Expect new episodes: the next rollout does not follow the last one."""
         self.memory = None
 
-    @torch.no_grad()
-    def rewards(
-        self, transitions: Transitions, done: Bool[Tensor, "T E"] | None = None
-    ) -> tuple[Rewards, dict[str, float]]:
-        """Return rewards of a rollout divided by their running deviation, and metrics.
+    def rewards(self, transitions: Transitions, done: Bool[Tensor, "T E"] | None = None) -> Rewards:
+        """Return rewards of a rollout, divided by their deviation as it stands; to look at them."""
+        return self._scaled(self._raw(transitions, done))
 
-        The mean is not shifted: a constant reward must stay a reason to live or to end.
+    def rollout_rewards(
+        self, transitions: Transitions, done: Bool[Tensor, "T E"], *, informed: bool
+    ) -> tuple[Rewards | None, dict[str, float]]:
+        """Return rewards of a new rollout, divided by their running deviation, and metrics.
+
+        None while no fit was `informed`: what ties alone have taught is noise, scaled up. The
+        mean is not shifted: a constant reward must stay a reason to live or to end.
         """
-        raw = self.watch(transitions, done)
+        known = self.is_fitted and informed
+        if not known and self.config.memory == "none":
+            return None, {}
+        raw = self._raw(transitions, done)
+        if not known:
+            return None, {}  # read all the same, so that a model with memory follows the episodes
         check_finite(learned_reward=raw.team)
         self.team_scale.update(raw.team)
-        local = raw.local
-        if local is not None:
-            check_finite(learned_local_rewards=local)
-            self.local_scale.update(local, transitions.alive)
-            local = local / self.local_scale.std
+        if raw.local is not None:
+            check_finite(learned_local_rewards=raw.local)
+            self.local_scale.update(raw.local, transitions.alive)
         metrics = {
             "reward/std": float(raw.team.std()),
             "reward/mean": float(raw.team.mean()),
         }
-        return Rewards(team=raw.team / self.team_scale.std, local=local), metrics
+        return self._scaled(raw), metrics
+
+    def _scaled(self, raw: Rewards) -> Rewards:
+        local = None if raw.local is None else raw.local / self.local_scale.std
+        return Rewards(team=raw.team / self.team_scale.std, local=local)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the model, the optimiser and the scales."""

@@ -64,7 +64,7 @@ def play(
     team = local = None
     if reward is not None:
         reward.forget()
-        learned = reward.rewards(rollout.transitions, rollout.done)[0]
+        learned = reward.rewards(rollout.transitions, rollout.done)
         team = learned.team.squeeze(-1)[chosen].double().numpy()
         local = None if learned.local is None else learned.local.squeeze(-2)[chosen]
     return Play(

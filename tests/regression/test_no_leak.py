@@ -194,10 +194,27 @@ def test_the_oracle_is_plain_mappo_on_the_dense_task() -> None:
 class SwitchedOff(Trainer):
     """Learns a reward like IMAP and then maximises the task's own, at omega = 0."""
 
-    def _rewards(self, rollout: Rollout, hidden: Tensor | None) -> tuple[Rewards, dict[str, float]]:
-        super()._rewards(rollout, hidden)
-        nonsense = torch.full_like(rollout.log_probs, float("nan"))
-        return Rewards(team=rollout.task_rewards, local=nonsense), {}
+    def iterate(self) -> dict[str, float]:
+        """Return the metrics that plain MAPPO has, too."""
+        assert self.source is not None
+        assert self.reward is not None
+        observe, rewards = self.source.observe, self.reward.rollout_rewards
+        seen: list[Rollout] = []
+
+        def observing(rollout: Rollout, *others: Any) -> None:
+            seen.append(rollout)
+            observe(rollout, *others)
+
+        def unused(*arguments: Any, **options: Any) -> tuple[Rewards, dict[str, float]]:
+            rewards(*arguments, **options)
+            nonsense = torch.full_like(seen[0].log_probs, float("nan"))
+            return Rewards(team=seen[0].task_rewards, local=nonsense), {}
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self.source, "observe", observing)
+            patch.setattr(self.reward, "rollout_rewards", unused)
+            metrics = super().iterate()
+        return {k: v for k, v in metrics.items() if not k.startswith(("preference/", "reward/"))}
 
 
 @pytest.mark.parametrize("value_loss", ["gumbel", "soft"])

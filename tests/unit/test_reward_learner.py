@@ -132,13 +132,19 @@ def test_rewards_are_divided_by_their_deviation_and_not_shifted() -> None:
     learner, steps = make_learner(FactoredReward), make_steps(0, 6, 5, dies=True)
     assert steps.alive is not None
     raw = learner.model(steps)
-    scaled, metrics = learner.rewards(steps)
+    assert learner.rollout_rewards(steps, steps.terminated, informed=True) == (None, {})
+    learner.num_fits = 1
+    assert learner.rollout_rewards(steps, steps.terminated, informed=False) == (None, {})
+    scaled, metrics = learner.rollout_rewards(steps, steps.terminated, informed=True)
+    assert scaled is not None
     assert scaled.local is not None
     # The first batch sets the running deviations: the team's, and that of living agents.
     assert torch.allclose(scaled.team * raw.team.std(correction=0), raw.team, atol=1e-5)
     own = raw.local[steps.alive].std(correction=0)
     assert torch.allclose(scaled.local * own, raw.local, atol=1e-5)
     assert metrics["reward/mean"] == pytest.approx(raw.team.mean().item())
+    learner.rewards(make_steps(1, 6, 5))  # to look at others changes no scale
+    assert torch.equal(learner.rewards(steps).team, scaled.team)
 
 
 def test_the_learner_state_round_trips() -> None:
@@ -146,11 +152,11 @@ def test_the_learner_state_round_trips() -> None:
     source, steps = OneSource(segments), make_steps(0, 6, 5)
     learner, other = make_learner(FactoredReward), make_learner(FactoredReward)
     learner.fit(source, uniform_policy)
-    learner.rewards(steps)
+    learner.rollout_rewards(steps, steps.terminated, informed=True)
     other.load_state_dict(copy.deepcopy(learner.state_dict()))
     for each in (learner, other):
         each.fit(source, uniform_policy)
-    (mine, _), (theirs, _) = learner.rewards(steps), other.rewards(steps)
+    mine, theirs = learner.rewards(steps), other.rewards(steps)
     assert torch.equal(mine.team, theirs.team)
     assert torch.equal(mine.local, theirs.local)  # type: ignore[arg-type]
 

@@ -75,7 +75,7 @@ def test_an_episode_is_read_as_if_nothing_had_been_before(gamma: float, shared: 
     learner = make_learner(gamma, share_parameters=shared)
     steps = make_steps(0, 2 * T, E, dies=True)
     spans = slice(0, T), slice(T, 2 * T)
-    parts = [learner.watch(cut(steps, span), DONE[span]) for span in spans]
+    parts = [learner.rewards(cut(steps, span), DONE[span]) for span in spans]
     whole = Rewards(
         team=torch.cat([part.team for part in parts]),
         local=torch.cat([part.local for part in parts if part.local is not None]),
@@ -91,7 +91,7 @@ def test_an_episode_is_read_as_if_nothing_had_been_before(gamma: float, shared: 
             same(found, expected)
             first = last + 1
     learner.forget()
-    anew = learner.watch(cut(steps, spans[1]), DONE[spans[1]])
+    anew = learner.rewards(cut(steps, spans[1]), DONE[spans[1]])
     assert not torch.allclose(anew.team, parts[1].team, atol=1e-3)
 
 
@@ -182,10 +182,10 @@ def test_what_stands_behind_an_episode_changes_nothing() -> None:
 def test_the_memory_is_saved_and_only_where_there_is_one() -> None:
     learner, steps = make_learner(), make_steps(0, T, E)
     assert "memory" not in learner.state_dict()
-    learner.watch(steps, DONE[:T])
+    learner.rewards(steps, DONE[:T])
     other = make_learner()
     other.load_state_dict(learner.state_dict())
-    same(other.watch(steps, DONE[T:]), learner.watch(steps, DONE[T:]))
+    same(other.rewards(steps, DONE[T:]), learner.rewards(steps, DONE[T:]))
 
 
 def test_steps_without_history_are_refused() -> None:

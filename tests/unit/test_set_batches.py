@@ -11,7 +11,7 @@ import torch
 from marl.config import RewardConfig
 from marl.preferences.sets import Answer, EpisodeArchive, now
 from marl.preferences.sets.batches import SetBatches
-from marl.rewards.learner import Batches
+from marl.rewards.protocols import Batches
 from tests.unit.test_preference_sets import set_of
 
 
