@@ -5,6 +5,7 @@
       episodes/000003.npz   one finished episode
       frames/000003.json.gz what it looks like; optional
       answers.jsonl         who preferred which
+      questions.json        {"open": [[3, 17], ...]}: what a run asks people; optional
 
 ``set.toml`` holds ``format = 1``; ``[environment]`` with its ``name`` and ``options``; ``[spec]``,
 the fields of `envs.EnvSpec` (sizes of each agent's observation and action, of the state, the kind
