@@ -4,14 +4,11 @@ import argparse
 import dataclasses
 import difflib
 import json
-import re
-import signal
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import Annotated
 
 import tyro
@@ -24,17 +21,15 @@ from envs.families import FAMILIES
 from marl import __version__
 from marl.audit.command import labels
 from marl.checkpoint import CheckpointError
-from marl.config import Config, ConfigError, Option
-from marl.config.files import load_config
+from marl.config import ConfigError, Option
 from marl.evaluate import evaluate
 from marl.label.command import label
 from marl.numerics import NonFiniteError
 from marl.plugins import PluginError
 from marl.policy import load
 from marl.preferences.sets import DamagedLogError, SetError
-from marl.progress import Progress
-from marl.runs import train
 from marl.set_commands import export, fit
+from marl.train_commands import config_of, resume_command, train_command
 from marl.watch.command import watch
 
 USER_ERRORS = (
@@ -47,17 +42,6 @@ USER_ERRORS = (
     DamagedLogError,
 )
 """Errors whose message says what to do; anything else shows a traceback."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainCommand:
-    """Train a team. Flags override the file given by --config, which overrides the defaults."""
-
-    config: Path | None = None
-    """TOML file of differences from the defaults, e.g. configs/nav_6.toml."""
-    run_dir: Path | None = None
-    """Where the run is recorded; a new folder under runs/ if not given."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
         hint = f"; did you mean `marl {near[0]}`?" if near else ""
         print(f"marl: no command {name!r}{hint}\n\n{_overview()}", file=sys.stderr)
         sys.exit(2)
+    warnings.formatwarning = _formatted_warning
     try:
         status = COMMANDS[name](rest)
     except USER_ERRORS as error:
@@ -98,26 +83,6 @@ def main(arguments: list[str] | None = None) -> None:
         Console(stderr=True, soft_wrap=True).print(Text("error: ", "bold red") + Text(lines))
         status = 1
     sys.exit(status)
-
-
-def train_command(arguments: list[str]) -> int:
-    """Train a team; `marl train --help` lists every setting."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path)
-    path = finder.parse_known_args(arguments)[0].config
-    default = TrainCommand(config=path, settings=load_config(path))
-    command = tyro.cli(TrainCommand, prog="marl train", args=arguments, default=default)
-    config = command.settings
-    folder = command.run_dir or _new_folder(config)
-    return _run(config, folder, resume=False)
-
-
-def resume_command(arguments: list[str]) -> int:
-    """Continue a stopped or killed run exactly where its newest checkpoint stands."""
-    parser = _parser("resume", resume_command)
-    parser.add_argument("run", type=Path, help="folder of the run")
-    folder: Path = parser.parse_args(arguments).run
-    return _run(_config_of(folder), folder, resume=True)
 
 
 def evaluate_command(arguments: list[str]) -> int:
@@ -130,7 +95,7 @@ def evaluate_command(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.episodes < 1 or options.num_envs < 1:
         parser.error("--episodes and --num-envs must be at least 1")
-    _config_of(options.run)
+    config_of(options.run)
     policy = load(options.run)
     table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
     for heading in ("acting", "mean return", "95 % interval", "episodes"):
@@ -234,6 +199,17 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+def _formatted_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """Return a warning as a user reads it: what is wrong, not where the code says so."""
+    return f"warning: {message}\n"
+
+
 def _overview() -> str:
     lines = ["Train teams whose reward comes only at the end.", "", "usage: marl COMMAND ...", ""]
     for name, command in COMMANDS.items():
@@ -244,50 +220,3 @@ def _overview() -> str:
 
 def _parser(name: str, command: Callable[[list[str]], int]) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(prog=f"marl {name}", description=command.__doc__)
-
-
-def _new_folder(config: Config) -> Path:
-    """Return a folder under runs/ that does not exist yet."""
-    env = re.sub(r"[^\w.-]+", "_", config.env.name)
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{env}-{config.algorithm}-seed{config.seed}-{stamp}"
-
-
-def _config_of(folder: Path) -> Config:
-    path = folder / "config.toml"
-    if not path.exists():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.toml")
-    return load_config(path)
-
-
-class _Stop:
-    """Remembers the first SIGINT or SIGTERM, so that an iteration in progress can finish."""
-
-    def __init__(self) -> None:
-        self.received = 0
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
-
-
-def _run(config: Config, folder: Path, *, resume: bool) -> int:
-    """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
-    stop = _Stop()
-    title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
-    if config.asks_people:
-        print(f"you are the labeller: run `marl label {folder}` in another terminal", flush=True)
-    iterations = train(config, folder, resume=resume, stop=lambda: stop.received > 0)
-    with Progress(config.total_steps, title) as progress:
-        for metrics in iterations:
-            progress.update(metrics, at_once=config.preferences.people.wait)
-            if stop.received:
-                break
-    iterations.close()
-    if stop.received:
-        print(f"stopped and saved; continue with: marl resume {folder}")
-        return 128 + stop.received
-    print(f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}")
-    return 0

@@ -26,21 +26,24 @@ _RATE_WINDOW = 20
 class Progress:
     """Shows metrics as they come; a context manager around the loop over `train`.
 
-    `start_steps` is where a resumed run continues, so that its speed counts new steps only.
+    `start_steps` is where the run begins; None: where its first metrics stand, as in a resumed
+    run, whose speed counts new steps only.
     """
 
     def __init__(
         self,
         total_steps: int,
         title: str,
-        start_steps: int = 0,
+        start_steps: int | None = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total_steps, self._title, self._steps = total_steps, title, start_steps
+        self._total_steps, self._title, self._steps = total_steps, title, start_steps or 0
         self._console = console or Console()
         self._clock = clock
-        self._marks = deque([(clock(), start_steps)], maxlen=_RATE_WINDOW)
+        self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
+        if start_steps is not None:
+            self._marks.append((clock(), start_steps))
         self._returns: deque[float] = deque(maxlen=_SPARKS)
         self._metrics: dict[str, float] = {}
         self._shown_at, self._shown_steps = -math.inf, -1
@@ -90,16 +93,19 @@ class Progress:
 
     def _steps_per_second(self) -> float:
         """Return the speed over the latest iterations, NaN before the first."""
+        if not self._marks:
+            return math.nan
         (start, first), (end, last) = self._marks[0], self._marks[-1]
         return (last - first) / (end - start) if end > start else math.nan
 
     def _facts(self) -> list[tuple[str, str]]:
         """Return (name, value) of all that is known, in the order shown."""
         speed = self._steps_per_second()
-        left = (self._total_steps - self._steps) / speed if speed > 0 else math.nan
+        steps_left = max(0, self._total_steps - self._steps)
+        left = steps_left / speed if speed > 0 else math.nan
         facts = [
             ("steps", f"{self._steps:,} / {self._total_steps:,}"),
-            ("speed", f"{speed:,.0f} steps/s"),
+            ("speed", f"{speed:,.0f} steps/s" if speed > 0 else "?"),
             ("left", duration(left)),
         ]
         if self._returns:
@@ -108,7 +114,7 @@ class Progress:
         if math.isfinite(accuracy):
             facts.append(("preferences", f"{accuracy:.0%} right"))
         if is_open := int(self._metrics.get("labeller/open", 0)):
-            facts.append(("people", f"{is_open} open questions"))
+            facts.append(("people", f"{is_open} open question{'s' if is_open > 1 else ''}"))
         if split := time_split(self._metrics):
             facts.append(("time", "  ".join(f"{part} {share:.0%}" for part, share in split)))
         return facts

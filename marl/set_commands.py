@@ -103,8 +103,8 @@ def show(report: FitReport, console: Console) -> None:
     if report.folder is not None:
         console.print(
             f"written to {report.folder}: report.json, calibration.png and the model; label a new "
-            "run with it:\n  marl train --preferences.labeller model "
-            f"--preferences.model.run {report.folder}",
+            f"run with it:\n  marl train --env.name {report.environment} "
+            f"--preferences.labeller model --preferences.model.run {report.folder}",
             highlight=False,
             soft_wrap=True,
         )

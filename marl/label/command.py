@@ -57,6 +57,8 @@ def label(arguments: list[str], description: str | None) -> int:
         _serve(labelling, subject.title, options.port, options.open)
     answered = labelling.progress().answered
     print(f"{answered} answers of {options.name} in {subject.folder / 'answers.jsonl'}")
+    if answered:
+        print(f"a reward learns from them with: marl fit-reward {subject.folder}")
     return 0
 
 

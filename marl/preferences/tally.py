@@ -10,9 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+TIED_TURNS = 10
+"""Calls of `take` without a preferred episode after which the user is told."""
+
 
 class Tally:
-    """Counts asked pairs, abstentions and ties, and warns of a labeller that never answers."""
+    """Counts asked pairs, abstentions and ties, and warns where there is nothing to learn from."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -22,6 +25,7 @@ class Tally:
         """Whether any answer so far was no tie."""
         self._asked = self._answered = self._decided = 0
         self._has_warned = False
+        self._tied_turns = 0
 
     def add(self, labels: Float[Tensor, "B"]) -> None:
         """Count the answers to some pairs."""
@@ -46,6 +50,15 @@ class Tally:
             warnings.warn(
                 f"labeller {self.name} has answered none of {self.asked} pairs; the policy does "
                 "not learn before the first answer",
+                stacklevel=2,
+            )
+        self._tied_turns += answered > 0 and not self.is_informative
+        if self._tied_turns == TIED_TURNS and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"all {self.answered:,} pairs that labeller {self.name} has judged so far are ties;"
+                " the policy does not learn before one episode is preferred. "
+                "preferences.tie_break names facts that decide ties",
                 stacklevel=2,
             )
         return {

@@ -107,6 +107,16 @@ def test_envs_lists_names_and_how_to_install_the_rest(
     assert fix in capsys.readouterr().err.replace("\n", " ")
 
 
+def test_two_files_of_settings_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("one.toml", "two.toml"):
+        (tmp_path / name).write_text("seed = 1\n")
+    both = [f"--config={tmp_path / name}" for name in ("one.toml", "two.toml")]
+    assert run("train", *both) == 1
+    assert "expected one file; put both into one" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path: Path) -> None:
     folder = tmp_path / "run"
@@ -114,6 +124,7 @@ def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path:
     process = subprocess.Popen(
         [*command, "--total-steps=1000000", "--run-dir", str(folder)],
         stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
     )
     while (
@@ -122,8 +133,10 @@ def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path:
         assert process.poll() is None
         time.sleep(0.02)
     os.kill(process.pid, number)
-    output, _ = process.communicate(timeout=60)
+    os.kill(process.pid, number)  # as `timeout` does, which signals a process and its group
+    output, errors = process.communicate(timeout=60)
     assert process.returncode == status
+    assert "finishing this iteration and saving; once more ends it at once" in errors
     assert f"marl resume {folder}" in output
     assert len(list_checkpoints(folder / "checkpoints")) == 1
 

@@ -122,3 +122,19 @@ def test_time_split_shares_sum_to_one() -> None:
         ("policy", 0.75),
     ]
     assert time_split({}) == []
+
+
+def test_a_resumed_run_counts_its_own_steps_and_no_time_is_negative() -> None:
+    clock = Clock()
+    console = Console(file=io.StringIO(), width=200)
+    progress = Progress(1_000, "title", start_steps=None, console=console, clock=clock)
+    with progress:
+        progress.update({"steps": 900.0})  # how long these took is not known
+        clock.now += 20.0
+        progress.update({"steps": 950.0})
+        clock.now += 20.0
+        progress.update({"steps": 1_050.0})  # 150 steps in 40 s, and nothing is left
+    first, second, third = console.file.getvalue().splitlines()[1:]  # type: ignore[attr-defined]
+    assert "speed ?  left ?" in first
+    assert "speed 2 steps/s  left 20s" in second  # 50 steps in 20 s leave 50 / 2.5 s
+    assert "speed 4 steps/s  left 0s" in third
