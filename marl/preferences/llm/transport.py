@@ -1,8 +1,10 @@
 """One attempt at one question over HTTP: a validated reply, or a fault."""
 
 import asyncio
+import itertools
 import os
 import re
+import ssl
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,6 +18,9 @@ from marl.preferences.llm.replies import Reply, parsed
 NO_KEY = "none"
 """What a local server gets; the client insists on something."""
 _HIDDEN = "[key]"
+POOL_SIZE = 8
+"""Questions at once that share a pool of connections: with every question a pool looks at all of
+its connections, which for 64 of them took a fifth of the time."""
 
 
 class Transport:
@@ -24,12 +29,20 @@ class Transport:
     def __init__(self, config: LlmConfig) -> None:
         self._key = read_key(config)
         self._timeout = config.timeout
-        self._client = openai.AsyncOpenAI(
-            base_url=config.base_url or None,
-            api_key=self._key or NO_KEY,
-            max_retries=0,
-            timeout=config.timeout,
-        )
+        pools = -(-config.concurrency // POOL_SIZE)
+        certificates = ssl.create_default_context()
+        self._clients = [
+            openai.AsyncOpenAI(
+                base_url=config.base_url or None,
+                api_key=self._key or NO_KEY,
+                max_retries=0,
+                timeout=config.timeout,
+                http_client=openai.DefaultAsyncHttpxClient(verify=certificates),
+            )
+            for _ in range(pools)
+        ]
+        self._client = self._clients[0]
+        self._turns = itertools.cycle(self._clients)
 
     @property
     def base_url(self) -> str:
@@ -45,7 +58,7 @@ class Transport:
         try:
             async with asyncio.timeout(self._timeout):
                 # As extra body the messages go out as they are; the client would rebuild them.
-                response = await self._client.chat.completions.with_raw_response.create(
+                response = await next(self._turns).chat.completions.with_raw_response.create(
                     model=body["model"], messages=(), extra_body=body
                 )
                 return parsed(response.text)
@@ -69,7 +82,8 @@ class Transport:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        for client in self._clients:
+            await client.close()
 
     def _fault(self, error: Exception) -> Fault:
         """Return what an exception stands for, with the key hidden and nothing attached."""
