@@ -44,6 +44,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reward.expectile": (1e-6, 1 - 1e-6),
     "reward.mixer_hidden": (1, 1e5),
     "reward.max_grad_norm": (1e-9, 1e9),
+    "preferences.deadline": (0, 1e9),
     "preferences.margin": (0, 1e12),
     "preferences.sharpness": (0, 1e6),
     "preferences.teacher.rationality": (0, math.inf),

@@ -53,6 +53,9 @@ class PreferenceConfig:
     `facts`), ``llm`` (a language model, see `llm`), ``model`` (a reward learned before, see
     `model`), ``people`` (who answer on a page, see `people`), or an import path: ``my_labels:f``
     is the labeller (a class is first made), and ``my_labels:make()`` returns it."""
+    deadline: float = 600.0
+    """Seconds after which a labeller of your own (an import path) that has not answered stops the
+    run, its state saved; 0: never."""
     margin: float = 0.0
     """Returns closer than this are a tie."""
     sharpness: float = 0.0

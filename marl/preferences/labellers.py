@@ -38,7 +38,7 @@ class Labeller(Protocol):
     """Any callable from pairs to labels; a plain function will do.
 
     What it does not know it answers with NaN. An exception stops the run with its state saved.
-    Training waits for the answers: one that may hang keeps a deadline of its own.
+    Training waits for the answers, up to ``preferences.deadline``.
     """
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:

@@ -15,6 +15,7 @@ from envs import EnvSpec
 from marl.config import PreferenceConfig, RewardConfig
 from marl.preferences.budget import Budget
 from marl.preferences.buffer import PreferenceBuffer
+from marl.preferences.deadline import within
 from marl.preferences.labellers import (
     AnswersLate,
     EpisodePairs,
@@ -256,7 +257,9 @@ class PreferenceSource:
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
         pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
-        labels = checked_labels(self.labeller, self.config.labeller, pairs).to(self.device)
+        name = self.config.labeller
+        with within(self.config.deadline if ":" in name else 0.0, name):
+            labels = checked_labels(self.labeller, name, pairs).to(self.device)
         self.tally.add(labels[~labels.isnan()] if self.late else labels)
         return labels
 

@@ -5,6 +5,8 @@ Axes: M episodes, B pairs.
 
 import copy
 import math
+import signal
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import Tensor
 from marl import preferences
 from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
 from marl.episodes import Episodes
+from marl.plugins import PluginError
 from marl.preferences import make_labeller
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
@@ -336,6 +339,21 @@ def test_a_labeller_that_never_answers_is_said_so_once(monkeypatch: pytest.Monke
         assert source.metrics()["preference/abstained_share"] == 1.0
     assert source.batch() is None
     source.metrics()  # a second warning would be an error: see the filter above
+
+
+def hanging(pairs: EpisodePairs) -> Tensor:
+    time.sleep(60.0)
+    return torch.ones(len(pairs))
+
+
+def test_a_labeller_that_hangs_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preferences, "hanging", hanging, raising=False)
+    source, env = make_source(labeller="marl.preferences:hanging", deadline=0.05)
+    observe(source, env, 2)
+    message = r"hanging has not answered after 0\.05 s \(.*test_preferences\.py, line \d+\)"
+    with pytest.raises(PluginError, match=message):
+        source.batch()
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)  # nothing rings later
 
 
 def test_labels_stop_at_the_budget() -> None:

@@ -9,6 +9,13 @@ from marl.preferences.llm.faults import Fault
 _LEAST_SHARE, _LARGEST_SHARE = 0.3, 0.7
 """Outside of these the hard answers follow the position, or always give the same grade."""
 
+_REASONS = {
+    "low_mass": "other words were likelier than the two choices (preferences.llm.min_mass)",
+    "margin": "the two choices were about equally likely (preferences.llm.margin)",
+    "disagreement": "the two orders disagree",
+}
+"""In words, why a pair has no answer."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
@@ -33,11 +40,12 @@ class Figures:
     def __str__(self) -> str:
         text = (
             f"{self.right} of {self.pairs} pairs with known answers right, "
-            f"{self.unanswered} without an answer (accuracy {self.accuracy:.0%}); "
-            f"hard answers {self.first_share:.0%} {self.first_choice!r}; "
-            f"the choices had at least {self.mass:.2f} of the probability"
+            f"{self.unanswered} without an answer (which count as half: {self.accuracy:.0%}); "
+            f"the likelier choice was {self.first_choice!r} in {self.first_share:.0%}; "
+            f"the two choices had at least {self.mass:.2f} of the probability together"
         )
-        return f"{text}; first reason for no answer: {self.reason}" if self.reason else text
+        reason = _REASONS.get(self.reason, self.reason)
+        return f"{text}; the first without an answer: {reason}" if reason else text
 
     @property
     def is_one_sided(self) -> bool:
