@@ -196,6 +196,9 @@ def provenance(cells: Sequence[dict[str, Any]], commands: str) -> str:
         lines.append(f"- {key}: {listed}")
     seeds = sorted({cell["seed"] for cell in cells})
     lines.append(f"- seeds: {', '.join(map(str, seeds))}; each cell had one thread")
+    lines.append(
+        "- seconds are wall time, beside other work and with pauses; they say nothing about speed"
+    )
     return "\n".join(lines)
 
 

@@ -13,21 +13,7 @@ from envs.extras import EXTRAS
 from envs.families import FAMILIES, Family
 from marl.checkpoint import list_checkpoints
 from marl.cli import main
-
-QUICK = [
-    "--env.name=particles/nav_3",
-    "--env.num-envs=4",
-    "--learner.rollout-steps=25",
-    "--preferences.store-steps=1000",
-    "--total-steps=300",
-]
-
-
-def run(*arguments: str) -> int:
-    """Return the exit status of `marl ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return int(caught.value.code or 0)
+from tests.command_line import QUICK, run
 
 
 def test_train_then_evaluate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,26 +6,11 @@ from pathlib import Path
 import pytest
 
 from envs import Frame
-from marl.cli import main
 from marl.label import command
 from marl.label.labelling import Labelling
 from marl.preferences.sets import PreferenceSet
 from marl.preferences.sets.frames import EpisodeFrames, filmed_episodes, write_frames
-
-QUICK = [
-    "--env.name=particles/nav_3",
-    "--env.num-envs=4",
-    "--learner.rollout-steps=25",
-    "--preferences.store-steps=1000",
-    "--total-steps=300",
-]
-
-
-def run(*arguments: str) -> int:
-    """Return the exit status of `marl ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return int(caught.value.code or 0)
+from tests.command_line import QUICK, run
 
 
 @pytest.fixture

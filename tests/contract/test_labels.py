@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from marl.cli import main
+from tests.command_line import run
 from tests.llm_cases import old_store
 from tests.llm_server import POSITION_BIAS, ModelServer
 
@@ -24,13 +24,6 @@ MINE = """
 def shorter_way(pairs):
     return (pairs.first.returns > pairs.second.returns).float() * 0.7 + 0.15
 """
-
-
-def run(*arguments: str | Path) -> int:
-    """Return the exit status of `marl ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main([str(argument) for argument in arguments])
-    return int(caught.value.code or 0)
 
 
 def with_model(server: ModelServer, store: Path, *more: str) -> list[str]:

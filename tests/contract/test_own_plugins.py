@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from marl.cli import main
+from tests.command_line import run
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
@@ -29,13 +29,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     return tmp_path
-
-
-def run(*arguments: str) -> int:
-    """Return the exit status of `marl ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return int(caught.value.code or 0)
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import marl
-from marl.cli import main
 from marl.config.files import load_config
 from marl.preferences.sampling import in_order
 from marl.preferences.sets import Answer, PreferenceSet, now
 from marl.rewards.saved import load_reward
 from marl.rewards.whole import whole_scores
 from marl.train import Trainer
+from tests.command_line import run
 
 QUICK = [
     "--env.name=particles/nav_3",
@@ -26,13 +26,6 @@ QUICK = [
     "--total-steps=1000",
     "--threads=1",
 ]
-
-
-def run(*arguments: str) -> int:
-    """Return the exit status of `marl ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return int(caught.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -11,25 +11,10 @@ from PIL import Image
 
 from marl import checkpoint
 from marl.checkpoint import load_checkpoint, read_checkpoint
-from marl.cli import main
 from marl.watch import film_run, play
 from marl.watch.film import FilmOptions
 from marl.watch.play import load_team
-
-QUICK = [
-    "--env.name=particles/nav_3",
-    "--env.num-envs=4",
-    "--learner.rollout-steps=25",
-    "--preferences.store-steps=1000",
-    "--total-steps=300",
-]
-
-
-def run(*arguments: str) -> int:
-    """Return the exit status of `marl ARGUMENTS`."""
-    with pytest.raises(SystemExit) as caught:
-        main(list(arguments))
-    return int(caught.value.code or 0)
+from tests.command_line import QUICK, run
 
 
 def trained(folder: Path, changes: Sequence[str] = ()) -> Path:
