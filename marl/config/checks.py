@@ -39,6 +39,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "reward.gradient_steps": (1, 1e5),
     "reward.learning_rate": (0, 1),
     "reward.regularisation": (0, 1e6),
+    "reward.split_regularisation": (0, 1e6),
     "reward.beta": (1e-6, 1e6),
     "reward.exponent_clip": (0.1, 50),
     "reward.expectile": (1e-6, 1 - 1e-6),

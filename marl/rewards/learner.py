@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from marl.config import RewardConfig
 from marl.descent import Descent
 from marl.normalisers import ValueNorm
-from marl.numerics import check_finite
+from marl.numerics import check_finite, masked_mean
 from marl.parallel import SideBySide
 from marl.plugins import PluginError
 from marl.rewards.drift import DriftGuard
@@ -24,6 +24,7 @@ from marl.rewards.losses import (
     episode_scores,
     preference_accuracy,
     preference_logits,
+    split_penalty,
 )
 from marl.rewards.mixers import Mixed
 from marl.rewards.protocols import Batches, ImplicitReward
@@ -88,7 +89,8 @@ class RewardLearner:
     def fit(self, source: Batches, policy: PolicySampler) -> dict[str, float]:
         """Take K_R gradient steps on labelled batches and return metrics.
 
-            L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)        -> q, mixer
+            L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)
+                  + mu mean(sum_i (r_i - r_bar)^2)                      -> q, mixer
             L_v = extreme V (or its options) of w_i v_i on w_i q_i      -> v
 
         The gradients of the two losses reach disjoint parameters, so they are found side by side
@@ -118,8 +120,10 @@ class RewardLearner:
         logits = preference_logits(rewards.team, segments, self.config, self.max_steps)
         preference_loss = bradley_terry_loss(logits, segments.labels)
         present = segments.step_weights > 0
-        team = rewards.team.where(present, torch.zeros_like(rewards.team))
-        loss = preference_loss + self.config.regularisation * (team**2).sum() / present.sum()
+        loss = preference_loss + self.config.regularisation * masked_mean(rewards.team**2, present)
+        if self.config.split_regularisation > 0.0 and rewards.local is not None:
+            unequal = split_penalty(rewards.local, segments.transitions.alive)
+            loss = loss + self.config.split_regularisation * masked_mean(unequal, present)
         drift = torch.zeros_like(preference_loss)
         if self.own is None or self.v_descent is None or now is None:
             self.q_descent.step(loss)

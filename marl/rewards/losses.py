@@ -4,7 +4,7 @@ Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
 """
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
@@ -54,6 +54,20 @@ def preference_accuracy(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) 
     """Return the share of decided pairs whose order the logits have right; NaN if all tie."""
     decided = labels != 0.5
     return ((logits > 0) == (labels > 0.5))[decided].to(torch.float32).mean()
+
+
+def split_penalty(
+    local_rewards: Float[Tensor, "*L N"], alive: Bool[Tensor, "*L N"] | None
+) -> Float[Tensor, "*L"]:
+    """Return sum_i (r_i - r_bar)^2 over the agents alive, r_bar their mean.
+
+    Preferences tell only about R = sum_i r_i; this says how unequally it is split.
+    """
+    if alive is None:
+        alive = torch.ones_like(local_rewards, dtype=torch.bool)
+    counted = local_rewards * alive
+    mean = counted.sum(dim=-1, keepdim=True) / alive.sum(dim=-1, keepdim=True).clamp(min=1)
+    return ((counted - mean) ** 2 * alive).sum(dim=-1)
 
 
 def gumbel_loss(

@@ -18,6 +18,7 @@ from marl.normalisers import TeamNorm
 from marl.preferences import PreferenceSource
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
 from marl.rewards.learner import checked_rewards
+from marl.rewards.losses import split_penalty
 from marl.types import LabelledSegments, Rewards, Transitions
 from tests.reward_models import (
     CPU,
@@ -75,6 +76,30 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     metrics = learner.fit(OneSource(segments), uniform_policy)
     assert metrics["preference/accuracy"] == 1.0
     assert metrics["preference/loss"] < 0.1
+
+
+def test_split_regularisation_pays_agents_alike_and_still_learns_the_order() -> None:
+    """Preferences tell nothing about the split, so nothing is lost by evening it out."""
+    pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
+    segments = dataclasses.replace(
+        segments_of([[1.0] * 5] * 6, [5] * 6),
+        transitions=make_steps(0, 6, 5),
+        first=pairs[:, 0],
+        second=pairs[:, 1],
+        labels=torch.ones(len(pairs)),
+    )
+    unequal = []
+    for weight in (0.0, 10.0):
+        learner = make_learner(
+            FactoredReward, gradient_steps=60, learning_rate=2e-2, split_regularisation=weight
+        )
+        metrics = learner.fit(OneSource(segments), uniform_policy)
+        assert metrics["preference/accuracy"] == 1.0
+        with torch.no_grad():
+            rewards = learner.model(segments.transitions)
+        share = split_penalty(rewards.local, None).mean() / rewards.team.var()
+        unequal.append(float(share))
+    assert unequal[1] < 0.2 * unequal[0]
 
 
 def test_a_huge_gradient_of_v_does_not_shrink_that_of_q() -> None:

@@ -18,6 +18,7 @@ from marl.rewards.losses import (
     preference_accuracy,
     preference_logits,
     soft_value_loss,
+    split_penalty,
 )
 from tests.reward_models import segments_of
 
@@ -129,3 +130,11 @@ def test_accuracy_ignores_ties() -> None:
     labels = torch.tensor([1.0, 0.8, 0.1, 0.5])  # right, wrong, wrong, tie
     assert float(preference_accuracy(logits, labels)) == pytest.approx(1 / 3)
     assert preference_accuracy(logits[3:], labels[3:]).isnan()
+
+
+def test_the_split_penalty_by_hand() -> None:
+    # Mean 2: 1 + 0 + 1. Alive are only the first and the last, mean 2: 1 + 1. One alone: no split.
+    local = torch.tensor([[1.0, 2.0, 3.0], [1.0, 50.0, 3.0], [1.0, 50.0, 3.0]])
+    alive = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
+    assert split_penalty(local, alive).tolist() == [2.0, 2.0, 0.0]
+    assert split_penalty(local[:1], None).tolist() == [2.0]
