@@ -18,6 +18,7 @@ from rich.text import Text
 
 from envs import EnvError, check_env, make_env
 from envs.families import FAMILIES
+from envs.sparse import SparseRewards
 from marl import __version__
 from marl.audit.command import labels
 from marl.checkpoint import CheckpointError
@@ -158,7 +159,10 @@ def check_command(arguments: list[str]) -> int:
     faults = len([p for p in problems if not p.startswith("warning: ")])
     print(f"{command.env}: {faults} faults, {len(problems) - faults} warnings")
     if not faults:
-        settings = " ".join(f"{key} {value}" for key, value in command.options.items())
+        options = dict(command.options)
+        if not isinstance(env, SparseRewards):  # it pays as it goes, or may
+            options.setdefault("reward_mode", "episodic")
+        settings = " ".join(f"{key} {value}" for key, value in options.items())
         settings = f" --env.options {settings}" if settings else ""
         print(f"it keeps the contract; train with: marl train --env.name {command.env}{settings}")
     return 1 if faults else 0

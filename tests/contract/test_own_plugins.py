@@ -48,8 +48,12 @@ def test_trains(flags: list[str], folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_the_environment_passes_the_check(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("check", "my_envs:two_keys", "--env.options", "reward_mode", "episodic") == 0
+@pytest.mark.parametrize("options", [[], ["--env.options", "reward_mode", "episodic"]])
+def test_the_environment_passes_the_check(
+    options: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command that it proposes pays at the end, as the README's does."""
+    assert run("check", "my_envs:two_keys", *options) == 0
     shown = capsys.readouterr().out
     assert "0 faults, 0 warnings" in shown
     assert "marl train --env.name my_envs:two_keys --env.options reward_mode episodic" in shown
