@@ -23,7 +23,7 @@ from envs.blocks import Block, Plan, TeamMaker, new_episodes
 from envs.randomness import copy_seeds
 from envs.sampling import random_actions
 from envs.teams import Records, empty_records
-from envs.workers import Workers
+from envs.workers import Workers, num_processes
 
 _ROUND_TRIP = 0.4e-3
 """Seconds that handing a step to two workers costs; 0.2 to 0.4 ms were measured."""
@@ -57,7 +57,7 @@ class TeamEnv:
         self._cut_off = False
         if workers is None:
             workers = advised_workers(make_team, self._spec)
-        self.workers = min(workers, num_envs)
+        self.workers = num_processes(num_envs, min(workers, num_envs))
         """Worker processes in use; 0: the copies run in this process."""
         self._runner: Block | Workers | None = None
         self._seeds = np.zeros(num_envs, np.uint64)
@@ -173,10 +173,13 @@ class TeamEnv:
         self._records["facts"] = old["facts"]
 
     def _run(self, call: str, argument: Any) -> Records:
-        """Return what the copies answer; after an error they are closed, and the log is kept."""
+        """Return what the copies answer; after an error they are closed, and the log is kept.
+
+        So they are when Ctrl-C interrupts the call: their answers would be taken for later ones.
+        """
         try:
             records: Records = getattr(self._runner, call)(argument)
-        except EnvError:
+        except BaseException:
             self.close()
             raise
         return records

@@ -11,8 +11,11 @@ import os
 import signal
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import parent_process
 from multiprocessing.connection import wait
+from multiprocessing.util import Finalize
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -42,8 +45,12 @@ class _Work:
     """C, the same for all workers; the last one may have fewer copies."""
     folder: Path
     index: int
+    parent: int
+    """Process that asks for the work."""
 
     def __call__(self) -> "_WorkerEnv":
+        if os.getpid() != self.parent:  # gymnasium calls it there, too, to see the spaces
+            _leave_signals_to_parent(self.progress())
         return _WorkerEnv(self)
 
     @property
@@ -52,8 +59,11 @@ class _Work:
         return self.folder / f"stack_{self.index}"
 
     def progress(self) -> npt.NDArray[np.int64]:
-        """Return the block's progress, shared between the processes."""
-        return np.memmap(self.folder / f"progress_{self.index}", np.int64, "r+", shape=(2,))
+        """Return the block's progress, shared between the processes.
+
+        Behind it stands whether the worker is to end.
+        """
+        return np.memmap(self.folder / f"progress_{self.index}", np.int64, "r+", shape=(3,))
 
 
 class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
@@ -104,14 +114,7 @@ class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
             self._block.close()
 
     def _made(self) -> Block:
-        """Return the block; from now on the process leaves its stack behind if it hangs or dies.
-
-        Ctrl-C reaches the whole process group and is the parent's to handle; its own handlers
-        were inherited and must not run here. A request to end closes the copies, which may have
-        started programs of their own.
-        """
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, _leave)
+        """Return the block; from now on the process leaves its stack behind if it hangs or dies."""
         self._trace = self._work.trace.open("w")
         faulthandler.enable(self._trace)
         if hasattr(faulthandler, "register"):
@@ -125,10 +128,54 @@ class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
         return block.records.view(np.uint8)
 
 
-def _leave(number: int, frame: FrameType | None) -> NoReturn:
-    """Unwind the stack, so that the copies are closed."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise SystemExit(0)
+def _leave_signals_to_parent(progress: npt.NDArray[np.int64]) -> None:
+    """End this process only when its parent wants that, or is gone.
+
+    Ctrl-C and `timeout`, systemd or Slurm reach the whole process group, and a parent that still
+    finishes an iteration needs its workers. What ends them unwinds the stack, so that the copies
+    are closed, which may have started programs of their own.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        parent = parent_process()
+        if progress[2] or parent is None or not parent.is_alive():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _end(
+    pool: AsyncVectorEnv[Any, Any],
+    progress: list[npt.NDArray[np.int64]],
+    folder: tempfile.TemporaryDirectory[str],
+) -> None:
+    """End the workers of a pool, whatever they are doing."""
+    pool.closed = True
+    for shared, process in zip(progress, pool.processes, strict=True):
+        shared[2] = True
+        process.terminate()
+    until = time.monotonic() + _GRACE
+    for process in pool.processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
+    for process in pool.processes:
+        process.join()
+    for pipe in pool.parent_pipes:
+        if pipe is not None:  # gymnasium drops those of workers that raised
+            pipe.close()
+    folder.cleanup()
+
+
+def num_processes(num_envs: int, workers: int) -> int:
+    """Return how many of `workers` get any copies, where all but the last get equally many."""
+    return -(-num_envs // _share(num_envs, workers)) if workers else 0
+
+
+def _share(num_envs: int, workers: int) -> int:
+    """Return the copies of every worker but the last."""
+    return -(-num_envs // workers)
 
 
 class Workers:
@@ -140,7 +187,7 @@ class Workers:
         """`timeout` is how many seconds one copy may take for one reset or step."""
         self._spec = spec
         self._timeout = timeout
-        share = -(-spec.num_envs // num_workers)
+        share = _share(spec.num_envs, num_workers)
         starts = range(0, spec.num_envs, share)
         self._folder = tempfile.TemporaryDirectory(prefix="marl-workers-")
         self._works = [
@@ -151,16 +198,21 @@ class Workers:
                 num_rows=share,
                 folder=Path(self._folder.name),
                 index=index,
+                parent=os.getpid(),
             )
             for index, start in enumerate(starts)
         ]
         for work in self._works:
-            np.array([work.copies.start, 0]).tofile(work.folder / f"progress_{work.index}")
+            np.array([work.copies.start, 0, 0]).tofile(work.folder / f"progress_{work.index}")
         self._progress = [work.progress() for work in self._works]
         self._spare_rows = len(self._works) * share - spec.num_envs
         self._episodes = np.zeros(spec.num_envs, np.int64)
         self._seeds = np.zeros(spec.num_envs, np.uint64)
         self._pool = AsyncVectorEnv(self._works, copy=False)
+        # Runs before Python waits, at its exit, for workers that would ignore its signal.
+        self._end = Finalize(
+            self, _end, (self._pool, self._progress, self._folder), exitpriority=10
+        )
 
     def start(self, plan: Plan) -> Records:
         """Return what every copy sees after replaying its open episode.
@@ -168,41 +220,27 @@ class Workers:
         The records are valid until the next call.
         """
         self._seeds, self._episodes = plan.seeds, plan.episodes
-        self._pool.reset_async(options={"plan": plan})
-        return self._received("reset")
+        return self._answers(
+            lambda: self._pool.reset_async(options={"plan": plan}), self._pool.reset_wait
+        )
 
     def step(self, actions: npt.NDArray[Any]) -> Records:
         """Return what (E, N) or (E, N, A) actions led to; copies that ended were reset."""
         rows = np.concatenate([actions, actions[: self._spare_rows]])
-        self._pool.step_async(rows.reshape(len(self._works), -1, *actions.shape[1:]))
-        return self._received("step")
+        rows = rows.reshape(len(self._works), -1, *actions.shape[1:])
+        return self._answers(lambda: self._pool.step_async(rows), self._pool.step_wait)
 
     def close(self) -> None:
         """End the workers, whatever they are doing."""
-        if self._pool.closed:
-            return
-        self._pool.closed = True
-        for process in self._pool.processes:
-            process.terminate()
-        until = time.monotonic() + _GRACE
-        for process in self._pool.processes:
-            process.join(max(0.0, until - time.monotonic()))
-            process.kill()
-        for process in self._pool.processes:
-            process.join()
-        for pipe in self._pool.parent_pipes:
-            pipe.close()
-        self._folder.cleanup()
+        self._end()
 
-    def _received(self, call: str) -> Records:
-        """Return all copies' records once every worker has answered."""
-        for index in range(len(self._works)):
-            self._await(index)
+    def _answers(self, send: Callable[[], None], receive: Callable[[], tuple[Any, ...]]) -> Records:
+        """Return all copies' records once every worker has been asked and has answered."""
         try:
-            if call == "reset":
-                observations, infos = self._pool.reset_wait()
-            else:
-                observations, *_, infos = self._pool.step_wait()
+            send()
+            for index in range(len(self._works)):
+                self._await(index)
+            observations, *_, infos = receive()
         except (EOFError, ConnectionError):
             self._raise_death()
         for error in infos.get("error", ()):
@@ -234,7 +272,8 @@ class Workers:
         code = processes[index].exitcode
         reason = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
         raise EnvError(
-            f"{self._where(index)} took its worker process down ({reason})\n{self._stack(index)}"
+            f"{self._where(index)} was the last that its worker process called before it died "
+            f"({reason})\n{self._stack(index)}"
         )
 
     def _where(self, index: int) -> str:

@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,8 @@ class CountingTeam:
 
     The draw is the episode's first random number. Agent i leaves after step 2 + i. The reward is
     the sum of the actions plus a random number; the task ends when all have left, which `max_steps`
-    may forestall. Choosing action 3 in step `trouble_at` raises, hangs or exits.
+    may forestall. Choosing action 3 in step `trouble_at` raises, hangs or exits. When closed, it
+    leaves a file in the folder `farewell`.
     """
 
     def __init__(
@@ -28,6 +30,7 @@ class CountingTeam:
         trouble_at: int = 1,
         sleep: float = 0.0,
         unseeded: bool = False,
+        farewell: Path | None = None,
     ) -> None:
         self.spec = EnvSpec(
             name="counting",
@@ -48,11 +51,12 @@ class CountingTeam:
             sleep,
             unseeded,
         )
-        self.closed = False
+        self.farewell = farewell
+        self.begun = self.closed = False
 
     def reset(self, seed: int, view: TeamView) -> None:
         self.rng = np.random.default_rng(None if self.unseeded else seed)
-        self.draw, self.t = self.rng.random(), 0
+        self.draw, self.t, self.begun = self.rng.random(), 0, True
         self._show(view)
 
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
@@ -66,6 +70,8 @@ class CountingTeam:
 
     def close(self) -> None:
         self.closed = True
+        if self.farewell is not None and self.begun:
+            (self.farewell / str(os.getpid())).touch()
 
     def _make_trouble(self) -> None:
         if self.trouble == "raise":

@@ -13,6 +13,7 @@ from envs.extras import EXTRAS
 from envs.families import FAMILIES, Family
 from marl.checkpoint import list_checkpoints
 from marl.cli import main
+from marl.metrics import read_metrics
 from tests.command_line import QUICK, run
 
 
@@ -125,6 +126,61 @@ def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path:
     assert "finishing this iteration and saving; once more ends it at once" in errors
     assert f"marl resume {folder}" in output
     assert len(list_checkpoints(folder / "checkpoints")) == 1
+
+
+COUNTING = """
+from functools import partial
+from envs.team_env import TeamEnv
+from tests.counting_team import CountingTeam
+
+def counting(num_envs, workers):
+    return TeamEnv(partial(CountingTeam, sleep=0.02), num_envs, workers=workers)
+"""
+
+
+def test_a_signal_to_the_whole_group_saves_what_workers_play(tmp_path: Path) -> None:
+    """`timeout`, systemd and Slurm signal all processes at once."""
+    (tmp_path / "counting.py").write_text(COUNTING)
+    marl = [sys.executable, "-c", "from marl.cli import main; main()"]
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    options = [
+        "--algorithm=sparse",
+        "--env.name=counting:counting",
+        "--env.options",
+        "workers",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [*marl, "train", *QUICK, *options, "--total-steps=1000000", "--run-dir=run"],
+        cwd=tmp_path,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    metrics = tmp_path / "run" / "metrics.csv"
+    while not metrics.exists() or b"\n1" not in metrics.read_bytes():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    time.sleep(0.3)  # well into the next rollout, which takes a second
+    os.killpg(process.pid, signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143, errors
+    assert errors.count("finishing this iteration and saving") == 1
+    assert "marl resume run" in output
+    (checkpoint,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert int(checkpoint.stem.removeprefix("step_")) == read_metrics(tmp_path / "run")["step"][-1]
+
+    resumed = subprocess.Popen(
+        [*marl, "resume", "run"], cwd=tmp_path, env=env, stdout=subprocess.DEVNULL
+    )
+    steps = len(read_metrics(tmp_path / "run")["step"])
+    while len(read_metrics(tmp_path / "run")["step"]) == steps:
+        assert resumed.poll() is None
+        time.sleep(0.05)
+    resumed.terminate()
+    assert resumed.wait(timeout=60) == 143
 
 
 LABELLER = """

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +18,7 @@ import pytest
 from envs import EnvError, VecEnv, check_env
 from envs.sampling import random_actions
 from envs.team_env import TeamEnv, advised_workers
+from envs.workers import Workers
 from tests.counting_team import CountingTeam
 
 Make = Callable[..., TeamEnv]
@@ -32,6 +37,19 @@ def make() -> Iterator[Make]:
     yield make
     for env in made:
         env.close()
+
+
+def processes(env: TeamEnv) -> Sequence[BaseProcess]:
+    """Return the workers of an environment."""
+    return cast(Workers, env._runner)._pool.processes
+
+
+def is_running(pid: int) -> bool:
+    """Return whether a process that need not be a child is there, and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 @pytest.mark.parametrize("finite_horizon", [False, True])
@@ -159,10 +177,96 @@ def test_slow_is_not_hung(make: Make) -> None:
 def test_ctrl_c_is_the_parents(make: Make) -> None:
     env = make(2, 2)
     env.reset(0)
-    assert env._runner is not None
-    for process in env._runner._pool.processes:  # type: ignore[union-attr]
+    for process in processes(env):
         os.kill(process.pid, signal.SIGINT)
     assert env.step(np.zeros((2, 3), np.int64)).obs.shape == (2, 3, 3)
+
+
+def test_a_request_to_end_the_group_is_the_parents(make: Make) -> None:
+    env = make(2, 2)
+    env.reset(0)
+    for process in processes(env):
+        os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.1)
+    assert env.step(np.zeros((2, 3), np.int64)).obs.shape == (2, 3, 3)
+
+
+def test_a_worker_that_dies_between_two_steps(make: Make) -> None:
+    env = make(4, 2)
+    env.reset(0)
+    actions = np.zeros((4, 3), np.int64)
+    env.step(actions)
+    state = env.state_dict()
+    killed, other = processes(env)
+    killed.kill()
+    killed.join()
+    with pytest.raises(EnvError) as caught:
+        env.step(actions)
+    assert "copy 1 (episode 0, reset(seed=" in str(caught.value)
+    assert "died (SIGKILL)" in str(caught.value)
+    assert not other.is_alive()
+    with pytest.raises(EnvError, match="after an error; call reset"):
+        env.step(actions)
+    env.load_state_dict(state)
+    np.testing.assert_array_equal(env.step(actions).final_state[:, 1], 2)
+
+
+def test_a_worker_that_dies_before_a_reset(make: Make) -> None:
+    env = make(2, 2)
+    env.reset(0)
+    killed, _ = processes(env)
+    killed.kill()
+    killed.join()
+    with pytest.raises(EnvError, match=r"died \(SIGKILL\)"):
+        env.reset(1)
+    assert env.reset(1).obs.shape == (2, 3, 3)
+
+
+def test_copies_are_closed_with_their_worker(make: Make, tmp_path: Path) -> None:
+    """They may have started programs of their own."""
+    env = make(2, 2, farewell=tmp_path)
+    env.reset(0)
+    env.close()
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+FORGETFUL = """
+import sys
+from tests.counting_team import CountingTeam
+from envs.team_env import TeamEnv
+
+if __name__ == "__main__":
+    env = TeamEnv(CountingTeam, 2, workers=2)
+    env.reset(0)
+    print(*[process.pid for process in env._runner._pool.processes], flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("ending", ["exit", "SIGKILL", "group SIGTERM"])
+def test_workers_end_with_their_parent(ending: str, tmp_path: Path) -> None:
+    script = tmp_path / "forgetful.py"
+    script.write_text(FORGETFUL)
+    parent = subprocess.Popen(
+        [sys.executable, script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        start_new_session=True,
+    )
+    assert parent.stdout is not None
+    workers = [int(pid) for pid in parent.stdout.readline().split()]
+    assert len(workers) == 2
+    if ending == "SIGKILL":
+        parent.kill()
+    elif ending == "group SIGTERM":
+        os.killpg(parent.pid, signal.SIGTERM)
+    began = time.monotonic()
+    parent.communicate("\n", timeout=20)
+    while any(map(is_running, workers)):
+        assert time.monotonic() - began < 8.0
+        time.sleep(0.05)
 
 
 def test_closing_leaves_nothing(make: Make) -> None:
@@ -193,6 +297,17 @@ def test_fewer_copies_than_workers_get_one_each(make: Make) -> None:
     env = make(2, 4)
     assert env.workers == 2
     assert np.array_equal(env.reset(0).obs, make(2, 0).reset(0).obs)
+
+
+@pytest.mark.parametrize(("copies", "asked", "used"), [(4, 3, 2), (7, 3, 3), (7, 5, 4), (3, 0, 0)])
+def test_workers_in_use_are_those_with_copies(
+    make: Make, copies: int, asked: int, used: int
+) -> None:
+    env = make(copies, asked)
+    env.reset(0)
+    assert env.workers == used
+    if used:
+        assert len(processes(env)) == used
 
 
 def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
