@@ -65,6 +65,8 @@ class StarCraftTeam:
             facts=FACTS,
         )
         self._env: Any = None
+        self._is_used = False
+        """Whether a battle of this game has come to its end."""
         self._distributions: dict[str, Any] = {}
         self._draws = EpisodeDraws(0)
         self._deaths = 0
@@ -99,6 +101,7 @@ class StarCraftTeam:
             return 0.0, False, True
         if ended:
             self._deaths = 0
+            self._is_used = True
         self._show(view, info["battle_won"])
         if info.get("episode_limit"):
             return float(reward), self._finite_horizon, not self._finite_horizon
@@ -112,9 +115,15 @@ class StarCraftTeam:
             self._env = None
 
     def _begin(self, seed: int) -> None:
-        """Place the units, in a new game if there is none."""
+        """Place the units, in a new game if there is none.
+
+        Until a game's first battle has ended, upstream's reset launches another one beside it.
+        """
+        if not self._is_used:
+            self.close()
         if self._env is None:
             self._env = made(self._options, seed)
+            self._is_used = False
             self._env.env.episode_limit = self._max_steps
             self._distributions = self._env.env_key_to_distribution_map
         env = self._env

@@ -194,6 +194,21 @@ def test_workers_do_not_change_the_draws(game: Any) -> None:
     there.close()
 
 
+def test_resets_in_a_first_battle_leave_one_game_running(game: Any) -> None:
+    env = terran(max_steps=3)
+    for _ in range(3):
+        step = env.reset(0)
+    assert sum(process.poll() is None for process, _ in game.launched) == 1
+    while not ended(step):
+        step = env.step(stop(step))
+    launched = len(game.launched)
+    env.reset(1)
+    env.reset(2)
+    assert len(game.launched) == launched  # upstream restarts a game that has ended a battle
+    env.close()
+    assert not any(process.poll() is None for process, _ in game.launched)
+
+
 def test_global_generators_are_left_alone(game: Any) -> None:
     env = terran(prob_obs_enemy=0.5)
     random.seed(3)
