@@ -12,9 +12,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs import EnvStep, HasHiddenRewards, VecEnv
 from marl.acting import ActingMemory
 from marl.actors import Actor
+from marl.buffers import allocate
 from marl.config import ConfigError
 from marl.normalisers import TeamNorm
 from marl.numerics import NonFiniteError
@@ -24,6 +25,14 @@ from marl.types import FinishedEpisodes, Rollout, Transitions
 @runtime_checkable
 class Watcher(Protocol):
     """Someone who looks on while steps are collected, and changes nothing."""
+
+    def before_rollout(self) -> None:
+        """Remember what was seen so far, in case that the rollout has to be undone."""
+        ...
+
+    def undo_rollout(self) -> None:
+        """Forget what was seen since `before_rollout`."""
+        ...
 
     def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
         """See what the agents see, and the actions that they are about to take."""
@@ -49,10 +58,12 @@ class Collector:
         hidden: bool = False,
         chunk_length: int = 1,
         watcher: Watcher | None = None,
+        undoes: bool = False,
     ) -> None:
         """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis.
 
-        With memory, the rollout keeps what the actors remembered every `chunk_length` steps.
+        With memory, the rollout keeps what the actors remembered every `chunk_length` steps. With
+        `undoes`, a rollout that raises leaves the state of its beginning.
         """
         self.hidden_source = env if hidden and isinstance(env, HasHiddenRewards) else None
         if hidden and self.hidden_source is None:
@@ -69,20 +80,42 @@ class Collector:
         self.device = device
         self.acting = ActingMemory(num_steps, chunk_length)
         self.seconds = {"physics": 0.0, "inference": 0.0}
-        self._buffers = _allocate(env.spec, num_steps, hidden)
+        self._buffers = allocate(env.spec, num_steps, hidden)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._current = _copied(env.reset(seed))
         copies = env.spec.num_envs
         self._open_returns = torch.zeros(copies, dtype=torch.float64)
         self._open_lengths = torch.zeros(copies, dtype=torch.int64)
         self._steps_before = 0
+        self._undoes = undoes
+        self._undone: dict[str, Any] | None = None
+        """The state to continue from, after a rollout that was undone."""
 
-    @torch.no_grad()
     def collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
         """Return T steps under `actor`, and the (T, E) hidden rewards if they are recorded.
 
-        Raises `NonFiniteError` naming the array, step, copy and agent that is not finite.
+        Raises `NonFiniteError` naming the array, step, copy and agent that is not finite. After
+        an error a collector that undoes tries the same rollout again.
         """
+        if not self._undoes:
+            return self._collect(actor)
+        if self._undone is not None:
+            self.load_state_dict(self._undone)
+        before, draws = self.state_dict(), self.generator.get_state()
+        if self.watcher is not None:
+            self.watcher.before_rollout()
+        try:
+            return self._collect(actor)
+        except BaseException:
+            self._undone = before
+            self.generator.set_state(draws)
+            if self.watcher is not None:
+                self.watcher.undo_rollout()
+            raise
+
+    @torch.no_grad()
+    def _collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
+        """Return what `collect` does."""
         started = time.perf_counter()
         physics = 0.0
         spec, buffers = self.env.spec, self._buffers
@@ -223,7 +256,12 @@ class Collector:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the environment, what the agents see and remember now, and the open episodes."""
+        """Return the environment, what the agents see and remember now, and the open episodes.
+
+        After a rollout that was undone: as before it.
+        """
+        if self._undone is not None:
+            return self._undone
         current = {
             name: value
             for name, value in vars(self._current).items()
@@ -248,39 +286,10 @@ class Collector:
         self._steps_before = state["steps_before"]
         memory = state.get("memory")
         self.acting.memory = None if memory is None else memory.to(self.device)
+        self._undone = None
 
 
 def _copied(step: EnvStep) -> EnvStep:
     """Return a step that survives the environment's next call."""
     copies: dict[str, Any] = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
     return EnvStep(**copies)
-
-
-def _allocate(spec: EnvSpec, num_steps: int, hidden: bool) -> dict[str, Tensor]:
-    """Return zeroed buffers for one rollout, in the shapes of `Transitions`."""
-    lead = (num_steps, spec.num_envs)
-    team = (*lead, spec.num_agents)
-    buffers = {
-        "obs": torch.zeros(*team, spec.obs_size),
-        "state": torch.zeros(*lead, spec.state_size),
-        "next_obs": torch.zeros(*team, spec.obs_size),
-        "next_state": torch.zeros(*lead, spec.state_size),
-        "rewards": torch.zeros(lead),
-        "terminated": torch.zeros(lead, dtype=torch.bool),
-        "truncated": torch.zeros(lead, dtype=torch.bool),
-        "actions": (
-            torch.zeros(team, dtype=torch.int64)
-            if spec.action_kind == "discrete"
-            else torch.zeros(*team, spec.action_size)
-        ),
-    }
-    if spec.masks_actions:
-        buffers["action_mask"] = torch.ones(*team, spec.action_size, dtype=torch.bool)
-    if spec.agents_die:
-        buffers["alive"] = torch.ones(team, dtype=torch.bool)
-        buffers["next_alive"] = torch.ones(team, dtype=torch.bool)
-    if spec.facts:
-        buffers["facts"] = torch.zeros(*lead, len(spec.facts))
-    if hidden:
-        buffers["hidden_rewards"] = torch.zeros(lead)
-    return buffers

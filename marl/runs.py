@@ -12,6 +12,7 @@ from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, 
 from marl.config import Config, ConfigError
 from marl.config.files import config_from_dict, save_config, to_dict
 from marl.metrics import MetricWriter
+from marl.numerics import NonFiniteError
 from marl.plots import plot_run
 from marl.train import Trainer
 
@@ -30,8 +31,9 @@ def train(
 ) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
-    Closing the generator, an error in the run and the last iteration all save the state. While
-    training waits for people (``preferences.people.wait``), it ends as soon as `stop` says so.
+    Closing the generator, an error in the run and the last iteration all save the state: a
+    checkpoint, or a folder ``crash`` where the error left half an iteration. While training waits
+    for people (``preferences.people.wait``), it ends as soon as `stop` says so.
     """
     if run_dir is None:
         trainer = Trainer(config)
@@ -66,6 +68,7 @@ def _train_in(
     if resume:
         writer.truncate(trainer.steps)
     saved_at = trainer.steps if resume else -1
+    written = trainer.steps
 
     def save() -> None:
         nonlocal saved_at
@@ -77,6 +80,7 @@ def _train_in(
         while trainer.iteration < config.num_iterations and _is_answered(trainer, stop):
             metrics = trainer.iterate()
             writer.write(trainer.steps, metrics)
+            written = trainer.steps
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
                 config.checkpoint_every
             ):
@@ -89,8 +93,18 @@ def _train_in(
     except CheckpointError:
         raise
     except Exception as error:
-        crash = save_trainer(trainer, folder / "crash")
-        error.add_note(f"the state at the error is in {crash}; checkpoints/ is as it was before")
+        diverged = isinstance(error, NonFiniteError)
+        if trainer.is_whole and trainer.steps == written and not diverged:
+            save()
+            error.add_note(
+                f"the run is saved as it was after {trainer.steps:,} steps, its last whole "
+                f"iteration; `marl resume {folder}` goes on from there"
+            )
+        else:
+            crash = save_trainer(trainer, folder / "crash")
+            error.add_note(
+                f"the state at the error is in {crash}; checkpoints/ is as it was before"
+            )
         raise
     finally:
         writer.close()

@@ -43,6 +43,11 @@ class Trainer:
             camera = Camera(self.env, config.preferences.people.filmed_copies)
             self.people = make_people(config, spec, camera, folder)
         self.iteration = 0
+        self.is_whole = True
+        """Whether the state is that after the last whole iteration; an error may leave half of one.
+
+        One in the environment does not: the collector undoes its steps.
+        """
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
         self.collector = Collector(
             self.env,
@@ -54,6 +59,7 @@ class Trainer:
             hidden=config.sees_hidden,
             chunk_length=config.learner.chunk_length,
             watcher=None if self.people is None else self.people.camera,
+            undoes=True,
         )
         self.mappo = Mappo(
             spec,
@@ -111,6 +117,7 @@ class Trainer:
         """
         clock = Clock()
         rollout, hidden = self.collector.collect(self.mappo.actor)  # 1
+        self.is_whole = False
         clock.lap("collect")
         rewards: Rewards | None
         metrics: dict[str, float] = {}
@@ -138,12 +145,14 @@ class Trainer:
         self.iteration += 1
         if self.config.diagnose_hidden and hidden is not None and rewards is not None:
             metrics["benchmark/reward_correlation"] = float(correlation(rewards.team, hidden))
-        return (
-            {"steps": float(self.steps)}
-            | episode_metrics(rollout, self.env.spec.facts)
-            | metrics
-            | self._time_metrics(clock.laps)
-        )
+        metrics = {
+            "steps": float(self.steps),
+            **episode_metrics(rollout, self.env.spec.facts),
+            **metrics,
+            **self._time_metrics(clock.laps),
+        }
+        self.is_whole = True
+        return metrics
 
     def _given_rewards(self, rollout: Rollout, hidden: Tensor | None) -> Rewards:
         """Return what the policy maximises where nothing is learned from preferences.

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.resume import differences
+from envs import EnvError
 from marl import ConfigError, Trainer, train
 from marl.checkpoint import list_checkpoints, load_checkpoint
 from marl.config import Config
@@ -206,6 +207,36 @@ def test_filming_changes_no_number() -> None:
         for name in one:
             if not name.startswith(("time/", "memory/")):
                 np.testing.assert_equal(other[name], one[name])
+
+
+def test_what_was_filmed_of_a_rollout_that_failed_is_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, failing = (Trainer(small(), tmp_path / name) for name in ("plain", "failing"))
+    for trainer in (plain, failing):
+        for _ in range(2):
+            trainer.iterate()
+    step, calls = failing.env.step, itertools.count()
+
+    def fails(actions: Any) -> Any:
+        if next(calls) == 15:
+            raise EnvError("no more")
+        return step(actions)
+
+    monkeypatch.setattr(failing.env, "step", fails)
+    with pytest.raises(EnvError):
+        failing.iterate()
+    assert filmed(plain) == filmed(failing)
+    for trainer in (plain, failing):
+        trainer.iterate()
+    assert filmed(plain) == filmed(failing)
+
+
+def filmed(trainer: Trainer) -> dict[str, Any]:
+    """Return all that a run's camera holds, the films as bytes."""
+    assert trainer.people is not None
+    state = trainer.people.camera.state_dict()
+    return state | {"films": [(*at, film.tobytes()) for *at, film in state["films"]]}
 
 
 @pytest.mark.parametrize("stops", [(1, 4), (5, 3), (7, 1, 2)])

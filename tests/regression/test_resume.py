@@ -13,13 +13,15 @@ import pytest
 import torch
 
 from benchmarks.resume import differences
+from envs import EnvError
 from marl import ConfigError, EpisodePairs, Trainer, preferences, train
-from marl.checkpoint import CheckpointError, list_checkpoints
+from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from marl.config import Config
 from marl.config.files import load_config
 from marl.metrics import read_metrics
 from marl.numerics import NonFiniteError
 from marl.plugins import PluginError
+from marl.rollout import Collector
 
 SMALL = {
     "env.name": "particles/nav_3",
@@ -229,6 +231,105 @@ def test_an_error_keeps_the_checkpoints_and_saves_the_state_beside_them(
     assert list_checkpoints(tmp_path / "checkpoints") == before
     assert len(list_checkpoints(tmp_path / "crash")) == 1
     assert "crash" in caught.value.__notes__[0]
+
+
+def fragile(trouble: Path, fails_at: int, workers: int, **changes: object) -> Config:
+    """Return settings with rollouts of 6 steps, in which episodes of 4 stay open."""
+    options = {"workers": workers, "trouble": str(trouble), "fails_at": fails_at}
+    return small(
+        **{
+            "env.name": "tests.fragile:fragile",
+            "env.options": options,
+            "learner.rollout_steps": 6,
+            "checkpoint_every": 10_000,
+            "total_steps": 24 * 6,
+        }
+        | changes
+    )
+
+
+@pytest.mark.parametrize(
+    ("how", "workers", "fails_at", "kept", "changes"),
+    [
+        ("raise", 0, 10, 24, {}),
+        ("raise", 2, 17, 48, {"network.memory": "gru", "network.hidden_sizes": [8, 8]}),
+        ("exit", 2, 10, 24, {"algorithm": "sparse"}),
+        ("raise", 0, 2, 0, {"algorithm": "sparse"}),
+    ],
+    ids=["here", "gru", "death", "first rollout"],
+)
+def test_an_environment_that_fails_loses_no_whole_iteration(
+    tmp_path: Path, how: str, workers: int, fails_at: int, kept: int, changes: dict[str, object]
+) -> None:
+    trouble, folder = tmp_path / "trouble", tmp_path / "failed"
+    config = fragile(trouble, fails_at, workers, **changes)
+    for _ in train(config, tmp_path / "alone"):
+        pass
+    trouble.write_text(how)
+    with pytest.raises(EnvError, match=r"counting, copy \d") as caught:
+        for _ in train(config, folder):
+            pass
+    assert f"saved as it was after {kept} steps" in caught.value.__notes__[0]
+    assert f"`marl resume {folder}` goes on from there" in caught.value.__notes__[0]
+    assert not (folder / "crash").exists()
+    step, state = load_checkpoint(folder / "checkpoints")
+    assert step == kept
+    collector = state["trainer"]["collector"]
+    np.testing.assert_array_equal(collector["open_lengths"], collector["env"]["lengths"])
+    assert collector["steps_before"] == kept // 4
+
+    trouble.unlink()
+    resumed = [int(row["steps"]) for row in train(config, folder, resume=True)]
+    assert resumed == list(range(kept + 24, 145, 24))
+    assert differences(tmp_path / "alone", folder) == []
+
+
+def test_an_iteration_that_failed_can_be_tried_again(tmp_path: Path) -> None:
+    config = fragile(tmp_path / "trouble", 10, 0)
+    plain, failing = Trainer(config), Trainer(config)
+    plain.iterate()
+    failing.iterate()
+    (tmp_path / "trouble").write_text("raise")
+    with pytest.raises(EnvError):
+        failing.iterate()
+    (tmp_path / "trouble").unlink()
+    one, other = plain.iterate(), failing.iterate()
+    for name in one:
+        if not name.startswith(("time/", "memory/")):
+            np.testing.assert_equal(other[name], one[name])
+
+
+def test_a_rollout_that_is_not_finite_leaves_the_state_of_its_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(small(), tmp_path)
+    for _ in range(4):
+        next(run)
+    run.close()
+    step, expected = load_checkpoint(tmp_path / "checkpoints")
+
+    def broken(self: Collector) -> None:
+        raise NonFiniteError("rewards hold NaN")
+
+    monkeypatch.setattr(Collector, "_check_finite", broken)
+    with pytest.raises(NonFiniteError):
+        next(train(small(), tmp_path, resume=True))
+    crash_step, crashed = load_checkpoint(tmp_path / "crash")
+    assert crash_step == step
+    assert_same(expected["trainer"], crashed["trainer"])
+
+
+def assert_same(one: Any, other: Any) -> None:
+    """Raise unless two states hold the same numbers."""
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same(one[key], other[key])
+    elif isinstance(one, list | tuple):
+        for left, right in zip(one, other, strict=True):
+            assert_same(left, right)
+    else:
+        np.testing.assert_array_equal(one, other)
 
 
 def test_a_full_disk_leaves_the_previous_checkpoint(

@@ -27,6 +27,17 @@ class Camera:
         """Per copy, the time at which its episode began, and what was filmed of it."""
         self._films: dict[tuple[int, int], bytes] = {}
         """By copy and time of the first step."""
+        self._before = (self._time, self._open, self._films)
+        """What there was when the rollout began."""
+
+    def before_rollout(self) -> None:
+        """Remember what was filmed so far."""
+        running = [(start, footage.copy()) for start, footage in self._open]
+        self._before = (self._time, running, self._films.copy())
+
+    def undo_rollout(self) -> None:
+        """Forget what was filmed since `before_rollout`."""
+        self._time, self._open, self._films = self._before
 
     def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
         """Film what the agents see and are about to do."""

@@ -57,6 +57,12 @@ class Footage:
                 self._stride *= 2
         self._step += 1
 
+    def copy(self) -> "Footage":
+        """Return one that goes on from here by itself."""
+        footage = Footage(self._most)
+        footage._kept, footage._stride, footage._step = self._kept.copy(), self._stride, self._step
+        return footage
+
     def episode(self) -> EpisodeFrames:
         """Return what was kept."""
         steps, frames = zip(*self._kept, strict=True)

@@ -1,0 +1,33 @@
+"""A counting team that fails in the middle of a run, as long as a file says so."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from envs.team_env import TeamEnv
+from envs.teams import TeamView
+from tests.counting_team import CountingTeam
+
+
+class FragileTeam(CountingTeam):
+    """Fails in its step number `fails_at` while the file `trouble` is there, which names how."""
+
+    def __init__(self, trouble: str, fails_at: int) -> None:
+        super().__init__()
+        self.file, self.fails_at, self.steps = Path(trouble), fails_at, 0
+
+    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
+        self.steps += 1
+        if self.steps == self.fails_at and self.file.exists():
+            if self.file.read_text() == "exit":
+                os._exit(7)
+            raise KeyError("the key of the matter")
+        return super().step(actions, view)
+
+
+def fragile(num_envs: int, workers: int, trouble: str, fails_at: int) -> TeamEnv:
+    """Return copies of a fragile team; to be named `tests.fragile:fragile`."""
+    return TeamEnv(partial(FragileTeam, trouble, fails_at), num_envs, workers=workers)
