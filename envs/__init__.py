@@ -2,10 +2,19 @@
 
 import farama_notifications
 
-from envs.base import EnvError, EnvSpec, EnvStep, Fact, HasHiddenRewards, VecEnv
+from envs.base import (
+    EnvError,
+    EnvSpec,
+    EnvStep,
+    Fact,
+    HasClose,
+    HasHiddenRewards,
+    VecEnv,
+    close_env,
+)
 from envs.checker import check_env
 from envs.frames import Frame, HasFrames
-from envs.registry import env_names, make_env
+from envs.registry import env_names, make_env, open_env
 from envs.simulated import SimulatedEnv, Task, View
 from envs.sparse import SparseRewards, unwrapped
 
@@ -15,6 +24,7 @@ __all__ = [
     "EnvStep",
     "Fact",
     "Frame",
+    "HasClose",
     "HasFrames",
     "HasHiddenRewards",
     "SimulatedEnv",
@@ -23,8 +33,10 @@ __all__ = [
     "VecEnv",
     "View",
     "check_env",
+    "close_env",
     "env_names",
     "make_env",
+    "open_env",
     "unwrapped",
 ]
 

@@ -117,7 +117,11 @@ class EnvStep:
 
 @runtime_checkable
 class VecEnv(Protocol):
-    """E copies of one cooperative task. Constructed as ``Class(num_envs=E, **options)``."""
+    """E copies of one cooperative task. Constructed as ``Class(num_envs=E, **options)``.
+
+    What holds more than memory also has `close` (`HasClose`), which whoever made it calls at the
+    end.
+    """
 
     @property
     def spec(self) -> EnvSpec:
@@ -148,3 +152,18 @@ class HasHiddenRewards(Protocol):
     def hidden_rewards(self) -> FloatArray:
         """(E,) the dense reward of the latest step. Never part of `EnvStep`."""
         ...
+
+
+@runtime_checkable
+class HasClose(Protocol):
+    """An environment that holds more than memory: processes, files, windows."""
+
+    def close(self) -> None:
+        """Release all of it; a second call does nothing."""
+        ...
+
+
+def close_env(env: VecEnv) -> None:
+    """Release what an environment holds, if it holds anything."""
+    if isinstance(env, HasClose):
+        env.close()

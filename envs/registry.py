@@ -1,10 +1,12 @@
 """Environments by name: `make_env("particles/nav_6", num_envs=64)` or `"my_envs:two_keys"`."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from envs.base import EnvError, VecEnv
+from envs.base import EnvError, VecEnv, close_env
 from envs.extras import install_hint
 from envs.families import FAMILIES, Maker
 from envs.import_paths import did_you_mean, load_attribute
@@ -49,6 +51,16 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     if pays_itself or not (paid or default):
         return made
     return SparseRewards(made, **({"reward_mode": default or "dense"} | paid))
+
+
+@contextmanager
+def open_env(name: str, num_envs: int, **options: Any) -> Iterator[VecEnv]:
+    """Yield what `make_env` makes, and close it afterwards."""
+    env = make_env(name, num_envs, **options)
+    try:
+        yield env
+    finally:
+        close_env(env)
 
 
 def env_names() -> list[str]:

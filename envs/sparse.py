@@ -11,7 +11,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, HasHiddenRewards, VecEnv
+from envs.base import (
+    BoolArray,
+    EnvError,
+    EnvSpec,
+    EnvStep,
+    FloatArray,
+    HasHiddenRewards,
+    VecEnv,
+    close_env,
+)
 from envs.frames import Frame, HasFrames
 from envs.import_paths import did_you_mean, load_attribute
 
@@ -83,6 +92,10 @@ class SparseRewards:
         if isinstance(self.inner, HasHiddenRewards):
             return self.inner.hidden_rewards()
         return self._dense.copy()
+
+    def close(self) -> None:
+        """Release what the inner environment holds."""
+        close_env(self.inner)
 
     def frame(self, copy: int) -> Frame | None:
         """Return what a copy looks like now, if the inner environment shows it."""

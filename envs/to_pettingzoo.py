@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
-from envs.base import EnvError, EnvStep, VecEnv
+from envs.base import EnvError, EnvStep, VecEnv, close_env
 from envs.registry import make_env
 
 Illegal = Literal["error", "replace"]
@@ -113,7 +113,9 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         """Return nothing: there are no render modes."""
 
     def close(self) -> None:
-        """Do nothing: one copy holds no more than memory."""
+        """Release what the environment holds; `reset` may start it again."""
+        self.agents = []
+        close_env(self.env)
 
     def _obs_spaces(self) -> list[spaces.Space[Any]]:
         """Return the agents' observation spaces."""

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from envs import EnvError, check_env, make_env
+from envs import EnvError, check_env, open_env
 from envs.families import FAMILIES
 from envs.sparse import SparseRewards
 from marl import __version__
@@ -152,8 +152,8 @@ def fit_reward_command(arguments: list[str]) -> int:
 def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
     command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
-    env = make_env(command.env, command.num_envs, **command.options)
-    problems = check_env(env, steps=command.steps)
+    with open_env(command.env, command.num_envs, **command.options) as env:
+        problems = check_env(env, steps=command.steps)
     for problem in problems:
         print(f"- {problem}")
     faults = len([p for p in problems if not p.startswith("warning: ")])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs import make_env
+from envs import open_env
 from marl.actors import CategoricalActor, GaussianActor
 from marl.policy import Policy
 from marl.rollout import Collector
@@ -60,22 +60,22 @@ def evaluate(
     config = policy.config
     num_envs = min(num_envs, episodes)
     per_copy = -(-episodes // num_envs)
-    env = make_env(config.env.name, num_envs, **config.env.options)
     seeds = Seeds(seed)
-    collector = Collector(
-        env,
-        policy.norm,
-        min(env.spec.max_steps, 200),
-        seed=seeds.integer("evaluation environment"),
-        generator=seeds.torch("evaluation actions"),
-        device=torch.device("cpu"),
-    )
     actor = GreedyActor(policy.actor) if greedy else policy.actor
     returns: list[list[float]] = [[] for _ in range(num_envs)]
-    while min(len(r) for r in returns) < per_copy:
-        finished = collector.collect(actor)[0].episodes
-        for copy, value in zip(finished.env.tolist(), finished.returns.tolist(), strict=True):
-            returns[copy].append(value)
+    with open_env(config.env.name, num_envs, **config.env.options) as env:
+        collector = Collector(
+            env,
+            policy.norm,
+            min(env.spec.max_steps, 200),
+            seed=seeds.integer("evaluation environment"),
+            generator=seeds.torch("evaluation actions"),
+            device=torch.device("cpu"),
+        )
+        while min(len(r) for r in returns) < per_copy:
+            finished = collector.collect(actor)[0].episodes
+            for copy, value in zip(finished.env.tolist(), finished.returns.tolist(), strict=True):
+                returns[copy].append(value)
     counted = np.array([r[:per_copy] for r in returns]).flatten()
     low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))
     return Evaluation(returns=counted, low=low, high=high)

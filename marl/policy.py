@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvSpec, make_env
+from envs import EnvSpec, open_env
 from marl.actors import CategoricalActor, GaussianActor, make_actor
 from marl.checkpoint import load_checkpoint
 from marl.config import Config
@@ -168,7 +168,8 @@ def load(run: Path | str, seed: int = 0) -> Policy:
 def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
     """Return the policy in a run's checkpoint; `run` names in errors where that was read."""
     config = config_from_dict(saved["config"], str(run))
-    spec = make_env(config.env.name, 1, **config.env.options).spec
+    with open_env(config.env.name, 1, **config.env.options) as env:
+        spec = env.spec
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     norm.load_state_dict(saved["trainer"]["norm"])
     actor = make_actor(spec, config.network, torch.Generator())

@@ -4,6 +4,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Generator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +37,27 @@ def train(
     for people (``preferences.people.wait``), it ends as soon as `stop` says so.
     """
     if run_dir is None:
-        trainer = Trainer(config)
-        while trainer.iteration < config.num_iterations:
-            yield trainer.iterate()
+        with closing(Trainer(config)) as trainer:
+            while trainer.iteration < config.num_iterations:
+                yield trainer.iterate()
         return
     folder = Path(run_dir)
     if not resume:
         refuse_a_run_in(folder)  # before a labeller is asked anything that it is paid for
     identity = identity_of(folder) or secrets.token_hex(8)
-    trainer = Trainer(config, folder, run=identity)
-    if not resume:
-        new_run_folder(folder, config)
-    elif list_checkpoints(folder / "checkpoints"):
-        saved = load_checkpoint(folder / "checkpoints")[1]
-        check_same_config(config, saved["config"], folder)
-        trainer.load_state_dict(saved["trainer"])
-    else:
-        warnings.warn(
-            f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
-        )
-    (folder / IDENTITY).write_text(f"{identity}\n")
-    yield from _train_in(folder, trainer, resume, stop)
+    with closing(Trainer(config, folder, run=identity)) as trainer:
+        if not resume:
+            new_run_folder(folder, config)
+        elif list_checkpoints(folder / "checkpoints"):
+            saved = load_checkpoint(folder / "checkpoints")[1]
+            check_same_config(config, saved["config"], folder)
+            trainer.load_state_dict(saved["trainer"])
+        else:
+            warnings.warn(
+                f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
+            )
+        (folder / IDENTITY).write_text(f"{identity}\n")
+        yield from _train_in(folder, trainer, resume, stop)
 
 
 def _train_in(

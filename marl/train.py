@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envs import Fact, make_env
+from envs import Fact, close_env, make_env
 from marl.config import Config
 from marl.mappo import Mappo
 from marl.normalisers import TeamNorm
@@ -183,6 +183,10 @@ class Trainer:
             "time/steps_per_second": self.config.batch_steps / sum(laps.values()),
             "memory/resident_mib": resident_mib(),
         }
+
+    def close(self) -> None:
+        """Release what the environment holds, its workers for one."""
+        close_env(self.env)
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""

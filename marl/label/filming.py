@@ -5,9 +5,10 @@ from pathlib import Path
 
 import torch
 
-from envs import EnvError, make_env
+from envs import EnvError, VecEnv, open_env
 from marl.policy import Policy
 from marl.preferences.people import Camera, RunSet, manifest_of
+from marl.preferences.sets.episodes import EpisodeRecord
 from marl.preferences.sets.export import record_of
 from marl.preferences.sets.frames import filmed_episodes
 from marl.rollout import Collector
@@ -25,31 +26,36 @@ def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int
 
     An episode's number is its seed: the same policy always plays the same episode.
     """
-    config, cpu = policy.config, torch.device("cpu")
-    env = make_env(config.env.name, 1, **config.env.options)
-    spec, steps = env.spec, env.spec.max_steps
-    kept = RunSet(folder, manifest_of(config, spec, run))
-    for number in numbers:
-        seeds, camera = Seeds(number), Camera(env, 1)
-        collector = Collector(
-            env,
-            policy.norm,
-            steps,
-            seed=seeds.integer("evaluation environment"),
-            generator=seeds.torch("evaluation actions"),
-            device=cpu,
-            watcher=camera,
+    config = policy.config
+    with open_env(config.env.name, 1, **config.env.options) as env:
+        kept = RunSet(folder, manifest_of(config, env.spec, run))
+        for number in numbers:
+            record, film = _filmed(policy, env, number)
+            kept.add(number, record, film)
+            yield number
+
+
+def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, bytes]:
+    """Return the episode whose seed is `number`, and its film."""
+    spec, steps, cpu = env.spec, env.spec.max_steps, torch.device("cpu")
+    seeds, camera = Seeds(number), Camera(env, 1)
+    collector = Collector(
+        env,
+        policy.norm,
+        steps,
+        seed=seeds.integer("evaluation environment"),
+        generator=seeds.torch("evaluation actions"),
+        device=cpu,
+        watcher=camera,
+    )
+    rollout = collector.collect(policy.actor)[0]
+    store = TrajectoryStore(
+        spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
+    )
+    store.append(rollout)
+    film = camera.film(0, 0)
+    if film is None:
+        raise EnvError(
+            f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests it"
         )
-        rollout = collector.collect(policy.actor)[0]
-        store = TrajectoryStore(
-            spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
-        )
-        store.append(rollout)
-        film = camera.film(0, 0)
-        if film is None:
-            raise EnvError(
-                f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests "
-                "it"
-            )
-        kept.add(number, record_of(store, spec, 0), film)
-        yield number
+    return record_of(store, spec, 0), film

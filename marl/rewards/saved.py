@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from envs import EnvSpec, make_env
+from envs import EnvSpec, open_env
 from marl import __version__
 from marl.checkpoint import load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError
@@ -63,7 +63,8 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
     if "spec" in saved:
         theirs = build(EnvSpec, saved["spec"], str(folder))
     else:
-        theirs = make_env(config.env.name, 1, **config.env.options).spec
+        with open_env(config.env.name, 1, **config.env.options) as env:
+            theirs = env.spec
     if not config.reward.model:
         _check_sizes(theirs, spec, folder, setting)
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv, make_env
+from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv, open_env
 from envs.frame_plots import frame_of
 from marl.checkpoint import load_checkpoint
 from marl.evaluate import GreedyActor
@@ -43,17 +43,18 @@ def play(
 ) -> Play:
     """Return the `episode`-th (from 0) episode of one copy; the same for the same arguments."""
     config = policy.config
-    recorder = Recorder(make_env(config.env.name, 1, **config.env.options), episode)
     seeds = Seeds(seed)
-    collector = Collector(
-        recorder,
-        policy.norm,
-        recorder.spec.max_steps * (episode + 1),
-        seed=seeds.integer("evaluation environment"),
-        generator=seeds.torch("evaluation actions"),
-        device=torch.device("cpu"),
-    )
-    rollout = collector.collect(GreedyActor(policy.actor) if greedy else policy.actor)[0]
+    with open_env(config.env.name, 1, **config.env.options) as env:
+        recorder = Recorder(env, episode)
+        collector = Collector(
+            recorder,
+            policy.norm,
+            recorder.spec.max_steps * (episode + 1),
+            seed=seeds.integer("evaluation environment"),
+            generator=seeds.torch("evaluation actions"),
+            device=torch.device("cpu"),
+        )
+        rollout = collector.collect(GreedyActor(policy.actor) if greedy else policy.actor)[0]
     ends = rollout.done.squeeze(-1).nonzero().squeeze(-1) + 1
     if len(ends) <= episode:
         raise EnvError(

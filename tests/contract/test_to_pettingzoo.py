@@ -1,6 +1,7 @@
 """Our environments given back to PettingZoo pass its own tests and say what ours say."""
 
 import warnings
+from multiprocessing import active_children
 from typing import Any
 
 import numpy as np
@@ -144,3 +145,13 @@ def test_wrong_use_says_what_to_do() -> None:
     env.reset()
     with pytest.raises(EnvError, match="no action for agent_0"):
         env.step({})
+
+
+def test_closing_ends_the_workers() -> None:
+    options = {"workers": 1, "trouble": "none", "fails_at": 0}
+    env = to_pettingzoo("tests.fragile:fragile", reward_mode="episodic", **options)
+    before = len(active_children())
+    env.reset(seed=0)
+    assert len(active_children()) == before + 1
+    env.close()
+    assert len(active_children()) == before
