@@ -94,8 +94,7 @@ def _train_in(
     except CheckpointError:
         raise
     except Exception as error:
-        diverged = isinstance(error, NonFiniteError)
-        if trainer.is_whole and trainer.steps == written and not diverged:
+        if trainer.is_whole and trainer.steps == written and not _has_diverged(trainer, error):
             save()
             error.add_note(
                 f"the run is saved as it was after {trainer.steps:,} steps, its last whole "
@@ -111,6 +110,13 @@ def _train_in(
         writer.close()
         if trainer.iteration:
             plot_run(folder)
+
+
+def _has_diverged(trainer: Trainer, error: Exception) -> bool:
+    """Return whether an error is the policy's fault, so that nothing can go on from its state."""
+    parameters = trainer.mappo.actor.parameters()
+    sound = all(bool(parameter.isfinite().all()) for parameter in parameters)
+    return isinstance(error, NonFiniteError) or not sound
 
 
 def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:

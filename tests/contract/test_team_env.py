@@ -182,6 +182,23 @@ def test_ctrl_c_is_the_parents(make: Make) -> None:
     assert env.step(np.zeros((2, 3), np.int64)).obs.shape == (2, 3, 3)
 
 
+def test_an_interrupted_step_leaves_no_answer_for_the_next(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = make(2, 2, sleep=0.3)
+    env.reset(0)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workers, "_await", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        env.step(np.zeros((2, 3), np.int64))
+    monkeypatch.undo()
+    np.testing.assert_array_equal(env.reset(0).state[:, 1], 0)
+    np.testing.assert_array_equal(env.step(np.zeros((2, 3), np.int64)).state[:, 1], 1)
+
+
 def test_a_request_to_end_the_group_is_the_parents(make: Make) -> None:
     env = make(2, 2)
     env.reset(0)

@@ -319,6 +319,26 @@ def test_a_rollout_that_is_not_finite_leaves_the_state_of_its_beginning(
     assert_same(expected["trainer"], crashed["trainer"])
 
 
+def test_a_policy_that_diverged_is_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its actions are illegal, which an environment says."""
+    iterate = Trainer.iterate
+
+    def diverging(self: Trainer) -> dict[str, float]:
+        metrics = iterate(self)
+        next(self.mappo.actor.parameters()).data.fill_(torch.nan)
+        return metrics
+
+    monkeypatch.setattr(Trainer, "iterate", diverging)
+    run = train(small(**{"env.name": "probe/continuous_match", "algorithm": "sparse"}), tmp_path)
+    next(run)
+    with pytest.raises(EnvError, match="action nan of copy 0") as caught:
+        next(run)
+    assert "crash" in caught.value.__notes__[0]
+    assert list_checkpoints(tmp_path / "checkpoints") == []
+
+
 def assert_same(one: Any, other: Any) -> None:
     """Raise unless two states hold the same numbers."""
     if isinstance(one, dict):
