@@ -271,10 +271,11 @@ class Workers:
         processes[index].join(timeout=5.0)
         code = processes[index].exitcode
         reason = signal.Signals(-code).name if code is not None and code < 0 else f"status {code}"
-        raise EnvError(
+        message = (
             f"{self._where(index)} was the last that its worker process called before it died "
             f"({reason})\n{self._stack(index)}"
         )
+        raise EnvError(message.rstrip())
 
     def _where(self, index: int) -> str:
         """Return the copy that a worker was busy with, and the seed of its episode."""
