@@ -3,16 +3,15 @@
 Axes: E environment copies, N agents, T steps played.
 """
 
-import traceback
 from collections.abc import Callable
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.base import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.calls import error_place
 from envs.episode_checks import Actions, Played, check_ends, check_rewards, check_start
 from envs.sampling import random_actions
 from envs.step_checks import MEMBERS, Problems, check_spec, check_step, missing_members
@@ -53,21 +52,10 @@ def _attempt(doing: str, problems: Problems, check: Callable[..., Any], *argumen
     except Exception as error:
         problems.add(
             "raised",
-            f"{doing} raised {type(error).__name__}: {error} ({_place(error)}); accept every legal "
-            "action in any order of calls",
+            f"{doing} raised {type(error).__name__}: {error} ({error_place(error)}); accept every "
+            "legal action in any order of calls",
         )
         return None
-
-
-def _place(error: Exception) -> str:
-    """Return where in the user's own file an error came from, or else where it was raised."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = str(Path(__file__).parent)
-    own = [
-        f for f in frames if not f.filename.startswith(ours) and "site-packages" not in f.filename
-    ]
-    frame = (own or frames)[-1]
-    return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 
 
 def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | None:

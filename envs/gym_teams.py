@@ -6,7 +6,8 @@ Axes: E environment copies, N agents, A actions.
 """
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any, cast
@@ -14,17 +15,22 @@ from typing import Any, cast
 import gymnasium
 import numpy as np
 import numpy.typing as npt
+from gymnasium.envs.registration import EnvSpec as Registered
+from gymnasium.envs.registration import load_env_creator
 from gymnasium.spaces import Tuple
 
-from envs.base import EnvError, EnvSpec
+from envs.base import BoolArray, EnvError, EnvSpec
+from envs.calls import called
 from envs.extras import install_hint
 from envs.families import Maker
 from envs.import_paths import search_working_directory
+from envs.sources import Source
 from envs.team_env import TeamEnv
-from envs.team_infos import InfoFacts, check_team_reward, joint_reward, time_limit
+from envs.team_infos import InfoFacts, check_team_reward, joint_reward
 from envs.team_spaces import AgentSpaces
 from envs.team_states import joined_columns
 from envs.teams import TeamView
+from envs.time_limits import own_limit, time_limit
 
 GYM_TEAMS = ("Foraging-8x8-2p-2f-coop-v3", "rware-tiny-2ag-v2")
 """Usual ids; every other id of these families works too."""
@@ -49,8 +55,9 @@ def gym_team(
     *,
     max_steps: int | None = None,
     finite_horizon: bool = False,
-    team_reward: str = "sum",
+    team_reward: str | None = None,
     facts: str = "",
+    limit_terminates: bool | None = None,
     remake: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
@@ -59,21 +66,23 @@ def gym_team(
     """Return `num_envs` copies of the registered environment ``env_id``, made with `options`.
 
     An id ``module:Id-v0`` is registered by importing the module. The other options are those of
-    `envs.pettingzoo.pettingzoo`; the team earns the sum of what its agents are paid. Foraging is
-    remade for every episode: its reset looks at where the players of the last one stood.
+    `envs.pettingzoo.pettingzoo`. What is not given is what `envs.sources` knows of the environment:
+    Foraging and the warehouse pay the sum of their agents' rewards and call their time limit a
+    termination, Foraging is remade for every episode.
     """
-    _register(env_id)
-    if max_steps is not None and "max_steps" in gymnasium.spec(env_id.rpartition(":")[2]).kwargs:
-        options["max_steps"] = max_steps
+    registered = _registered(env_id)
+    make = partial(_made, env_id, max_steps)
+    options |= own_limit(_creator(registered), make, options, max_steps)
     team = partial(
         TupleTeam,
-        env_id,
-        options,
+        partial(make, options),
+        name=f"gym/{env_id}",
         max_steps=max_steps,
         finite_horizon=finite_horizon,
         team_reward=team_reward,
         facts=facts,
-        remake=env_id.startswith("Foraging") if remake is None else remake,
+        limit_terminates=limit_terminates,
+        remake=remake,
     )
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
 
@@ -83,31 +92,31 @@ class TupleTeam:
 
     def __init__(
         self,
-        env_id: str,
-        options: dict[str, Any],
+        make: Callable[[], Any],
         *,
+        name: str,
         max_steps: int | None,
         finite_horizon: bool,
-        team_reward: str,
+        team_reward: str | None,
         facts: str,
-        remake: bool,
+        limit_terminates: bool | None,
+        remake: bool | None,
     ) -> None:
-        name = f"gym/{env_id}"
-        self._make = partial(_made, env_id, options)
-        self._remake = remake
-        self._env = env = self._make()
+        self._source = Source(make, remake=remake, limit_terminates=limit_terminates)
+        env = self._source.env
         spaces = (env.observation_space, env.action_space)
         if not (isinstance(spaces[0], Tuple) and isinstance(spaces[1], Tuple)):
             raise EnvError(
                 f"{name} is not a team: it observes {spaces[0]} and acts in {spaces[1]}; a team "
                 "has a Tuple of one space per agent for each"
             )
-        agents = [f"{name}, agent {index}" for index in range(len(spaces[0].spaces))]
-        self._spaces = AgentSpaces(agents, spaces[0].spaces, spaces[1].spaces)
-        self._team_reward = check_team_reward(team_reward)
+        self._names = [f"agent {index}" for index in range(len(spaces[0].spaces))]
+        self._spaces = AgentSpaces(
+            [f"{name}, {agent}" for agent in self._names], spaces[0].spaces, spaces[1].spaces
+        )
+        self._team_reward = check_team_reward(team_reward or self._source.habits.team_reward)
         self._facts = InfoFacts(facts)
         self._columns = joined_columns(self._spaces.obs_sizes)
-        self._steps = 0
         self._spec = EnvSpec(
             name=name,
             num_envs=1,
@@ -128,32 +137,62 @@ class TupleTeam:
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
-        if self._remake:
-            self._env.close()
-            self._env = self._make()
-        obs, info = self._env.reset(seed=seed)
-        self._steps = 0
+        obs, info = self._source.reset(seed)
         self._facts.restart()
         self._show(obs, info, view, over=False)
 
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
         """Apply (N,) integers or (N, A) floats in [-1, 1]."""
-        spec, spaces = self._spec, self._spaces
-        chosen = tuple(spaces.action(agent, actions) for agent in range(spec.num_agents))
-        obs, rewards, terminated, truncated, info = self._env.step(chosen)
-        self._steps += 1
-        ended, cut = bool(np.all(terminated)), bool(np.all(truncated))
-        over = ended or cut
-        self._show(obs, info, view, over)
-        paid = np.ravel(cast(Any, rewards)).tolist()
-        reward = joint_reward(self._team_reward, paid, len(paid))
-        if over and self._steps >= spec.max_steps:
-            return reward, spec.finite_horizon, not spec.finite_horizon
-        return reward, ended, cut
+        agents = range(self._spec.num_agents)
+        chosen = tuple(self._spaces.action(agent, actions) for agent in agents)
+        obs, rewards, terminated, truncated, info = self._source.step(chosen)
+        ended, cut = self._ends(terminated, truncated)
+        self._show(obs, info, view, ended or cut)
+        paid = self._paid(rewards)
+        return joint_reward(self._team_reward, paid, len(paid)), ended, cut
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
+        self._source.close()
+
+    def _ends(self, terminated: Any, truncated: Any) -> tuple[bool, bool]:
+        """Return whether the task terminated or was truncated, which all agents must share."""
+        flags = np.array(
+            [self._flags(terminated, "terminated"), self._flags(truncated, "truncated")]
+        )
+        out = flags.any(axis=0)
+        if not out.any():
+            return False, False
+        if not out.all():
+            gone = ", ".join(self._names[agent] for agent in np.flatnonzero(out))
+            raise EnvError(
+                f"{gone} came to an end (terminated {terminated}, truncated {truncated}) while "
+                "others go on; in a gymnasium team all end together. Make it a PettingZoo "
+                "ParallelEnv if agents leave before the end"
+            )
+        return self._source.ends(self._spec, *flags)
+
+    def _flags(self, flags: Any, what: str) -> BoolArray:
+        """Return (N,) flags from one for the team or one for each agent."""
+        given = np.asarray(flags, np.bool_)
+        if given.shape not in {(), (len(self._names),)}:
+            raise EnvError(
+                f"{what} is {flags!r:.80}; return one truth value, or {len(self._names)}, one per "
+                "agent"
+            )
+        return np.broadcast_to(given, len(self._names))
+
+    def _paid(self, rewards: Any) -> dict[str, float]:
+        """Return rewards by whom they are paid to: the team, or each agent."""
+        paid = np.ravel(rewards).tolist()
+        if len(paid) == 1:
+            return {"team": paid[0]}
+        if len(paid) != len(self._names):
+            raise EnvError(
+                f"{len(paid)} rewards for {len(self._names)} agents; return one for the team or "
+                "one each"
+            )
+        return dict(zip(self._names, paid, strict=True))
 
     def _show(self, obs: Any, info: Any, view: TeamView, over: bool) -> None:
         """Write what the agents see."""
@@ -168,23 +207,37 @@ class TupleTeam:
         view.state[:] = view.obs.reshape(-1)[self._columns]
 
 
-def _made(env_id: str, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
-    """Return the environment, or say which option it does not have."""
-    try:
-        return gymnasium.make(env_id, disable_env_checker=True, **options)
-    except TypeError as error:
-        raise EnvError(f"gym/{env_id} with the options {options}: {error}; correct them") from error
+def _made(env_id: str, max_steps: int | None, options: dict[str, Any]) -> gymnasium.Env[Any, Any]:
+    """Return the environment, or say which option it does not have.
+
+    `max_steps` takes the place of a time limit that gymnasium was told to wrap around it.
+    """
+    registered = _registered(env_id)
+    if registered.max_episode_steps is not None and max_steps is not None:
+        registered = replace(registered, max_episode_steps=max_steps)
+    kwargs = registered.kwargs | options
+    make = partial(gymnasium.make, replace(registered, kwargs=kwargs), disable_env_checker=True)
+    made: gymnasium.Env[Any, Any] = called(
+        f"gym/{env_id}", "correct the options", _creator(registered), kwargs, make
+    )
+    return made
 
 
-def _register(env_id: str) -> None:
-    """Import what registers an id: the module it names, or the package we know for it."""
+def _creator(registered: Registered) -> Callable[..., Any]:
+    """Return the class or function that takes the options."""
+    entry = registered.entry_point
+    return load_env_creator(entry) if isinstance(entry, str) else cast(Callable[..., Any], entry)
+
+
+def _registered(env_id: str) -> Registered:
+    """Return what is registered by the module that an id names, or by the package known for it."""
     search_working_directory()
     named, _, bare = env_id.rpartition(":")
     module = named or _MODULES.get(bare.partition("-")[0])
     try:
         if module is not None:
             importlib.import_module(module)
-        gymnasium.spec(bare)
+        return gymnasium.spec(bare)
     except (gymnasium.error.Error, ModuleNotFoundError) as error:
         fix = install_hint(module) if module and isinstance(error, ModuleNotFoundError) else None
         raise EnvError(

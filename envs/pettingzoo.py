@@ -3,7 +3,6 @@
 Axes: E environment copies, N agents, S state features, A actions.
 """
 
-import inspect
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -11,11 +10,14 @@ from typing import Any
 import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec
+from envs.calls import called
+from envs.sources import Source
 from envs.team_env import TeamEnv
-from envs.team_infos import InfoFacts, check_team_reward, joint_reward, time_limit
+from envs.team_infos import InfoFacts, check_team_reward, joint_reward
 from envs.team_spaces import AgentSpaces
 from envs.team_states import OwnState, joined_columns
 from envs.teams import TeamView
+from envs.time_limits import own_limit, time_limit
 
 _MEMBERS = ("possible_agents", "reset", "step", "observation_space", "action_space")
 
@@ -32,27 +34,29 @@ def pettingzoo(
     facts: str = "",
     own_state: bool = True,
     agents_die: bool = True,
-    remake: bool = False,
+    limit_terminates: bool | None = None,
+    remake: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
     **options: Any,
 ) -> TeamEnv:
     """Return `num_envs` copies of the environment `name`, which ``factory(**options)`` makes.
 
-    `max_steps`, if not given, is the limit that the environment shows; an episode that reaches it
-    is truncated, or terminated with `finite_horizon`, whatever the environment calls that end.
-    `team_reward` is what agents that are paid differently earn together: "sum", "mean", or
-    "error". `facts` names numbers of the infos, separated by commas. Without `own_state`, the
-    observations side by side stand for ``state()``. `agents_die = False` promises that nobody
-    leaves before the end. With `remake`, every episode gets a new environment, for one whose reset
-    keeps traces of the episode before. `workers` and `timeout` are those of `TeamEnv`.
+    `max_steps` becomes the environment's own limit where it takes one; if not given, it is the
+    limit that the environment shows. An episode that reaches it is truncated, or terminated with
+    `finite_horizon`, unless the environment says that the task ended then. `limit_terminates` says
+    that it calls its own time limit a termination, too (None: known for a few, see
+    `envs.sources`). `team_reward` is what agents that are paid differently earn together: "sum",
+    "mean", or "error". `facts` names numbers of the infos, separated by commas. Without
+    `own_state`, the observations side by side stand for ``state()``. `agents_die = False` promises
+    that nobody leaves before the end. With `remake`, every episode gets a new environment, for one
+    whose reset keeps traces of the episode before. `workers` and `timeout` are those of `TeamEnv`.
     """
-    if max_steps is not None and _has_parameter(factory, "max_steps"):
-        options["max_steps"] = max_steps
+    make = partial(_made, name, factory)
+    options |= own_limit(factory, make, options, max_steps)
     team = partial(
         ParallelEnvTeam,
-        factory,
-        options,
+        partial(make, options),
         name=name,
         max_steps=max_steps,
         finite_horizon=finite_horizon,
@@ -60,6 +64,7 @@ def pettingzoo(
         facts=facts,
         own_state=own_state,
         agents_die=agents_die,
+        limit_terminates=limit_terminates,
         remake=remake,
     )
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
@@ -70,8 +75,7 @@ class ParallelEnvTeam:
 
     def __init__(
         self,
-        factory: Callable[..., Any],
-        options: dict[str, Any],
+        make: Callable[[], Any],
         *,
         name: str,
         max_steps: int | None,
@@ -80,11 +84,11 @@ class ParallelEnvTeam:
         facts: str,
         own_state: bool,
         agents_die: bool,
-        remake: bool,
+        limit_terminates: bool | None,
+        remake: bool | None,
     ) -> None:
-        self._make = partial(_made, name, factory, options)
-        self._remake = remake
-        self._env = env = self._make()
+        self._source = Source(make, remake=remake, limit_terminates=limit_terminates)
+        env = self._source.env
         self._names = list(env.possible_agents)
         self._index = {agent: index for index, agent in enumerate(self._names)}
         self._spaces = AgentSpaces(
@@ -97,7 +101,6 @@ class ParallelEnvTeam:
         self._columns = joined_columns(self._spaces.obs_sizes)
         self._masks_in_info, self._own_state = self._looked_at(own_state)
         self._acting: list[int] = []
-        self._steps = 0
         self._spec = EnvSpec(
             name=name,
             num_envs=1,
@@ -119,11 +122,7 @@ class ParallelEnvTeam:
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
-        if self._remake:
-            self._env.close()
-            self._env = self._make()
-        obs, infos = _pair(self._env.reset(seed=seed))
-        self._steps = 0
+        obs, infos = _pair(self._source.reset(seed))
         self._facts.restart()
         self._acting = self._taking_part(set())
         if not self._acting:
@@ -133,39 +132,32 @@ class ParallelEnvTeam:
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
         """Apply (N,) integers or (N, A) floats in [-1, 1] of those that take part."""
         names, acting = self._names, self._acting
-        obs, rewards, terminated, truncated, infos = self._env.step(
+        obs, rewards, terminated, truncated, infos = self._source.step(
             {names[agent]: self._spaces.action(agent, actions) for agent in acting}
         )
-        self._steps += 1
         out = {agent for agent in names if terminated.get(agent) or truncated.get(agent)}
         living = self._taking_part(out)
-        ended, cut = self._ends(living, terminated, truncated)
+        ended = cut = False
+        if not living:
+            last = [names[agent] for agent in acting]
+            ended, cut = self._source.ends(
+                self._spec, map(terminated.get, last), map(truncated.get, last)
+            )
         self._show(living or acting, obs, infos, view, ended, cut)
-        paid = [_entry(rewards, names[agent], "rewards") for agent in acting]
+        paid = {str(names[agent]): _entry(rewards, names[agent], "rewards") for agent in acting}
         self._acting = living
         return joint_reward(self._team_reward, paid, len(names)), ended, cut
 
     def close(self) -> None:
         """Close the environment."""
-        self._env.close()
-
-    def _ends(self, living: list[int], terminated: Any, truncated: Any) -> tuple[bool, bool]:
-        """Return whether the task terminated or was truncated: when nobody acts any more.
-
-        It was cut if one of the last agents was.
-        """
-        if living:
-            return False, False
-        if self._steps >= self._spec.max_steps:
-            return self._spec.finite_horizon, not self._spec.finite_horizon
-        last = [self._names[agent] for agent in self._acting]
-        cut = any(truncated.get(agent) and not terminated.get(agent) for agent in last)
-        return not cut, cut
+        self._source.close()
 
     def _taking_part(self, out: set[Any]) -> list[int]:
         """Return the agents, by index, that act next."""
         try:
-            present = sorted(self._index[agent] for agent in self._env.agents if agent not in out)
+            present = sorted(
+                self._index[agent] for agent in self._source.env.agents if agent not in out
+            )
         except KeyError as error:
             raise EnvError(
                 f"agent {error} is not among possible_agents {self._names}; list it there"
@@ -191,7 +183,7 @@ class ParallelEnvTeam:
                 spaces.write_mask(agent, mask, view)
         self._facts.read(infos.values(), over, view.facts)
         if self._own_state:
-            self._own_state.write(self._env, view, ended)
+            self._own_state.write(self._source.env, view, ended)
         else:
             view.state[:] = view.obs.reshape(-1)[self._columns]
 
@@ -209,23 +201,22 @@ class ParallelEnvTeam:
 
     def _looked_at(self, own_state: bool) -> tuple[bool, OwnState | None]:
         """Return, from one reset, whether infos hold masks, and the state if there is one."""
-        _, infos = _pair(self._env.reset(seed=0))
+        _, infos = _pair(self._source.env.reset(seed=0))
         in_info = any(
             isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
         )
-        return in_info, OwnState.of(self._env) if own_state else None
+        return in_info, OwnState.of(self._source.env) if own_state else None
 
 
 def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
     """Return what the factory makes, if it is a `ParallelEnv`."""
-    try:
-        env = factory(**options)
-    except TypeError as error:
-        raise EnvError(
-            f"{name} takes no num_envs, so it was called as the factory of a PettingZoo "
-            f"ParallelEnv, with {options or 'no options'}: {error}; correct the options, or let "
-            "an environment of your own take num_envs"
-        ) from error
+    env = called(
+        name,
+        "it takes no num_envs, so it was called as the factory of a PettingZoo ParallelEnv; "
+        "correct the options, or let an environment of your own take num_envs",
+        factory,
+        options,
+    )
     missing = [member for member in _MEMBERS if not hasattr(env, member)]
     if hasattr(env, "agent_iter"):
         raise EnvError(
@@ -239,10 +230,6 @@ def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> An
             "an environment of your own is called as Class(num_envs=..., **options)"
         )
     return env
-
-
-def _has_parameter(factory: Callable[..., Any], name: str) -> bool:
-    return name in inspect.signature(factory).parameters
 
 
 def _pair(answer: Any) -> tuple[Any, Any]:

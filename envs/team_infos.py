@@ -1,10 +1,10 @@
-"""What a third-party environment tells besides observations: facts, time limits, team rewards.
+"""What a third-party environment tells besides observations: facts and rewards.
 
 Axes: N agents, F facts.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -13,9 +13,6 @@ from envs.base import EnvError, Fact, FloatArray
 
 TeamReward = Literal["sum", "mean", "error"]
 """What the team is paid where agents are paid differently; mean: over all agents of the team."""
-
-_LIMITS = ("max_cycles", "max_steps", "max_episode_steps", "_max_episode_steps", "episode_limit")
-_INNER = ("unwrapped", "env", "aec_env")
 
 
 class InfoFacts:
@@ -54,20 +51,27 @@ class InfoFacts:
         row[:] = [self._known.get(name, 0.0) for name in self._names]
 
 
-def joint_reward(mode: TeamReward, rewards: Sequence[Any], num_agents: int) -> float:
-    """Return the team's reward; with "error", the one that all agents were paid."""
+def joint_reward(mode: TeamReward, paid: Mapping[str, Any], num_agents: int) -> float:
+    """Return the team's reward from what agents, by name, were paid; "error": what all were."""
+    rewards = list(paid.values())
     if mode == "mean":
         return float(sum(rewards)) / num_agents
     if mode == "sum":
         return float(sum(rewards))
     first = float(rewards[0])
     if any(abs(float(reward) - first) > 1e-6 * (1.0 + abs(first)) for reward in rewards[1:]):
-        raise EnvError(
-            f"agents were paid differently ({', '.join(f'{float(r):g}' for r in rewards)}); this "
-            "package trains teams that share one reward. Set the option team_reward to sum or "
-            "mean if the agents are to be trained for that; a competition is not learned so"
-        )
+        raise EnvError(different_rewards(paid))
     return first
+
+
+def different_rewards(paid: Mapping[str, Any]) -> str:
+    """Return what to say where agents that share one reward were paid differently."""
+    listing = ", ".join(f"{name}: {float(reward):g}" for name, reward in paid.items())
+    return (
+        f"agents were paid differently ({listing}); this package trains teams that share one "
+        "reward. Set the option team_reward to sum or mean if the agents are to be trained for "
+        "that; a competition is not learned so"
+    )
 
 
 def check_team_reward(mode: str) -> TeamReward:
@@ -76,35 +80,6 @@ def check_team_reward(mode: str) -> TeamReward:
         if mode == known:
             return known
     raise EnvError(f"team_reward is {mode!r}; choose {', '.join(get_args(TeamReward))}")
-
-
-def found_time_limit(env: Any) -> int | None:
-    """Return the time limit in steps that an environment or what it wraps shows, or None."""
-    layers, seen = [env], set()
-    while layers:
-        layer = layers.pop(0)
-        if id(layer) in seen:
-            continue
-        seen.add(id(layer))
-        for name in _LIMITS:
-            limit = getattr(layer, name, None)
-            if isinstance(limit, int | np.integer) and limit > 0 and not isinstance(limit, bool):
-                return int(limit)
-        layers += [inner for name in _INNER if (inner := getattr(layer, name, None)) is not None]
-    return None
-
-
-def time_limit(name: str, env: Any, max_steps: int | None) -> int:
-    """Return the option if given, else the limit that the environment shows."""
-    limit = found_time_limit(env) if max_steps is None else max_steps
-    if limit is None:
-        raise EnvError(
-            f"{name} shows no time limit ({', '.join(_LIMITS)}), so its episodes might never end; "
-            "set the option max_steps"
-        )
-    if limit < 1:
-        raise EnvError(f"{name}: max_steps is {limit}; expected at least 1")
-    return limit
 
 
 def _number(name: str, value: Any) -> float:

@@ -32,6 +32,7 @@ class Village(ParallelEnv):  # type: ignore[type-arg]
     ) -> None:
         self.end, self.masks, self.rewards, self.fault = end, masks, rewards, fault
         self.has_state = own_state
+        assert len(rewards) in (0, 3)
         self.received: list[Mapping[str, Any]] = []
 
     def observation_space(self, agent: str) -> Space[Any]:

@@ -13,11 +13,12 @@ PAIR = "gym/tests.tuple_team:Pair-v0"
 
 @pytest.mark.parametrize("paid", ["each", "team"])
 def test_contract(paid: str) -> None:
-    assert check_env(make_env(PAIR, 3, workers=0, paid=paid, facts="eaten"), steps=30) == []
+    env = make_env(PAIR, 3, workers=0, paid=paid, team_reward="sum", facts="eaten")
+    assert check_env(env, steps=30) == []
 
 
 def test_numbers() -> None:
-    env = make_env(PAIR, 1, workers=0, facts="eaten")
+    env = make_env(PAIR, 1, workers=0, team_reward="sum", facts="eaten")
     assert env.spec.obs_sizes == (2, 1)
     assert env.spec.action_sizes == (2, 3)
     # The environment's own limit, found by its name.
@@ -42,14 +43,48 @@ def test_a_reward_of_the_team_is_its_own() -> None:
     assert env.step(np.array([[1, 2]])).rewards[0] == 2
 
 
-def test_the_time_limit_interrupts_unless_it_is_the_task() -> None:
-    for finite_horizon in (False, True):
-        env = make_env(PAIR, 1, workers=0, length=3, max_steps=3, finite_horizon=finite_horizon)
-        env.reset(0)
-        for _ in range(3):
-            step = env.step(np.array([[1, 2]]))
-        assert step.terminated[0] == finite_horizon
-        assert step.truncated[0] != finite_horizon
+@pytest.mark.parametrize(
+    ("options", "steps", "terminated"),
+    [
+        ({"length": 4, "max_steps": 3}, 3, False),
+        ({"length": 4, "max_steps": 3, "finite_horizon": True}, 3, True),
+        # A task that ends in the very step of the limit has ended, unless it only says so.
+        ({"length": 3, "max_steps": 3}, 3, True),
+        ({"length": 3, "max_steps": 3, "limit_terminates": True}, 3, False),
+        ({"length": 3, "max_steps": 4, "limit_terminates": True}, 3, True),
+        # Agent 0 is terminated and agent 1 truncated: the episode is over, and was cut.
+        ({"end": "mixed"}, 4, False),
+    ],
+)
+def test_how_it_ends(options: dict[str, Any], steps: int, terminated: bool) -> None:
+    env = make_env(PAIR, 1, workers=0, team_reward="sum", **options)
+    env.reset(0)
+    for t in range(1, steps + 1):
+        step = env.step(np.array([[1, 2]]))
+        assert (step.terminated[0] or step.truncated[0]) == (t == steps)
+    assert step.terminated[0] == terminated
+    assert step.truncated[0] != terminated
+
+
+def test_nobody_leaves_before_the_end() -> None:
+    env = make_env(PAIR, 1, workers=0, team_reward="sum", end="partial")
+    env.reset(0)
+    for _ in range(3):
+        env.step(np.array([[1, 2]]))
+    with pytest.raises(EnvError) as caught:
+        env.step(np.array([[1, 2]]))
+    assert "agent 0 came to an end (terminated [True, False], truncated False)" in str(caught.value)
+    assert "Make it a PettingZoo ParallelEnv" in str(caught.value)
+
+
+def test_different_rewards_are_a_choice() -> None:
+    env = make_env(PAIR, 1, workers=0)
+    env.reset(0)
+    assert env.step(np.array([[1, 1]])).rewards[0] == 1
+    with pytest.raises(EnvError) as caught:
+        env.step(np.array([[1, 2]]))
+    assert "paid differently (agent 0: 1, agent 1: 2)" in str(caught.value)
+    assert "Set the option team_reward to sum or mean" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -68,8 +68,10 @@ def test_what_agents_see_while_they_come_and_go() -> None:
         ("cut", False, 10, False, True),
         ("done", False, 10, True, False),
         ("quiet", False, 10, True, False),
-        # At the time limit, its meaning decides, whatever the environment calls the end.
-        ("done", False, 4, False, True),
+        # A task that ends in the very step of the limit has ended; what is only cut or stops
+        # there ran out of time.
+        ("done", False, 4, True, False),
+        ("quiet", False, 4, False, True),
         ("cut", True, 4, True, False),
         ("never", False, 4, False, True),
         ("never", True, 4, True, False),
@@ -102,8 +104,8 @@ def test_actions_arrive_in_their_own_space() -> None:
     env.reset(0)
     env.step(np.array([[2, 1, 0]]))
     env.step(np.array([[0, 1, 2]]))
-    team = env._runner._teams[0]  # type: ignore[union-attr]
-    assert team._env.received == [{"elder": 2, "child": 11}, {"elder": 0, "child": 11, "guest": 22}]  # type: ignore[attr-defined]
+    source = env._runner._teams[0]._source.env  # type: ignore[union-attr,attr-defined]
+    assert source.received == [{"elder": 2, "child": 11}, {"elder": 0, "child": 11, "guest": 22}]
 
 
 @pytest.mark.parametrize(
@@ -144,7 +146,9 @@ def test_without_a_state_the_observations_stand_for_it() -> None:
         ({"fault": "range"}, "integers from -1 to 2"),
         ({"fault": "silent"}, "observations lacks 'elder'"),
         ({"fault": "stranger"}, "'stranger' is not among possible_agents"),
-        ({"colour": 3}, "unexpected keyword argument 'colour'"),
+        ({"rewards": (1.0, -1.0, 0.0)}, "paid differently (elder: 1, child: -1)"),
+        ({"colour": 3}, "unexpected keyword argument 'colour'; it takes no num_envs"),
+        ({"rewards": None}, "has no len() (TypeError in village.py, line "),
     ],
 )
 def test_errors_say_what_to_do(options: dict[str, Any], words: str) -> None:
@@ -185,7 +189,7 @@ def test_steering_is_scaled_to_the_bounds(monkeypatch: pytest.MonkeyPatch) -> No
     env.reset(0)
     env.step(np.array([[[-1, -1], [0, 0], [0, 0]]], np.float32))
     env.step(np.array([[[1, 1], [0.5, 0.5], [0, 0]]], np.float32))
-    first, second = env._runner._teams[0]._env.received  # type: ignore[union-attr,attr-defined]
+    first, second = env._runner._teams[0]._source.env.received  # type: ignore[union-attr,attr-defined]
     np.testing.assert_array_equal(first["elder"], [0, -2])
     np.testing.assert_array_equal(first["child"], [0.5, 2])
     np.testing.assert_array_equal(second["elder"], [1, 6])

@@ -98,6 +98,18 @@ def test_gymnasium(package: str, env_id: str) -> None:
     assert episode >= STEPS // env.spec.max_steps
 
 
+def test_an_id_with_its_module_is_the_same_task() -> None:
+    """Foraging is made anew for each episode, since its reset looks at the one before."""
+    pytest.importorskip("lbforaging", reason="needs the extra lbforaging")
+    envs = [make_env(f"gym/{m}Foraging-5x5-4p-1f-v3", 1, workers=0) for m in ("", "lbforaging:")]
+    rng = np.random.default_rng(0)
+    ours, theirs = (env.reset(0) for env in envs)
+    for _ in range(200):
+        np.testing.assert_array_equal(ours.obs, theirs.obs)
+        actions = random_actions(envs[0].spec, rng, None)
+        ours, theirs = (env.step(actions) for env in envs)
+
+
 @pytest.mark.parametrize("env_id", ["Foraging-5x5-3p-1f-v3", "rware-tiny-2ag-easy-v2"])
 def test_gymnasium_contract(env_id: str) -> None:
     package = "lbforaging" if env_id.startswith("Foraging") else "rware"
