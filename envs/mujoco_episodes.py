@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from envs.base import BoolArray, EnvError
+from envs.time_limits import split_ends
 
 
 class Episodes:
@@ -24,17 +25,11 @@ class Episodes:
         self._steps[:] = 0
 
     def advance(self, task_over: BoolArray) -> tuple[BoolArray, BoolArray]:
-        """Count one step; return terminated and truncated, each (E,).
-
-        A step that both ends the task and reaches the time limit is terminated only.
-        """
+        """Count one step; return terminated and truncated, each (E,)."""
         self._steps += 1
         out_of_time = self._steps >= self._max_steps
-        over = task_over | out_of_time
-        self._steps[over] = 0
-        if self._finite_horizon:
-            return over, np.zeros_like(over)
-        return task_over.copy(), out_of_time & ~task_over
+        self._steps[task_over | out_of_time] = 0
+        return split_ends(self._finite_horizon, task_over.copy(), out_of_time)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the steps."""

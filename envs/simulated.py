@@ -14,6 +14,8 @@ from envs.action_checks import checked_actions
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.frames import Frame
 from envs.randomness import copy_seeds, uniform
+from envs.resuming import refuse_other_copies
+from envs.time_limits import split_ends
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -120,9 +122,8 @@ class SimulatedEnv:
         self._arrays = after
         self._steps = self._steps + 1
 
-        timed_out = self._steps >= self._spec.max_steps
-        terminated = ended | timed_out if self._spec.finite_horizon else ended
-        truncated = timed_out & ~terminated
+        out_of_time = self._steps >= self._spec.max_steps
+        terminated, truncated = split_ends(self._spec.finite_horizon, ended, out_of_time)
         done = terminated | truncated
 
         final = self._task.view(self._arrays, self._steps)
@@ -152,12 +153,7 @@ class SimulatedEnv:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from `state_dict()` of an environment made with the same options."""
-        num_envs = len(state["seeds"])
-        if num_envs != self._spec.num_envs:
-            raise EnvError(
-                f"{self._spec.name}: the saved state has {num_envs} copies, this environment "
-                f"{self._spec.num_envs}; make it with num_envs={num_envs}"
-            )
+        refuse_other_copies(self._spec, len(state["seeds"]))
         self._seeds = state["seeds"].copy()
         self._episodes = state["episodes"].copy()
         self._steps = state["steps"].copy()

@@ -17,6 +17,7 @@ from envs.base import EnvError, EnvSpec, EnvStep, Fact
 from envs.families import Maker
 from envs.frames import Frame
 from envs.randomness import copy_seeds
+from envs.resuming import refuse_other_copies
 from envs.smax_frames import BattleArtist
 from envs.smax_source import SMAX_NAMES, find_scenario, import_smax
 
@@ -174,12 +175,7 @@ class Smax:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from `state_dict()` of an environment made with the same options."""
-        num_envs = len(state["action_mask"])
-        if num_envs != self._spec.num_envs:
-            raise EnvError(
-                f"{self._spec.name}: the saved state has {num_envs} copies, this environment "
-                f"{self._spec.num_envs}; make it with num_envs={num_envs}"
-            )
+        refuse_other_copies(self._spec, len(state["action_mask"]))
         if self._running is None:
             self.reset(seed=0)
         saved = state["running"]

@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from envs.time_limits import split_ends
+
 RESTARTED_TOGETHER = 64
 """K: battles that end are begun anew in groups of so many, since most steps end only a few."""
 
@@ -88,17 +90,16 @@ class Battles:
         facts, over = jax.vmap(self._facts)(battles.state)
 
         # The source, too, compares before it counts the step.
-        timed_out = battles.state.step > self._source.max_steps
-        done = over | timed_out
-        terminated = done if self._finite_horizon else over
-        battles, view = self._restart(done, reset_keys, battles, seen)
+        out_of_time = battles.state.step > self._source.max_steps
+        terminated, truncated = split_ends(self._finite_horizon, over, out_of_time)
+        battles, view = self._restart(terminated | truncated, reset_keys, battles, seen)
         outcome = Outcome(
             view=view,
             final_obs=seen.obs,
             final_state=seen.state,
             rewards=rewards,
             terminated=terminated,
-            truncated=done & ~terminated,
+            truncated=truncated,
             facts=facts,
         )
         return Running(keys, battles), outcome

@@ -21,6 +21,7 @@ from envs.action_log import ActionLog
 from envs.base import EnvError, EnvSpec, EnvStep
 from envs.blocks import Block, Plan, TeamMaker, new_episodes
 from envs.randomness import copy_seeds
+from envs.resuming import refuse_other_copies
 from envs.sampling import random_actions
 from envs.teams import Records, empty_records
 from envs.workers import Workers, num_processes
@@ -112,11 +113,7 @@ class TeamEnv:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` by replaying the open episodes, or by cutting them off."""
-        if len(state["seeds"]) != self._spec.num_envs:
-            raise EnvError(
-                f"{self._spec.name}: the saved state has {len(state['seeds'])} copies, this "
-                f"environment {self._spec.num_envs}; make it with num_envs={len(state['seeds'])}"
-            )
+        refuse_other_copies(self._spec, len(state["seeds"]))
         self._seeds = state["seeds"].copy()
         if not self._repeats:
             self._cut_off_at(state["seen"])

@@ -40,7 +40,7 @@ class AgentSpaces:
                 "environment so that all do the same"
             )
         self.action_kind: Literal["discrete", "continuous"] = kinds.pop()
-        self.action_sizes = tuple(_action_size(space) for space in action_spaces)
+        self.action_sizes = tuple(_features(space) for space in action_spaces)
         self._actions = [_reader(agent, space) for agent, space in enumerate(action_spaces)]
 
     def write(self, agent: int, obs: Any, view: TeamView, over: bool) -> None:
@@ -89,7 +89,7 @@ def _unmasked(space: Space[Any]) -> Space[Any]:
 
 
 def _features(space: Space[Any]) -> int:
-    """Return how many numbers an observation becomes; a Discrete one is one-hot."""
+    """Return how many numbers an observation becomes, one-hot if Discrete, or actions there are."""
     return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
 
 
@@ -154,10 +154,6 @@ def _action_kind(name: str, space: Space[Any]) -> Literal["discrete", "continuou
         f"{name} acts in {space}; supported are Discrete and Box of floats; wrap the environment, "
         "e.g. with one Discrete that counts the combinations"
     )
-
-
-def _action_size(space: Space[Any]) -> int:
-    return _features(space)
 
 
 def _reader(agent: int, space: Space[Any]) -> Callable[[npt.NDArray[Any]], Any]:

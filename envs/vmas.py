@@ -14,8 +14,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from envs.action_checks import checked_actions
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.families import Maker
+from envs.resuming import refuse_other_copies
+from envs.team_infos import TeamReward, check_team_reward, different_rewards
+from envs.time_limits import split_ends
 from envs.vmas_actions import VmasActions
 from envs.vmas_state import load_objects, loaded_generators, saved_generators, saved_objects
 
@@ -59,10 +63,12 @@ def maker(member: str) -> Maker | None:
 
 
 class Vmas:
-    """E copies of a VMAS scenario; the team's reward in each step is the mean of its agents'.
+    """E copies of a VMAS scenario.
 
-    The state is the agents' observations, one after another. `max_steps` interrupts an episode
-    (truncated), as in VMAS; `finite_horizon` True makes it the end of the task instead.
+    Some scenarios (navigation, passage) pay each agent a part of its own. The team's reward in each
+    step is the mean over its agents, or their sum, as `team_reward` says; "error" refuses rewards
+    that differ. The state is the agents' observations, one after another. `max_steps` interrupts an
+    episode (truncated), as in VMAS; `finite_horizon` True makes it the end of the task instead.
 
     VMAS draws the starts of all copies from one stream of random numbers, so that a copy's
     episodes depend on when the others ended. The stream is this environment's own, seeded by
@@ -77,6 +83,7 @@ class Vmas:
         max_steps: int = 100,
         finite_horizon: bool = False,
         continuous_actions: bool = True,
+        team_reward: str = "mean",
         **scenario_options: Any,
     ) -> None:
         """Prepare the copies; `scenario_options` are those of the VMAS scenario."""
@@ -85,6 +92,7 @@ class Vmas:
                 f"vmas/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
                 "expected at least 1"
             )
+        self._team_reward = check_team_reward(team_reward)
         import vmas
         from vmas.simulator.environment import Environment
 
@@ -102,7 +110,7 @@ class Vmas:
         )
         with self._own_generators():
             self._env = self._make(seed=0)
-        self._actions = VmasActions(self._env, f"vmas/{scenario}")
+        self._actions = VmasActions(self._env)
         self._dense: FloatArray = np.zeros(num_envs, np.float32)
         obs_sizes = _obs_sizes(self._env, scenario)
         self._spec = EnvSpec(
@@ -148,20 +156,23 @@ class Vmas:
         """Return what the joint actions led to; copies that ended show their next episode."""
         if not self._ready:
             raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
+        chosen = self._actions.split(checked_actions(self._spec, None, actions))
         with self._own_generators():
-            views, rewards, ended, out_of_time, _ = self._env.step(self._actions.split(actions))
+            views, rewards, ended, out_of_time, _ = self._env.step(chosen)
             final_obs, final_state = obs, state = self._stacked(views)
             done = (ended | out_of_time).numpy()
             if done.any():
                 obs, state = self._stacked(self._restart(done, views))
-        terminated = done if self._spec.finite_horizon else ended.numpy()
-        self._dense = torch.stack(rewards).view(len(rewards), -1).mean(dim=0).numpy()
+        terminated, truncated = split_ends(
+            self._spec.finite_horizon, ended.numpy(), out_of_time.numpy()
+        )
+        self._dense = _joint_rewards(self._team_reward, rewards)
         return EnvStep(
             obs=obs,
             state=state,
             rewards=self._dense,
             terminated=terminated,
-            truncated=done & ~terminated,
+            truncated=truncated,
             final_obs=final_obs,
             final_state=final_state,
         )
@@ -181,12 +192,7 @@ class Vmas:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from `state_dict()` of an environment made with the same options."""
-        num_envs = len(state["dense"])
-        if num_envs != self._spec.num_envs:
-            raise EnvError(
-                f"{self._spec.name}: the saved state has {num_envs} copies, this environment "
-                f"{self._spec.num_envs}; make it with num_envs={num_envs}"
-            )
+        refuse_other_copies(self._spec, len(state["dense"]))
         load_objects(self._env, state["objects"])
         self._generators = loaded_generators(state["generators"])
         self._dense = state["dense"].copy()
@@ -228,6 +234,20 @@ class Vmas:
         finally:
             self._generators = list(self._shared_generators)
             self._shared_generators[:] = others
+
+
+def _joint_rewards(mode: TeamReward, rewards: list[Tensor]) -> FloatArray:
+    """Return the (E,) rewards of the team from those of each agent."""
+    paid = torch.stack(rewards).view(len(rewards), -1)
+    if mode == "sum":
+        return paid.sum(dim=0).numpy()
+    if mode == "error":
+        unlike = ~torch.isclose(paid, paid[:1], rtol=1e-6, atol=1e-6).all(dim=0)
+        if unlike.any():
+            copy = int(unlike.nonzero()[0, 0])
+            listing = {f"agent {agent}": reward for agent, reward in enumerate(paid[:, copy])}
+            raise EnvError(f"copy {copy}: {different_rewards(listing)}")
+    return paid.mean(dim=0).numpy()
 
 
 def _obs_sizes(env: Any, scenario: str) -> tuple[int, ...]:

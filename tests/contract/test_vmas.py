@@ -1,5 +1,6 @@
 """VMAS keeps the environment contract and equals its source."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -155,6 +156,26 @@ def test_actions_fill_each_agents_range() -> None:
     first, second = env._actions.split(given)
     assert first.tolist() == [[0.5, -0.5]] * 2
     assert second.tolist() == [[0.25, 0.0]] * 2
+
+
+def test_what_the_team_earns_is_a_choice() -> None:
+    """The mean unless another is chosen; here each agent is paid its own progress."""
+    make = partial(Vmas, COPIES, "navigation", shared_rew=False)
+    mean, total, strict = make(), make(team_reward="sum"), make(team_reward="error")
+    ahead = np.zeros((COPIES, mean.spec.num_agents, 2), np.float32)
+    ahead[:, 0] = 1.0
+    for env in (mean, total, strict):
+        env.reset(0)
+    for _ in range(3):
+        rewards, sums = mean.step(ahead).rewards, total.step(ahead).rewards
+        np.testing.assert_allclose(sums, rewards * mean.spec.num_agents, rtol=1e-5)
+    assert (rewards != 0).all()
+    with pytest.raises(EnvError) as caught:
+        strict.step(ahead)
+    assert "copy 0: agents were paid differently (agent 0: " in str(caught.value)
+    assert "Set the option team_reward to sum or mean" in str(caught.value)
+    with pytest.raises(EnvError, match="choose sum, mean, error"):
+        Vmas(COPIES, "navigation", team_reward="average")
 
 
 def test_names() -> None:
