@@ -3,7 +3,9 @@
 Axes: E environment copies, N agents, T steps played.
 """
 
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from envs.base import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
 from envs.calls import error_place
 from envs.episode_checks import Actions, Played, check_ends, check_rewards, check_start
+from envs.obs_bounds import ObsBoundsWarning
 from envs.sampling import random_actions
 from envs.step_checks import MEMBERS, Problems, check_spec, check_step, missing_members
 
@@ -30,19 +33,38 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
         return [f"{name} has no {', '.join(missing)}; an environment has {', '.join(MEMBERS)}"]
     problems = Problems(env.spec.name)
     check_spec(env.spec, problems)
-    if len(problems):
-        return problems.sentences()
+    if not len(problems):
+        with _bounds_counted(env.spec, problems):
+            _check(env, steps, seed, problems)
+    return problems.sentences()
 
+
+def _check(env: VecEnv, steps: int, seed: int, problems: Problems) -> None:
+    """Note what is wrong with an environment whose spec is sound."""
     played = _attempt("playing random legal actions", problems, _play, env, steps, seed, problems)
-    if played is None or len(problems):
-        return problems.sentences()
+    if played is None:
+        return
     check_ends(env.spec, played, problems)
     check_rewards(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
     _attempt("trying other actions", problems, _check_actions, env, steps, seed, played, problems)
     _attempt("saving and loading", problems, _check_resume, env, steps, seed, problems)
-    return problems.sentences()
+
+
+@contextmanager
+def _bounds_counted(spec: EnvSpec, problems: Problems) -> Iterator[None]:
+    """Note observations outside their space, about which training only warns."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", ObsBoundsWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, ObsBoundsWarning):
+            problems.add("bounds", str(warning.message).removeprefix(f"{spec.name}, "))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 def _attempt(doing: str, problems: Problems, check: Callable[..., Any], *arguments: Any) -> Any:

@@ -76,11 +76,16 @@ def check_ends(spec: EnvSpec, played: Played, problems: Problems) -> None:
 
 
 def _check_final(field: str, played: Played, problems: Problems) -> None:
-    """Note final arrays that differ where no episode ended or show the next episode."""
+    """Note final arrays that differ where no episode ended or show the next episode.
+
+    An array that is the same all along, as in a matrix game, cannot show the next episode.
+    """
     ends = shown_next = 0
+    constant = True
     for t, step in enumerate(played.steps):
         now, final = getattr(step, field), getattr(step, f"final_{field}")
         done = step.terminated | step.truncated
+        constant &= np.array_equal(now, getattr(played.first, field))
         same = (now == final).reshape(len(done), -1).all(axis=1)
         wrong = np.flatnonzero(~same & ~done)
         if wrong.size:
@@ -91,7 +96,13 @@ def _check_final(field: str, played: Played, problems: Problems) -> None:
             )
         ends += int(done.sum())
         shown_next += int((done & same).sum())
-    if ends and shown_next == ends:
+    if ends and shown_next == ends and constant:
+        problems.warn(
+            f"constant {field}",
+            f"{field} is the same in all {len(played.steps)} steps; fine if there is nothing to "
+            "see, else show what changes",
+        )
+    elif ends and shown_next == ends:
         problems.add(
             f"final_{field}",
             f"final_{field} equals {field} at all {ends} episode ends; {field} belongs to the "

@@ -24,6 +24,7 @@ from envs.calls import called
 from envs.extras import install_hint
 from envs.families import Maker
 from envs.import_paths import search_working_directory
+from envs.obs_bounds import ObsBounds
 from envs.sources import Source
 from envs.team_env import TeamEnv
 from envs.team_infos import InfoFacts, check_team_reward, joint_reward
@@ -134,6 +135,11 @@ class TupleTeam:
     def spec(self) -> EnvSpec:
         """The constants of the task, with one copy."""
         return self._spec
+
+    @property
+    def obs_bounds(self) -> ObsBounds:
+        """What the observation spaces promise."""
+        return self._spaces.obs_bounds
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""

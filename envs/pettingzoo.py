@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec
 from envs.calls import called
+from envs.obs_bounds import ObsBounds
 from envs.sources import Source
 from envs.team_env import TeamEnv
 from envs.team_infos import InfoFacts, check_team_reward, joint_reward
@@ -119,6 +120,11 @@ class ParallelEnvTeam:
     def spec(self) -> EnvSpec:
         """The constants of the task, with one copy."""
         return self._spec
+
+    @property
+    def obs_bounds(self) -> ObsBounds:
+        """What the observation spaces promise."""
+        return self._spaces.obs_bounds
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""

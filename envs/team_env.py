@@ -20,6 +20,7 @@ from envs.action_checks import checked_actions
 from envs.action_log import ActionLog
 from envs.base import EnvError, EnvSpec, EnvStep
 from envs.blocks import Block, Plan, TeamMaker, new_episodes
+from envs.obs_bounds import BoundedTeam, ObsBounds, ObsBoundsWarning
 from envs.randomness import copy_seeds
 from envs.resuming import refuse_other_copies
 from envs.sampling import random_actions
@@ -50,6 +51,9 @@ class TeamEnv:
         """
         team = make_team()
         self._spec = replace(team.spec, num_envs=num_envs)
+        bounds = team.obs_bounds if isinstance(team, BoundedTeam) else None
+        self._bounds = bounds if bounds is not None and bounds.any else None
+        self._bounds_broken = False
         team.close()
         _check_options(self._spec, workers, timeout)
         self._make_team = make_team
@@ -73,7 +77,7 @@ class TeamEnv:
     def reset(self, seed: int) -> EnvStep:
         """Start a new episode in every copy."""
         num_envs = self._spec.num_envs
-        self._cut_off = False
+        self._cut_off = self._bounds_broken = False
         self._seeds = copy_seeds(seed, num_envs)
         self._log = ActionLog(num_envs)
         self._start(new_episodes(self._seeds))
@@ -184,6 +188,17 @@ class TeamEnv:
     def _take(self, records: Records) -> None:
         """Keep the records apart from the memory that the copies write into."""
         self._records = records.copy()
+        if self._bounds is not None and not self._bounds_broken:
+            self._warn_outside(self._bounds)
+
+    def _warn_outside(self, bounds: ObsBounds) -> None:
+        """Warn about the first observation since the reset that its space rules out."""
+        for name in ("obs", "final_obs"):
+            violation = bounds.violation(self._records[name])
+            if violation is not None:
+                self._bounds_broken = True
+                warnings.warn(violation, ObsBoundsWarning, stacklevel=4)
+                return
 
     def _env_step(self) -> EnvStep:
         records, spec = self._records, self._spec

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Space
 
 from envs.base import EnvError, FloatArray
+from envs.obs_bounds import ObsBounds
 from envs.teams import TeamView
 
 _MASK = "action_mask"
@@ -31,6 +32,7 @@ class AgentSpaces:
         """Per agent, whether its observation is a dict that holds an action mask."""
         seen = [_unmasked(space) for space in obs_spaces]
         self._packs = [_packer(name, space) for name, space in zip(names, seen, strict=True)]
+        self.obs_bounds = ObsBounds(names, seen)
         self.obs_sizes = tuple(_features(space) for space in seen)
         kinds = {_action_kind(n, space) for n, space in zip(names, action_spaces, strict=True)}
         if len(kinds) > 1:

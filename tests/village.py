@@ -104,6 +104,8 @@ class Village(ParallelEnv):  # type: ignore[type-arg]
             "child": self.t % 4 - 1 + (9 if self.fault == "range" else 0),
             "guest": np.array([self.t & 1, self.t >> 1 & 1], np.int8),
         }
+        if self.fault == "outside" and self.t == 2:
+            seen["elder"] = np.array([self.draw, 1e6])
         if self.masks == "dict":
             return {a: {"observation": seen[a], "action_mask": self._mask(a)} for a in agents}
         return {agent: seen[agent] for agent in agents}

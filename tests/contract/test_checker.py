@@ -8,7 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs import EnvSpec, EnvStep, Fact, HasHiddenRewards, VecEnv, check_env, make_env
+from envs import (
+    EnvSpec,
+    EnvStep,
+    Fact,
+    HasHiddenRewards,
+    SimulatedEnv,
+    VecEnv,
+    View,
+    check_env,
+    make_env,
+)
 from envs.sampling import random_actions
 
 
@@ -190,6 +200,41 @@ def test_final_arrays_of_the_next_episode_or_of_another_time() -> None:
         return replace(step, final_state=1 - step.state)
 
     assert "final_state of copy 0 differs from state" in the_problem(Broken(fault=stale))
+
+
+class Matrix:
+    """One step in which two agents are paid for choosing the same; all that is seen is a one."""
+
+    num_draws = 1
+
+    def begin(self, draws: np.ndarray) -> dict[str, np.ndarray]:
+        return {"chosen": np.zeros(len(draws), np.int64)}
+
+    def view(self, arrays: dict[str, np.ndarray], steps: np.ndarray) -> View:
+        count = len(steps)
+        return View(obs=np.ones((count, 2, 1), np.float32), state=np.ones((count, 1), np.float32))
+
+    def advance(
+        self, arrays: dict[str, np.ndarray], steps: np.ndarray, actions: np.ndarray
+    ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        same = actions[:, 0] == actions[:, 1]
+        return arrays, same.astype(float), np.ones(len(steps), bool)
+
+
+def test_nothing_to_see_is_no_fault() -> None:
+    spec = EnvSpec(
+        name="matrix",
+        num_envs=3,
+        obs_sizes=(1, 1),
+        state_size=1,
+        action_kind="discrete",
+        action_sizes=(2, 2),
+        max_steps=1,
+        finite_horizon=True,
+    )
+    problems = check_env(SimulatedEnv(spec, Matrix()), steps=40)
+    assert all(problem.startswith("warning: ") for problem in problems), problems
+    assert any("obs is the same in all 40 steps" in problem for problem in problems)
 
 
 def test_reward_before_the_end_of_a_sparse_task() -> None:

@@ -1,12 +1,14 @@
 """PettingZoo environments: agents that differ, come and go; masks, ends, facts, clear errors."""
 
+import warnings
 from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 from envs import EnvError, EnvStep, check_env, make_env
+from envs.obs_bounds import ObsBoundsWarning
 from envs.pettingzoo import pettingzoo
 from envs.team_env import TeamEnv
 from tests.village import Village
@@ -156,6 +158,35 @@ def test_errors_say_what_to_do(options: dict[str, Any], words: str) -> None:
         played(village(1, **options), 4)
     assert words in str(caught.value)
     assert "village" in str(caught.value) or "team_reward" in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_observations_outside_their_space(workers: int) -> None:
+    """Training warns once and goes on; the check counts a fault."""
+    words = r"^village, agent elder observed 1e\+06 at \[1\] \(copy 0\); its space promises -9 to 9"
+    pay = {"rewards": (), "team_reward": "sum"}
+    env = village(2, fault="outside", workers=workers, **pay)
+    with pytest.warns(ObsBoundsWarning, match=words) as caught:
+        played(env, 20)
+    assert len(caught) == 1
+    faults = check_env(env, steps=40)
+    assert len(faults) == 1
+    assert "village: agent elder observed 1e+06 at [1]" in faults[0]
+    assert "correct the space, or scale or clip what is observed" in faults[0]
+    env.close()
+
+
+def test_rounding_and_absent_agents_are_not_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The elder sees (draw, t) with t up to 2, and a row of zeros once it has left.
+    spaces: dict[str, Space[Any]] = {
+        "elder": Box(1e-7, 3 - 1e-6, (2,)),
+        "child": Discrete(4, start=-1),
+    }
+    spaces["guest"] = MultiBinary(2)
+    monkeypatch.setattr(Village, "observation_space", lambda self, agent: spaces[agent])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        played(village(1), 20)
 
 
 @pytest.mark.parametrize(
