@@ -15,6 +15,7 @@ import numpy.typing as npt
 from envs.base import EnvError, EnvSpec
 from envs.randomness import uniform
 from envs.teams import Records, Team, empty_records, view_of
+from envs.time_limits import split_ends
 
 TeamMaker = Callable[[], Team]
 
@@ -116,12 +117,12 @@ class Block:
         with self._named(row):
             reward, terminated, truncated = self._teams[row].step(actions, self._views[row])
         self._steps[row] += 1
-        if self._steps[row] >= spec.max_steps and not terminated:
-            terminated = spec.finite_horizon
-            truncated = not terminated
+        out_of_time = self._steps[row] >= spec.max_steps
+        terminated, late = split_ends(spec.finite_horizon, terminated, out_of_time)
+        truncated = (truncated or late) and not terminated
         records["rewards"][row] = reward
         records["terminated"][row] = terminated
-        records["truncated"][row] = truncated = truncated and not terminated
+        records["truncated"][row] = truncated
         self._show_as_final(row)
         return terminated or truncated
 

@@ -69,7 +69,9 @@ def check_ends(spec: EnvSpec, played: Played, problems: Problems) -> None:
         problems.add(
             "finite_horizon",
             f"all {timed_out} episodes that reached max_steps were terminated, but "
-            "spec.finite_horizon is False; return truncated there, or set finite_horizon to True",
+            "spec.finite_horizon is False; return truncated there, or set finite_horizon to True "
+            "(for a PettingZoo or gymnasium team whose task is not over then, the option "
+            "limit_terminates True says so)",
         )
     _check_final("obs", played, problems)
     _check_final("state", played, problems)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec
-from envs.calls import called
 from envs.obs_bounds import ObsBounds
+from envs.parallel_answers import answered_reset, entry, made
 from envs.sources import Source
 from envs.team_env import TeamEnv
 from envs.team_infos import InfoFacts, check_team_reward, joint_reward
@@ -19,8 +19,6 @@ from envs.team_spaces import AgentSpaces
 from envs.team_states import OwnState, joined_columns
 from envs.teams import TeamView
 from envs.time_limits import own_limit, time_limit
-
-_MEMBERS = ("possible_agents", "reset", "step", "observation_space", "action_space")
 
 
 def pettingzoo(
@@ -53,7 +51,7 @@ def pettingzoo(
     that nobody leaves before the end. With `remake`, every episode gets a new environment, for one
     whose reset keeps traces of the episode before. `workers` and `timeout` are those of `TeamEnv`.
     """
-    make = partial(_made, name, factory)
+    make = partial(made, name, factory)
     options |= own_limit(factory, make, options, max_steps)
     team = partial(
         ParallelEnvTeam,
@@ -128,7 +126,7 @@ class ParallelEnvTeam:
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
-        obs, infos = _pair(self._source.reset(seed))
+        obs, infos = answered_reset(self._source.reset(seed))
         self._facts.restart()
         self._acting = self._taking_part(set())
         if not self._acting:
@@ -150,7 +148,7 @@ class ParallelEnvTeam:
                 self._spec, map(terminated.get, last), map(truncated.get, last)
             )
         self._show(living or acting, obs, infos, view, ended, cut)
-        paid = {str(names[agent]): _entry(rewards, names[agent], "rewards") for agent in acting}
+        paid = {str(names[agent]): entry(rewards, names[agent], "rewards") for agent in acting}
         self._acting = living
         return joint_reward(self._team_reward, paid, len(names)), ended, cut
 
@@ -183,9 +181,9 @@ class ParallelEnvTeam:
             if over and name not in obs:
                 spaces.write_absent(agent, view)
                 continue
-            spaces.write(agent, _entry(obs, name, "observations"), view, over)
+            spaces.write(agent, entry(obs, name, "observations"), view, over)
             if self._masks_in_info and not over:
-                mask = _entry(_entry(infos, name, "infos"), "action_mask", f"the info of {name}")
+                mask = entry(entry(infos, name, "infos"), "action_mask", f"the info of {name}")
                 spaces.write_mask(agent, mask, view)
         self._facts.read(infos.values(), over, view.facts)
         if self._own_state:
@@ -207,50 +205,8 @@ class ParallelEnvTeam:
 
     def _looked_at(self, own_state: bool) -> tuple[bool, OwnState | None]:
         """Return, from one reset, whether infos hold masks, and the state if there is one."""
-        _, infos = _pair(self._source.env.reset(seed=0))
+        _, infos = answered_reset(self._source.env.reset(seed=0))
         in_info = any(
             isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
         )
         return in_info, OwnState.of(self._source.env) if own_state else None
-
-
-def _made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Return what the factory makes, if it is a `ParallelEnv`."""
-    env = called(
-        name,
-        "it takes no num_envs, so it was called as the factory of a PettingZoo ParallelEnv; "
-        "correct the options, or let an environment of your own take num_envs",
-        factory,
-        options,
-    )
-    missing = [member for member in _MEMBERS if not hasattr(env, member)]
-    if hasattr(env, "agent_iter"):
-        raise EnvError(
-            f"{name} made an AEC environment, whose agents act in turn; name its parallel_env, or "
-            "a function that wraps it with pettingzoo.utils.conversions.aec_to_parallel"
-        )
-    if missing:
-        raise EnvError(
-            f"{name} takes no num_envs, so it was taken for the factory of a PettingZoo "
-            f"ParallelEnv, but it made a {type(env).__name__} without {', '.join(missing)}; "
-            "an environment of your own is called as Class(num_envs=..., **options)"
-        )
-    return env
-
-
-def _pair(answer: Any) -> tuple[Any, Any]:
-    """Return observations and infos of a reset."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise EnvError(
-            f"reset returned a {type(answer).__name__}; a PettingZoo environment returns "
-            "(observations, infos)"
-        )
-    return answer
-
-
-def _entry(values: Any, key: Any, what: str) -> Any:
-    """Return an agent's entry, or raise if it is missing."""
-    try:
-        return values[key]
-    except KeyError as error:
-        raise EnvError(f"{what} lacks {key!r}, which takes part; return one entry each") from error
