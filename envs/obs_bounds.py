@@ -34,8 +34,9 @@ class ObsBounds:
                 self._low[agent, : sizes[agent]], self._high[agent, : sizes[agent]] = 0.0, 1.0
         self.any = bool(np.isfinite(self._low).any() or np.isfinite(self._high).any())
         """Whether there is anything to look at."""
-        self._lowest = (self._low - _rounding(self._low)).astype(np.float32)
-        self._highest = (self._high + _rounding(self._high)).astype(np.float32)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is no bound
+            self._lowest = (self._low - _rounding(self._low)).astype(np.float32)
+            self._highest = (self._high + _rounding(self._high)).astype(np.float32)
 
     def violation(self, obs: FloatArray) -> str | None:
         """Return which of the (E, N, O) observations lies outside, or None.

@@ -29,7 +29,7 @@ def pettingzoo(
     *,
     max_steps: int | None = None,
     finite_horizon: bool = False,
-    team_reward: str = "error",
+    team_reward: str | None = None,
     facts: str = "",
     own_state: bool = True,
     agents_die: bool = True,
@@ -44,12 +44,12 @@ def pettingzoo(
     `max_steps` becomes the environment's own limit where it takes one; if not given, it is the
     limit that the environment shows. An episode that reaches it is truncated, or terminated with
     `finite_horizon`, unless the environment says that the task ended then. `limit_terminates` says
-    that it calls its own time limit a termination, too (None: known for a few, see
-    `envs.sources`). `team_reward` is what agents that are paid differently earn together: "sum",
-    "mean", or "error". `facts` names numbers of the infos, separated by commas. Without
-    `own_state`, the observations side by side stand for ``state()``. `agents_die = False` promises
-    that nobody leaves before the end. With `remake`, every episode gets a new environment, for one
-    whose reset keeps traces of the episode before. `workers` and `timeout` are those of `TeamEnv`.
+    that it calls its own time limit a termination, too. `team_reward` is what agents that are paid
+    differently earn together: "sum", "mean", or "error". `facts` names numbers of the infos,
+    separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
+    `agents_die = False` promises that nobody leaves before the end. With `remake`, every episode
+    gets a new environment, for one whose reset keeps traces of the episode before. What is None is
+    what `envs.sources` knows of the environment. `workers` and `timeout` are those of `TeamEnv`.
     """
     make = partial(made, name, factory)
     options |= own_limit(factory, make, options, max_steps)
@@ -79,7 +79,7 @@ class ParallelEnvTeam:
         name: str,
         max_steps: int | None,
         finite_horizon: bool,
-        team_reward: str,
+        team_reward: str | None,
         facts: str,
         own_state: bool,
         agents_die: bool,
@@ -95,7 +95,7 @@ class ParallelEnvTeam:
             [env.observation_space(agent) for agent in self._names],
             [env.action_space(agent) for agent in self._names],
         )
-        self._team_reward = check_team_reward(team_reward)
+        self._team_reward = check_team_reward(team_reward or self._source.habits.team_reward)
         self._facts = InfoFacts(facts)
         self._columns = joined_columns(self._spaces.obs_sizes)
         self._masks_in_info, self._own_state = self._looked_at(own_state)

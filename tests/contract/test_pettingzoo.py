@@ -179,7 +179,7 @@ def test_observations_outside_their_space(workers: int) -> None:
 def test_rounding_and_absent_agents_are_not_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     # The elder sees (draw, t) with t up to 2, and a row of zeros once it has left.
     spaces: dict[str, Space[Any]] = {
-        "elder": Box(1e-7, 3 - 1e-6, (2,)),
+        "elder": Box(1e-7, np.array([np.finfo(np.float32).max, 2 - 1e-6]), (2,), np.float64),
         "child": Discrete(4, start=-1),
     }
     spaces["guest"] = MultiBinary(2)
