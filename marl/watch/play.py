@@ -64,7 +64,6 @@ def play(
     chosen = slice(int(ends[episode - 1]) if episode else 0, int(ends[episode]))
     team = local = None
     if reward is not None:
-        reward.forget()
         learned = reward.rewards(rollout.transitions, rollout.done)
         team = learned.team.squeeze(-1)[chosen].double().numpy()
         local = None if learned.local is None else learned.local.squeeze(-2)[chosen]
