@@ -141,6 +141,10 @@ class ParallelEnvTeam:
         living = self._taking_part(out)
         ended, cut = self._ends(living, terminated, truncated)
         self._show(living or acting, obs, infos, view, ended, cut)
+        if cut and not living:
+            died = [a for a in acting if terminated.get(names[a]) and not truncated.get(names[a])]
+            if len(died) < len(acting):  # else they only call the time limit an end
+                view.alive[died] = False
         paid = [_entry(rewards, names[agent], "rewards") for agent in acting]
         self._acting = living
         return joint_reward(self._team_reward, paid, len(names)), ended, cut

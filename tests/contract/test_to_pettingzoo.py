@@ -100,6 +100,21 @@ def test_agents_leave_when_they_die() -> None:
     np.testing.assert_array_equal(env.env.received[-1], [[0, 2]])
 
 
+def test_who_dies_when_the_time_is_up_is_terminated_and_the_others_are_truncated() -> None:
+    # Agent i takes part while t <= i: agent 0 dies in the only step of episodes 0 and 1, of which
+    # the second one is truncated.
+    env = ParallelTeam(ScriptedEnv([[1]], agents_die=True, tells_final_alive=True))
+    env.reset(seed=0)
+    *_, terminated, truncated, _ = env.step({"agent_0": 1, "agent_1": 1})
+    assert terminated == {"agent_0": True, "agent_1": True}
+    inner = env.env
+    inner.episodes[:] = 1
+    env.agents = list(env.possible_agents)
+    *_, terminated, truncated, _ = env.step({"agent_0": 1, "agent_1": 1})
+    assert terminated == {"agent_0": True, "agent_1": False}
+    assert truncated == {"agent_0": False, "agent_1": True}
+
+
 def test_the_dead_do_something_legal() -> None:
     # Action 0 of agent 0 is illegal.
     env = ParallelTeam(ScriptedEnv([[3]], agents_die=True, masks_actions=True))

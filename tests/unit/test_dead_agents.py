@@ -100,6 +100,26 @@ def test_an_absence_ends_an_agents_stream_though_it_returns(
     assert found[:, 0, 1].tolist() == always_there
 
 
+@pytest.mark.parametrize("tells", [True, False])
+def test_who_dies_in_the_last_step_of_an_interrupted_episode_has_no_future(tells: bool) -> None:
+    # Episodes of 2 steps, the second one truncated: agent 1 acts in its last step and dies by it.
+    env = ScriptedEnv([[2]], agents_die=True, tells_final_alive=tells)
+    mappo = make_mappo(env.spec)
+    rollout = collect(mappo, env, steps=4)
+    assert rollout.truncated.flatten().tolist() == [False, False, False, True]
+    rewards, critic = random_rewards(rollout), mappo.local_critics
+    assert rewards.local is not None
+    assert critic is not None
+    steps = rollout.transitions
+    stream = local_stream(mappo, rollout, rewards)
+    with torch.no_grad():
+        final = critic(mappo.norm.obs(steps.next_obs), steps.next_state)[3, 0, 1].item()
+    assert final != 0.0
+    delta = rewards.local[3, 0, 1] - stream.values[3, 0, 1]
+    expected = delta.item() + (0.0 if tells else 0.99 * final)
+    assert stream.advantages[3, 0, 1].item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_absence_leaves_the_teams_stream() -> None:
     env = ScriptedEnv([[8]], agents_die=True)
     mappo = make_mappo(env.spec)

@@ -126,6 +126,7 @@ def record_of(store: TrajectoryStore, spec: EnvSpec, number: int) -> EpisodeReco
         "facts_on_the_way": facts,
         "facts": episode.facts,
         "alive": steps.alive if spec.agents_die else None,
+        "final_alive": None if steps.next_alive is None else steps.next_alive[:, -1],
         "action_mask": steps.action_mask if spec.masks_actions else None,
     }
     arrays: dict[str, Any] = {
