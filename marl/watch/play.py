@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv, open_env
+from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv
 from envs.frame_plots import frame_of
 from marl.checkpoint import load_checkpoint
 from marl.evaluate import GreedyActor
@@ -42,9 +42,8 @@ def play(
     policy: Policy, reward: RewardLearner | None, *, greedy: bool, seed: int, episode: int = 0
 ) -> Play:
     """Return the `episode`-th (from 0) episode of one copy; the same for the same arguments."""
-    config = policy.config
     seeds = Seeds(seed)
-    with open_env(config.env.name, 1, **config.env.options) as env:
+    with policy.open_env(1) as env:
         recorder = Recorder(env, episode)
         collector = Collector(
             recorder,
