@@ -24,7 +24,7 @@ NAMES: list[tuple[str, dict[str, Any]]] = [
     ("fleet/hopper_2", {"max_steps": 60}),
     ("tests.village:Village", {"max_steps": 10, "workers": 0, "end": "cut"}),
     ("tests.village:Village", {"max_steps": 10, "workers": 0, "masks": "dict", **REPLACE}),
-    ("gym/tests.tuple_team:Pair-v0", {"workers": 0}),
+    ("gym/tests.tuple_team:Pair-v0", {"workers": 0, "team_reward": "sum"}),
     ("gym/Foraging-8x8-2p-2f-coop-v3", {"workers": 0}),
     ("smax/3m", REPLACE),
     ("vmas/balance", {"max_steps": 20}),
