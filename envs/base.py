@@ -63,7 +63,7 @@ class EnvSpec:
     masks_actions: bool = False
     """Whether `EnvStep.action_mask` is given."""
     agents_die: bool = False
-    """Whether `EnvStep.alive` is given."""
+    """Whether `EnvStep.alive` is given, and `final_alive` may be."""
     facts: tuple[Fact, ...] = ()
     """What `EnvStep.facts` tells, in order; empty where it is not given."""
 
@@ -88,8 +88,9 @@ class EnvStep:
     """What one `reset` or `step` of all copies returns.
 
     Where a copy's episode ended, `obs`, `state`, `action_mask` and `alive` already belong to its
-    next episode, while `final_obs` and `final_state` show the end of the old one. Elsewhere the
-    final arrays equal `obs` and `state`. The arrays stay valid until the next call only.
+    next episode, while `final_obs`, `final_state` and `final_alive` show the end of the old one.
+    Elsewhere the final arrays equal `obs`, `state` and `alive`. The arrays stay valid until the
+    next call only.
     """
 
     obs: FloatArray
@@ -110,6 +111,10 @@ class EnvStep:
     """(E, N, A) True where an action is legal; every agent always has one. None: all legal."""
     alive: BoolArray | None = None
     """(E, N) True while the agent takes part. None: nobody dies."""
+    final_alive: BoolArray | None = None
+    """(E, N) who would go on after this step, before any reset: an agent that died in the last step
+    of an interrupted episode has no future to value. None: nobody dies, or the environment does not
+    tell, and whoever took part in a last step counts as alive after it."""
     facts: FloatArray | None = None
     """(E, F) float32, one column per `EnvSpec.facts`: what is known of each copy's episode up to
     and including this step, before any reset. None: the environment tells none."""

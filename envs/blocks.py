@@ -128,8 +128,8 @@ class Block:
 
     def _show_as_final(self, row: int) -> None:
         """Copy what is seen now to where the end of the step is shown."""
-        self.records["final_obs"][row] = self._views[row].obs
-        self.records["final_state"][row] = self._views[row].state
+        for name in ("obs", "state", "alive"):
+            self.records[f"final_{name}"][row] = getattr(self._views[row], name)
 
     @contextmanager
     def _named(self, row: int) -> Iterator[None]:

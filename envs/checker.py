@@ -46,6 +46,7 @@ def _check(env: VecEnv, steps: int, seed: int, problems: Problems) -> None:
         return
     check_ends(env.spec, played, problems)
     check_rewards(played, problems)
+    _check_deaths(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
     _attempt("trying other actions", problems, _check_actions, env, steps, seed, played, problems)
@@ -104,6 +105,19 @@ def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | No
             played.hidden.append(_hidden(env, spec, f"step {t}", problems))
         mask = step.action_mask
     return None if len(problems) else played
+
+
+def _check_deaths(played: Played, problems: Problems) -> None:
+    """Warn if nobody can tell who had died when an episode was interrupted."""
+    if any(
+        s.truncated.any() and s.alive is not None and s.final_alive is None for s in played.steps
+    ):
+        problems.warn(
+            "final_alive",
+            "agents die and episodes are truncated, but final_alive is missing: an agent that dies "
+            "in the last step is valued as if it lived on; fine if that cannot be, else return who "
+            "would go on, before the reset",
+        )
 
 
 def _hidden(

@@ -120,6 +120,7 @@ class Fleet:
         self._ready = True
         obs, state = self._observe()
         nothing = np.zeros(self._spec.num_envs, np.bool_)
+        alive = self._living()
         return EnvStep(
             obs=obs,
             state=state,
@@ -128,7 +129,8 @@ class Fleet:
             truncated=nothing.copy(),
             final_obs=obs,
             final_state=state,
-            alive=self._alive.copy() if self._spec.agents_die else None,
+            alive=alive,
+            final_alive=alive,
             facts=self._facts(),
         )
 
@@ -140,7 +142,7 @@ class Fleet:
         rewards, all_dead = self._move(controls)
         terminated, truncated = self._episodes.advance(all_dead)
         final_obs, final_state = obs, state = self._observe()
-        facts = self._facts()
+        final_alive, facts = self._living(), self._facts()
         over = terminated | truncated
         if over.any():
             bodies = np.repeat(over, self._spec.num_agents)
@@ -155,7 +157,8 @@ class Fleet:
             truncated=truncated,
             final_obs=final_obs,
             final_state=final_state,
-            alive=self._alive.copy() if self._spec.agents_die else None,
+            alive=self._living(),
+            final_alive=final_alive,
             facts=facts,
         )
 
@@ -195,6 +198,10 @@ class Fleet:
         self._views.gather(self.bodies.features)
         obs = self._views.obs.reshape(self._spec.num_envs, self._spec.num_agents, -1).copy()
         return obs, obs.reshape(self._spec.num_envs, -1).copy()
+
+    def _living(self) -> BoolArray | None:
+        """Return fresh (E, N) flags of the bodies that move, or None where none can die."""
+        return self._alive.copy() if self._spec.agents_die else None
 
     def _facts(self) -> FloatArray:
         """Return fresh (E, F) facts: means over the bodies."""

@@ -148,6 +148,10 @@ class ParallelEnvTeam:
                 self._spec, map(terminated.get, last), map(truncated.get, last)
             )
         self._show(living or acting, obs, infos, view, ended, cut)
+        if cut and not living:
+            died = [a for a in acting if terminated.get(names[a]) and not truncated.get(names[a])]
+            if len(died) < len(acting):  # else they only call the time limit an end
+                view.alive[died] = False
         paid = {str(names[agent]): entry(rewards, names[agent], "rewards") for agent in acting}
         self._acting = living
         return joint_reward(self._team_reward, paid, len(names)), ended, cut

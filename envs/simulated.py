@@ -223,5 +223,6 @@ def _env_step(
         final_state=final.state,
         action_mask=view.action_mask,
         alive=view.alive,
+        final_alive=final.alive,
         facts=facts,
     )

@@ -121,7 +121,7 @@ class Smax:
         self._running, view, facts = self._battles.begin(self._jax.device_put(keys, self._device))
         self._mask = np.asarray(view.action_mask)
         nothing = np.zeros(num_envs, np.bool_)
-        obs, state = np.asarray(view.obs), np.asarray(view.state)
+        obs, state, alive = (np.asarray(array) for array in (view.obs, view.state, view.alive))
         return EnvStep(
             obs=obs,
             state=state,
@@ -131,7 +131,8 @@ class Smax:
             final_obs=obs,
             final_state=state,
             action_mask=self._mask,
-            alive=np.asarray(view.alive),
+            alive=alive,
+            final_alive=alive,
             facts=np.asarray(facts),
         )
 
@@ -153,6 +154,7 @@ class Smax:
             final_state=np.asarray(outcome.final_state),
             action_mask=self._mask,
             alive=np.asarray(outcome.view.alive),
+            final_alive=np.asarray(outcome.final_alive),
             facts=np.asarray(outcome.facts),
         )
 

@@ -46,6 +46,8 @@ class Outcome(NamedTuple):
     """(E, N, O) before any restart."""
     final_state: jax.Array
     """(E, S) before any restart."""
+    final_alive: jax.Array
+    """(E, N) before any restart."""
     rewards: jax.Array
     """(E,) the source's shaped reward."""
     terminated: jax.Array
@@ -97,6 +99,7 @@ class Battles:
             view=view,
             final_obs=seen.obs,
             final_state=seen.state,
+            final_alive=seen.alive,
             rewards=rewards,
             terminated=terminated,
             truncated=truncated,

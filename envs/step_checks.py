@@ -92,6 +92,14 @@ def check_step(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> 
             f"{where}: copy {copy} has no living agent; end the episode when the last agent "
             f"dies{' and return alive of the next episode' if done[copy] else ''}",
         )
+    if step.alive is not None and step.final_alive is not None:
+        apart = np.flatnonzero((step.alive != step.final_alive).any(axis=1) & ~done)
+        if apart.size:
+            problems.add(
+                "final_alive",
+                f"{where}: final_alive of copy {apart[0]} differs from alive, but its episode goes "
+                "on; the two are equal until an episode ends",
+            )
 
 
 def _check_arrays(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:
@@ -121,6 +129,13 @@ def _check_arrays(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) 
             )
         elif array is not None:
             _check_array(field, array, shape, kind, where, problems)
+    if step.final_alive is not None and not spec.agents_die:
+        problems.add(
+            "final_alive",
+            f"{where}: final_alive is given, but spec.agents_die is False; make the two agree",
+        )
+    elif step.final_alive is not None:
+        _check_array("final_alive", step.final_alive, (copies, agents), "bool", where, problems)
 
 
 def _check_array(

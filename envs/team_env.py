@@ -169,8 +169,8 @@ class TeamEnv:
         self._start(replace(new_episodes(self._seeds), episodes=old["episodes"] + 1))
         self._cut_off = False
         self._records["truncated"] = True
-        self._records["final_obs"] = old["obs"]
-        self._records["final_state"] = old["state"]
+        for name in ("obs", "state", "alive"):
+            self._records[f"final_{name}"] = old[name]
         self._records["facts"] = old["facts"]
 
     def _run(self, call: str, argument: Any) -> Records:
@@ -212,6 +212,7 @@ class TeamEnv:
             final_state=records["final_state"],
             action_mask=records["action_mask"] if spec.masks_actions else None,
             alive=records["alive"] if spec.agents_die else None,
+            final_alive=records["final_alive"] if spec.agents_die else None,
             facts=records["facts"] if spec.facts else None,
         )
 

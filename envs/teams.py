@@ -33,7 +33,8 @@ class TeamView:
     action_mask: BoolArray
     """(N, A); starts with each agent's own choices legal, left alone by a team without masks."""
     alive: BoolArray
-    """(N,); starts True, left alone by a team in which nobody dies."""
+    """(N,); starts True, left alone by a team in which nobody dies. After an episode's last step:
+    who would have gone on, if it was interrupted."""
     facts: FloatArray
     """(F,) float32, in the order of `EnvSpec.facts`."""
 
@@ -79,6 +80,7 @@ def record_dtype(spec: EnvSpec) -> np.dtype[np.void]:
             ("terminated", np.bool_),
             ("truncated", np.bool_),
             ("alive", np.bool_, (N,)),
+            ("final_alive", np.bool_, (N,)),
             ("action_mask", np.bool_, (N, A)),
         ],
         align=True,
@@ -88,7 +90,7 @@ def record_dtype(spec: EnvSpec) -> np.dtype[np.void]:
 def empty_records(spec: EnvSpec, num_copies: int) -> Records:
     """Return records in which nothing was seen, everybody lives and own choices are legal."""
     records: Records = np.zeros(num_copies, record_dtype(spec))
-    records["alive"] = True
+    records["alive"] = records["final_alive"] = True
     own = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
     records["action_mask"] = own
     return records

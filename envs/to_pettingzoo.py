@@ -89,9 +89,11 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         acted = self.agents
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         over = terminated or truncated
-        # Once the episode is over the masks and the living are those of the next one.
-        living = acted if over else self._living(step)
-        present = [a for a in self.possible_agents if a in acted or a in living]
+        # Once the episode is over, `alive` and the masks are those of the next one.
+        living = self._living(step)
+        if over:
+            living = acted if step.final_alive is None else self._named(step.final_alive)
+        present = [a for a in self.possible_agents if a in acted or (a in living and not over)]
         self._state = step.final_state[0].copy()
         self.agents = [] if over else living
         infos = self._infos(present, step)
@@ -101,7 +103,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             self._seen(present, step.final_obs, None if over else step.action_mask),
             dict.fromkeys(present, float(step.rewards[0])),
             {agent: terminated or agent not in living for agent in present},
-            dict.fromkeys(present, truncated),
+            {agent: truncated and agent in living for agent in present},
             infos,
         )
 
@@ -138,9 +140,11 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
 
     def _living(self, step: EnvStep) -> list[str]:
         """Return the agents that take part."""
-        if step.alive is None:
-            return list(self.possible_agents)
-        return [a for a, alive in zip(self.possible_agents, step.alive[0], strict=True) if alive]
+        return list(self.possible_agents) if step.alive is None else self._named(step.alive)
+
+    def _named(self, alive: npt.NDArray[np.bool_]) -> list[str]:
+        """Return the names of the agents that are alive by (1, N) flags."""
+        return [a for a, lives in zip(self.possible_agents, alive[0], strict=True) if lives]
 
     def _seen(
         self, agents: list[str], obs: npt.NDArray[Any], mask: npt.NDArray[np.bool_] | None

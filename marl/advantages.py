@@ -14,24 +14,24 @@ def gae(
     values: Float[Tensor, "T E *X"],
     next_values: Float[Tensor, "T E *X"],
     terminated: Bool[Tensor, "T E"],
-    done: Bool[Tensor, "T E"],
+    ends: Bool[Tensor, "T E *X"],
     gamma: float,
     gae_lambda: float,
 ) -> Float[Tensor, "T E *X"]:
     """Return generalised advantage estimates (Schulman et al. 2016, eq. 16).
 
     `next_values` belong to the state a step really led to, so a truncated episode bootstraps
-    from its true final state and a terminated one from zero. The recursion
+    from its true final state and a terminated one from zero. `ends` are the steps behind which a
+    stream stops: nothing that comes later is traced back to them. The recursion
 
-        A_t = delta_t + c_t A_{t+1},   c_t = gamma lambda (1 - done_t)
+        A_t = delta_t + c_t A_{t+1},   c_t = gamma lambda (1 - ends_t)
 
     is solved in log2(T) vectorised rounds: after round k, A_t sums the 2^k steps from t.
     """
     shape = (*terminated.shape, *([1] * (rewards.ndim - 2)))
     alive = (~terminated).view(shape).to(rewards.dtype)
     advantages = rewards + gamma * alive * next_values - values
-    carry = gamma * gae_lambda * (~done).view(shape).to(rewards.dtype)
-    carry = carry.expand_as(advantages).clone()
+    carry = gamma * gae_lambda * (~ends).to(rewards.dtype)
     steps = rewards.shape[0]
     shift = 1
     while shift < steps:

@@ -19,7 +19,9 @@ import torch
 from marl.disk import sync_folder
 from marl.encoding import UnsupportedStateError, decode, encode
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
+"""Format 3 adds the environment's constants to a run's, and who was alive at an episode's end."""
+READABLE = (2, 3)
 _MAGIC = b"prefmarl-checkpoint"
 _HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
 _HEADER_SIZE = len(_HEADER.format(version=0, size=0, digest=""))
@@ -103,10 +105,10 @@ def _check(path: Path, header: bytes, payload: bytes) -> None:
     if len(header) < _HEADER_SIZE or len(fields) != 4 or fields[0] != _MAGIC:
         raise CheckpointError(f"{path} does not begin with a checkpoint's header")
     version, size, digest = (field.decode("ascii", "replace") for field in fields[1:])
-    if version != str(FORMAT_VERSION):
+    if version not in map(str, READABLE):
         raise CheckpointError(
-            f"{path} has format {version}, this program reads format {FORMAT_VERSION}; "
-            "use the release that wrote it"
+            f"{path} has format {version}, this program reads formats "
+            f"{' and '.join(map(str, READABLE))}; use the release that wrote it"
         )
     if size != str(len(payload)):
         raise CheckpointError(f"{path} is cut short: {len(payload)} bytes of {size}")

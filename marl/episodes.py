@@ -102,7 +102,7 @@ def transitions_at(
     terminated: Bool[Tensor, "M"],
 ) -> Transitions:
     """Return the transitions at the rows `now`, which lead to `following` or, at the last, to
-    the episode's final observation and state."""
+    the episode's final observation and state, and to who was alive there."""
 
     def at(name: str, index: Tensor) -> Tensor:
         return rows[name].index_select(0, index.flatten()).unflatten(0, index.shape)
@@ -115,7 +115,7 @@ def transitions_at(
     alive = next_alive = None
     if "alive" in rows:
         alive = at("alive", now)
-        next_alive = torch.where(is_last.unsqueeze(-1), alive, at("alive", following))
+        next_alive = after("alive")
     return Transitions(
         obs=at("obs", now),
         state=at("state", now),

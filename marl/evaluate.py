@@ -10,7 +10,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs import open_env
 from marl.actors import CategoricalActor, GaussianActor
 from marl.policy import Policy
 from marl.rollout import Collector
@@ -57,13 +56,12 @@ def evaluate(
     Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
     those of training: two calls with one seed return the same.
     """
-    config = policy.config
     num_envs = min(num_envs, episodes)
     per_copy = -(-episodes // num_envs)
     seeds = Seeds(seed)
     actor = GreedyActor(policy.actor) if greedy else policy.actor
     returns: list[list[float]] = [[] for _ in range(num_envs)]
-    with open_env(config.env.name, num_envs, **config.env.options) as env:
+    with policy.open_env(num_envs) as env:
         collector = Collector(
             env,
             policy.norm,

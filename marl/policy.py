@@ -4,6 +4,7 @@ Axes: E copies, N agents, O observation features, A actions.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvSpec, open_env
+from envs import EnvSpec, VecEnv
 from marl.actors import CategoricalActor, GaussianActor, make_actor
 from marl.checkpoint import load_checkpoint
 from marl.config import Config
 from marl.config.files import config_from_dict
 from marl.normalisers import TeamNorm
+from marl.specs import reopened_env, spec_in
 
 
 class Policy:
@@ -42,6 +44,10 @@ class Policy:
         self.norm = norm
         self._generator = torch.Generator()
         self.reset(seed)
+
+    def open_env(self, num_envs: int) -> AbstractContextManager[VecEnv]:
+        """Open copies of the environment it was trained in, or raise if that has changed."""
+        return reopened_env(self.config, self.spec, num_envs)
 
     def reset(self, seed: int | None = None) -> None:
         """Begin new episodes: forget all that is remembered of earlier steps.
@@ -161,15 +167,17 @@ class Policy:
 
 
 def load(run: Path | str, seed: int = 0) -> Policy:
-    """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws."""
+    """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws.
+
+    The environment is not made, and need not be there.
+    """
     return restored(load_checkpoint(Path(run) / "checkpoints")[1], run, seed)
 
 
 def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
     """Return the policy in a run's checkpoint; `run` names in errors where that was read."""
     config = config_from_dict(saved["config"], str(run))
-    with open_env(config.env.name, 1, **config.env.options) as env:
-        spec = env.spec
+    spec = spec_in(saved, config, str(run))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     norm.load_state_dict(saved["trainer"]["norm"])
     actor = make_actor(spec, config.network, torch.Generator())

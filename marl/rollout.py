@@ -174,7 +174,8 @@ class Collector:
         arrays["truncated"][t] = step.truncated
         if step.alive is not None:
             ended = (step.terminated | step.truncated)[:, None]
-            arrays["next_alive"][t] = np.where(ended, arrays["alive"][t], step.alive)
+            final = arrays["alive"][t] if step.final_alive is None else step.final_alive
+            arrays["next_alive"][t] = np.where(ended, final, step.alive)
         if step.facts is not None:
             arrays["facts"][t] = step.facts
         if self.hidden_source is not None:

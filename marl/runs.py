@@ -15,6 +15,7 @@ from marl.config.files import config_from_dict, save_config, to_dict
 from marl.metrics import MetricWriter
 from marl.numerics import NonFiniteError
 from marl.plots import plot_run
+from marl.specs import check_same_spec, saved_spec, spec_in
 from marl.train import Trainer
 
 IDENTITY = "run_id"
@@ -51,6 +52,9 @@ def train(
         elif list_checkpoints(folder / "checkpoints"):
             saved = load_checkpoint(folder / "checkpoints")[1]
             check_same_config(config, saved["config"], folder)
+            if "spec" in saved:
+                before = spec_in(saved, config, str(folder))
+                check_same_spec(before, trainer.env.spec, f"{folder} was saved")
             trainer.load_state_dict(saved["trainer"])
         else:
             warnings.warn(
@@ -129,10 +133,11 @@ def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
 
 
 def save_trainer(trainer: Trainer, folder: Path) -> Path:
-    """Write a checkpoint of a trainer, with the settings it belongs to."""
+    """Write a checkpoint of a trainer, with the settings and the environment it belongs to."""
     state = {
         "version": __version__,
         "config": to_dict(trainer.config),
+        "spec": saved_spec(trainer.env.spec),
         "trainer": trainer.state_dict(),
     }
     return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)

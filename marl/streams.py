@@ -130,16 +130,23 @@ def reward_stream(
 
     The next value is the next row's, except where an episode or the rollout ends: there it
     belongs to the state the step really led to. An absent agent earns nothing and its state is
-    worth nothing.
+    worth nothing. So its own stream ends with the last step before its absence, for lambda > 0 as
+    for lambda = 0, also if it returns later: that is a new stream, whose reward no action of the
+    old one is credited with. What its actions earn the team after it left, the team's stream
+    credits them with, which no absence ends.
     """
     steps = rollout.transitions
     present = steps.alive if per_agent else None
     read = read_values(critic, inputs, rollout, memory, config.chunk_length)
     values = critic.value_norm.denormalise(read.steps)
     end_values = critic.value_norm.denormalise(read.ends)
+    stream_ends = rollout.done
+    if per_agent:
+        stream_ends = rollout.done.unsqueeze(-1).expand_as(values)
     if present is not None and steps.next_alive is not None:
         reward, values = reward * present, values * present
         end_values = end_values * steps.next_alive.flatten(0, 1)[inputs.ends]
+        stream_ends = stream_ends | ~steps.next_alive
     next_values = torch.roll(values, -1, dims=0)
     next_values.flatten(0, 1)[inputs.ends] = end_values
     advantages = gae(
@@ -147,7 +154,7 @@ def reward_stream(
         values,
         next_values,
         steps.terminated,
-        rollout.done,
+        stream_ends,
         config.gamma,
         config.gae_lambda,
     )

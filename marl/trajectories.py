@@ -4,7 +4,7 @@ Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of 
 O, S, A features, F facts. Memory is allocated once and never grows.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,7 +20,7 @@ class TrajectoryStore:
     """A ring of rollouts and a ring of the episodes that ended in them.
 
     An episode stays available until its first step is overwritten. Its observations are rows of
-    the rollout ring; only its final observation is kept beside it, because the row that follows
+    the rollout ring; only what its last step led to is kept beside it, because the row that follows
     belongs to the next episode.
     """
 
@@ -57,6 +57,9 @@ class TrajectoryStore:
             "obs": torch.zeros(max_episodes, spec.num_agents, spec.obs_size, device=device),
             "state": torch.zeros(max_episodes, spec.state_size, device=device),
         }
+        if spec.agents_die:
+            team = (max_episodes, spec.num_agents)
+            self._finals["alive"] = torch.ones(team, dtype=torch.bool, device=device)
         self._episodes = {
             "start": torch.full((max_episodes,), -1, dtype=torch.int64, device=device),
             "env": torch.zeros(max_episodes, dtype=torch.int64, device=device),
@@ -96,8 +99,8 @@ class TrajectoryStore:
             self._episodes["returns"][slots] = ended.returns[keep].to(self.device)
             if ended.facts is not None:
                 self._episodes["facts"][slots] = ended.facts[keep].to(self.device)
-            self._finals["obs"][slots] = steps.next_obs[end, env]
-            self._finals["state"][slots] = steps.next_state[end, env]
+            for name, final in self._finals.items():
+                final[slots] = getattr(steps, f"next_{name}")[end, env]
             self.num_finished += len(env)
         self.time += rollout.truncated.shape[0]
 
@@ -209,13 +212,14 @@ class TrajectoryStore:
         self.num_finished = state["num_finished"]
         self.latest = state["latest"]
         self._facts.copy_(state["facts"])
-        for name, mine in (
-            ("steps", self._steps),
-            ("finals", self._finals),
-            ("episodes", self._episodes),
+        finals = _with_alive(state) if "alive" in self._finals else state["finals"]
+        for mine, theirs in (
+            (self._steps, state["steps"]),
+            (self._finals, finals),
+            (self._episodes, state["episodes"]),
         ):
             for key, tensor in mine.items():
-                tensor.copy_(state[name][key])
+                tensor.copy_(theirs[key])
 
 
 def sample_steps(
@@ -235,6 +239,18 @@ def sample_steps(
     offsets = ((strata + jitter) * spans / count).to(torch.int64)
     offsets = torch.minimum(offsets, lengths.unsqueeze(-1) - 1)
     return offsets, (spans / count).expand(len(lengths), count)
+
+
+def _with_alive(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the ends of the episodes in a saved state, with who was alive there.
+
+    States of checkpoint format 2 do not say: whoever took part in the last step, as was assumed.
+    """
+    finals, episodes, alive = state["finals"], state["episodes"], state["steps"]["alive"]
+    if "alive" in finals:
+        return cast(dict[str, Tensor], finals)
+    last = (episodes["start"] + episodes["length"] - 1) % len(alive)
+    return finals | {"alive": alive[last, episodes["env"]]}
 
 
 def _ring(spec: EnvSpec, lead: tuple[int, int], device: torch.device) -> dict[str, Tensor]:

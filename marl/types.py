@@ -39,6 +39,7 @@ class Transitions:
     alive: Bool[Tensor, "*L N"] | None = None
     """Agents that acted in this step. None: all."""
     next_alive: Bool[Tensor, "*L N"] | None = None
+    """Agents that go on after it; at an episode's end as `EnvStep.final_alive` says. None: all."""
     action_mask: Bool[Tensor, "*L N A"] | None = None
     """Legal actions. None: all."""
     history: History | None = None

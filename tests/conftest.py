@@ -1,5 +1,8 @@
 """While testing, the shapes in the signatures of the tensor modules are enforced."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
@@ -26,3 +29,23 @@ TENSOR_MODULES = [
 
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """JAX compiles what several environments of a test session share only once."""
+    jax = pytest.importorskip("jax", reason="needs the extra smax")
+    from jax.experimental.compilation_cache import compilation_cache
+
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.getbasetemp() / "jax"),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()  # it reads them at its first use only
+        if values is settings:
+            yield

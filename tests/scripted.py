@@ -24,6 +24,7 @@ class ScriptedEnv:
     Every step pays 1 and the last one 10 times the episode's number on top. Even episodes
     terminate, odd ones are truncated. With `agents_die`, agent i takes part while t <= i. With
     `masks_actions`, action 0 of agent 0 is illegal. With `tells_facts`, the facts are (episode, t).
+    With `tells_final_alive`, `final_alive` says who would take part after an episode's last step.
     The arrays of a step are overwritten by the next, as the contract allows.
     """
 
@@ -35,10 +36,12 @@ class ScriptedEnv:
         action_sizes: tuple[int, ...] = (3, 3),
         continuous: bool = False,
         agents_die: bool = False,
+        tells_final_alive: bool = False,
         masks_actions: bool = False,
         tells_facts: bool = False,
     ) -> None:
         self.lengths = lengths
+        self.tells_final_alive = tells_final_alive
         self.spec = EnvSpec(
             name="scripted",
             num_envs=len(lengths),
@@ -99,9 +102,11 @@ class ScriptedEnv:
     ) -> EnvStep:
         spec = self.spec
         obs, state = self._view()
-        alive = mask = None
+        alive = mask = final_alive = None
         if spec.agents_die:
             alive = self.times[:, None] <= np.arange(spec.num_agents)
+        if self.tells_final_alive:
+            final_alive = final[1][:, 2:] <= np.arange(spec.num_agents)
         if spec.masks_actions:
             mask = np.ones((spec.num_envs, spec.num_agents, spec.action_size), np.bool_)
             mask &= np.arange(spec.action_size) < np.array(spec.action_sizes)[:, None]
@@ -116,6 +121,7 @@ class ScriptedEnv:
             "final_state": final[1],
             "action_mask": mask,
             "alive": alive,
+            "final_alive": final_alive,
             "facts": final[1][:, 1:] if spec.facts else None,
         }
         for name, array in fresh.items():

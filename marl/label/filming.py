@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from envs import EnvError, VecEnv, open_env
+from envs import EnvError, VecEnv
 from marl.policy import Policy
 from marl.preferences.people import Camera, RunSet, manifest_of
 from marl.preferences.sets.episodes import EpisodeRecord
@@ -26,9 +26,8 @@ def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int
 
     An episode's number is its seed: the same policy always plays the same episode.
     """
-    config = policy.config
-    with open_env(config.env.name, 1, **config.env.options) as env:
-        kept = RunSet(folder, manifest_of(config, env.spec, run))
+    with policy.open_env(1) as env:
+        kept = RunSet(folder, manifest_of(policy.config, env.spec, run))
         for number in numbers:
             record, film = _filmed(policy, env, number)
             kept.add(number, record, film)

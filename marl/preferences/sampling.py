@@ -23,9 +23,12 @@ def sampled(
 ) -> Sampled:
     """Return sampled steps of some episodes, the steps' weights, and the lengths.
 
-    A reward model with memory gets all steps, and is told which follow which.
+    A reward model with memory gets all steps up to the end of the longest episode, and is told
+    which follow which.
     """
-    count = config.sample_steps if config.memory == "none" else max_steps
+    count = config.sample_steps
+    if config.memory != "none" and len(episodes):
+        count = max_steps = int(episodes.lengths.max())
     offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
     steps = episodes.store.steps(episodes.numbers, offsets)
     return in_order(steps, offsets, config), weights, episodes.lengths

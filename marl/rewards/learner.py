@@ -189,33 +189,44 @@ class RewardLearner:
         return episode_scores(team, step_weights, lengths, self.config, self.max_steps)
 
     @torch.no_grad()
-    def _raw(self, transitions: Transitions, done: Bool[Tensor, "T E"] | None) -> Rewards:
-        """Return raw rewards of a rollout that follows the last one; `done` ends episodes.
+    def _raw(
+        self,
+        transitions: Transitions,
+        done: Bool[Tensor, "T E"] | None,
+        memory: dict[str, Tensor] | None,
+    ) -> tuple[Rewards, dict[str, Tensor] | None]:
+        """Return raw rewards of a rollout and what is remembered at its end; `done` ends episodes.
 
-        A model with memory reads it with what it remembered at the end of the last one: as that
-        model was by then, a fit ago. It needs `done`.
+        A model with memory begins with `memory`: in training, with what that model, a fit ago,
+        remembered at the end of the last rollout. It needs `done`.
         """
         if self.config.memory == "none" or self.own is None:
-            return self._split(transitions).rewards
+            return self._split(transitions).rewards, None
         assert done is not None, "a reward model with memory must know where episodes end"
         starts = torch.cat((torch.zeros_like(done[:1]), done[:-1]))
-        history = History(starts=starts, time_axis=0, memory=self.memory)
+        history = History(starts=starts, time_axis=0, memory=memory)
         split = self._split(replace(transitions, history=history))
         parts = {"q": split.now, "v": split.then}
-        self.memory = {
+        remembered = {
             name: part.memory[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
             for name, part in parts.items()
             if part is not None and part.memory is not None
         }
-        return split.rewards
+        return split.rewards, remembered
 
-    def forget(self) -> None:
-        """Expect new episodes: the next rollout does not follow the last one."""
-        self.memory = None
+    def rewards(
+        self,
+        transitions: Transitions,
+        done: Bool[Tensor, "T E"] | None = None,
+        *,
+        memory: dict[str, Tensor] | None = None,
+    ) -> Rewards:
+        """Return rewards of a rollout, divided by their deviation as it stands; to look at them.
 
-    def rewards(self, transitions: Transitions, done: Bool[Tensor, "T E"] | None = None) -> Rewards:
-        """Return rewards of a rollout, divided by their deviation as it stands; to look at them."""
-        return self._scaled(self._raw(transitions, done))
+        Nothing here changes by it. A model with memory needs `done`; it takes the first steps for
+        those of new episodes, or follows on from `memory`, such as its own of the last rollout.
+        """
+        return self._scaled(self._raw(transitions, done, memory)[0])
 
     def rollout_rewards(
         self, transitions: Transitions, done: Bool[Tensor, "T E"], *, informed: bool
@@ -228,7 +239,7 @@ class RewardLearner:
         known = self.is_fitted and informed
         if not known and self.config.memory == "none":
             return None, {}
-        raw = self._raw(transitions, done)
+        raw, self.memory = self._raw(transitions, done, self.memory)
         if not known:
             return None, {}  # read all the same, so that a model with memory follows the episodes
         check_finite(learned_reward=raw.team)

@@ -6,13 +6,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from envs import EnvSpec, open_env
+from envs import EnvSpec
 from marl import __version__
 from marl.checkpoint import load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError
-from marl.config.files import build, config_from_dict, plain, to_dict
+from marl.config.files import config_from_dict, to_dict
 from marl.normalisers import TeamNorm
 from marl.rewards import RewardLearner, make_reward_learner
+from marl.specs import saved_spec, spec_in
 
 CPU = torch.device("cpu")
 
@@ -24,7 +25,7 @@ def save_reward(
     state = {
         "version": __version__,
         "config": to_dict(config),
-        "spec": plain(spec),
+        "spec": saved_spec(spec),
         "reward": learner.state_dict(),
     }
     return save_checkpoint(folder / "checkpoints", steps, state, keep=1)
@@ -60,11 +61,7 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
         )
     saved = load_checkpoint(folder / "checkpoints")[1]
     config = config_from_dict(saved["config"], str(folder))
-    if "spec" in saved:
-        theirs = build(EnvSpec, saved["spec"], str(folder))
-    else:
-        with open_env(config.env.name, 1, **config.env.options) as env:
-            theirs = env.spec
+    theirs = spec_in(saved, config, str(folder))
     if not config.reward.model:
         _check_sizes(theirs, spec, folder, setting)
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)

@@ -16,7 +16,7 @@ def watch(arguments: list[str], description: str | None) -> int:
     if not (options.run / "config.toml").exists():
         raise ConfigError(f"{options.run} is not a run folder: it has no config.toml")
     path: Path = options.output or options.run / f"episode.{options.format or 'gif'}"
-    if options.format is not None and path.suffix != f".{options.format}":
+    if options.format is not None and path.suffix.lower() != f".{options.format}":
         raise ConfigError(
             f"--output {path} does not end in .{options.format}; leave out --format, or make them "
             "agree"

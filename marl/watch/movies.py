@@ -17,7 +17,7 @@ _PALETTE_SAMPLES = 12
 
 def write_movie(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
     """Write pictures of one size, each shown `frame_ms`, in the format of the path's suffix."""
-    if path.suffix == ".mp4":
+    if movie_format(path) == "mp4":
         _write_mp4(path, pictures, frame_ms)
     else:
         _write_gif(path, pictures, frame_ms)
@@ -58,7 +58,7 @@ def _palette(pictures: list[Image.Image]) -> Image.Image:
 
 def _write_mp4(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
     """Write H.264; players want even sizes, so an odd last row or column is cut off."""
-    with _av().open(str(path), "w") as container:
+    with _av().open(str(path), "w", format="mp4") as container:
         first = next(pictures)
         stream = container.add_stream("libx264", rate=Fraction(1000, frame_ms))
         stream.width, stream.height = (side // 2 * 2 for side in first.size)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv, open_env
+from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv
 from envs.frame_plots import frame_of
 from marl.checkpoint import load_checkpoint
 from marl.evaluate import GreedyActor
@@ -42,9 +42,8 @@ def play(
     policy: Policy, reward: RewardLearner | None, *, greedy: bool, seed: int, episode: int = 0
 ) -> Play:
     """Return the `episode`-th (from 0) episode of one copy; the same for the same arguments."""
-    config = policy.config
     seeds = Seeds(seed)
-    with open_env(config.env.name, 1, **config.env.options) as env:
+    with policy.open_env(1) as env:
         recorder = Recorder(env, episode)
         collector = Collector(
             recorder,
@@ -64,7 +63,6 @@ def play(
     chosen = slice(int(ends[episode - 1]) if episode else 0, int(ends[episode]))
     team = local = None
     if reward is not None:
-        reward.forget()
         learned = reward.rewards(rollout.transitions, rollout.done)
         team = learned.team.squeeze(-1)[chosen].double().numpy()
         local = None if learned.local is None else learned.local.squeeze(-2)[chosen]

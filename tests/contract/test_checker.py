@@ -170,9 +170,42 @@ def test_no_legal_action_and_nobody_alive() -> None:
 
     def lifeless(step: EnvStep, t: int) -> EnvStep:
         assert step.alive is not None
-        return replace(step, alive=changed(step.alive, 2, False)) if t == 3 else step
+        nobody = changed(step.alive, 2, False)
+        return replace(step, alive=nobody, final_alive=nobody) if t == 3 else step
 
     assert "copy 2 has no living agent" in the_problem(Broken("probe/dying", fault=lifeless))
+
+
+def test_final_alive_of_another_time_or_shape() -> None:
+    def elsewhere(step: EnvStep, t: int) -> EnvStep:
+        assert step.final_alive is not None
+        return replace(step, final_alive=~step.final_alive) if t == 0 else step
+
+    words = "reset: final_alive of copy 0 differs from alive, but its episode goes on"
+    assert words in the_problem(Broken("probe/dying", fault=elsewhere))
+
+    def short(step: EnvStep, t: int) -> EnvStep:
+        assert step.final_alive is not None
+        return replace(step, final_alive=step.final_alive[:, :1])
+
+    assert "final_alive is bool of shape (3, 1)" in the_problem(Broken("probe/dying", fault=short))
+
+    def immortal(step: EnvStep, t: int) -> EnvStep:
+        return replace(step, final_alive=np.ones((3, 4), bool))
+
+    problem = the_problem(Broken(fault=immortal))
+    assert "final_alive is given, but spec.agents_die is False" in problem
+
+
+def test_deaths_that_an_interruption_hides_are_a_warning() -> None:
+    def untold(step: EnvStep, t: int) -> EnvStep:
+        return replace(step, final_alive=None)
+
+    assert check_env(Broken("probe/dying", fault=untold)) == []  # it ends when all are dead
+    env = Broken("fleet/hopper_2", fault=untold, max_steps=20)
+    problem = the_problem(env)
+    assert problem.startswith("warning: ")
+    assert "agents die and episodes are truncated, but final_alive is missing" in problem
 
 
 def test_terminated_and_truncated_at_once() -> None:

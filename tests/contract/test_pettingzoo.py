@@ -1,6 +1,7 @@
 """PettingZoo environments: agents that differ, come and go; masks, ends, facts, clear errors."""
 
 import warnings
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,42 @@ def test_contract(end: str, masks: str) -> None:
     assert env.spec.masks_actions == bool(masks)
     assert env.spec.agents_die
     assert check_env(env, steps=40) == []
+
+
+class Falling(Village):
+    """When time is up, in step 4, the child is not cut off: its task ends in that very step."""
+
+    def step(self, actions: Any) -> Any:
+        obs, rewards, terminated, truncated, infos = super().step(actions)
+        if self.t == 4:
+            terminated["child"], truncated["child"] = True, False
+        return obs, rewards, terminated, truncated, infos
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "steps", "final"),
+    [
+        (Falling, {"max_steps": 10}, 4, [False, False, True]),
+        (Village, {"max_steps": 10}, 4, [False, True, True]),
+        (Village, {"max_steps": 3}, 3, [False, True, True]),  # the elder ends where the limit cuts
+        (
+            partial(Village, end="done"),
+            {"max_steps": 4, "limit_terminates": True},
+            4,
+            [False, True, True],
+        ),
+    ],
+)
+def test_who_would_have_gone_on(
+    kind: Any, options: dict[str, Any], steps: int, final: list[bool]
+) -> None:
+    env = pettingzoo(kind, "village", num_envs=1, workers=0, **options)
+    step = played(env, steps)[-1]
+    assert step.truncated.all()
+    assert step.alive is not None
+    assert step.final_alive is not None
+    assert step.final_alive[0].tolist() == final
+    assert step.alive[0].tolist() == [True, True, False]  # of the next episode
 
 
 def test_spaces_become_sizes() -> None:

@@ -255,6 +255,8 @@ def test_parity_over_1000_steps(game: Any) -> None:
         assert told["won"] == info["battle_won"]
         assert told["allies_alive"] == 5 - info["dead_allies"]
         assert told["enemies_alive"] == 5 - info["dead_enemies"]
+        assert step.final_alive is not None
+        assert told["allies_alive"] == step.final_alive.sum()
     assert episode > 10
 
 
@@ -443,6 +445,7 @@ def test_resuming_cuts_the_open_battles_off(game: Any) -> None:
     np.testing.assert_array_equal(after.rewards, 0)
     np.testing.assert_array_equal(after.final_obs, step.obs)
     np.testing.assert_array_equal(after.final_state, step.state)
+    np.testing.assert_array_equal(after.final_alive, step.alive)
     np.testing.assert_array_equal(after.facts, step.facts)
     # Both copies are in their second episode, the one that the first run would have come to.
     fresh = terran(2, max_steps=1)

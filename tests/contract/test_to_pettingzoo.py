@@ -13,15 +13,40 @@ from envs import EnvError, make_env
 from envs.to_pettingzoo import ParallelTeam, to_pettingzoo
 from tests.scripted import ScriptedEnv
 
+REPLACE = {"illegal": "replace"}  # the seed test ignores masks
 NAMES: list[tuple[str, dict[str, Any]]] = [
-    ("probe/masked", {"illegal": "replace"}),  # the seed test ignores masks
+    ("probe/masked", REPLACE),
     ("probe/dying", {}),
     ("probe/continuous_match", {}),
     ("probe/time_limit", {}),
     ("particles/spread_3", {"reward_mode": "dense"}),
     ("mamujoco/hopper_3x1", {"max_steps": 30}),
     ("fleet/hopper_2", {"max_steps": 60}),
+    ("tests.village:Village", {"max_steps": 10, "workers": 0, "end": "cut"}),
+    ("tests.village:Village", {"max_steps": 10, "workers": 0, "masks": "dict", **REPLACE}),
+    ("gym/tests.tuple_team:Pair-v0", {"workers": 0, "team_reward": "sum"}),
+    ("gym/Foraging-8x8-2p-2f-coop-v3", {"workers": 0}),
+    ("smax/3m", REPLACE),
+    ("vmas/balance", {"max_steps": 20}),
 ]
+NEEDS = {
+    "gym/Foraging-8x8-2p-2f-coop-v3": ("lbforaging", "lbforaging"),
+    "smax/3m": ("jaxmarl.registration", "smax"),
+    "vmas/balance": ("vmas", "vmas"),
+}
+"""Packages that must be installed, and the extras that they come with."""
+
+
+@pytest.fixture(autouse=True)
+def _packages(request: pytest.FixtureRequest) -> None:
+    """Skip what needs a package that is not installed; let SMAX compile once."""
+    callspec = getattr(request.node, "callspec", None)
+    name = callspec.params.get("name") if callspec else None
+    if name in NEEDS:
+        package, extra = NEEDS[name]
+        pytest.importorskip(package, reason=f"needs the extra {extra}")
+    if name == "smax/3m":
+        request.getfixturevalue("compiled_once")
 
 
 @pytest.mark.parametrize(("name", "options"), NAMES)
@@ -98,6 +123,21 @@ def test_agents_leave_when_they_die() -> None:
     obs, *_ = env.step({"agent_1": 2})
     assert set(obs) == {"agent_1"}
     np.testing.assert_array_equal(env.env.received[-1], [[0, 2]])
+
+
+def test_who_dies_when_the_time_is_up_is_terminated_and_the_others_are_truncated() -> None:
+    # Agent i takes part while t <= i: agent 0 dies in the only step of episodes 0 and 1, of which
+    # the second one is truncated.
+    env = ParallelTeam(ScriptedEnv([[1]], agents_die=True, tells_final_alive=True))
+    env.reset(seed=0)
+    *_, terminated, truncated, _ = env.step({"agent_0": 1, "agent_1": 1})
+    assert terminated == {"agent_0": True, "agent_1": True}
+    inner = env.env
+    inner.episodes[:] = 1
+    env.agents = list(env.possible_agents)
+    *_, terminated, truncated, _ = env.step({"agent_0": 1, "agent_1": 1})
+    assert terminated == {"agent_0": True, "agent_1": False}
+    assert truncated == {"agent_0": False, "agent_1": True}
 
 
 def test_the_dead_do_something_legal() -> None:

@@ -2,15 +2,22 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from envs import Frame
+from envs.frame_plots import frame_of
 from marl import checkpoint
 from marl.checkpoint import load_checkpoint, read_checkpoint
+from marl.policy import Policy
+from marl.seeding import Seeds
+from marl.types import Transitions
 from marl.watch import film_run, play
 from marl.watch.film import FilmOptions
 from marl.watch.play import load_team
@@ -27,6 +34,12 @@ def trained(folder: Path, changes: Sequence[str] = ()) -> Path:
 def imap(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny run that has learned local rewards."""
     return trained(tmp_path_factory.mktemp("watch") / "imap")
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run whose learned rewards remember the episode."""
+    return trained(tmp_path_factory.mktemp("watch") / "gru", ["--reward.memory=gru"])
 
 
 def test_a_run_becomes_a_film(imap: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -52,6 +65,15 @@ def test_a_film_can_be_cut_and_put_elsewhere(
     assert "it ends at step 7; --max-frames or --speed" in capsys.readouterr().out
 
 
+def test_the_case_of_a_suffix_is_free(imap: Path, tmp_path: Path) -> None:
+    pytest.importorskip("av", reason="needs the extra video")
+    for name, options in (("film.MP4", []), ("again.Mp4", ["--format", "mp4"]), ("a.GIF", [])):
+        output = tmp_path / name
+        assert run("watch", str(imap), "--output", str(output), "--max-frames", "2", *options) == 0
+        head = output.read_bytes()[:12]
+        assert head.startswith(b"GIF") if name == "a.GIF" else head[4:8] == b"ftyp"
+
+
 def test_the_same_episode_plays_again(imap: Path) -> None:
     plays = [
         play(*load_team(imap), greedy=True, seed=seed, episode=episode)
@@ -64,28 +86,62 @@ def test_the_same_episode_plays_again(imap: Path) -> None:
     np.testing.assert_array_equal(plays[0].local, plays[1].local)
 
 
-def test_learned_rewards_belong_to_the_steps_shown(imap: Path) -> None:
-    policy, reward = load_team(imap)
-    shown = play(policy, reward, greedy=True, seed=0)
-    assert shown.team is not None
-    assert shown.local is not None
-    assert shown.team.shape == shown.rewards.shape == (25,)
-    assert shown.local.shape == (25, 3)
-    # Complete local rewards add up to the team's; both come in deviations of their own.
-    sums = shown.local.sum(axis=1)
-    np.testing.assert_allclose(sums / sums[0], shown.team / shown.team[0], rtol=1e-3)
+@dataclass(frozen=True, kw_only=True)
+class Walked:
+    """An episode that was stepped through by hand, T steps of one copy."""
+
+    frames: tuple[Frame, ...]
+    paid: list[float]
+    transitions: Transitions
+    done: torch.Tensor
 
 
-def test_a_reward_with_memory_is_shown_from_the_start_of_its_episode(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "run", ["--reward.memory=gru"])
-    team = load_team(folder)
-    first, second = (play(*team, greedy=True, seed=0) for _ in range(2))
-    assert first.team is not None
-    assert second.team is not None
-    assert first.team.shape == (25,)
-    # Shown in running deviations, which the first look has moved a little.
-    ratio = first.team / second.team
-    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+def walked(policy: Policy, seed: int, episode: int) -> Walked:
+    """Return the `episode`-th episode (from 0) of the greedy team, whose steps are 25 each."""
+    frames, paid, rows = [], [], []
+    with policy.open_env(1) as env:
+        step = env.reset(Seeds(seed).integer("evaluation environment"))
+        for t in range(25 * (episode + 1)):
+            actions = policy.act(step.obs, greedy=True)
+            seen = {"obs": step.obs.copy(), "state": step.state.copy(), "actions": actions}
+            frame = frame_of(env, 0, step, actions)
+            step = env.step(actions)
+            led = {"next_obs": step.final_obs, "next_state": step.final_state}
+            if t >= 25 * episode:
+                frames.append(frame)
+                paid.append(float(env.hidden_rewards()[0]))  # type: ignore[attr-defined]  # particles
+                rows.append(
+                    seen | {k: v.copy() for k, v in led.items()} | {"done": step.terminated}
+                )
+    stacked = {name: torch.from_numpy(np.stack([row[name] for row in rows])) for name in rows[0]}
+    done = stacked.pop("done")
+    assert done.flatten().tolist() == [False] * 24 + [True]
+    transitions = Transitions(**stacked, terminated=done)
+    return Walked(frames=tuple(frames), paid=paid, transitions=transitions, done=done)
+
+
+@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("episode", [0, 2])
+def test_learned_rewards_belong_to_the_steps_shown(
+    imap: Path, remembering: Path, memory: str, episode: int
+) -> None:
+    """Those of the same steps read alone, one episode from its start; a second look is the same."""
+    policy, reward = load_team(imap if memory == "none" else remembering)
+    assert reward is not None
+    assert reward.config.memory == memory
+    expected = walked(policy, 5, episode)
+    learned = reward.rewards(expected.transitions, expected.done)
+    assert learned.local is not None
+    team, local = learned.team[:, 0], learned.local[:, 0]
+    assert (team[1:] - team[:-1]).abs().max() > 1e-3  # a shift by a step would be seen
+    for _ in range(2):
+        shown = play(policy, reward, greedy=True, seed=5, episode=episode)
+        assert shown.team is not None
+        assert shown.local is not None
+        assert shown.frames == expected.frames
+        np.testing.assert_allclose(shown.rewards, expected.paid, atol=1e-6)
+        np.testing.assert_allclose(shown.team, team, atol=1e-5)
+        np.testing.assert_allclose(shown.local, local, atol=1e-5)
 
 
 @pytest.mark.parametrize("algorithm", ["sparse", "ipl"])

@@ -135,6 +135,29 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
     ],
 )
 def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, object]) -> None:
+    stopped_as_alone(tmp_path, changes)
+
+
+ADAPTED = {"preferences.store_steps": 2000, "total_steps": 640, "checkpoint_every": 160}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_stopped_run_of_a_pettingzoo_team_continues_exactly(tmp_path: Path, workers: int) -> None:
+    """In worker processes, too: its open episodes are replayed; agents differ, come and go."""
+    options = {"max_steps": 10, "workers": workers, "team_reward": "sum"}
+    team = {"env.name": "tests.village:Village", "env.options": options}
+    stopped_as_alone(tmp_path, ADAPTED | team)
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_a_stopped_run_of_smax_continues_exactly(tmp_path: Path) -> None:
+    pytest.importorskip("jaxmarl.registration", reason="needs the extra smax")
+    battle = {"env.name": "smax/3m", "env.options": {"max_steps": 15, "finite_horizon": False}}
+    stopped_as_alone(tmp_path, ADAPTED | battle)
+
+
+def stopped_as_alone(tmp_path: Path, changes: dict[str, object]) -> None:
+    """Assert that a run with these settings that was stopped twice equals one that never was."""
     config = small(**changes)
     for _ in train(config, tmp_path / "alone"):
         pass

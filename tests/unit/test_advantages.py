@@ -14,17 +14,17 @@ def looped_gae(
     values: Tensor,
     next_values: Tensor,
     terminated: Tensor,
-    done: Tensor,
+    ends: Tensor,
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
-    """Return the recursion A_t = delta_t + gamma lambda (1 - done_t) A_{t+1}, step by step."""
+    """Return the recursion A_t = delta_t + gamma lambda (1 - ends_t) A_{t+1}, step by step."""
     advantages = torch.zeros_like(rewards)
     following = torch.zeros_like(rewards[0])
     for t in reversed(range(len(rewards))):
         for copy in range(rewards.shape[1]):
             bootstrap = 0.0 if terminated[t, copy] else next_values[t, copy]
-            carry = 0.0 if done[t, copy] else following[copy]
+            carry = following[copy] * ~ends[t, copy]
             delta = rewards[t, copy] + gamma * bootstrap - values[t, copy]
             advantages[t, copy] = delta + gamma * gae_lambda * carry
         following = advantages[t]
@@ -44,9 +44,10 @@ def test_gae_equals_the_backward_loop(
     generator = torch.Generator().manual_seed(seed)
     shape = (steps, 2) if agents is None else (steps, 2, agents)
     rewards, values, next_values = torch.randn((3, *shape), generator=generator)
-    ends = torch.rand((2, steps, 2), generator=generator) < 0.2
-    terminated, done = ends[0], ends[0] | ends[1]
-    arguments = (rewards, values, next_values, terminated, done, gamma, gae_lambda)
+    terminated = torch.rand((steps, 2), generator=generator) < 0.2
+    ends = torch.rand(shape, generator=generator) < 0.2
+    ends |= terminated.view(steps, 2, *([1] * (len(shape) - 2)))
+    arguments = (rewards, values, next_values, terminated, ends, gamma, gae_lambda)
     assert torch.allclose(gae(*arguments), looped_gae(*arguments), atol=1e-5)
 
 

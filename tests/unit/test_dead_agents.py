@@ -20,6 +20,7 @@ from tests.learners import (
     make_mappo,
     parameters_after,
     random_rewards,
+    team_stream,
 )
 from tests.scripted import ScriptedEnv
 
@@ -62,6 +63,72 @@ def test_a_death_ends_an_agents_stream_of_rewards() -> None:
     assert stream.advantages[0, 0, 0].item() == pytest.approx(delta.item(), abs=1e-6)
     delta = rewards.local[1, 0, 1] - stream.values[1, 0, 1]
     assert stream.advantages[1, 0, 1].item() == pytest.approx(delta.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("gae_lambda", "expected", "always_there"),
+    [
+        # Alive, absent, alive; gamma = .5, r = 0, 0, 1, and V = .5 where alive.
+        # The absence is worth nothing: delta_0 = 0 + .5 * 0 - .5, and delta_2 = 1 + 0 - .5, since
+        # the episode ends there. Nothing that is earned after the return reaches step 0.
+        # Who is always there: delta_0 = delta_1 = .5 * .5 - .5 = -.25, delta_2 = .5;
+        # lambda = 1: A_1 = -.25 + .5 * .5 = 0, A_0 = -.25 + .5 * 0.
+        (0.0, [-0.5, 0.5], [-0.25, -0.25, 0.5]),
+        (1.0, [-0.5, 0.5], [-0.25, 0.0, 0.5]),
+        # lambda = .5: A_1 = -.25 + .25 * .5 = -.125, A_0 = -.25 + .25 * -.125.
+        (0.5, [-0.5, 0.5], [-0.28125, -0.125, 0.5]),
+    ],
+)
+def test_an_absence_ends_an_agents_stream_though_it_returns(
+    gae_lambda: float, expected: list[float], always_there: list[float]
+) -> None:
+    mappo = make_mappo(
+        ScriptedEnv([[3]], agents_die=True).spec, LearnerConfig(gamma=0.5, gae_lambda=gae_lambda)
+    )
+    assert mappo.local_critics is not None
+    for parameter in mappo.local_critics.parameters():
+        parameter.data.zero_()
+    mappo.local_critics.value_norm.update(torch.tensor([0.0, 1.0]))  # 0 comes out as their mean
+    rollout = collect(mappo, ScriptedEnv([[3]], agents_die=True), steps=3)
+    alive = torch.tensor([[[True, True]], [[False, True]], [[True, True]]])
+    following = torch.cat((alive[1:], alive[-1:]))
+    rollout = changed(rollout, alive=alive, next_alive=following)
+    paid = torch.tensor([0.0, 0.0, 1.0]).view(3, 1, 1).expand(3, 1, 2)
+    rewards = Rewards(team=paid[..., 0], local=paid)
+    found = local_stream(mappo, rollout, rewards).advantages
+    assert found[[0, 2], 0, 0].tolist() == expected
+    assert found[:, 0, 1].tolist() == always_there
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_who_dies_in_the_last_step_of_an_interrupted_episode_has_no_future(tells: bool) -> None:
+    # Episodes of 2 steps, the second one truncated: agent 1 acts in its last step and dies by it.
+    env = ScriptedEnv([[2]], agents_die=True, tells_final_alive=tells)
+    mappo = make_mappo(env.spec)
+    rollout = collect(mappo, env, steps=4)
+    assert rollout.truncated.flatten().tolist() == [False, False, False, True]
+    rewards, critic = random_rewards(rollout), mappo.local_critics
+    assert rewards.local is not None
+    assert critic is not None
+    steps = rollout.transitions
+    stream = local_stream(mappo, rollout, rewards)
+    with torch.no_grad():
+        final = critic(mappo.norm.obs(steps.next_obs), steps.next_state)[3, 0, 1].item()
+    assert final != 0.0
+    delta = rewards.local[3, 0, 1] - stream.values[3, 0, 1]
+    expected = delta.item() + (0.0 if tells else 0.99 * final)
+    assert stream.advantages[3, 0, 1].item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_absence_leaves_the_teams_stream() -> None:
+    env = ScriptedEnv([[8]], agents_die=True)
+    mappo = make_mappo(env.spec)
+    rollout = collect(mappo, env)
+    there = torch.ones_like(rollout.log_probs, dtype=torch.bool)
+    rewards = random_rewards(rollout)
+    full = changed(rollout, alive=there, next_alive=there)
+    found = team_stream(mappo, rollout, rewards).advantages
+    assert torch.equal(found, team_stream(mappo, full, rewards).advantages)
 
 
 def test_dead_rows_of_a_rollout_leave_the_value_statistics() -> None:

@@ -26,6 +26,7 @@ from tests.scripted import ScriptedEnv, scripted_collector
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "deaths, masks and facts": {"agents_die": True, "masks_actions": True, "tells_facts": True},
+    "deaths at the end": {"agents_die": True, "tells_final_alive": True},
     "continuous": {"continuous": True, "obs_sizes": (4, 2), "action_sizes": (3, 1)},
 }
 

@@ -75,7 +75,11 @@ def test_an_episode_is_read_as_if_nothing_had_been_before(gamma: float, shared: 
     learner = make_learner(gamma, share_parameters=shared)
     steps = make_steps(0, 2 * T, E, dies=True)
     spans = slice(0, T), slice(T, 2 * T)
-    parts = [learner.rewards(cut(steps, span), DONE[span]) for span in spans]
+    parts = []
+    for span in spans:
+        steps_of = cut(steps, span), DONE[span]
+        parts.append(learner.rewards(*steps_of, memory=learner.memory))
+        learner.rollout_rewards(*steps_of, informed=False)
     whole = Rewards(
         team=torch.cat([part.team for part in parts]),
         local=torch.cat([part.local for part in parts if part.local is not None]),
@@ -90,7 +94,6 @@ def test_an_episode_is_read_as_if_nothing_had_been_before(gamma: float, shared: 
             found = Rewards(team=whole.team[span, [copy_]], local=whole.local[span, [copy_]])
             same(found, expected)
             first = last + 1
-    learner.forget()
     anew = learner.rewards(cut(steps, spans[1]), DONE[spans[1]])
     assert not torch.allclose(anew.team, parts[1].team, atol=1e-3)
 
@@ -182,10 +185,33 @@ def test_what_stands_behind_an_episode_changes_nothing() -> None:
 def test_the_memory_is_saved_and_only_where_there_is_one() -> None:
     learner, steps = make_learner(), make_steps(0, T, E)
     assert "memory" not in learner.state_dict()
-    learner.rewards(steps, DONE[:T])
+    learner.rollout_rewards(steps, DONE[:T], informed=False)
     other = make_learner()
     other.load_state_dict(learner.state_dict())
-    same(other.rewards(steps, DONE[T:]), learner.rewards(steps, DONE[T:]))
+    found = other.rewards(steps, DONE[T:], memory=other.memory)
+    same(found, learner.rewards(steps, DONE[T:], memory=learner.memory))
+    anew = learner.rewards(steps, DONE[T:])
+    assert not torch.allclose(found.team, anew.team, atol=1e-3)
+
+
+def test_looking_at_rewards_changes_nothing_of_the_next_rollout() -> None:
+    """A look in between, at that rollout or another, leaves what training reads and stores."""
+    steps, others = make_steps(0, 2 * T, E), make_steps(1, T, E)
+    learners = make_learner(), make_learner()
+    for learner in learners:
+        learner.num_fits = 1
+        learner.rollout_rewards(cut(steps, slice(0, T)), DONE[:T], informed=True)
+    before = copy.deepcopy(learners[0].state_dict())
+    learners[0].rewards(others, DONE[:T])
+    learners[0].rewards(cut(steps, slice(T, 2 * T)), DONE[T:], memory=learners[0].memory)
+    after = learners[0].state_dict()
+    for name, memory in before["memory"].items():
+        assert torch.equal(after["memory"][name], memory), name
+    follows = cut(steps, slice(T, 2 * T)), DONE[T:]
+    looked, untouched = (one.rollout_rewards(*follows, informed=True)[0] for one in learners)
+    assert looked is not None
+    assert untouched is not None
+    assert torch.equal(looked.team, untouched.team)
 
 
 def test_steps_without_history_are_refused() -> None:

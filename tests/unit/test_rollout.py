@@ -110,8 +110,13 @@ def test_terminated_and_truncated_stay_apart() -> None:
 
 
 def test_who_is_alive_before_and_after_a_step() -> None:
-    # Agent i takes part while t <= i. At an episode's end nobody says who would have lived on:
-    # `next_alive` repeats `alive`.
+    # Agent i takes part while t <= i, also after an episode's last step where the environment tells
+    # that. Otherwise `next_alive` repeats `alive` there.
+    for rollout in two_rollouts(agents_die=True, tells_final_alive=True):
+        steps = rollout.transitions
+        times, agents = steps.state[..., 2:], torch.arange(2)
+        assert torch.equal(steps.alive, times <= agents)  # type: ignore[arg-type]  # given
+        assert torch.equal(steps.next_alive, times + 1 <= agents)  # type: ignore[arg-type]  # given
     for rollout in two_rollouts(agents_die=True):
         steps = rollout.transitions
         times, agents = steps.state[..., 2:], torch.arange(2)

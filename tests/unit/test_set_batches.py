@@ -9,10 +9,14 @@ from pathlib import Path
 import torch
 
 from marl.config import RewardConfig
+from marl.normalisers import TeamNorm
+from marl.preferences.sampling import in_order
 from marl.preferences.sets import Answer, EpisodeArchive, now
 from marl.preferences.sets.batches import SetBatches
+from marl.rewards import FactoredReward
+from marl.rewards.losses import episode_scores
 from marl.rewards.protocols import Batches
-from tests.unit.test_preference_sets import set_of
+from tests.unit.test_preference_sets import set_of, store_of
 
 
 def answer(first: int, second: int, label: float | None) -> Answer:
@@ -73,3 +77,28 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
     assert (batches.num_skipped, batches.num_orphaned) == (2, 1)
     assert batches.pairs(held_out=False)[2].tolist() == [0.5]
     assert batches.batch(held_out=True) is None
+
+
+def test_a_reward_with_memory_reads_no_further_than_the_longest_episode(tmp_path: Path) -> None:
+    """And finds what it finds with the time limit's rows, whose last ones are padding."""
+    archive = archive_of(tmp_path / "set")
+    of = {int(archive.lengths[i]): n for i, n in enumerate(archive.numbers.tolist()) if n % 3 < 2}
+    answers = [answer(of[3], of[5], 1.0)]  # the time limit is 7
+    config = RewardConfig(memory="gru", hidden_sizes=(8,), mixer_hidden=8)
+    batch = SetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0)).batch()
+    assert batch is not None
+    assert batch.transitions.obs.shape[1] == 5
+    assert sorted(batch.step_weights.sum(dim=1).tolist()) == [3.0, 5.0]
+
+    spec = store_of("plain")[1]
+    norm, draws = TeamNorm(spec, enabled=False), torch.Generator().manual_seed(0)
+    model = FactoredReward(spec, config, 0.9, norm, draws)
+    cut = episode_scores(
+        model(batch.transitions).team, batch.step_weights, batch.lengths, config, 7
+    )
+    numbers = torch.tensor(sorted((of[3], of[5])))
+    offsets = torch.arange(7).expand(2, 7)
+    steps = in_order(archive.steps(numbers, offsets), offsets, config)
+    weights = (offsets < batch.lengths.unsqueeze(-1)).float()
+    whole = episode_scores(model(steps).team, weights, batch.lengths, config, 7)
+    assert torch.allclose(cut, whole, atol=1e-6)

@@ -30,9 +30,8 @@ def filled(
     lengths: list[list[int]], rollouts: int, max_steps: int = 32, **options: Any
 ) -> tuple[TrajectoryStore, list[Rollout]]:
     """Return a store after some rollouts, and copies of those."""
-    kinds = {
-        k: options.pop(k) for k in ("agents_die", "masks_actions", "tells_facts") if k in options
-    }
+    names = ("agents_die", "tells_final_alive", "masks_actions", "tells_facts")
+    kinds = {k: options.pop(k) for k in names if k in options}
     env = ScriptedEnv(lengths, **kinds)
     collector, actor = scripted_collector(env, STEPS)
     store, seen = make_store(env, max_steps, **options), []
@@ -144,9 +143,9 @@ def test_memory_is_bounded_and_constant() -> None:
     collector, actor = scripted_collector(env, STEPS)
     store = make_store(env)
     # Per step of a copy, N = 2, O = 4, S = 3, A = 3: obs 32, state 12, actions 16, alive 2,
-    # mask 6 bytes; 32 steps. Per episode: obs 32, state 12, start, env, length 24, terminated 1,
-    # return 4 bytes; 64 episodes.
-    expected = 32 * 68 + 64 * 73
+    # mask 6 bytes; 32 steps. Per episode: obs 32, state 12, alive 2, start, env, length 24,
+    # terminated 1, return 4 bytes; 64 episodes.
+    expected = 32 * 68 + 64 * 75
     addresses = {t.data_ptr() for t in store._steps.values()}
     for _ in range(10):
         assert store.num_bytes == expected
@@ -176,8 +175,10 @@ def test_the_held_out_episodes_are_every_so_many_th() -> None:
     assert sorted(held_out + rest) == list(range(24))
 
 
-def test_steps_equal_the_rollouts_they_came_from() -> None:
-    store, rollouts = filled([[3, 6]], 4, max_steps=40, agents_die=True, masks_actions=True)
+@pytest.mark.parametrize("tells", [True, False])
+def test_steps_equal_the_rollouts_they_came_from(tells: bool) -> None:
+    kinds = {"agents_die": True, "tells_final_alive": tells, "masks_actions": True}
+    store, rollouts = filled([[3, 6]], 4, max_steps=40, **kinds)
     # One copy: episode 1 spans steps 3 to 8, the first three rollouts.
     steps = all_steps(store, 1)
     for name in ("obs", "state", "actions", "next_obs", "next_state", "alive", "action_mask"):
@@ -185,6 +186,26 @@ def test_steps_equal_the_rollouts_they_came_from() -> None:
         assert torch.equal(getattr(steps, name)[0], whole[3:9]), name
     next_alive = torch.cat([r.transitions.next_alive[:, 0] for r in rollouts])  # type: ignore[index]
     assert torch.equal(steps.next_alive[0], next_alive[3:9])
+
+
+def test_an_older_state_says_nothing_of_deaths_in_the_last_step() -> None:
+    """There, whoever took part counts as alive; those of new episodes are told."""
+    # Agent 0 acts in step 0, agent 1 in steps 0 and 1: in episodes of 1 step, agent 0 dies at the
+    # end, and in those of 2 steps agent 1 does.
+    kinds = {"agents_die": True, "tells_final_alive": True}
+    store, _ = filled([[1, 2]], 2, max_steps=40, **kinds)
+    state = copy.deepcopy(store.state_dict())
+    del state["finals"]["alive"]
+    older, _ = filled([[1, 2]], 0, max_steps=40, **kinds)
+    older.load_state_dict(state)
+
+    def last(found: TrajectoryStore, number: int) -> list[bool]:
+        next_alive = all_steps(found, number).next_alive
+        return next_alive[0, -1].tolist()
+
+    assert [last(store, number) for number in (0, 1)] == [[False, True], [False, False]]
+    assert [last(older, number) for number in (0, 1)] == [[True, True], [False, True]]
+    assert torch.equal(all_steps(older, 1).obs, all_steps(store, 1).obs)
 
 
 def test_steps_beyond_the_end_repeat_the_last() -> None:

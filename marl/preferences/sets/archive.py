@@ -46,7 +46,8 @@ class EpisodeArchive:
 
         self._rows = {name: joined(name) for name in _BY_STEP if name in given}
         self._facts_by_step = self._rows.pop("facts_on_the_way")
-        self._finals = {"obs": stacked("final_obs"), "state": stacked("final_state")}
+        ends = ("final_obs", "final_state", "final_alive")
+        self._finals = {n.removeprefix("final_"): stacked(n) for n in ends if n in given}
         self._facts = stacked("facts")
         returns = [record.episode_return for record in records]
         self._returns = torch.tensor(returns, dtype=torch.float32, device=device)

@@ -47,6 +47,9 @@ class EpisodeRecord:
     """(F) float32: what was known at the end; None: the last row of `facts_on_the_way`."""
     alive: Array | None = None
     """(L, N) bool, where agents die."""
+    final_alive: Array | None = None
+    """(N) bool, where agents die: who would have gone on after the last step; None: the last row of
+    `alive`."""
     action_mask: Array | None = None
     """(L, N, A) bool, True where an action was legal, where some are not."""
 
@@ -84,8 +87,8 @@ def checked_episode(record: EpisodeRecord, spec: EnvSpec, where: str) -> Episode
         given = getattr(record, name)
         if given is None and 0 in shape:
             given = np.zeros(shape, dtype)
-        if given is None and name == "facts":
-            given = arrays["facts_on_the_way"][-1]
+        if given is None and name in _ENDS:
+            given = arrays[_ENDS[name]][-1]
         if given is None:
             raise SetError(f"{where}: {name} is missing; {spec.name} needs shape {shape}")
         arrays[name] = _typed(np.asarray(given), shape, dtype, f"{where}: {name}")
@@ -139,6 +142,8 @@ def read_episode(folder: Path, number: int, spec: EnvSpec) -> EpisodeRecord:
 
 
 _SCALARS = ("episode_return", "terminated")
+_ENDS = {"facts": "facts_on_the_way", "final_alive": "alive"}
+"""What may be left out, and whose last row stands for it."""
 _NEEDED = ("obs", "state", "actions", "final_obs", "final_state", *_SCALARS)
 
 
@@ -156,7 +161,7 @@ def _expected(spec: EnvSpec, length: int) -> dict[str, tuple[tuple[int, ...], ty
         "facts": ((len(spec.facts),), np.float32),
     }
     if spec.agents_die:
-        shapes["alive"] = (team, np.bool_)
+        shapes |= {"alive": (team, np.bool_), "final_alive": ((spec.num_agents,), np.bool_)}
     if spec.masks_actions:
         shapes["action_mask"] = ((*team, spec.action_size), np.bool_)
     return shapes

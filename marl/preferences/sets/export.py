@@ -15,7 +15,7 @@ from jaxtyping import Float, Int64
 from rich.progress import track
 from torch import Tensor
 
-from envs import EnvSpec, open_env
+from envs import EnvSpec
 from marl.checkpoint import load_checkpoint
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
 from marl.config.files import config_from_dict
@@ -27,6 +27,7 @@ from marl.preferences.sets.answers import Answer, now
 from marl.preferences.sets.episodes import EpisodeRecord
 from marl.preferences.sets.preference_set import PreferenceSet
 from marl.seeding import Seeds
+from marl.specs import spec_in
 from marl.trajectories import TrajectoryStore
 
 
@@ -67,8 +68,7 @@ def export_run(
             f"{run}: a run of algorithm {config.algorithm} keeps no episodes and no answers; "
             "export one that learns a reward (imap, slf, ipl, sl)"
         )
-    with open_env(config.env.name, 1, **config.env.options) as env:
-        spec = env.spec
+    spec = spec_in(saved, config, str(run))
     store = _store(config, spec, saved["trainer"]["source"]["store"])
     numbers = torch.cat((store.available(), store.available(held_out=True))).sort().values
     numbers = numbers[-episodes:] if episodes else numbers
@@ -126,6 +126,7 @@ def record_of(store: TrajectoryStore, spec: EnvSpec, number: int) -> EpisodeReco
         "facts_on_the_way": facts,
         "facts": episode.facts,
         "alive": steps.alive if spec.agents_die else None,
+        "final_alive": None if steps.next_alive is None else steps.next_alive[:, -1],
         "action_mask": steps.action_mask if spec.masks_actions else None,
     }
     arrays: dict[str, Any] = {
