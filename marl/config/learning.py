@@ -99,10 +99,10 @@ class RewardConfig:
     """Adam step size."""
     regularisation: float = 0.01
     """lambda in lambda * mean(R^2)."""
-    split_regularisation: float = 0.0
-    """mu in mu * mean(sum_i (r_i - r_bar)^2), r_bar the mean over the agents alive. Preferences fix
-    only the sum of local rewards: where agents see one another, the split may drift until each
-    is paid at the others' cost. 1 stops that."""
+    split_regularisation: float = 0.1
+    """mu in mu * mean(sum_i (S_i - S_bar)^2), S_i the score of agent i's local rewards over an
+    episode, S_bar the agents' mean. Preferences fix only the sum of the S_i: at 0, where agents see
+    one another, the split may drift until each is paid at the others' cost."""
     beta: float = 1.0
     """Temperature of the value loss."""
     exponent_clip: float = 5.0

@@ -90,7 +90,7 @@ class RewardLearner:
         """Take K_R gradient steps on labelled batches and return metrics.
 
             L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)
-                  + mu mean(sum_i (r_i - r_bar)^2)                      -> q, mixer
+                  + mu mean(sum_i (S_i - S_bar)^2)                      -> q, mixer
             L_v = extreme V (or its options) of w_i v_i on w_i q_i      -> v
 
         The gradients of the two losses reach disjoint parameters, so they are found side by side
@@ -122,8 +122,14 @@ class RewardLearner:
         present = segments.step_weights > 0
         loss = preference_loss + self.config.regularisation * masked_mean(rewards.team**2, present)
         if self.config.split_regularisation > 0.0 and rewards.local is not None:
-            unequal = split_penalty(rewards.local, segments.transitions.alive)
-            loss = loss + self.config.split_regularisation * masked_mean(unequal, present)
+            local_scores = episode_scores(
+                rewards.local.movedim(-1, 0),
+                segments.step_weights,
+                segments.lengths,
+                self.config,
+                self.max_steps,
+            )
+            loss = loss + self.config.split_regularisation * split_penalty(local_scores)
         drift = torch.zeros_like(preference_loss)
         if self.own is None or self.v_descent is None or now is None:
             self.q_descent.step(loss)

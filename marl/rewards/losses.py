@@ -4,7 +4,7 @@ Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
 """
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
@@ -12,18 +12,18 @@ from marl.types import LabelledSegments
 
 
 def episode_scores(
-    team_rewards: Float[Tensor, "M K"],
+    rewards: Float[Tensor, "*N M K"],
     step_weights: Float[Tensor, "M K"],
     lengths: Int64[Tensor, "M"],
     config: RewardConfig,
     max_steps: int,
-) -> Float[Tensor, "M"]:
-    """Return S = (alpha / T_max) * sum_t R_t of each episode.
+) -> Float[Tensor, "*N M"]:
+    """Return S = (alpha / T_max) * sum_t R_t of each episode, or S_i of each agent's r_i.
 
     The sum is estimated from the sampled steps by their weights; with
     ``length_normalised`` each episode's own length takes the place of T_max.
     """
-    sums = (step_weights * team_rewards).sum(dim=-1)
+    sums = (step_weights * rewards).sum(dim=-1)
     if config.length_normalised:
         return config.alpha * sums / lengths
     return config.alpha / max_steps * sums
@@ -56,18 +56,14 @@ def preference_accuracy(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) 
     return ((logits > 0) == (labels > 0.5))[decided].to(torch.float32).mean()
 
 
-def split_penalty(
-    local_rewards: Float[Tensor, "*L N"], alive: Bool[Tensor, "*L N"] | None
-) -> Float[Tensor, "*L"]:
-    """Return sum_i (r_i - r_bar)^2 over the agents alive, r_bar their mean.
+def split_penalty(local_scores: Float[Tensor, "N M"]) -> Tensor:
+    """Return the mean over episodes of sum_i (S_i - S_bar)^2, S_i the score of r_i alone.
 
-    Preferences tell only about R = sum_i r_i; this says how unequally it is split.
+    Preferences tell only about S = sum_i S_i. Scores of whole episodes, not rewards, are kept
+    alike: what an agent's own action is worth at a step stays its own.
     """
-    if alive is None:
-        alive = torch.ones_like(local_rewards, dtype=torch.bool)
-    counted = local_rewards * alive
-    mean = counted.sum(dim=-1, keepdim=True) / alive.sum(dim=-1, keepdim=True).clamp(min=1)
-    return ((counted - mean) ** 2 * alive).sum(dim=-1)
+    mean = local_scores.mean(dim=0, keepdim=True)
+    return ((local_scores - mean) ** 2).sum(dim=0).mean()
 
 
 def gumbel_loss(

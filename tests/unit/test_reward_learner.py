@@ -96,9 +96,8 @@ def test_split_regularisation_pays_agents_alike_and_still_learns_the_order() -> 
         metrics = learner.fit(OneSource(segments), uniform_policy)
         assert metrics["preference/accuracy"] == 1.0
         with torch.no_grad():
-            rewards = learner.model(segments.transitions)
-        share = split_penalty(rewards.local, None).mean() / rewards.team.var()
-        unequal.append(float(share))
+            sums = learner.model(segments.transitions).local.sum(dim=1)
+        unequal.append(float(split_penalty(sums.T) / sums.sum(dim=-1).var()))
     assert unequal[1] < 0.2 * unequal[0]
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from marl.config import RewardConfig
 from marl.rewards.losses import (
     bradley_terry_loss,
+    episode_scores,
     expectile_loss,
     gumbel_loss,
     preference_accuracy,
@@ -133,8 +134,16 @@ def test_accuracy_ignores_ties() -> None:
 
 
 def test_the_split_penalty_by_hand() -> None:
-    # Mean 2: 1 + 0 + 1. Alive are only the first and the last, mean 2: 1 + 1. One alone: no split.
-    local = torch.tensor([[1.0, 2.0, 3.0], [1.0, 50.0, 3.0], [1.0, 50.0, 3.0]])
-    alive = torch.tensor([[True, True, True], [True, False, True], [False, True, False]])
-    assert split_penalty(local, alive).tolist() == [2.0, 2.0, 0.0]
-    assert split_penalty(local[:1], None).tolist() == [2.0]
+    # Two agents, two episodes: 1 and 3 are each 1 from their mean, 2 and 2 are alike.
+    # 1/2 ((1 + 1) + 0) = 1.
+    assert float(split_penalty(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))) == 1.0
+
+
+def test_scores_of_every_agent_by_hand() -> None:
+    # As above for an agent paid REWARDS: 1.5 and 9; for one paid nothing: 0.
+    segments = segments_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4])
+    rewards = torch.stack((REWARDS, torch.zeros_like(REWARDS)))
+    scores = episode_scores(
+        rewards, segments.step_weights, segments.lengths, RewardConfig(alpha=10.0), 20
+    )
+    assert scores.tolist() == [[1.5, 9.0], [0.0, 0.0]]
