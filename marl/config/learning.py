@@ -99,7 +99,7 @@ class RewardConfig:
     """Adam step size."""
     regularisation: float = 0.01
     """lambda in lambda * mean(R^2)."""
-    split_regularisation: float = 0.1
+    split_regularisation: float = 0.01
     """mu in mu * mean(sum_i (S_i - S_bar)^2), S_i the score of agent i's local rewards over an
     episode, S_bar the agents' mean. Preferences fix only the sum of the S_i: at 0, where agents see
     one another, the split may drift until each is paid at the others' cost."""
