@@ -4,13 +4,13 @@ import importlib
 import inspect
 import os
 import sys
-import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
 from types import ModuleType
 from typing import Any
 
 from envs.base import EnvError
+from envs.user_code import place_of
 
 
 def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
@@ -63,10 +63,9 @@ def _imported(module_name: str, what: str, example: str) -> ModuleType:
             f"{what}: importing {module_name!r} failed: it needs the missing module {error.name!r}"
         ) from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
         raise EnvError(
             f"{what}: importing {module_name!r} raised {type(error).__name__}: {error} "
-            f"({place.filename}, line {place.lineno})"
+            f"({place_of(error)})"
         ) from error
 
 

@@ -23,6 +23,7 @@ from envs.base import (
 )
 from envs.frames import Frame, HasFrames
 from envs.import_paths import did_you_mean, load_attribute
+from envs.user_code import called, source_of
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
 Outcome = Callable[[dict[str, FloatArray]], Any]
@@ -48,8 +49,8 @@ class SparseRewards:
         reward_every: int | None = None,
         reward_outcome: str | Outcome | None = None,
     ) -> None:
-        """`reward_outcome`: a fact's name, or a function from facts by name to numbers, or where
-        to import it from."""
+        """`reward_outcome`: a fact's name, or a function from facts by name to numbers, one per
+        episode that ended, or where to import it from."""
         self.inner = env
         """The environment that is made sparse."""
         _check_mode(env.spec.name, reward_mode, reward_every, reward_outcome)
@@ -123,11 +124,17 @@ class SparseRewards:
         assert step.facts is not None
         names = [fact.name for fact in self.spec.facts]
         facts = dict(zip(names, step.facts[done].T.copy(), strict=True))
-        paid = np.asarray(self._outcome(facts), np.float64)
-        if paid.shape != (done.sum(),) or not np.isfinite(paid).all():
+        shape = (int(done.sum()),)
+        given = (
+            f"it is given the facts {', '.join(names)} as arrays of one number per episode that "
+            f"ended, shape {shape} here; return such an array"
+        )
+        with called(f"{self.spec.name}: reward_outcome {source_of(self._outcome)}", given):
+            paid = np.asarray(self._outcome(facts), np.float64)
+        if paid.shape != shape or not np.isfinite(paid).all():
             raise EnvError(
-                f"{self.spec.name}: reward_outcome returned {paid} of shape {paid.shape}; return "
-                f"one finite number per episode that ended, shape ({done.sum()},) here"
+                f"{self.spec.name}: reward_outcome {source_of(self._outcome)} returned {paid} of "
+                f"shape {paid.shape}, expected finite numbers; {given}"
             )
         return paid
 
