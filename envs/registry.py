@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,7 @@ from envs.families import FAMILIES, Maker
 from envs.import_paths import did_you_mean, load_attribute
 from envs.sparse import SparseRewards
 from envs.step_checks import MEMBERS, missing_members
+from envs.user_code import called, source_of
 
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
 """Options of every environment: see `SparseRewards`."""
@@ -38,7 +39,9 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     ours = () if pays_itself else REWARD_OPTIONS
     paid = {key: options.pop(key) for key in ours if key in options}
     _check_options(name, maker, options)
-    env = maker.call(num_envs=num_envs, **maker.fixed, **options)
+    own = called(f"environment {name!r}: making it") if is_path else nullcontext()
+    with own:
+        env = maker.call(num_envs=num_envs, **maker.fixed, **options)
     missing = missing_members(env)
     if missing:
         raise EnvError(
@@ -47,6 +50,11 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
             "them all and asks for three functions of arrays"
         )
     made: VecEnv = env
+    if getattr(made.spec, "num_envs", num_envs) != num_envs:
+        raise EnvError(
+            f"environment {name!r} was asked for {num_envs} copies and made {made.spec.num_envs}; "
+            f"give EnvSpec the num_envs that {source_of(maker.call)} is called with"
+        )
     default = "" if is_path else FAMILIES[prefix].reward_mode
     if pays_itself or not (paid or default):
         return made

@@ -57,6 +57,8 @@ class SparseRewards:
         # Episodic and dense are the ends of one scale: never before the end, and every step.
         self._every = {"every_k": reward_every, "dense": 1}.get(reward_mode)
         self._outcome = None if reward_outcome is None else _outcome(env.spec, reward_outcome)
+        if self._outcome is not None:
+            self._outcome_called = f"{env.spec.name}: reward_outcome {source_of(self._outcome)}"
         self._sums = np.zeros(env.spec.num_envs)
         self._counts = np.zeros(env.spec.num_envs, np.int64)
         self._dense = np.zeros(env.spec.num_envs)
@@ -129,12 +131,12 @@ class SparseRewards:
             f"it is given the facts {', '.join(names)} as arrays of one number per episode that "
             f"ended, shape {shape} here; return such an array"
         )
-        with called(f"{self.spec.name}: reward_outcome {source_of(self._outcome)}", given):
+        with called(self._outcome_called, given):
             paid = np.asarray(self._outcome(facts), np.float64)
         if paid.shape != shape or not np.isfinite(paid).all():
             raise EnvError(
-                f"{self.spec.name}: reward_outcome {source_of(self._outcome)} returned {paid} of "
-                f"shape {paid.shape}, expected finite numbers; {given}"
+                f"{self._outcome_called} returned {paid} of shape {paid.shape}, expected finite "
+                f"numbers; {given}"
             )
         return paid
 

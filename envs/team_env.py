@@ -249,13 +249,13 @@ def _check_options(spec: EnvSpec, workers: int | None, timeout: float) -> None:
     """Raise on numbers that cannot be."""
     if spec.num_envs < 1:
         raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
-    if workers is not None and workers < 0:
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise EnvError(
-            f"{spec.name}: workers is {workers}; give 0 (this process) or more, or leave it out to "
-            "have it measured"
+            f"{spec.name}: workers is {workers!r}; give 0 (this process) or more, or leave it "
+            "out to have it measured"
         )
-    if timeout <= 0:
-        raise EnvError(f"{spec.name}: timeout is {timeout}; give seconds above 0")
+    if not isinstance(timeout, int | float) or timeout <= 0:
+        raise EnvError(f"{spec.name}: timeout is {timeout!r}; give seconds above 0")
 
 
 def _check_same(spec: EnvSpec, name: str, records: Records, state: dict[str, Any]) -> None:
