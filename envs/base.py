@@ -34,6 +34,9 @@ class Fact:
     """E.g. ``m`` or ``steps``; empty for counts, shares and yes (1) or no (0)."""
     higher_is_better: bool | None = None
     """None where neither direction is better."""
+    is_success: bool = False
+    """Whether it is 1 where an episode succeeded and 0 where not: its mean, the success rate, is
+    shown beside the return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +74,11 @@ class EnvSpec:
     def num_agents(self) -> int:
         """N, the size of the team."""
         return len(self.obs_sizes)
+
+    @property
+    def successes(self) -> tuple[str, ...]:
+        """Names of the facts that are 1 where an episode succeeded."""
+        return tuple(fact.name for fact in self.facts if fact.is_success)
 
     @property
     def obs_size(self) -> int:

@@ -99,7 +99,8 @@ def evaluate_command(arguments: list[str]) -> int:
     config_of(options.run)
     policy = load(options.run)
     table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
-    for heading in ("acting", "mean return", "95 % interval", "episodes"):
+    headings = ("acting", "mean return", "95 % interval", "episodes", *policy.spec.successes)
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "acting" else "right")
     report = {}
     for name in ("greedy", "sampled"):
@@ -111,10 +112,12 @@ def evaluate_command(arguments: list[str]) -> int:
             num_envs=options.num_envs,
         )
         interval = f"{result.low:.2f} to {result.high:.2f}"
-        table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)))
+        rates = [f"{result.facts[success]:.0%}" for success in policy.spec.successes]
+        table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)), *rates)
         report[name] = {
             "mean": result.mean,
             "interval": [result.low, result.high],
+            "facts": result.facts,
             "returns": result.returns.tolist(),
         }
     Console().print(table)

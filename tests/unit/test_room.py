@@ -35,7 +35,7 @@ def test_the_store_of_images_is_refused_with_what_it_needs() -> None:
 
 
 def test_without_a_learned_reward_only_the_rollout_counts() -> None:
-    config = dataclasses.replace(CONFIG, algorithm="mappo")
+    config = dataclasses.replace(CONFIG, algorithm="sparse")
     assert store_bytes(config, IMAGES) == 0
     # Now and next: 2 x 4 bytes x (20 x 164,520 + 1,478,400) for each of 6,400 steps: 244 GB.
     assert rollout_bytes(config, IMAGES) // 10**9 == 244
