@@ -123,4 +123,5 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(EnvError) as caught:
         make_env(name, 1)
-    assert f"pip install 'prefmarl[{extra}]'" in str(caught.value)
+    assert f"pip install -c constraints.txt '.[{extra}]'" in str(caught.value)
+    assert str(caught.value).count(f"{name}'") == 1
