@@ -69,11 +69,17 @@ class EnvSpec:
     """Whether `EnvStep.alive` is given, and `final_alive` may be."""
     facts: tuple[Fact, ...] = ()
     """What `EnvStep.facts` tells, in order; empty where it is not given."""
+    agent_names: tuple[str, ...] = ()
+    """What the agents are called, for messages and films; empty: by their numbers."""
 
     @property
     def num_agents(self) -> int:
         """N, the size of the team."""
         return len(self.obs_sizes)
+
+    def agent_name(self, agent: int) -> str:
+        """Return what an agent is called, ``agent 0`` if it has no name."""
+        return self.agent_names[agent] if self.agent_names else f"agent {agent}"
 
     @property
     def successes(self) -> tuple[str, ...]:

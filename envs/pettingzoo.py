@@ -112,6 +112,7 @@ class ParallelEnvTeam:
             masks_actions=self._masks_in_info or any(self._spaces.masked),
             agents_die=agents_die,
             facts=self._facts.facts,
+            agent_names=tuple(map(str, self._names)),
         )
 
     @property
@@ -200,7 +201,7 @@ class ParallelEnvTeam:
         if not (over or self._spec.agents_die):
             raise EnvError(
                 f"only {len(shown)} of {len(self._names)} agents take part, but the option "
-                "agents_die is False; leave it True"
+                "agents_die is False; leave it out"
             )
         for agent in set(range(len(self._names))).difference(shown):
             self._spaces.write_absent(agent, view)

@@ -62,6 +62,12 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
             f"spec has {len(spec.obs_sizes)} obs_sizes and {len(spec.action_sizes)} "
             "action_sizes; give one of each per agent",
         )
+    if spec.agent_names and len(spec.agent_names) != len(spec.obs_sizes):
+        problems.add(
+            "agent names",
+            f"spec.agent_names has {len(spec.agent_names)} names for {len(spec.obs_sizes)} "
+            "agents; give one each, or none",
+        )
     names = [fact.name for fact in spec.facts]
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
         problems.add(
@@ -180,7 +186,8 @@ def _check_padding(spec: EnvSpec, step: EnvStep, where: str, problems: Problems)
             problems.add(
                 f"{field} padding",
                 f"{where}: {field}[{copy}, {agent}, {feature}] is {obs[copy, agent, feature]}, "
-                f"but agent {agent} observes {spec.obs_sizes[agent]} features; pad with zeros",
+                f"but {spec.agent_name(agent)} observes {spec.obs_sizes[agent]} features; pad with "
+                "zeros",
             )
 
 
@@ -194,14 +201,15 @@ def _check_mask(
     if stuck.size:
         problems.add(
             "legal action",
-            f"{where}: copy {stuck[0][0]}, agent {stuck[0][1]} has no legal action; leave one "
-            "legal, also for the dead",
+            f"{where}: copy {stuck[0][0]}, {spec.agent_name(stuck[0][1])} has no legal action; "
+            "leave one legal, also for the dead",
         )
     beyond = np.arange(spec.action_size) >= np.asarray(spec.action_sizes)[:, None]
     wrong = np.argwhere(action_mask & beyond)
     if wrong.size:
         problems.add(
             "mask padding",
-            f"{where}: copy {wrong[0][0]}, agent {wrong[0][1]} may choose action {wrong[0][2]}, "
+            f"{where}: copy {wrong[0][0]}, {spec.agent_name(wrong[0][1])} may choose action "
+            f"{wrong[0][2]}, "
             f"but has {spec.action_sizes[wrong[0][1]]} choices; mask the rest as illegal",
         )

@@ -46,7 +46,7 @@ class InfoFacts:
             elif over and name not in self._known:
                 raise EnvError(
                     f"no info of the whole episode held the fact {name!r}; its entries were "
-                    f"{', '.join(sorted(self._others)) or 'none'}; correct the option facts"
+                    f"{', '.join(sorted(self._others)) or 'none'}; correct `--env.options facts ...`"
                 )
         row[:] = [self._known.get(name, 0.0) for name in self._names]
 

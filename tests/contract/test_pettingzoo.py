@@ -81,6 +81,15 @@ def test_spaces_become_sizes() -> None:
     assert spec.state_size == 2
 
 
+def test_agents_keep_their_names() -> None:
+    env = village()
+    assert env.spec.agent_names == ("elder", "child", "guest")
+    assert env.spec.agent_name(1) == "child"
+    env.reset(0)
+    with pytest.raises(EnvError, match="action 9 of copy 0, child is illegal"):
+        env.step(np.array([[0, 9, 0]] * env.spec.num_envs))
+
+
 def test_what_agents_see_while_they_come_and_go() -> None:
     start, one, _, three, four = played(village(1, end="cut"), 4)
     draw = start.state[0, 0]

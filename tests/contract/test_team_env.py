@@ -149,7 +149,11 @@ def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, worke
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"), [("hang", "within 0.3 s; raise the option timeout"), ("exit", "status 7")]
+    ("trouble", "words"),
+    [
+        ("hang", "within 0.3 s; if it may take that long, set `--env.options timeout 3`"),
+        ("exit", "status 7"),
+    ],
 )
 def test_a_worker_that_hangs_or_dies(make: Make, trouble: str, words: str) -> None:
     env = make(4, 2, timeout=0.3, trouble=trouble, trouble_at=0)
