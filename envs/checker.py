@@ -17,7 +17,7 @@ from envs.episode_checks import Actions, Played, check_ends, check_rewards, chec
 from envs.obs_bounds import ObsBoundsWarning
 from envs.sampling import random_actions
 from envs.step_checks import MEMBERS, Problems, check_spec, check_step, missing_members
-from envs.user_code import called
+from envs.user_code import explained
 
 
 def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
@@ -71,10 +71,10 @@ def _bounds_counted(spec: EnvSpec, problems: Problems) -> Iterator[None]:
 def _attempt(doing: str, problems: Problems, check: Callable[..., Any], *arguments: Any) -> Any:
     """Return what the check returns, or note the exception that the environment raised."""
     try:
-        with called(doing, "accept every legal action in any order of calls"):
+        with explained(doing, "accept every legal action in any order of calls"):
             return check(*arguments)
     except EnvError as error:
-        problems.add("raised", str(error).removeprefix(f"{problems.name}: "))
+        problems.add("raised", str(error))
         return None
 
 

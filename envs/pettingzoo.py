@@ -201,7 +201,7 @@ class ParallelEnvTeam:
         if not (over or self._spec.agents_die):
             raise EnvError(
                 f"only {len(shown)} of {len(self._names)} agents take part, but the option "
-                "agents_die is False; leave it out"
+                "agents_die is False; leave it True"
             )
         for agent in set(range(len(self._names))).difference(shown):
             self._spaces.write_absent(agent, view)

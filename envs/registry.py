@@ -13,7 +13,7 @@ from envs.families import FAMILIES, Maker
 from envs.import_paths import NoSubmoduleError, callables_in, did_you_mean, load_attribute
 from envs.sparse import SparseRewards
 from envs.step_checks import MEMBERS, missing_members
-from envs.user_code import called, source_of
+from envs.user_code import explained, source_of
 
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
 """Options of every environment: see `SparseRewards`."""
@@ -40,7 +40,7 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     ours = () if pays_itself else REWARD_OPTIONS
     paid = {key: options.pop(key) for key in ours if key in options}
     _check_options(name, maker, options)
-    own = called(f"environment {name!r}: making it") if is_path else nullcontext()
+    own = explained(f"environment {name!r}: making it") if is_path else nullcontext()
     with own:
         env = maker.call(num_envs=num_envs, **maker.fixed, **options)
     missing = missing_members(env)

@@ -15,9 +15,9 @@ from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.frames import Frame
 from envs.randomness import copy_seeds, uniform
 from envs.resuming import refuse_other_copies
-from envs.time_limits import split_ends
 from envs.task_checks import check_arrays, check_task, checked_advance
-from envs.user_code import called, source_of
+from envs.time_limits import split_ends
+from envs.user_code import explained, source_of
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -116,7 +116,7 @@ class SimulatedEnv:
         if self._arrays is None:
             raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
         checked = checked_actions(self._spec, self._mask, actions)
-        with called(f"{self._spec.name}: advance"):
+        with explained(f"{self._spec.name}: advance"):
             answer = self._task.advance(self._arrays, self._steps, checked)
         after, rewards, ended = checked_advance(self._spec, self._task, self._arrays, answer)
         self._arrays = after
@@ -164,12 +164,12 @@ class SimulatedEnv:
         """Return (E, F) facts, or None where the task tells none."""
         if self._teller is None:
             return None
-        with called(f"{self._spec.name}: facts"):
+        with explained(f"{self._spec.name}: facts"):
             return self._teller.facts(arrays).astype(np.float32)
 
     def _view(self, arrays: Arrays, steps: npt.NDArray[np.int64]) -> View:
         """Return what the task shows of some copies."""
-        with called(f"{self._spec.name}: view"):
+        with explained(f"{self._spec.name}: view"):
             view = self._task.view(arrays, steps)
         if not isinstance(view, View):
             raise EnvError(
@@ -181,7 +181,7 @@ class SimulatedEnv:
     def _begin(self, rows: npt.NDArray[np.int64]) -> Arrays:
         """Return the arrays of new episodes in the copies `rows`."""
         draws = uniform(self._seeds[rows], self._episodes[rows], self._task.num_draws)
-        with called(f"{self._spec.name}: begin"):
+        with explained(f"{self._spec.name}: begin"):
             arrays = self._task.begin(draws)
         check_arrays(self._spec, self._task, arrays, len(rows))
         return arrays

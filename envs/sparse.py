@@ -23,7 +23,7 @@ from envs.base import (
 )
 from envs.frames import Frame, HasFrames
 from envs.import_paths import did_you_mean, load_attribute
-from envs.user_code import called, source_of
+from envs.user_code import explained, source_of
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
 Outcome = Callable[[dict[str, FloatArray]], Any]
@@ -131,7 +131,7 @@ class SparseRewards:
             f"it is given the facts {', '.join(names)} as arrays of one number per episode that "
             f"ended, shape {shape} here; return such an array"
         )
-        with called(self._outcome_called, given):
+        with explained(self._outcome_called, given):
             paid = np.asarray(self._outcome(facts), np.float64)
         if paid.shape != shape or not np.isfinite(paid).all():
             raise EnvError(

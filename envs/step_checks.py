@@ -22,16 +22,20 @@ class Problems:
     """Sentences about what is wrong; the first of each kind is kept."""
 
     def __init__(self, name: str) -> None:
-        self.name = name
+        self._name = name
         self._first: dict[str, str] = {}
 
     def add(self, kind: str, sentence: str) -> None:
-        """Keep the sentence unless this kind of problem is known already."""
-        self._first.setdefault(kind, f"{self.name}: {sentence}")
+        """Keep the sentence unless this kind of problem is known already.
+
+        An error of ours names the environment itself.
+        """
+        is_named = sentence.startswith((f"{self._name}: ", f"{self._name}, "))
+        self._first.setdefault(kind, sentence if is_named else f"{self._name}: {sentence}")
 
     def warn(self, kind: str, sentence: str) -> None:
         """Keep a sentence about something that may be meant."""
-        self._first.setdefault(kind, f"warning: {self.name}: {sentence}")
+        self._first.setdefault(kind, f"warning: {self._name}: {sentence}")
 
     def __len__(self) -> int:
         return len(self._first)

@@ -45,8 +45,8 @@ def source_of(thing: Callable[..., Any]) -> str:
 
 
 @contextmanager
-def called(what: str, advice: str = "correct it there") -> Iterator[None]:
-    """Turn whatever the user's code raises into one line: what was called, where it failed."""
+def explained(what: str, advice: str = "correct it there") -> Iterator[None]:
+    """Turn whatever the user's code raises into one line: what was done, where it failed."""
     try:
         yield
     except EnvError:

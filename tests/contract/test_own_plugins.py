@@ -197,3 +197,20 @@ def test_a_fault_in_a_pettingzoo_team_is_one_line(
     monkeypatch.delitem(sys.modules, "my_village", raising=False)
     name, *options = arguments
     assert words in complaint(command, name, capfd, *options)
+
+
+def test_a_fault_found_while_playing_is_told_as_it_is(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_village.py").write_text(
+        "from tests.village import Village\n"
+        "def unlike():\n"
+        "    return Village(rewards=(1.0, 2.0, 3.0))\n"
+    )
+    monkeypatch.delitem(sys.modules, "my_village", raising=False)
+    line = complaint("check", "my_village:unlike", capfd, "max_steps", "9", "workers", "0")
+    assert line.startswith("- my_village:unlike, copy 0 (episode 0, reset(seed=")
+    assert "agents were paid differently (" in line
+    assert "set `--env.options team_reward mean`; a competition is not learned so" in line
+    assert "in any order of calls" not in line
+    assert "contextlib" not in line

@@ -184,9 +184,9 @@ def test_without_a_state_the_observations_stand_for_it() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_steps": None}, "shows no time limit"),
+        ({"max_steps": None}, "might never end; set `--env.options max_steps 100`"),
         ({"max_steps": 0}, "max_steps is 0"),
-        ({"rewards": (1.0, -1.0, 0.0)}, "Set the option team_reward to sum or mean"),
+        ({"rewards": (1.0, -1.0, 0.0)}, "set `--env.options team_reward mean`"),
         ({"team_reward": "average"}, "choose sum, mean, error"),
         ({"facts": "won"}, "its entries were age"),
         ({"agents_die": False}, "agents_die is False; leave it True"),

@@ -160,7 +160,7 @@ def test_what_the_team_earns_is_a_choice() -> None:
     with pytest.raises(EnvError) as caught:
         strict.step(ahead)
     assert "copy 0: agents were paid differently (agent 0: " in str(caught.value)
-    assert "Set the option team_reward to sum or mean" in str(caught.value)
+    assert "set `--env.options team_reward mean`" in str(caught.value)
     with pytest.raises(EnvError, match="choose sum, mean, error"):
         Vmas(COPIES, "navigation", team_reward="average")
 
