@@ -18,7 +18,8 @@ from rich.text import Text
 
 from envs import EnvError, check_env, open_env
 from envs.families import FAMILIES
-from envs.sparse import SparseRewards
+from envs.sparse import SparseRewards, unwrapped
+from envs.team_env import TeamEnv
 from marl import __version__
 from marl.audit.command import labels
 from marl.checkpoint import CheckpointError
@@ -156,6 +157,9 @@ def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
     command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
     with open_env(command.env, command.num_envs, **command.options) as env:
+        copies = unwrapped(env)
+        if isinstance(copies, TeamEnv) and "workers" not in command.options:
+            copies.workers = max(copies.workers, 1)  # where one that hangs is noticed
         problems = check_env(env, steps=command.steps)
     for problem in problems:
         print(f"- {problem}")

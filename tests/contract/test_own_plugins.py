@@ -1,5 +1,6 @@
 """What the documents show as a user's own file works as it is printed there."""
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -214,3 +215,21 @@ def test_a_fault_found_while_playing_is_told_as_it_is(
     assert "set `--env.options team_reward mean`; a competition is not learned so" in line
     assert "in any order of calls" not in line
     assert "contextlib" not in line
+
+
+def test_the_check_notices_a_copy_that_hangs(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "my_village.py").write_text(
+        "import time\n"
+        "from tests.village import Village\n"
+        "class Stuck(Village):\n"
+        "    def step(self, actions):\n"
+        "        while True:\n"
+        "            time.sleep(0.01)\n"
+    )
+    monkeypatch.delitem(sys.modules, "my_village", raising=False)
+    # On one core no worker pays, and nothing is measured.
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    line = complaint("check", "my_village:Stuck", capfd, "max_steps", "9", "timeout", "0.5")
+    assert "did not come back from one call within 0.5 s" in line
