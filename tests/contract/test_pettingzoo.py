@@ -214,7 +214,8 @@ def test_observations_outside_their_space(workers: int) -> None:
     env = village(2, fault="outside", workers=workers, **pay)
     with pytest.warns(ObsBoundsWarning, match=words) as caught:
         played(env, 20)
-    assert len(caught) == 1
+    # Where an earlier test has imported JAX, a worker's fork warns, too.
+    assert len([one for one in caught if one.category is ObsBoundsWarning]) == 1
     faults = check_env(env, steps=40)
     assert len(faults) == 1
     assert "village: agent elder observed 1e+06 at [1]" in faults[0]
