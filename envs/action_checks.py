@@ -35,8 +35,9 @@ def checked_actions(
     if not allowed.all():
         where = tuple(int(i) for i in np.argwhere(~allowed)[0])
         raise EnvError(
-            f"{spec.name}: action {actions[where]} of copy {where[0]}, agent {where[1]} is "
-            f"illegal; stay within the action sizes {spec.action_sizes}"
+            f"{spec.name}: action {actions[where]} of copy {where[0]}, "
+            f"{spec.agent_name(where[1])} is illegal; stay within the action sizes "
+            f"{spec.action_sizes}"
             f"{', the mask' if spec.masks_actions else ''}"
             f"{' and [-1, 1]' if spec.action_kind == 'continuous' else ''}"
         )

@@ -34,6 +34,9 @@ class Fact:
     """E.g. ``m`` or ``steps``; empty for counts, shares and yes (1) or no (0)."""
     higher_is_better: bool | None = None
     """None where neither direction is better."""
+    is_success: bool = False
+    """Whether it is 1 where an episode succeeded and 0 where not: its mean, the success rate, is
+    shown beside the return."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +69,22 @@ class EnvSpec:
     """Whether `EnvStep.alive` is given, and `final_alive` may be."""
     facts: tuple[Fact, ...] = ()
     """What `EnvStep.facts` tells, in order; empty where it is not given."""
+    agent_names: tuple[str, ...] = ()
+    """What the agents are called, for messages and films; empty: by their numbers."""
 
     @property
     def num_agents(self) -> int:
         """N, the size of the team."""
         return len(self.obs_sizes)
+
+    def agent_name(self, agent: int) -> str:
+        """Return what an agent is called, ``agent 0`` if it has no name."""
+        return self.agent_names[agent] if self.agent_names else f"agent {agent}"
+
+    @property
+    def successes(self) -> tuple[str, ...]:
+        """Names of the facts that are 1 where an episode succeeded."""
+        return tuple(fact.name for fact in self.facts if fact.is_success)
 
     @property
     def obs_size(self) -> int:

@@ -3,7 +3,6 @@
 Axes: C copies of a block, N agents, A actions, L steps of an open episode.
 """
 
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from envs.base import EnvError, EnvSpec
 from envs.randomness import uniform
 from envs.teams import Records, Team, empty_records, view_of
 from envs.time_limits import split_ends
+from envs.user_code import place_of
 
 TeamMaker = Callable[[], Team]
 
@@ -142,8 +142,8 @@ class Block:
             raise EnvError(f"{self._name(row)}: {error}") from error
         except Exception as error:
             raise EnvError(
-                f"{self._name(row)} raised {type(error).__name__}: {error}\n"
-                f"{traceback.format_exc()}"
+                f"{self._name(row)} raised {type(error).__name__}: {error} ({place_of(error)}); "
+                "correct it there"
             ) from error
 
     def _name(self, row: int) -> str:

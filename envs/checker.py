@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
-from envs.calls import error_place
+from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
 from envs.episode_checks import Actions, Played, check_ends, check_rewards, check_start
 from envs.obs_bounds import ObsBoundsWarning
 from envs.sampling import random_actions
 from envs.step_checks import MEMBERS, Problems, check_spec, check_step, missing_members
+from envs.user_code import explained
 
 
 def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
@@ -71,13 +71,10 @@ def _bounds_counted(spec: EnvSpec, problems: Problems) -> Iterator[None]:
 def _attempt(doing: str, problems: Problems, check: Callable[..., Any], *arguments: Any) -> Any:
     """Return what the check returns, or note the exception that the environment raised."""
     try:
-        return check(*arguments)
-    except Exception as error:
-        problems.add(
-            "raised",
-            f"{doing} raised {type(error).__name__}: {error} ({error_place(error)}); accept every "
-            "legal action in any order of calls",
-        )
+        with explained(doing, "accept every legal action in any order of calls"):
+            return check(*arguments)
+    except EnvError as error:
+        problems.add("raised", str(error))
         return None
 
 

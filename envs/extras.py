@@ -20,5 +20,6 @@ def install_hint(module: str) -> str | None:
     """Return how to install what `module` needs, or None if that is not known here."""
     for package, extra in EXTRAS.items():
         if f"{module}.".startswith(f"{package}."):
-            return f"{package} needs an extra; install it with: pip install 'prefmarl[{extra}]'"
+            command = f"pip install -c constraints.txt '.[{extra}]'"
+            return f"{package} needs an extra; where this project lies, run: {command}"
     return BY_HAND.get(module.partition(".")[0])

@@ -1,16 +1,23 @@
 """Things of the user's own by import path, `module:attribute`."""
 
+import ast
 import importlib
 import inspect
 import os
+import pkgutil
 import sys
-import traceback
 from collections.abc import Callable
 from difflib import get_close_matches
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from envs.base import EnvError
+from envs.user_code import place_of
+
+
+class NoSubmoduleError(EnvError):
+    """A package is installed, but has no module of the name that was asked for."""
 
 
 def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
@@ -55,6 +62,8 @@ def _imported(module_name: str, what: str, example: str) -> ModuleType:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            if lacking := _no_submodule(error.name):
+                raise NoSubmoduleError(f"{what}: {lacking}") from error
             raise EnvError(
                 f"{what}: no module {error.name!r} in {os.getcwd()} or the installed packages; "
                 f"give {example} and run where its file lies"
@@ -63,17 +72,46 @@ def _imported(module_name: str, what: str, example: str) -> ModuleType:
             f"{what}: importing {module_name!r} failed: it needs the missing module {error.name!r}"
         ) from error
     except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
         raise EnvError(
             f"{what}: importing {module_name!r} raised {type(error).__name__}: {error} "
-            f"({place.filename}, line {place.lineno})"
+            f"({place_of(error)})"
         ) from error
+
+
+def _no_submodule(name: str) -> str:
+    """Return that a package is there and lacks a module, and the nearest of those it has.
+
+    Empty if the package itself is not there, or the module is.
+    """
+    package, _, missing = name.rpartition(".")
+    if sys.modules.get(package) is None:
+        return ""
+    path = getattr(sys.modules[package], "__path__", None)
+    if path is None:
+        return f"{package} is a module, not a package, so there is no {missing!r} in it"
+    there = sorted(found.name for found in pkgutil.iter_modules(path) if found.name[0] != "_")
+    if missing in there:
+        return ""
+    return (
+        f"{package} is installed but has no module {missing!r}{did_you_mean(missing, there)}; "
+        f"it has {', '.join(there) or 'none'}"
+    )
 
 
 def search_working_directory() -> None:
     """Let modules be imported from where the user is."""
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+
+
+def callables_in(file: Path) -> list[str]:
+    """Return the public functions and classes that a Python file defines; it is not run."""
+    try:
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+    except (SyntaxError, ValueError):  # importing it will say so
+        return []
+    kinds = ast.FunctionDef | ast.ClassDef
+    return [node.name for node in body if isinstance(node, kinds) and node.name[0] != "_"]
 
 
 def did_you_mean(word: str, known: list[str]) -> str:

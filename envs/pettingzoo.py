@@ -112,6 +112,7 @@ class ParallelEnvTeam:
             masks_actions=self._masks_in_info or any(self._spaces.masked),
             agents_die=agents_die,
             facts=self._facts.facts,
+            agent_names=tuple(map(str, self._names)),
         )
 
     @property

@@ -2,16 +2,18 @@
 
 import inspect
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from envs.base import EnvError, VecEnv, close_env
 from envs.extras import install_hint
 from envs.families import FAMILIES, Maker
-from envs.import_paths import did_you_mean, load_attribute
+from envs.import_paths import NoSubmoduleError, callables_in, did_you_mean, load_attribute
 from envs.sparse import SparseRewards
 from envs.step_checks import MEMBERS, missing_members
+from envs.user_code import explained, source_of
 
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
 """Options of every environment: see `SparseRewards`."""
@@ -38,7 +40,9 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     ours = () if pays_itself else REWARD_OPTIONS
     paid = {key: options.pop(key) for key in ours if key in options}
     _check_options(name, maker, options)
-    env = maker.call(num_envs=num_envs, **maker.fixed, **options)
+    own = explained(f"environment {name!r}: making it") if is_path else nullcontext()
+    with own:
+        env = maker.call(num_envs=num_envs, **maker.fixed, **options)
     missing = missing_members(env)
     if missing:
         raise EnvError(
@@ -47,6 +51,11 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
             "them all and asks for three functions of arrays"
         )
     made: VecEnv = env
+    if getattr(made.spec, "num_envs", num_envs) != num_envs:
+        raise EnvError(
+            f"environment {name!r} was asked for {num_envs} copies and made {made.spec.num_envs}; "
+            f"give EnvSpec the num_envs that {source_of(maker.call)} is called with"
+        )
     default = "" if is_path else FAMILIES[prefix].reward_mode
     if pays_itself or not (paid or default):
         return made
@@ -76,28 +85,44 @@ def env_names() -> list[str]:
 def _shipped(name: str) -> Maker:
     """Return the maker of a member of a family."""
     prefix, _, member = name.partition("/")
-    maker = FAMILIES[prefix].maker(member) if prefix in FAMILIES else None
+    family = FAMILIES.get(prefix)
+    if family is None:
+        raise EnvError(f"there is no environment {name!r}{_instead(name)}")
+    if not family.is_installed:
+        raise EnvError(f"environment {name!r} is not installed: {family.how_to_install}")
+    maker = family.maker(member)
     if maker is None:
-        listing = "\n".join(
-            f"  {group}/: {', '.join(family.members())}"
-            for group, family in FAMILIES.items()
-            if family.is_installed
-        )
+        names = [f"{prefix}/{known}" if known else prefix for known in family.members()]
         raise EnvError(
-            f"there is no environment {name!r}{did_you_mean(name, env_names())}; "
-            f"give {_EXAMPLE}, or one of\n{listing}"
+            f"there is no environment {name!r}{did_you_mean(name, names)}; after {prefix}/ there "
+            f"are {', '.join(family.members()) or 'none'}"
         )
     return maker
+
+
+def _instead(name: str) -> str:
+    """Return what to give instead of an unknown name, which may be that of a file."""
+    file = Path(f"{name.removesuffix('.py')}.py")
+    if file.is_file():
+        makers = [f"{file.stem}:{maker}" for maker in callables_in(file)]
+        wanted = " or ".join(makers) or "one of its functions or classes, but it has none"
+        return f"; of {file}, give {wanted}"
+    return (
+        f"{did_you_mean(name, env_names())}; give {_EXAMPLE}, or a name that begins with "
+        f"{', '.join(f'{known}/' for known in FAMILIES)} (`marl envs` lists them)"
+    )
 
 
 def _imported(name: str) -> Maker:
     """Return the maker behind an import path: the user's own, or copies of a PettingZoo team."""
     try:
         call = load_attribute(name, "environment", _EXAMPLE)
+    except NoSubmoduleError:
+        raise
     except (EnvError, ModuleNotFoundError) as error:
         hint = install_hint(name.partition(":")[0])
         if hint and ModuleNotFoundError in (type(error), type(error.__cause__)):
-            raise EnvError(f"environment {name!r}: {error}; {hint}") from error
+            raise EnvError(f"{error}; {hint}") from error
         raise
     if "num_envs" in inspect.signature(call).parameters:
         return Maker(call)
@@ -129,4 +154,8 @@ def _check_options(name: str, maker: Maker, options: dict[str, Any]) -> None:
             )
     needed = [p.name for p in free if p.default is p.empty and p.name not in options]
     if needed:
-        raise EnvError(f"environment {name!r} needs the option {', '.join(needed)}; give a value")
+        flags = " ".join(f"{option} VALUE" for option in needed)
+        raise EnvError(
+            f"environment {name!r} needs the option {', '.join(needed)}; give it with "
+            f"`--env.options {flags}`"
+        )

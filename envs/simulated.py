@@ -15,7 +15,9 @@ from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.frames import Frame
 from envs.randomness import copy_seeds, uniform
 from envs.resuming import refuse_other_copies
+from envs.task_checks import check_arrays, check_task, checked_advance
 from envs.time_limits import split_ends
+from envs.user_code import explained, source_of
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -81,6 +83,7 @@ class SimulatedEnv:
     def __init__(self, spec: EnvSpec, task: Task) -> None:
         if spec.num_envs < 1:
             raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
+        check_task(spec, task)
         self._spec = spec
         self._task = task
         self._teller = task if isinstance(task, TellsFacts) else None
@@ -102,7 +105,7 @@ class SimulatedEnv:
         self._episodes = np.zeros(num_envs, np.int64)
         self._steps = np.zeros(num_envs, np.int64)
         self._arrays = self._begin(np.arange(num_envs))
-        view = self._task.view(self._arrays, self._steps)
+        view = self._view(self._arrays, self._steps)
         self._mask = view.action_mask
         nowhere = np.zeros(num_envs, np.bool_)
         nothing, facts = np.zeros(num_envs), self._facts(self._arrays)
@@ -113,12 +116,9 @@ class SimulatedEnv:
         if self._arrays is None:
             raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
         checked = checked_actions(self._spec, self._mask, actions)
-        after, rewards, ended = self._task.advance(self._arrays, self._steps, checked)
-        if after.keys() != self._arrays.keys():
-            raise EnvError(
-                f"{self._spec.name}: advance returned the arrays {', '.join(after)}; return those "
-                f"that begin makes: {', '.join(self._arrays)}"
-            )
+        with explained(f"{self._spec.name}: advance"):
+            answer = self._task.advance(self._arrays, self._steps, checked)
+        after, rewards, ended = checked_advance(self._spec, self._task, self._arrays, answer)
         self._arrays = after
         self._steps = self._steps + 1
 
@@ -126,7 +126,7 @@ class SimulatedEnv:
         terminated, truncated = split_ends(self._spec.finite_horizon, ended, out_of_time)
         done = terminated | truncated
 
-        final = self._task.view(self._arrays, self._steps)
+        final = self._view(self._arrays, self._steps)
         facts = self._facts(self._arrays)
         view = self._restarted(final, np.flatnonzero(done)) if done.any() else final
         self._mask = view.action_mask
@@ -158,16 +158,33 @@ class SimulatedEnv:
         self._episodes = state["episodes"].copy()
         self._steps = state["steps"].copy()
         self._arrays = {name: array.copy() for name, array in state["arrays"].items()}
-        self._mask = self._task.view(self._arrays, self._steps).action_mask
+        self._mask = self._view(self._arrays, self._steps).action_mask
 
     def _facts(self, arrays: Arrays) -> FloatArray | None:
         """Return (E, F) facts, or None where the task tells none."""
-        return None if self._teller is None else self._teller.facts(arrays).astype(np.float32)
+        if self._teller is None:
+            return None
+        with explained(f"{self._spec.name}: facts"):
+            return self._teller.facts(arrays).astype(np.float32)
+
+    def _view(self, arrays: Arrays, steps: npt.NDArray[np.int64]) -> View:
+        """Return what the task shows of some copies."""
+        with explained(f"{self._spec.name}: view"):
+            view = self._task.view(arrays, steps)
+        if not isinstance(view, View):
+            raise EnvError(
+                f"{self._spec.name}: view returned a {type(view).__name__}; return "
+                f"envs.View(obs=..., state=...): {source_of(self._task.view)}"
+            )
+        return view
 
     def _begin(self, rows: npt.NDArray[np.int64]) -> Arrays:
         """Return the arrays of new episodes in the copies `rows`."""
         draws = uniform(self._seeds[rows], self._episodes[rows], self._task.num_draws)
-        return self._task.begin(draws)
+        with explained(f"{self._spec.name}: begin"):
+            arrays = self._task.begin(draws)
+        check_arrays(self._spec, self._task, arrays, len(rows))
+        return arrays
 
     def _restarted(self, final: View, rows: npt.NDArray[np.int64]) -> View:
         """Start new episodes in `rows` and return `final` with their first view in its place."""
@@ -177,7 +194,7 @@ class SimulatedEnv:
         fresh = self._begin(rows)
         for name, array in fresh.items():
             self._arrays[name] = _replaced(self._arrays[name], rows, array)
-        first = self._task.view(fresh, self._steps[rows])
+        first = self._view(fresh, self._steps[rows])
         return View(
             obs=_replaced(final.obs, rows, first.obs),
             state=_replaced(final.state, rows, first.state),

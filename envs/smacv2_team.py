@@ -16,7 +16,7 @@ from envs.smacv2_source import INSTALL, EpisodeDraws, GameDeathError, game_error
 from envs.teams import TeamView
 
 FACTS = (
-    Fact(name="won", meaning="whether the battle was won", higher_is_better=True),
+    Fact(name="won", meaning="whether the battle was won", higher_is_better=True, is_success=True),
     Fact(name="allies_alive", meaning="allies alive", higher_is_better=True),
     Fact(name="enemies_alive", meaning="enemies alive", higher_is_better=False),
     Fact(name="ally_health", meaning="share of the allies' health left", higher_is_better=True),

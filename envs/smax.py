@@ -22,7 +22,7 @@ from envs.smax_frames import BattleArtist
 from envs.smax_source import SMAX_NAMES, find_scenario, import_smax
 
 FACTS = (
-    Fact(name="won", meaning="battle won", higher_is_better=True),
+    Fact(name="won", meaning="battle won", higher_is_better=True, is_success=True),
     Fact(name="allies_alive", meaning="allies alive", higher_is_better=True),
     Fact(name="enemies_alive", meaning="enemies alive", higher_is_better=False),
     Fact(name="ally_health", meaning="share of the allies' health left", higher_is_better=True),

@@ -23,6 +23,7 @@ from envs.base import (
 )
 from envs.frames import Frame, HasFrames
 from envs.import_paths import did_you_mean, load_attribute
+from envs.user_code import explained, source_of
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
 Outcome = Callable[[dict[str, FloatArray]], Any]
@@ -48,14 +49,16 @@ class SparseRewards:
         reward_every: int | None = None,
         reward_outcome: str | Outcome | None = None,
     ) -> None:
-        """`reward_outcome`: a fact's name, or a function from facts by name to numbers, or where
-        to import it from."""
+        """`reward_outcome`: a fact's name, or a function from facts by name to numbers, one per
+        episode that ended, or where to import it from."""
         self.inner = env
         """The environment that is made sparse."""
         _check_mode(env.spec.name, reward_mode, reward_every, reward_outcome)
         # Episodic and dense are the ends of one scale: never before the end, and every step.
         self._every = {"every_k": reward_every, "dense": 1}.get(reward_mode)
         self._outcome = None if reward_outcome is None else _outcome(env.spec, reward_outcome)
+        if self._outcome is not None:
+            self._outcome_called = f"{env.spec.name}: reward_outcome {source_of(self._outcome)}"
         self._sums = np.zeros(env.spec.num_envs)
         self._counts = np.zeros(env.spec.num_envs, np.int64)
         self._dense = np.zeros(env.spec.num_envs)
@@ -123,11 +126,17 @@ class SparseRewards:
         assert step.facts is not None
         names = [fact.name for fact in self.spec.facts]
         facts = dict(zip(names, step.facts[done].T.copy(), strict=True))
-        paid = np.asarray(self._outcome(facts), np.float64)
-        if paid.shape != (done.sum(),) or not np.isfinite(paid).all():
+        shape = (int(done.sum()),)
+        given = (
+            f"it is given the facts {', '.join(names)} as arrays of one number per episode that "
+            f"ended, shape {shape} here; return such an array"
+        )
+        with explained(self._outcome_called, given):
+            paid = np.asarray(self._outcome(facts), np.float64)
+        if paid.shape != shape or not np.isfinite(paid).all():
             raise EnvError(
-                f"{self.spec.name}: reward_outcome returned {paid} of shape {paid.shape}; return "
-                f"one finite number per episode that ended, shape ({done.sum()},) here"
+                f"{self._outcome_called} returned {paid} of shape {paid.shape}, expected finite "
+                f"numbers; {given}"
             )
         return paid
 

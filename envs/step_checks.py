@@ -26,8 +26,12 @@ class Problems:
         self._first: dict[str, str] = {}
 
     def add(self, kind: str, sentence: str) -> None:
-        """Keep the sentence unless this kind of problem is known already."""
-        self._first.setdefault(kind, f"{self._name}: {sentence}")
+        """Keep the sentence unless this kind of problem is known already.
+
+        An error of ours names the environment itself.
+        """
+        is_named = sentence.startswith((f"{self._name}: ", f"{self._name}, "))
+        self._first.setdefault(kind, sentence if is_named else f"{self._name}: {sentence}")
 
     def warn(self, kind: str, sentence: str) -> None:
         """Keep a sentence about something that may be meant."""
@@ -61,6 +65,12 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
             "num_agents",
             f"spec has {len(spec.obs_sizes)} obs_sizes and {len(spec.action_sizes)} "
             "action_sizes; give one of each per agent",
+        )
+    if spec.agent_names and len(spec.agent_names) != len(spec.obs_sizes):
+        problems.add(
+            "agent names",
+            f"spec.agent_names has {len(spec.agent_names)} names for {len(spec.obs_sizes)} "
+            "agents; give one each, or none",
         )
     names = [fact.name for fact in spec.facts]
     if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
@@ -180,7 +190,8 @@ def _check_padding(spec: EnvSpec, step: EnvStep, where: str, problems: Problems)
             problems.add(
                 f"{field} padding",
                 f"{where}: {field}[{copy}, {agent}, {feature}] is {obs[copy, agent, feature]}, "
-                f"but agent {agent} observes {spec.obs_sizes[agent]} features; pad with zeros",
+                f"but {spec.agent_name(agent)} observes {spec.obs_sizes[agent]} features; pad with "
+                "zeros",
             )
 
 
@@ -194,14 +205,15 @@ def _check_mask(
     if stuck.size:
         problems.add(
             "legal action",
-            f"{where}: copy {stuck[0][0]}, agent {stuck[0][1]} has no legal action; leave one "
-            "legal, also for the dead",
+            f"{where}: copy {stuck[0][0]}, {spec.agent_name(stuck[0][1])} has no legal action; "
+            "leave one legal, also for the dead",
         )
     beyond = np.arange(spec.action_size) >= np.asarray(spec.action_sizes)[:, None]
     wrong = np.argwhere(action_mask & beyond)
     if wrong.size:
         problems.add(
             "mask padding",
-            f"{where}: copy {wrong[0][0]}, agent {wrong[0][1]} may choose action {wrong[0][2]}, "
+            f"{where}: copy {wrong[0][0]}, {spec.agent_name(wrong[0][1])} may choose action "
+            f"{wrong[0][2]}, "
             f"but has {spec.action_sizes[wrong[0][1]]} choices; mask the rest as illegal",
         )

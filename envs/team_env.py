@@ -7,8 +7,6 @@ and the actions since, so that is what `state_dict` holds, and loading replays t
 A task that does not repeat ends its open episodes instead, as truncated, in the first step.
 """
 
-import os
-import time
 import warnings
 from dataclasses import replace
 from typing import Any
@@ -18,17 +16,14 @@ import numpy.typing as npt
 
 from envs.action_checks import checked_actions
 from envs.action_log import ActionLog
+from envs.advice import advised_workers
 from envs.base import EnvError, EnvSpec, EnvStep
 from envs.blocks import Block, Plan, TeamMaker, new_episodes
 from envs.obs_bounds import BoundedTeam, ObsBounds, ObsBoundsWarning
 from envs.randomness import copy_seeds
 from envs.resuming import refuse_other_copies
-from envs.sampling import random_actions
 from envs.teams import Records, empty_records
 from envs.workers import Workers, num_processes
-
-_ROUND_TRIP = 0.4e-3
-"""Seconds that handing a step to two workers costs; 0.2 to 0.4 ms were measured."""
 
 
 class TeamEnv:
@@ -61,7 +56,7 @@ class TeamEnv:
         self._repeats = repeats
         self._cut_off = False
         if workers is None:
-            workers = advised_workers(make_team, self._spec)
+            workers = advised_workers(make_team, self._spec, timeout)
         self.workers = num_processes(num_envs, min(workers, num_envs))
         """Worker processes in use; 0: the copies run in this process."""
         self._runner: Block | Workers | None = None
@@ -217,45 +212,17 @@ class TeamEnv:
         )
 
 
-def advised_workers(make_team: TeamMaker, spec: EnvSpec) -> int:
-    """Return as many workers as cores and copies allow, or 0 where they would not pay."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, spec.num_envs)
-    if workers < 2:
-        return 0
-    saved = spec.num_envs * seconds_per_step(make_team, spec) * (1.0 - 1.0 / workers)
-    return workers if saved > 2 * _ROUND_TRIP else 0
-
-
-def seconds_per_step(
-    make_team: TeamMaker, spec: EnvSpec, budget: float = 0.1, max_steps: int = 100
-) -> float:
-    """Return the median seconds that one copy needs for a step under random actions."""
-    spec = replace(spec, num_envs=1)
-    block = Block(make_team, spec, range(1))
-    records = block.start(new_episodes(np.zeros(1, np.uint64)))
-    rng = np.random.default_rng(0)
-    seconds: list[float] = []
-    while len(seconds) < max_steps and sum(seconds) < budget:
-        actions = random_actions(spec, rng, records["action_mask"])
-        before = time.perf_counter()
-        block.step(actions)
-        seconds.append(time.perf_counter() - before)
-    block.close()
-    return float(np.median(seconds))
-
-
 def _check_options(spec: EnvSpec, workers: int | None, timeout: float) -> None:
     """Raise on numbers that cannot be."""
     if spec.num_envs < 1:
         raise EnvError(f"{spec.name}: num_envs is {spec.num_envs}; ask for at least 1")
-    if workers is not None and workers < 0:
+    if workers is not None and (not isinstance(workers, int) or workers < 0):
         raise EnvError(
-            f"{spec.name}: workers is {workers}; give 0 (this process) or more, or leave it out to "
-            "have it measured"
+            f"{spec.name}: workers is {workers!r}; give 0 (this process) or more, or leave it "
+            "out to have it measured"
         )
-    if timeout <= 0:
-        raise EnvError(f"{spec.name}: timeout is {timeout}; give seconds above 0")
+    if not isinstance(timeout, int | float) or timeout <= 0:
+        raise EnvError(f"{spec.name}: timeout is {timeout!r}; give seconds above 0")
 
 
 def _check_same(spec: EnvSpec, name: str, records: Records, state: dict[str, Any]) -> None:

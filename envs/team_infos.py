@@ -46,7 +46,8 @@ class InfoFacts:
             elif over and name not in self._known:
                 raise EnvError(
                     f"no info of the whole episode held the fact {name!r}; its entries were "
-                    f"{', '.join(sorted(self._others)) or 'none'}; correct the option facts"
+                    f"{', '.join(sorted(self._others)) or 'none'}; correct "
+                    "`--env.options facts NAMES`"
                 )
         row[:] = [self._known.get(name, 0.0) for name in self._names]
 
@@ -69,8 +70,8 @@ def different_rewards(paid: Mapping[str, Any]) -> str:
     listing = ", ".join(f"{name}: {float(reward):g}" for name, reward in paid.items())
     return (
         f"agents were paid differently ({listing}); this package trains teams that share one "
-        "reward. Set the option team_reward to sum or mean if the agents are to be trained for "
-        "that; a competition is not learned so"
+        "reward. If the agents are to be trained for their sum or mean, set "
+        "`--env.options team_reward mean`; a competition is not learned so"
     )
 
 

@@ -50,6 +50,6 @@ class OwnState:
         if state.shape != self._shape:
             raise EnvError(
                 f"state() had shape {self._shape} after the first reset and has {state.shape} now; "
-                "set the option own_state to False, then the observations stand for it"
+                "set `--env.options own_state False`, then the observations stand for it"
             )
         view.state[:] = state.reshape(-1)

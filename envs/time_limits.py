@@ -62,7 +62,7 @@ def time_limit(name: str, env: Any, max_steps: int | None) -> int:
         if own is None:
             raise EnvError(
                 f"{name} shows no time limit ({', '.join(_LIMITS)}), so its episodes might never "
-                "end; set the option max_steps"
+                "end; set `--env.options max_steps 100`, or as many as one may take"
             )
         return own.steps
     if max_steps < 1:

@@ -50,6 +50,26 @@ VMAS_NAMES: tuple[str, ...] = (
     "simple_spread",
 )
 """The cooperative scenarios of VMAS. In football, the other side is scripted."""
+LEFT_OUT = {
+    "simple": "it has one agent",
+    "simple_adversary": "two sides play against each other",
+    "simple_crypto": "two sides play against each other",
+    "simple_push": "two sides play against each other",
+    "simple_tag": "two sides play against each other",
+    "simple_world_comm": "two sides play against each other",
+    "asym_joint": "it shows a feature of the simulator and is no task for a team",
+    "circle_trajectory": "it shows a feature of the simulator and is no task for a team",
+    "diff_drive": "it shows a feature of the simulator and is no task for a team",
+    "drone": "it shows a feature of the simulator and is no task for a team",
+    "goal": "it shows a feature of the simulator and is no task for a team",
+    "het_mass": "it shows a feature of the simulator and is no task for a team",
+    "kinematic_bicycle": "it shows a feature of the simulator and is no task for a team",
+    "line_trajectory": "it shows a feature of the simulator and is no task for a team",
+    "pollock": "it shows a feature of the simulator, and its observations never change",
+    "vel_control": "it shows a feature of the simulator and is no task for a team",
+    "waterfall": "it shows a feature of the simulator and is no task for a team",
+}
+"""Scenarios of VMAS that are not offered, and why."""
 
 
 def members() -> list[str]:
@@ -58,7 +78,12 @@ def members() -> list[str]:
 
 
 def maker(member: str) -> Maker | None:
-    """Return how to make one scenario, e.g. `balance`; None for others than the cooperative."""
+    """Return how to make one scenario, e.g. `balance`; None for a name that VMAS has not."""
+    if member in LEFT_OUT:
+        raise EnvError(
+            f"vmas/{member}: VMAS has this scenario, but {LEFT_OUT[member]}, so it is left out; "
+            "`marl envs` lists the cooperative ones"
+        )
     return Maker(Vmas, {"scenario": member}) if member in VMAS_NAMES else None
 
 

@@ -258,7 +258,8 @@ class Workers:
             if progress[1] == calls:
                 raise EnvError(
                     f"{self._where(index)} did not come back from one call within "
-                    f"{self._timeout:g} s; raise the option timeout if it may take that long.\n"
+                    f"{self._timeout:g} s; if it may take that long, set "
+                    f"`--env.options timeout {10 * self._timeout:g}`.\n"
                     f"{self._stack(index)}"
                 )
             calls = int(progress[1])

@@ -18,7 +18,8 @@ from rich.text import Text
 
 from envs import EnvError, check_env, open_env
 from envs.families import FAMILIES
-from envs.sparse import SparseRewards
+from envs.sparse import SparseRewards, unwrapped
+from envs.team_env import TeamEnv
 from marl import __version__
 from marl.audit.command import labels
 from marl.checkpoint import CheckpointError
@@ -99,7 +100,8 @@ def evaluate_command(arguments: list[str]) -> int:
     config_of(options.run)
     policy = load(options.run)
     table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
-    for heading in ("acting", "mean return", "95 % interval", "episodes"):
+    headings = ("acting", "mean return", "95 % interval", "episodes", *policy.spec.successes)
+    for heading in headings:
         table.add_column(heading, justify="left" if heading == "acting" else "right")
     report = {}
     for name in ("greedy", "sampled"):
@@ -111,10 +113,12 @@ def evaluate_command(arguments: list[str]) -> int:
             num_envs=options.num_envs,
         )
         interval = f"{result.low:.2f} to {result.high:.2f}"
-        table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)))
+        rates = [f"{result.facts[success]:.0%}" for success in policy.spec.successes]
+        table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)), *rates)
         report[name] = {
             "mean": result.mean,
             "interval": [result.low, result.high],
+            "facts": result.facts,
             "returns": result.returns.tolist(),
         }
     Console().print(table)
@@ -153,6 +157,9 @@ def check_command(arguments: list[str]) -> int:
     """Test an environment of your own against the contract, in plain words."""
     command = tyro.cli(CheckCommand, prog="marl check", args=arguments)
     with open_env(command.env, command.num_envs, **command.options) as env:
+        copies = unwrapped(env)
+        if isinstance(copies, TeamEnv) and "workers" not in command.options:
+            copies.workers = max(copies.workers, 1)  # where one that hangs is noticed
         problems = check_env(env, steps=command.steps)
     for problem in problems:
         print(f"- {problem}")

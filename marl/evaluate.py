@@ -25,6 +25,8 @@ class Evaluation:
     low: float
     """Lower end of the 95 % bootstrap interval of the mean."""
     high: float
+    facts: dict[str, float]
+    """Mean of each fact that the environment tells of an episode."""
 
     @property
     def mean(self) -> float:
@@ -61,6 +63,7 @@ def evaluate(
     seeds = Seeds(seed)
     actor = GreedyActor(policy.actor) if greedy else policy.actor
     returns: list[list[float]] = [[] for _ in range(num_envs)]
+    facts: list[list[list[float]]] = [[] for _ in range(num_envs)]
     with policy.open_env(num_envs) as env:
         collector = Collector(
             env,
@@ -72,11 +75,18 @@ def evaluate(
         )
         while min(len(r) for r in returns) < per_copy:
             finished = collector.collect(actor)[0].episodes
-            for copy, value in zip(finished.env.tolist(), finished.returns.tolist(), strict=True):
-                returns[copy].append(value)
+            for index, copy in enumerate(finished.env.tolist()):
+                returns[copy].append(float(finished.returns[index]))
+                facts[copy].append([] if finished.facts is None else finished.facts[index].tolist())
     counted = np.array([r[:per_copy] for r in returns]).flatten()
+    told = np.array([f[:per_copy] for f in facts]).mean(axis=(0, 1))
     low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))
-    return Evaluation(returns=counted, low=low, high=high)
+    return Evaluation(
+        returns=counted,
+        low=low,
+        high=high,
+        facts=dict(zip((fact.name for fact in env.spec.facts), told.tolist(), strict=True)),
+    )
 
 
 def bootstrap_interval(

@@ -148,8 +148,9 @@ def _steps_to_train_on(archive: EpisodeArchive) -> Transitions:
 def _fit(learner: RewardLearner, batches: SetBatches, steps: int, console: Console | None) -> None:
     """Take at least `steps` gradient steps, whole fits of ``reward.gradient_steps``."""
     columns = (TextColumn("fitting"), BarColumn(), TextColumn("{task.description}"))
+    quiet = console is None or not console.is_terminal
     with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=console is None
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet
     ) as progress:
         task = progress.add_task("", total=steps)
         while learner.num_fits < steps:

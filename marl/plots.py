@@ -1,8 +1,10 @@
 """``curve.png``: one picture of a run, drawn from its ``metrics.csv``; ``calibration.png``: one of
 a fitted reward model."""
 
+import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +33,16 @@ _LEAST_LABELLED_SHARE = 0.05
 _COLOURS = ("#3d85b0", "#e07a5f", "#81b29a", "#e9b44c", "#a99fb0")
 
 
-def plot_run(folder: Path) -> Path:
+def plot_run(folder: Path, successes: Sequence[str] = ()) -> Path:
     """Return the path of ``curve.png``: return, preference accuracy, losses and time by step.
 
-    A panel whose metrics the run did not record is left out; the return is always there.
+    `successes` are the facts whose means are success rates; they get a panel too. A panel whose
+    metrics the run did not record is left out; the return is always there.
     """
     metrics = read_metrics(folder)
     panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
+    if rates := [name for name in successes if _has(metrics, f"episode/{name}")]:
+        panels.insert(0, partial(_draw_successes, names=rates))
     figure = _figure(11, 7.5 if panels else 5)
     grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
     _draw_return(_over_steps(figure.add_subplot(grid[0, :])), metrics)
@@ -135,8 +140,7 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
         return
     known = np.isfinite(metrics["return/mean"])
     steps, returns = metrics["step"][known], metrics["return/mean"][known]
-    window = max(1, len(returns) // 20)
-    smooth = running_mean(returns, window)
+    smooth = _smooth(returns)
     axes.plot(steps, returns, color=_COLOURS[0], alpha=0.35, linewidth=1, marker="o", markersize=4)
     axes.plot(steps, smooth, color=_COLOURS[0], linewidth=2.2)
     axes.set_xlim(0, metrics["step"][-1] * 1.06)  # room for the last value's label
@@ -149,6 +153,25 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
         fontweight="bold",
         va="center",
     )
+
+
+def _draw_successes(axes: Axes, metrics: Metrics, names: Sequence[str]) -> None:
+    """Draw the share of episodes that succeeded: each iteration's faintly, and running means."""
+    _title(axes, "Episodes " + ", ".join(name.replace("_", " ") for name in names))
+    for name, colour in zip(names, itertools.cycle(_COLOURS)):
+        known = np.isfinite(metrics[f"episode/{name}"])
+        steps, rates = metrics["step"][known], metrics[f"episode/{name}"][known]
+        axes.plot(steps, rates, color=colour, alpha=0.35, linewidth=1)
+        axes.plot(steps, _smooth(rates), color=colour, linewidth=1.6, label=name)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _smooth(values: FloatArray) -> FloatArray:
+    """Return the running mean over a twentieth of the run."""
+    return running_mean(values, max(1, len(values) // 20))
 
 
 def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:

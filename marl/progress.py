@@ -14,6 +14,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from envs import EnvSpec
 from marl.metrics import TIME_PARTS
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -26,24 +27,23 @@ _RATE_WINDOW = 20
 class Progress:
     """Shows metrics as they come; a context manager around the loop over `train`.
 
-    `start_steps` is where the run begins; None: where its first metrics stand, as in a resumed
-    run, whose speed counts new steps only.
+    The speed counts from the first metrics on: a first iteration also compiles and starts workers.
     """
 
     def __init__(
         self,
         total_steps: int,
         title: str,
-        start_steps: int | None = 0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total_steps, self._title, self._steps = total_steps, title, start_steps or 0
+        self._total_steps, self._title, self._steps = total_steps, title, 0
         self._console = console or Console()
         self._clock = clock
+        self._spec: EnvSpec | None = None
+        self._has_begun = False
         self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
-        if start_steps is not None:
-            self._marks.append((clock(), start_steps))
+        self._rates: dict[str, float] = {}
         self._returns: deque[float] = deque(maxlen=_SPARKS)
         self._metrics: dict[str, float] = {}
         self._shown_at, self._shown_steps = -math.inf, -1
@@ -52,11 +52,26 @@ class Progress:
         )
 
     def __enter__(self) -> Self:
+        return self
+
+    def begin(self, spec: EnvSpec | None = None) -> None:
+        """Show the title, now that the run is there; the first metrics do so at the latest.
+
+        `spec`, the environment's, says which facts are success rates and how long episodes are.
+        """
+        self._spec, self._has_begun = spec, True
         if self._live is not None:
             self._live.start()
         else:
             self._console.print(self._title, highlight=False, soft_wrap=True)
-        return self
+
+    @property
+    def no_episode(self) -> str:
+        """What to say while no episode has ended; empty once one has."""
+        if self._returns or self._spec is None:
+            return ""
+        steps = self._spec.max_steps
+        return f"no episode has ended yet: it takes up to {steps:,} steps of every copy"
 
     def __exit__(
         self,
@@ -66,7 +81,7 @@ class Progress:
     ) -> None:
         if self._metrics:
             self._show()
-        if self._live is not None:
+        if self._live is not None and self._has_begun:
             self._live.stop()
 
     def update(self, metrics: dict[str, float], *, at_once: bool = False) -> None:
@@ -74,11 +89,15 @@ class Progress:
 
         `at_once` draws what is open for people now, since training may wait for them next.
         """
+        if not self._has_begun:
+            self.begin()
         self._metrics = metrics
         self._steps = int(metrics["steps"])
         self._marks.append((self._clock(), self._steps))
         if math.isfinite(metrics.get("return/mean", math.nan)):
             self._returns.append(metrics["return/mean"])
+            names = self._spec.successes if self._spec is not None else ()
+            self._rates = {name: metrics[f"episode/{name}"] for name in names}
         interval = _SECONDS_PER_LINE if self._live is None else _SECONDS_PER_FRAME
         is_asking = at_once and metrics.get("labeller/open", 0.0) > 0
         if is_asking or self._clock() - self._shown_at >= interval:
@@ -92,7 +111,7 @@ class Progress:
         self._shown_at, self._shown_steps = self._clock(), self._steps
 
     def _steps_per_second(self) -> float:
-        """Return the speed over the latest iterations, NaN before the first."""
+        """Return the speed over the latest iterations, NaN before the second."""
         if not self._marks:
             return math.nan
         (start, first), (end, last) = self._marks[0], self._marks[-1]
@@ -102,14 +121,15 @@ class Progress:
         """Return (name, value) of all that is known, in the order shown."""
         speed = self._steps_per_second()
         steps_left = max(0, self._total_steps - self._steps)
-        left = steps_left / speed if speed > 0 else math.nan
-        facts = [
-            ("steps", f"{self._steps:,} / {self._total_steps:,}"),
-            ("speed", f"{speed:,.0f} steps/s" if speed > 0 else "?"),
-            ("left", duration(left)),
-        ]
+        facts = [("steps", f"{self._steps:,} / {self._total_steps:,}")]
+        if speed > 0:
+            facts.append(("speed", f"{speed:,.0f} steps/s"))
+            facts.append(("left", duration(steps_left / speed)))
         if self._returns:
             facts.append(("return", f"{self._returns[-1]:,.4g}"))
+        facts += [(name, f"{rate:.0%}") for name, rate in self._rates.items()]
+        if self.no_episode:
+            facts.append(("return", self.no_episode))
         accuracy = self._metrics.get("preference/accuracy", math.nan)
         if math.isfinite(accuracy):
             facts.append(("preferences", f"{accuracy:.0%} right"))

@@ -70,7 +70,7 @@ class Collector:
             raise ConfigError(
                 f'environment {env.spec.name} has no hidden_rewards(); algorithm = "dense", '
                 "diagnose_hidden and preferences.teacher.myopia need them. If its own reward is "
-                "dense, set reward_mode in env.options, which hides it"
+                "dense, set `--env.options reward_mode episodic`, which hides it"
             )
         self.env = env
         self.norm = norm
@@ -249,10 +249,11 @@ class Collector:
             bad = (~torch.isfinite(tensor)).nonzero()
             if len(bad):
                 t, copy, *rest = bad[0].tolist()
-                agent = f", agent {rest[0]}" if name.endswith("obs") else ""
+                spec = self.env.spec
+                agent = f", {spec.agent_name(rest[0])}" if name.endswith("obs") else ""
                 raise NonFiniteError(
-                    f"environment {self.env.spec.name} returned a {name} that is NaN or infinite "
-                    f"at step {self._steps_before + t} of copy {copy}{agent}; "
+                    f"environment {spec.name} returned NaN or an infinite number in {name} at step "
+                    f"{self._steps_before + t} of copy {copy}{agent}; "
                     "the run is stopped with its state saved. `marl check` tests an environment"
                 )
 

@@ -8,6 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from envs import EnvSpec
 from marl import __version__
 from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError
@@ -30,12 +31,14 @@ def train(
     *,
     resume: bool = False,
     stop: Callable[[], bool] | None = None,
+    begun: Callable[[EnvSpec], None] | None = None,
 ) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
     Closing the generator, an error in the run and the last iteration all save the state: a
     checkpoint, or a folder ``crash`` where the error left half an iteration. While training waits
     for people (``preferences.people.wait``), it ends as soon as `stop` says so.
+    `begun` is told of the environment once a run with a folder is there and nothing refused it.
     """
     if run_dir is None:
         with closing(Trainer(config)) as trainer:
@@ -61,6 +64,8 @@ def train(
                 f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
             )
         (folder / IDENTITY).write_text(f"{identity}\n")
+        if begun is not None:
+            begun(trainer.env.spec)
         yield from _train_in(folder, trainer, resume, stop)
 
 
@@ -113,7 +118,7 @@ def _train_in(
     finally:
         writer.close()
         if trainer.iteration:
-            plot_run(folder)
+            plot_run(folder, trainer.env.spec.successes)
 
 
 def _has_diverged(trainer: Trainer, error: Exception) -> bool:

@@ -20,6 +20,7 @@ from marl.preferences import PreferenceSource
 from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Committee, RewardLearner, make_committee, make_reward_learner
 from marl.rollout import Collector
+from marl.room import check_room
 from marl.seeding import Seeds
 from marl.types import Rewards, Rollout, Transitions
 
@@ -38,6 +39,7 @@ class Trainer:
         self.seeds = Seeds(config.seed)
         self.env = make_env(config.env.name, config.env.num_envs, **env_options(config))
         spec = self.env.spec
+        check_room(config, spec)
         self.people: PeopleLabeller | None = None
         if config.asks_people and folder is not None:
             camera = Camera(self.env, config.preferences.people.filmed_copies)

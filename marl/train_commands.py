@@ -15,6 +15,7 @@ from typing import Annotated
 
 import tyro
 
+from envs import EnvSpec
 from marl.config import Config, ConfigError
 from marl.config.files import load_config
 from marl.progress import Progress
@@ -103,11 +104,19 @@ def _run(config: Config, folder: Path, *, resume: bool) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     stop = _Stop()
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
-    if config.asks_people:
-        print(f"you are the labeller: run `marl label {folder}` in another terminal", flush=True)
-    iterations = train(config, folder, resume=resume, stop=lambda: stop.received > 0)
-    start = None if resume else 0
-    with Progress(config.total_steps, title, start_steps=start) as progress:
+    with Progress(config.total_steps, title) as progress:
+
+        def begun(spec: EnvSpec) -> None:
+            if config.asks_people:
+                print(
+                    f"you are the labeller: run `marl label {folder}` in another terminal",
+                    flush=True,
+                )
+            progress.begin(spec)
+
+        iterations = train(
+            config, folder, resume=resume, stop=lambda: stop.received > 0, begun=begun
+        )
         for metrics in iterations:
             progress.update(metrics, at_once=config.preferences.people.wait)
             if stop.received:
@@ -116,6 +125,9 @@ def _run(config: Config, folder: Path, *, resume: bool) -> int:
     if stop.received:
         print(f"stopped and saved; continue with: marl resume {folder}")
         return 128 + stop.received
+    if progress.no_episode and not resume:
+        steps = config.total_steps // config.env.num_envs
+        print(f"{progress.no_episode}, and this run took {steps:,}; raise --total-steps")
     print(f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}")
     if config.asks_people:
         print(f"learn from all that was answered with: marl fit-reward {folder / 'people'}")

@@ -94,7 +94,15 @@ def _of_run(options: argparse.Namespace) -> Subject:
     if missing:
         films = film_episodes(load_team(run)[0], run, folder, missing)
         console = Console(stderr=True)
-        for _ in track(films, "playing", total=len(missing), console=console, transient=True):
+        shown = track(
+            films,
+            "playing",
+            total=len(missing),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        for _ in shown:
             pass
     return Subject(folder=folder, title=title, asked_by_run=False)
 

@@ -86,7 +86,14 @@ def film_run(run: Path, path: Path, options: FilmOptions, console: Console | Non
     steps = every[: options.max_frames]
     detail = f"{policy.config.algorithm}, {policy.steps:,} steps of training"
     pictures = paint(shown, steps, policy.config.env.name, detail, options.width)
-    drawing = track(pictures, "drawing", total=len(steps), console=console, transient=True)
+    drawing = track(
+        pictures,
+        "drawing",
+        total=len(steps),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,  # else it ends with an empty line
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_movie(path, iter(drawing), frame_ms)

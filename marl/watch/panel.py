@@ -44,8 +44,8 @@ def reward_rows(play: Play) -> tuple[Row, ...]:
         return (team,)
     local = scaled(play.local)
     agents = (
-        Row(name=f"agent {i}", colour=agent_colour(i), values=local[:, i])
-        for i in range(local.shape[1])
+        Row(name=name, colour=agent_colour(i), values=local[:, i])
+        for i, name in enumerate(play.agents)
     )
     return (team, *agents)
 
@@ -94,7 +94,7 @@ class Panel:
         left, right = _MARGIN + 56.0, WIDTH - _MARGIN
         middle, half = top + pitch / 2.0, pitch / 2.0 - 2.0
         canvas.disc((_MARGIN + 4.0, middle), 4.0, row.colour)
-        canvas.text((_MARGIN + 13.0, middle), row.name, INK, 9, "lm")
+        canvas.text((_MARGIN + 13.0, middle), row.name, INK, fitting(row.name, 9, 42), "lm")
         canvas.line([(left, middle), (right, middle)], _RULE)
         length = min(_WINDOW, len(row.values))
         first = max(0, step + 1 - length)

@@ -36,6 +36,8 @@ class Play:
     """(T,) learned global rewards in running deviations; None: nothing was learned."""
     local: Array | None
     """(T, N) learned local rewards in running deviations; None: the model has none."""
+    agents: tuple[str, ...]
+    """(N,) what they are called."""
 
 
 def play(
@@ -71,6 +73,7 @@ def play(
         rewards=np.array(recorder.rewards[chosen], np.float64),
         team=team,
         local=None if local is None else local.double().numpy(),
+        agents=tuple(policy.spec.agent_name(agent) for agent in range(policy.spec.num_agents)),
     )
 
 

@@ -62,6 +62,11 @@ class Broken:
         self.t = state["t"]
 
 
+def test_agents_without_a_name_each() -> None:
+    env = Broken(spec={"agent_names": ("fox",)})
+    assert "spec.agent_names has 1 names for" in the_problem(env)
+
+
 def the_problem(env: VecEnv) -> str:
     """Return the one sentence that the checker has to say."""
     problems = check_env(env, steps=40)

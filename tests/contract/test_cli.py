@@ -88,7 +88,10 @@ def test_envs_lists_names_and_how_to_install_the_rest(
     assert run("envs") == 0
     shown = capsys.readouterr().out
     assert "  mamujoco/halfcheetah_2x3\n" in shown
-    fix = "no_such_package_here needs an extra; install it with: pip install 'prefmarl[battles]'"
+    fix = (
+        "no_such_package_here needs an extra; where this project lies, run: "
+        "pip install -c constraints.txt '.[battles]'"
+    )
     assert f"battle: battles\n  not installed: {fix}" in shown
     assert run("check", "battle/royale") == 1
     assert fix in capsys.readouterr().err.replace("\n", " ")

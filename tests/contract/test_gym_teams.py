@@ -84,7 +84,7 @@ def test_different_rewards_are_a_choice() -> None:
     with pytest.raises(EnvError) as caught:
         env.step(np.array([[1, 2]]))
     assert "paid differently (agent 0: 1, agent 1: 2)" in str(caught.value)
-    assert "Set the option team_reward to sum or mean" in str(caught.value)
+    assert "set `--env.options team_reward mean`" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,5 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(EnvError) as caught:
         make_env(name, 1)
-    assert f"pip install 'prefmarl[{extra}]'" in str(caught.value)
+    assert f"pip install -c constraints.txt '.[{extra}]'" in str(caught.value)
+    assert str(caught.value).count(f"{name}'") == 1

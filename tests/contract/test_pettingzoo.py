@@ -81,6 +81,15 @@ def test_spaces_become_sizes() -> None:
     assert spec.state_size == 2
 
 
+def test_agents_keep_their_names() -> None:
+    env = village()
+    assert env.spec.agent_names == ("elder", "child", "guest")
+    assert env.spec.agent_name(1) == "child"
+    env.reset(0)
+    with pytest.raises(EnvError, match="action 9 of copy 0, child is illegal"):
+        env.step(np.array([[0, 9, 0]] * env.spec.num_envs))
+
+
 def test_what_agents_see_while_they_come_and_go() -> None:
     start, one, _, three, four = played(village(1, end="cut"), 4)
     draw = start.state[0, 0]
@@ -175,9 +184,9 @@ def test_without_a_state_the_observations_stand_for_it() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_steps": None}, "shows no time limit"),
+        ({"max_steps": None}, "might never end; set `--env.options max_steps 100`"),
         ({"max_steps": 0}, "max_steps is 0"),
-        ({"rewards": (1.0, -1.0, 0.0)}, "Set the option team_reward to sum or mean"),
+        ({"rewards": (1.0, -1.0, 0.0)}, "set `--env.options team_reward mean`"),
         ({"team_reward": "average"}, "choose sum, mean, error"),
         ({"facts": "won"}, "its entries were age"),
         ({"agents_die": False}, "agents_die is False; leave it True"),
@@ -205,7 +214,8 @@ def test_observations_outside_their_space(workers: int) -> None:
     env = village(2, fault="outside", workers=workers, **pay)
     with pytest.warns(ObsBoundsWarning, match=words) as caught:
         played(env, 20)
-    assert len(caught) == 1
+    # Where an earlier test has imported JAX, a worker's fork warns, too.
+    assert len([one for one in caught if one.category is ObsBoundsWarning]) == 1
     faults = check_env(env, steps=40)
     assert len(faults) == 1
     assert "village: agent elder observed 1e+06 at [1]" in faults[0]

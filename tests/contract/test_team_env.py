@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 
 from envs import EnvError, VecEnv, check_env
+from envs.advice import advised_workers
 from envs.sampling import random_actions
-from envs.team_env import TeamEnv, advised_workers
+from envs.team_env import TeamEnv
 from envs.workers import Workers
 from tests.counting_team import CountingTeam
 
@@ -149,7 +150,11 @@ def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, worke
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"), [("hang", "within 0.3 s; raise the option timeout"), ("exit", "status 7")]
+    ("trouble", "words"),
+    [
+        ("hang", "within 0.3 s; if it may take that long, set `--env.options timeout 3`"),
+        ("exit", "status 7"),
+    ],
 )
 def test_a_worker_that_hangs_or_dies(make: Make, trouble: str, words: str) -> None:
     env = make(4, 2, timeout=0.3, trouble=trouble, trouble_at=0)
@@ -331,8 +336,18 @@ def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.Monkey
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     four = replace(CountingTeam().spec, num_envs=4)
     slow = partial(CountingTeam, sleep=0.002)
-    assert advised_workers(CountingTeam, four) == 0
-    assert advised_workers(slow, four) == 2
-    assert advised_workers(slow, replace(four, num_envs=1)) == 0
+    assert advised_workers(CountingTeam, four, 9.0) == 0
+    assert advised_workers(slow, four, 9.0) == 2
+    assert advised_workers(slow, replace(four, num_envs=1), 9.0) == 0
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    assert advised_workers(slow, four) == 0
+    assert advised_workers(slow, four, 9.0) == 0
+
+
+def test_a_copy_that_hangs_while_it_is_measured_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    # The first agent has four actions, so a random one is 3 within the first episodes.
+    hangs = partial(CountingTeam, trouble="hang", trouble_at=0)
+    began = time.perf_counter()
+    with pytest.raises(EnvError, match=r"counting, copy 0 .* within 0.3 s"):
+        TeamEnv(hangs, 4, timeout=0.3)
+    assert time.perf_counter() - began < 10.0

@@ -9,32 +9,12 @@ import torch
 
 from envs import EnvError, HasHiddenRewards, VecEnv, check_env, make_env
 from envs.sampling import random_actions
-from envs.vmas import VMAS_NAMES, Vmas
+from envs.vmas import LEFT_OUT, VMAS_NAMES, Vmas
 
 vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
 
 COPIES = 3
 
-LEFT_OUT = {
-    "simple": "one agent",
-    "simple_adversary": "two sides",
-    "simple_crypto": "two sides",
-    "simple_push": "two sides",
-    "simple_tag": "two sides",
-    "simple_world_comm": "two sides",
-    "asym_joint": "shows a feature of the simulator, no task for a team",
-    "circle_trajectory": "shows a feature of the simulator, no task for a team",
-    "diff_drive": "shows a feature of the simulator, no task for a team",
-    "drone": "shows a feature of the simulator, no task for a team",
-    "goal": "shows a feature of the simulator, no task for a team",
-    "het_mass": "shows a feature of the simulator, no task for a team",
-    "kinematic_bicycle": "shows a feature of the simulator, no task for a team",
-    "line_trajectory": "shows a feature of the simulator, no task for a team",
-    "pollock": "shows a feature of the simulator; its observations never change",
-    "vel_control": "shows a feature of the simulator, no task for a team",
-    "waterfall": "shows a feature of the simulator, no task for a team",
-}
-"""Scenarios of VMAS that are not offered, and why."""
 ALIKE = {
     "give_way": "all 3 copies do the same under the same actions",
     "multi_give_way": "seeds 0 and 1 gave the same episodes",
@@ -72,6 +52,13 @@ def test_a_slow_scenario_starts_and_ends(scenario: str) -> None:
     still = np.zeros((2, env.spec.num_agents, env.spec.action_size), np.float32)
     assert np.isfinite(env.step(still).obs).all()
     assert env.step(still).truncated.all()
+
+
+def test_a_scenario_that_is_left_out_says_why() -> None:
+    with pytest.raises(EnvError, match="has this scenario, but two sides play against each other"):
+        make_env("vmas/simple_tag", 2)
+    with pytest.raises(EnvError, match=r"'vmas/balnce'.*did you mean 'vmas/balance'"):
+        make_env("vmas/balnce", 2)
 
 
 def restarted(source: Any, obs: list[Any], done: Any) -> list[Any]:
@@ -173,7 +160,7 @@ def test_what_the_team_earns_is_a_choice() -> None:
     with pytest.raises(EnvError) as caught:
         strict.step(ahead)
     assert "copy 0: agents were paid differently (agent 0: " in str(caught.value)
-    assert "Set the option team_reward to sum or mean" in str(caught.value)
+    assert "set `--env.options team_reward mean`" in str(caught.value)
     with pytest.raises(EnvError, match="choose sum, mean, error"):
         Vmas(COPIES, "navigation", team_reward="average")
 

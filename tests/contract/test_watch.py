@@ -48,7 +48,10 @@ def test_a_run_becomes_a_film(imap: Path, capsys: pytest.CaptureFixture[str]) ->
         assert movie.n_frames == 25
         assert movie.size == (400, 224)
         assert movie.info["duration"] == 100
-    shown = capsys.readouterr().out
+    captured = capsys.readouterr()
+    shown = captured.out
+    assert captured.err == ""
+    assert not shown.startswith("\n")
     assert "25 frames of an episode of 25 steps" in shown
     assert "learned no reward" not in shown
 

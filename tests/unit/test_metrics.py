@@ -134,3 +134,13 @@ def test_a_picture_is_drawn_whatever_was_recorded(
     assert path == tmp_path / "curve.png"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_success_rates_get_a_panel_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    titles: list[str] = []
+    monkeypatch.setattr("marl.plots._title", lambda axes, text: titles.append(text))
+    write(tmp_path, [(s, {"return/mean": 1.0, "episode/won": 0.5 * s}) for s in (1, 2)])
+    assert plot_run(tmp_path, ("won", "never_told")).exists()
+    assert titles == ["Mean return of finished episodes", "Episodes won"]

@@ -19,7 +19,9 @@ def test_missing_package(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # None: importing it fails
     with pytest.raises(
-        EnvError, match=rf"{package} needs an extra.*pip install 'prefmarl\[{extra}\]'"
+        EnvError,
+        match=rf"^environment '{name}' is not installed: {package} needs an extra.*"
+        rf"pip install -c constraints.txt '.\[{extra}\]'",
     ):
         make_env(name, 2)
     assert name not in env_names()

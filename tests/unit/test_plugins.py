@@ -42,7 +42,7 @@ def test_an_installed_class_is_found() -> None:
         (":name", "lacks a side of its colon; give an import path such as"),
         ("user_labels:", "lacks a side of its colon; give an import path such as"),
         ("user_label:f", "no module 'user_label' in .* run where its file lies"),
-        ("user_labels.deeper:f", "no module 'user_labels.deeper'"),
+        ("user_labels.deeper:f", "user_labels is a module, not a package, so there is no 'deeper'"),
         ("user_needs_more:f", "importing 'user_needs_more' failed: .*'user_absent_library'"),
         (
             "user_broken:f",

@@ -66,8 +66,8 @@ def test_options_arrive() -> None:
         ("fleet/halfcheeta_4", "did you mean 'fleet/halfcheetah_4'"),
         ("fleet/halfcheetah_x", "fleet"),
         ("mamujoco/hopper_2x9", "3x1"),
-        ("particles/nav_six", "  particles/: nav_3, nav_6"),
-        ("zzz", "or one of\n  mamujoco/: "),
+        ("particles/nav_six", "after particles/ there are nav_3, nav_6"),
+        ("zzz", "or a name that begins with mamujoco/, fleet/, particles/, gym/"),
         ("particles/nav_0", "num_agents is 0"),
     ],
 )
@@ -75,6 +75,34 @@ def test_unknown_name(name: str, words: str) -> None:
     with pytest.raises(EnvError) as caught:
         make_env(name, 2)
     assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.usefixtures("my_envs")
+def test_a_file_of_that_name_is_suggested_with_what_it_defines() -> None:
+    words = (
+        r"of my_test_envs.py, give my_test_envs:Half or my_test_envs:NoCopies or "
+        r"my_test_envs:Needs or my_test_envs:two_keys$"
+    )
+    for name in ("my_test_envs", "my_test_envs.py"):
+        with pytest.raises(EnvError, match=words):
+            make_env(name, 2)
+
+
+@pytest.mark.usefixtures("my_envs")
+def test_a_misspelt_module_of_an_installed_package_is_not_a_missing_extra() -> None:
+    with pytest.raises(EnvError) as caught:
+        make_env("pettingzoo.sisl.pursuit_v44:parallel_env", 2)
+    message = str(caught.value)
+    assert message.startswith(
+        "environment 'pettingzoo.sisl.pursuit_v44:parallel_env': pettingzoo.sisl is installed but "
+        "has no module 'pursuit_v44' (did you mean 'pursuit_v"
+    )
+    assert "multiwalker" in message
+    assert "pip install" not in message
+    with pytest.raises(EnvError, match="my_test_envs is a module, not a package"):
+        make_env("my_test_envs.more:Half", 2)
 
 
 def test_unknown_option() -> None:
@@ -101,7 +129,7 @@ def test_import_path() -> None:
         ("my_test_envs:Hal", "did you mean 'Half'"),
         ("my_test_envs:Half", "without spec, reset, step, state_dict, load_state_dict"),
         ("my_test_envs:NoCopies", "takes no num_envs"),
-        ("my_test_envs:Needs", "needs the option width"),
+        ("my_test_envs:Needs", "give it with `--env.options width VALUE`"),
         ("my_test_envs.py:Half", "name the module: my_test_envs:Half"),
         (":TwoKeys", "lacks a side of its colon"),
     ],
@@ -139,5 +167,5 @@ def test_a_family_that_is_not_installed_names_its_extra(monkeypatch: pytest.Monk
     monkeypatch.setitem(EXTRAS, "no_such_package", "battles")
     monkeypatch.setitem(FAMILIES, "battle", family)
     assert not any(name.startswith("battle") for name in env_names())
-    with pytest.raises(EnvError, match=r"pip install 'prefmarl\[battles\]'"):
+    with pytest.raises(EnvError, match=r"pip install -c constraints.txt '.\[battles\]'"):
         make_env("battle/royale", 2)

@@ -168,6 +168,6 @@ def test_a_value_that_is_not_finite_is_located() -> None:
     env._view = broken  # type: ignore[method-assign]
     # Steps 3, 4 and 5 follow; copy 1 starts its second episode at step 4 and is at t = 1 after it.
     with pytest.raises(
-        NonFiniteError, match=r"scripted returned a obs .* step 5 of copy 1, agent 1"
+        NonFiniteError, match=r"scripted returned NaN or an .* in obs at step 5 of copy 1, agent 1"
     ):
         collector.collect(actor)

@@ -141,6 +141,12 @@ def score(facts):
 
 def one(facts):
     return 1.0
+
+def as_if_one(facts):
+    return float(facts["time"] >= 2)
+
+def misspelt(facts):
+    return facts["tiem"]
 """
 
 
@@ -179,8 +185,34 @@ def test_an_outcome_of_the_wrong_shape_is_refused() -> None:
         "my_sparse_envs:plain", 2, reward_mode="outcome", reward_outcome="my_sparse_envs:one"
     )
     env.reset(0)
-    with pytest.raises(EnvError, match=r"of shape \(\); return one finite number per episode"):
+    with pytest.raises(EnvError, match=r"one \(my_sparse_envs.py, line 15\) returned 1.0 of shape"):
         paid(env, 3)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        ("as_if_one", "as_if_one (my_sparse_envs.py, line 18) raised TypeError: "),
+        ("misspelt", "raised KeyError: 'tiem' (my_sparse_envs.py, line 22, in misspelt)"),
+    ],
+)
+def test_an_outcome_that_raises_is_told_what_it_is_given(function: str, words: str) -> None:
+    env = make_env(
+        "my_sparse_envs:plain",
+        2,
+        reward_mode="outcome",
+        reward_outcome=f"my_sparse_envs:{function}",
+    )
+    env.reset(0)
+    with pytest.raises(EnvError) as caught:
+        paid(env, 3)
+    assert words in str(caught.value)
+    assert str(caught.value).endswith(
+        "it is given the facts episode, time as arrays of one number per episode that ended, "
+        "shape (2,) here; return such an array"
+    )
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ def a_play(steps: int = 8, *, learned: bool = True, local: bool = True) -> Play:
         rewards=np.ones(steps),
         team=rising if learned else None,
         local=np.stack([rising, -rising], axis=1) if learned and local else None,
+        agents=("agent 0", "wolf"),
     )
 
 
@@ -115,7 +116,7 @@ def test_the_largest_rewards_fill_a_bar() -> None:
 
 
 def test_rows_are_the_team_and_each_agent_or_the_task_alone() -> None:
-    assert [row.name for row in reward_rows(a_play())] == ["team", "agent 0", "agent 1"]
+    assert [row.name for row in reward_rows(a_play())] == ["team", "agent 0", "wolf"]
     assert [row.name for row in reward_rows(a_play(local=False))] == ["team"]
     assert [row.name for row in reward_rows(a_play(learned=False))] == ["task"]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
+from rich import get_console
 from rich.progress import track
 from torch import Tensor
 
@@ -96,7 +97,8 @@ def export_run(
             options=config.env.options,
             origin=origin,
         )
-        for number in track(numbers.tolist(), "writing episodes", transient=True):
+        quiet = not get_console().is_terminal
+        for number in track(numbers.tolist(), "writing episodes", transient=True, disable=quiet):
             made.add_episode(record_of(store, spec, number), number)
         made.answers.extend(_answers(first, second, labels, source))
         os.replace(partial, folder)

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
+from rich import get_console
 from rich.progress import track
 
 from envs import EnvSpec
@@ -107,7 +108,8 @@ class PreferenceSet:
             raise SetError(f"{self.folder} has no episodes; add some, or export a run again")
         shown: Iterable[int] = numbers
         if progress:
-            shown = track(numbers, "reading episodes", transient=True)
+            quiet = not get_console().is_terminal
+            shown = track(numbers, "reading episodes", transient=True, disable=quiet)
         records = [self.episode(number) for number in shown]
         return EpisodeArchive(
             numbers, records, holdout_every=holdout_every, device=torch.device(device)
