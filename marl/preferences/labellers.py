@@ -3,7 +3,6 @@
 Axes: B pairs, D of them chosen; M episodes.
 """
 
-import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -12,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from envs.user_code import place_of
 from marl.config import ConfigError
 from marl.episodes import Episodes
 from marl.plugins import PluginError
@@ -207,9 +207,7 @@ def _asked(labeller: Labeller, name: str, pairs: EpisodePairs) -> object:
     except (PluginError, ConfigError):
         raise
     except Exception as error:
-        frame = traceback.extract_tb(error.__traceback__)[-1]
         raise PluginError(
-            f"labeller {name} raised {type(error).__name__}: {error} ({frame.filename}, line "
-            f"{frame.lineno}) when asked about {len(pairs)} pairs; return NaN where it has no "
-            "answer"
+            f"labeller {name} raised {type(error).__name__}: {error} ({place_of(error)}) when "
+            f"asked about {len(pairs)} pairs; return NaN where it has no answer"
         ) from error
