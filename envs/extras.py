@@ -1,6 +1,6 @@
 """How to install the optional package that a module belongs to."""
 
-from envs.smacv2_source import INSTALL
+from envs.smacv2.source import INSTALL
 
 EXTRAS = {
     "mpe2": "mpe2",

@@ -60,12 +60,12 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     "mamujoco": Family(
-        module="envs.mamujoco",
+        module="envs.mujoco.mamujoco",
         summary="one MuJoCo robot whose joints are shared among agents",
         reward_mode="episodic",
     ),
     "fleet": Family(
-        module="envs.fleet",
+        module="envs.mujoco.fleet",
         summary="MuJoCo robots that share one return; any number, e.g. hopper_3",
         reward_mode="episodic",
     ),
@@ -75,23 +75,23 @@ FAMILIES: dict[str, Family] = {
         reward_mode="episodic",
     ),
     "gym": Family(
-        module="envs.gym_teams",
+        module="envs.teams.gym_teams",
         summary="gymnasium teams by id (extras lbforaging, rware); your own: gym/my_envs:Team-v0",
     ),
     "smax": Family(
-        module="envs.smax",
+        module="envs.smax.environment",
         summary="battles of scripted against learning units, in JAX; for 512 copies or more",
         reward_mode="episodic",
         needs="jaxmarl",
     ),
     "vmas": Family(
-        module="envs.vmas",
+        module="envs.vmas.environment",
         summary="robots on a plane, in PyTorch, batched",
         reward_mode="episodic",
         needs="vmas",
     ),
     "smacv2": Family(
-        module="envs.smacv2",
+        module="envs.smacv2.environment",
         summary="StarCraft II itself: battles of teams drawn anew in every episode",
         reward_mode="episodic",
         needs="smacv2",

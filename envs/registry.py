@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import EnvError, VecEnv, close_env
+from envs.checks.steps import MEMBERS, missing_members
 from envs.extras import install_hint
 from envs.families import FAMILIES, Maker
 from envs.import_paths import NoSubmoduleError, callables_in, did_you_mean, load_attribute
 from envs.sparse import SparseRewards
-from envs.step_checks import MEMBERS, missing_members
 from envs.user_code import explained, source_of
 
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
@@ -27,8 +27,8 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     `name` is one of `env_names()`, another size of the same family (`particles/nav_9`), or
     `module:attribute`, imported with the working directory on the path and called as
     ``attribute(num_envs=..., **options)``; what takes no `num_envs` is called as the factory of a
-    PettingZoo ``ParallelEnv``, and copied (`envs.pettingzoo`). With `reward_mode` any of them is
-    paid by `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the shipped
+    PettingZoo ``ParallelEnv``, and copied (`envs.teams.pettingzoo`). With `reward_mode` any of them
+    is paid by `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the shipped
     families are paid as `FAMILIES` says, and what comes from an import path as it pays by itself.
     What has an option `reward_mode` of its own gets it and is not touched.
     """
@@ -126,7 +126,7 @@ def _imported(name: str) -> Maker:
         raise
     if "num_envs" in inspect.signature(call).parameters:
         return Maker(call)
-    from envs.pettingzoo import pettingzoo
+    from envs.teams.pettingzoo import pettingzoo
 
     return Maker(partial(pettingzoo, call, name))
 

@@ -10,13 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from envs.action_checks import checked_actions
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
+from envs.checks.actions import checked_actions
+from envs.checks.tasks import check_arrays, check_task, checked_advance
 from envs.frames import Frame
 from envs.randomness import copy_seeds, uniform
 from envs.resuming import refuse_other_copies
-from envs.task_checks import check_arrays, check_task, checked_advance
-from envs.time_limits import split_ends
+from envs.teams.time_limits import split_ends
 from envs.user_code import explained, source_of
 
 Arrays = dict[str, npt.NDArray[Any]]

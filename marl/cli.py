@@ -19,7 +19,7 @@ from rich.text import Text
 from envs import EnvError, check_env, open_env
 from envs.families import FAMILIES
 from envs.sparse import SparseRewards, unwrapped
-from envs.team_env import TeamEnv
+from envs.teams.environment import TeamEnv
 from marl import __version__
 from marl.audit.command import labels
 from marl.checkpoint import CheckpointError

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from envs.team_env import TeamEnv
-from envs.teams import TeamView
+from envs.teams.environment import TeamEnv
+from envs.teams.team import TeamView
 from tests.counting_team import CountingTeam
 
 

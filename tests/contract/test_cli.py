@@ -133,7 +133,7 @@ def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path:
 
 COUNTING = """
 from functools import partial
-from envs.team_env import TeamEnv
+from envs.teams.environment import TeamEnv
 from tests.counting_team import CountingTeam
 
 def counting(num_envs, workers):

@@ -11,7 +11,7 @@ import pytest
 
 from envs import EnvStep, VecEnv, make_env
 from envs.sampling import random_actions
-from envs.team_env import TeamEnv
+from envs.teams.environment import TeamEnv
 from tests.counting_team import CountingTeam
 
 COPIES = 6

@@ -11,7 +11,7 @@ import pytest
 
 from envs import EnvStep, check_env, make_env
 from envs.base import HasHiddenRewards, VecEnv
-from envs.mamujoco import MaMuJoCo
+from envs.mujoco.mamujoco import MaMuJoCo
 
 
 def played(env: VecEnv, steps: int, seed: int = 0) -> list[tuple[EnvStep, npt.NDArray[Any]]]:

@@ -8,9 +8,9 @@ import numpy.typing as npt
 import pytest
 
 from envs.base import EnvError, EnvStep, VecEnv
-from envs.checker import check_env
-from envs.fleet import Fleet
-from envs.mamujoco import MaMuJoCo
+from envs.checks.checker import check_env
+from envs.mujoco.fleet import Fleet
+from envs.mujoco.mamujoco import MaMuJoCo
 from envs.sparse import SparseRewards
 
 FAMILIES = [

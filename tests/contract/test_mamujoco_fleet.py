@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from envs.base import EnvError, EnvStep, VecEnv
-from envs.fleet import FLEET_SCENARIOS, Fleet, fleet_from_name
-from envs.mamujoco import MaMuJoCo
+from envs.mujoco.fleet import FLEET_SCENARIOS, Fleet, fleet_from_name
+from envs.mujoco.mamujoco import MaMuJoCo
 
 
 def snapshot(step: EnvStep) -> dict[str, Any]:

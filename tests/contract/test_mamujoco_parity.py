@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.parity import QUANTITIES, compare
-from envs.mamujoco import MAMUJOCO_NAMES, MaMuJoCo, scenario_from_name
+from envs.mujoco.mamujoco import MAMUJOCO_NAMES, MaMuJoCo, scenario_from_name
 
 FALLING = ("hopper", "walker2d", "humanoid")  # within 150 random steps
 SHORT = {"reacher": 50, "pusher": 100}  # time limits within 150 steps
@@ -37,14 +37,14 @@ def test_any_number_of_segments_equals_the_original(scenario: str, partition: st
 
 
 def test_comparison_notices_a_wrong_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_task = __import__("envs.mujoco_tasks", fromlist=["make_task"]).make_task
+    make_task = __import__("envs.mujoco.tasks", fromlist=["make_task"]).make_task
 
     def pay_more(source: object) -> object:
         task = make_task(source)
         object.__setattr__(task, "ctrl_weight", task.ctrl_weight * 1.001)
         return task
 
-    monkeypatch.setattr("envs.mujoco_physics.make_task", pay_more)
+    monkeypatch.setattr("envs.mujoco.physics.make_task", pay_more)
     worst = compare("HalfCheetah", "2x3", agent_obsk=1, steps=5)
     assert worst["reward"] > 1e-9
     assert worst["obs"] == 0

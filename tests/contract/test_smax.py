@@ -12,8 +12,8 @@ from envs.frame_plots import frame_of
 from envs.frames import HealthBar
 from envs.randomness import copy_seeds
 from envs.sampling import random_actions
-from envs.smax import FACTS, Smax
-from envs.smax_source import SMAX_NAMES, import_smax
+from envs.smax.environment import FACTS, Smax
+from envs.smax.source import SMAX_NAMES, import_smax
 
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")
 pytest.importorskip("jaxmarl.registration", reason="the extra smax is not installed")

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import pytest
 
 from envs import check_env, make_env
-from envs.blocks import episode_seed
 from envs.randomness import copy_seeds
 from envs.sampling import random_actions
+from envs.teams.blocks import episode_seed
 
 STEPS = 1_000
 

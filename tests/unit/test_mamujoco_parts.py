@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from envs.base import EnvError
-from envs.mamujoco import MAMUJOCO_NAMES, scenario_from_name
-from envs.mujoco_controls import Controls
-from envs.mujoco_episodes import Episodes
-from envs.mujoco_obs import Features
-from envs.mujoco_source import make_source
-from envs.mujoco_starts import make_start
-from envs.mujoco_tasks import Distances, Locomotion, make_healthy_box, make_task
+from envs.mujoco.controls import Controls
+from envs.mujoco.episodes import Episodes
+from envs.mujoco.mamujoco import MAMUJOCO_NAMES, scenario_from_name
+from envs.mujoco.obs import Features
+from envs.mujoco.source import make_source
+from envs.mujoco.starts import make_start
+from envs.mujoco.tasks import Distances, Locomotion, make_healthy_box, make_task
 from envs.randomness import copy_seeds
 
 

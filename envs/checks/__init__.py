@@ -1,0 +1,1 @@
+"""What a good environment does, and whether yours does it."""

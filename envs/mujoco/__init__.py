@@ -1,0 +1,1 @@
+"""Multi-agent MuJoCo: one robot shared among agents, and fleets of robots."""

@@ -1,0 +1,1 @@
+"""Third-party teams that step one copy at a time: PettingZoo, gymnasium, in worker processes."""

@@ -1,0 +1,218 @@
+"""Any PettingZoo `ParallelEnv` as an environment.
+
+Axes: E environment copies, N agents, S state features, A actions.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
+
+from envs.base import EnvError, EnvSpec
+from envs.teams.environment import TeamEnv
+from envs.teams.infos import InfoFacts, check_team_reward, joint_reward
+from envs.teams.obs_bounds import ObsBounds
+from envs.teams.parallel_answers import answered_reset, entry, made
+from envs.teams.sources import Source
+from envs.teams.spaces import AgentSpaces
+from envs.teams.states import OwnState, joined_columns
+from envs.teams.team import TeamView
+from envs.teams.time_limits import own_limit, time_limit
+
+
+def pettingzoo(
+    factory: Callable[..., Any],
+    name: str,
+    /,
+    num_envs: int,
+    *,
+    max_steps: int | None = None,
+    finite_horizon: bool = False,
+    team_reward: str | None = None,
+    facts: str = "",
+    own_state: bool = True,
+    agents_die: bool = True,
+    limit_terminates: bool | None = None,
+    remake: bool | None = None,
+    workers: int | None = None,
+    timeout: float = 120.0,
+    **options: Any,
+) -> TeamEnv:
+    """Return `num_envs` copies of the environment `name`, which ``factory(**options)`` makes.
+
+    `max_steps` becomes the environment's own limit where it takes one; if not given, it is the
+    limit that the environment shows. An episode that reaches it is truncated, or terminated with
+    `finite_horizon`, unless the environment says that the task ended then. `limit_terminates` says
+    that it calls its own time limit a termination, too. `team_reward` is what agents that are paid
+    differently earn together: "sum", "mean", or "error". `facts` names numbers of the infos,
+    separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
+    `agents_die = False` promises that nobody leaves before the end. With `remake`, every episode
+    gets a new environment, for one whose reset keeps traces of the episode before. What is None is
+    what `envs.teams.sources` knows of the environment. `workers` and `timeout` are those of
+    `TeamEnv`.
+    """
+    make = partial(made, name, factory)
+    options |= own_limit(factory, make, options, max_steps)
+    team = partial(
+        ParallelEnvTeam,
+        partial(make, options),
+        name=name,
+        max_steps=max_steps,
+        finite_horizon=finite_horizon,
+        team_reward=team_reward,
+        facts=facts,
+        own_state=own_state,
+        agents_die=agents_die,
+        limit_terminates=limit_terminates,
+        remake=remake,
+    )
+    return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
+
+
+class ParallelEnvTeam:
+    """One `ParallelEnv` as a `Team`."""
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        *,
+        name: str,
+        max_steps: int | None,
+        finite_horizon: bool,
+        team_reward: str | None,
+        facts: str,
+        own_state: bool,
+        agents_die: bool,
+        limit_terminates: bool | None,
+        remake: bool | None,
+    ) -> None:
+        self._source = Source(make, remake=remake, limit_terminates=limit_terminates)
+        env = self._source.env
+        self._names = list(env.possible_agents)
+        self._index = {agent: index for index, agent in enumerate(self._names)}
+        self._spaces = AgentSpaces(
+            [f"{name}, agent {agent}" for agent in self._names],
+            [env.observation_space(agent) for agent in self._names],
+            [env.action_space(agent) for agent in self._names],
+        )
+        self._team_reward = check_team_reward(team_reward or self._source.habits.team_reward)
+        self._facts = InfoFacts(facts)
+        self._columns = joined_columns(self._spaces.obs_sizes)
+        self._masks_in_info, self._own_state = self._looked_at(own_state)
+        self._acting: list[int] = []
+        self._spec = EnvSpec(
+            name=name,
+            num_envs=1,
+            obs_sizes=self._spaces.obs_sizes,
+            state_size=self._own_state.size if self._own_state else len(self._columns),
+            action_kind=self._spaces.action_kind,
+            action_sizes=self._spaces.action_sizes,
+            max_steps=time_limit(name, env, max_steps),
+            finite_horizon=finite_horizon,
+            masks_actions=self._masks_in_info or any(self._spaces.masked),
+            agents_die=agents_die,
+            facts=self._facts.facts,
+            agent_names=tuple(map(str, self._names)),
+        )
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of the task, with one copy."""
+        return self._spec
+
+    @property
+    def obs_bounds(self) -> ObsBounds:
+        """What the observation spaces promise."""
+        return self._spaces.obs_bounds
+
+    def reset(self, seed: int, view: TeamView) -> None:
+        """Start the episode that `seed` determines and write what is seen."""
+        obs, infos = answered_reset(self._source.reset(seed))
+        self._facts.restart()
+        self._acting = self._taking_part(set())
+        if not self._acting:
+            raise EnvError("no agent takes part after reset; list those that do in agents")
+        self._show(self._acting, obs, infos, view, ended=False, cut=False)
+
+    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
+        """Apply (N,) integers or (N, A) floats in [-1, 1] of those that take part."""
+        names, acting = self._names, self._acting
+        obs, rewards, terminated, truncated, infos = self._source.step(
+            {names[agent]: self._spaces.action(agent, actions) for agent in acting}
+        )
+        out = {agent for agent in names if terminated.get(agent) or truncated.get(agent)}
+        living = self._taking_part(out)
+        ended = cut = False
+        if not living:
+            last = [names[agent] for agent in acting]
+            ended, cut = self._source.ends(
+                self._spec, map(terminated.get, last), map(truncated.get, last)
+            )
+        self._show(living or acting, obs, infos, view, ended, cut)
+        if cut and not living:
+            died = [a for a in acting if terminated.get(names[a]) and not truncated.get(names[a])]
+            if len(died) < len(acting):  # else they only call the time limit an end
+                view.alive[died] = False
+        paid = {str(names[agent]): entry(rewards, names[agent], "rewards") for agent in acting}
+        self._acting = living
+        return joint_reward(self._team_reward, paid, len(names)), ended, cut
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._source.close()
+
+    def _taking_part(self, out: set[Any]) -> list[int]:
+        """Return the agents, by index, that act next."""
+        try:
+            present = sorted(
+                self._index[agent] for agent in self._source.env.agents if agent not in out
+            )
+        except KeyError as error:
+            raise EnvError(
+                f"agent {error} is not among possible_agents {self._names}; list it there"
+            ) from error
+        return present
+
+    def _show(
+        self, shown: list[int], obs: Any, infos: Any, view: TeamView, ended: bool, cut: bool
+    ) -> None:
+        """Write what the agents `shown` see; the others see nothing."""
+        names, spaces, over = self._names, self._spaces, ended or cut
+        view.alive[:] = True
+        if len(shown) < len(names):
+            self._show_absent(shown, view, over)
+        for agent in shown:
+            name = names[agent]
+            if over and name not in obs:
+                spaces.write_absent(agent, view)
+                continue
+            spaces.write(agent, entry(obs, name, "observations"), view, over)
+            if self._masks_in_info and not over:
+                mask = entry(entry(infos, name, "infos"), "action_mask", f"the info of {name}")
+                spaces.write_mask(agent, mask, view)
+        self._facts.read(infos.values(), over, view.facts)
+        if self._own_state:
+            self._own_state.write(self._source.env, view, ended)
+        else:
+            view.state[:] = view.obs.reshape(-1)[self._columns]
+
+    def _show_absent(self, shown: list[int], view: TeamView, over: bool) -> None:
+        """Write which agents take part."""
+        if not (over or self._spec.agents_die):
+            raise EnvError(
+                f"only {len(shown)} of {len(self._names)} agents take part, but the option "
+                "agents_die is False; leave it True"
+            )
+        for agent in set(range(len(self._names))).difference(shown):
+            self._spaces.write_absent(agent, view)
+        view.alive[:] = False
+        view.alive[shown] = True
+
+    def _looked_at(self, own_state: bool) -> tuple[bool, OwnState | None]:
+        """Return, from one reset, whether infos hold masks, and the state if there is one."""
+        _, infos = answered_reset(self._source.env.reset(seed=0))
+        in_info = any(
+            isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
+        )
+        return in_info, OwnState.of(self._source.env) if own_state else None

@@ -1,0 +1,1 @@
+"""VMAS, batched by PyTorch."""
