@@ -45,12 +45,12 @@ def _streams_kept() -> Iterator[None]:
     """
     stdout, stderr, original = sys.stdout, sys.stderr, sys.__stdout__
     # Typeshed calls the original streams constant; JaxMARL reads them by that name.
-    sys.stdout = sys.__stdout__ = io.StringIO()  # type: ignore[misc, assignment]
+    sys.stdout = sys.__stdout__ = io.StringIO()  # type: ignore[misc, assignment]  # constant to typeshed
     try:
         yield
     finally:
         sys.stdout, sys.stderr = stdout, stderr
-        sys.__stdout__ = original  # type: ignore[misc]  # constant to typeshed, as above
+        sys.__stdout__ = original  # type: ignore[misc]  # as above
 
 
 def find_scenario(smax: ModuleType, name: str) -> Any:
