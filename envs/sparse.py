@@ -21,6 +21,7 @@ from envs.base import (
     VecEnv,
     close_env,
 )
+from envs.checks.steps import answered
 from envs.frames import Frame, HasFrames
 from envs.import_paths import did_you_mean, load_attribute
 from envs.user_code import explained, source_of
@@ -73,11 +74,11 @@ class SparseRewards:
         self._sums[:] = 0.0
         self._counts[:] = 0
         self._dense[:] = 0.0
-        return self.inner.reset(seed)
+        return answered(self.spec, self.inner.reset(seed), "reset")
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
         """Return the inner environment's step with the rewards that are due."""
-        step = self.inner.step(actions)
+        step = answered(self.spec, self.inner.step(actions), "step")
         self._dense[:] = step.rewards
         self._sums += self._dense
         self._counts += 1

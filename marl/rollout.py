@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from envs import EnvStep, HasHiddenRewards, VecEnv
+from envs.checks.steps import fitting_step
+from envs.user_code import explained
 from marl.acting import ActingMemory
 from marl.actors import Actor
 from marl.buffers import allocate
@@ -82,7 +84,11 @@ class Collector:
         self.seconds = {"physics": 0.0, "inference": 0.0}
         self._buffers = allocate(env.spec, num_steps, hidden)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
-        self._current = _copied(env.reset(seed))
+        self._is_checked = False
+        """Whether a step was compared with the spec; one is, as `marl check` has the rest."""
+        with explained(f"{env.spec.name}: reset"):
+            first = env.reset(seed)
+        self._current = _copied(fitting_step(env.spec, first, "reset"))
         copies = env.spec.num_envs
         self._open_returns = torch.zeros(copies, dtype=torch.float64)
         self._open_lengths = torch.zeros(copies, dtype=torch.int64)
@@ -133,7 +139,7 @@ class Collector:
             if self.watcher is not None:
                 self.watcher.before_step(self._current, taken)
             before = time.perf_counter()
-            step = self.env.step(taken)
+            step = self._stepped(taken, t)
             physics += time.perf_counter() - before
             self._record_outcome(t, step)
             if self.watcher is not None:
@@ -148,6 +154,15 @@ class Collector:
         self._steps_before += self.num_steps
         hidden = buffers.get("hidden_rewards")
         return rollout, None if hidden is None else hidden.to(self.device)
+
+    def _stepped(self, actions: npt.NDArray[Any], t: int) -> EnvStep:
+        """Return the environment's step; what it raises, or gets wrong at first, is an error."""
+        with explained(f"{self.env.spec.name}: step {self._steps_before + t}"):
+            step = self.env.step(actions)
+            if not self._is_checked:
+                fitting_step(self.env.spec, step, f"step {self._steps_before + t}")
+                self._is_checked = True
+        return step
 
     def take_seconds(self) -> dict[str, float]:
         """Return the seconds spent in physics and inference since the last call."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.base import BoolArray, EnvSpec, EnvStep
+from envs.base import BoolArray, EnvError, EnvSpec, EnvStep
 
 MEMBERS = ("spec", "reset", "step", "state_dict", "load_state_dict")
 """What every environment has."""
@@ -77,6 +77,27 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
         problems.add(
             "fact names", f"spec.facts are named {names}; give each an identifier of its own"
         )
+
+
+def answered(spec: EnvSpec, answer: Any, where: str) -> EnvStep:
+    """Return what the call `where`, such as ``step 0``, answered, if it is a step at all."""
+    if not isinstance(answer, EnvStep):
+        raise EnvError(
+            f"{spec.name}: {where} returned {type(answer).__name__}; return an envs.EnvStep"
+        )
+    return answer
+
+
+def fitting_step(spec: EnvSpec, answer: Any, where: str) -> EnvStep:
+    """Return what was answered, or raise `EnvError` with every array that does not fit the spec."""
+    step = answered(spec, answer, where)
+    problems = Problems(spec.name)
+    _check_arrays(spec, step, where, problems)
+    if problems:
+        raise EnvError(
+            "\n".join([*problems.sentences(), "`marl check` tells all that is wrong with it"])
+        )
+    return step
 
 
 def check_step(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:

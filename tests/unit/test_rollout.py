@@ -1,11 +1,13 @@
 """What a rollout records: whose step it was, what it led to, and which episodes ended."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from envs import EnvError, EnvStep
 from marl.numerics import NonFiniteError
 from marl.train import episode_metrics
 from marl.types import Rollout
@@ -170,4 +172,37 @@ def test_a_value_that_is_not_finite_is_located() -> None:
     with pytest.raises(
         NonFiniteError, match=r"scripted returned NaN or an .* in obs at step 5 of copy 1, agent 1"
     ):
+        collector.collect(actor)
+
+
+class _Careless(ScriptedEnv):
+    """An environment of one's own with a mistake."""
+
+    mistake = ""
+
+    def step(self, actions: np.ndarray) -> EnvStep:
+        if self.mistake == "raises":
+            raise KeyError("boom")
+        step = super().step(actions)
+        if self.mistake == "shape":
+            return replace(step, rewards=step.rewards[:1])
+        return step.rewards if self.mistake == "type" else step  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("raises", r"step 0 raised KeyError: 'boom' \(test_rollout.py, line"),
+        (
+            "shape",
+            r"step 0: rewards is .* of shape \(1,\); the spec promises float of",
+        ),
+        ("type", "step 0 returned ndarray; return an envs.EnvStep"),
+    ],
+)
+def test_a_mistake_in_a_step_is_told_with_its_place(mistake: str, message: str) -> None:
+    env = _Careless(LENGTHS)
+    env.mistake = mistake
+    collector, actor = scripted_collector(env, 5)
+    with pytest.raises(EnvError, match=message):
         collector.collect(actor)
