@@ -48,6 +48,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "preferences.deadline": (0, 1e9),
     "preferences.margin": (0, 1e12),
     "preferences.sharpness": (0, 1e6),
+    "preferences.discount": (1e-6, 1),
     "preferences.teacher.rationality": (0, math.inf),
     "preferences.teacher.mistakes": (0, 1),
     "preferences.teacher.skip_below": (-math.inf, 1e6),

@@ -60,6 +60,10 @@ class PreferenceConfig:
     """Returns closer than this are a tie."""
     sharpness: float = 0.0
     """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
+    discount: float = 1.0
+    """Compare G discount^(T - 1), what a return paid in the last of T steps is worth at the first.
+    At `learner.gamma` the labels mean what the policy maximises: of two equal losses, such as a
+    fall, the later one is better. 1: the plain return."""
     facts: tuple[str, ...] = ()
     """What ``facts`` compares, the most important first; a later one decides where the earlier
     tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).

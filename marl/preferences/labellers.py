@@ -51,22 +51,28 @@ class ReturnLabeller:
     """Prefers the larger episodic return.
 
     Returns within `margin` of each other tie. `sharpness` k > 0 softens the label to
-    sigmoid(k (G_1 - G_2) / std G), with the deviation over the returns of the pairs.
+    sigmoid(k (G_1 - G_2) / std G), with the deviation over the returns of the pairs. A `discount`
+    below 1 takes G discount^(T - 1) for G: what is paid in the last step, seen from the first.
     """
 
     margin: float = 0.0
     sharpness: float = 0.0
+    discount: float = 1.0
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-        gap = pairs.first.returns - pairs.second.returns
+        first, second = self._values(pairs.first), self._values(pairs.second)
+        gap = first - second
         tie = gap.abs() <= self.margin
         if self.sharpness > 0.0:
-            returns = torch.cat((pairs.first.returns, pairs.second.returns))
-            scale = returns.std(correction=0).clamp(min=1e-8)
+            scale = torch.cat((first, second)).std(correction=0).clamp(min=1e-8)
             labels = torch.sigmoid(self.sharpness * gap / scale)
         else:
             labels = (gap > 0).to(torch.float32)
         return labels.masked_fill(tie, 0.5)
+
+    def _values(self, episodes: Episodes) -> Float[Tensor, "B"]:
+        """Return what each episode is worth at its beginning."""
+        return episodes.returns * self.discount ** (episodes.lengths - 1)
 
 
 @runtime_checkable

@@ -53,7 +53,9 @@ def errs(config: TeacherConfig) -> bool:
 def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
     """Return the labeller that ``preferences.labeller`` names."""
     if config.labeller == "return":
-        return ReturnLabeller(margin=config.margin, sharpness=config.sharpness)
+        return ReturnLabeller(
+            margin=config.margin, sharpness=config.sharpness, discount=config.discount
+        )
     if config.labeller == "outcome":
         return facts_labeller(spec, ("won",), setting='preferences.labeller = "outcome"')
     if config.labeller == "facts":

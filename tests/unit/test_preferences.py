@@ -8,6 +8,7 @@ import math
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -67,6 +68,19 @@ def test_soft_labels_of_equal_returns_are_ties() -> None:
     assert ReturnLabeller(sharpness=3.0)(pairs_of([1.0], [1.0])).tolist() == [0.5]
 
 
+def test_discounted_returns_by_hand() -> None:
+    # Discount 0.5: -8 after 1 step is -8, -8 after 3 steps -2; 8 after 3 steps 2, 3 after 1 step 3.
+    pairs = pairs_of([-8.0, 8.0, 4.0], [-8.0, 3.0, 4.0])
+    later = torch.tensor([3, 1, 1])
+    pairs = replace(
+        pairs,
+        first=replace(pairs.first, lengths=torch.tensor([1, 3, 1])),
+        second=replace(pairs.second, lengths=later),
+    )
+    assert ReturnLabeller()(pairs).tolist() == [0.5, 1.0, 0.5]
+    assert ReturnLabeller(discount=0.5)(pairs).tolist() == [0.0, 0.0, 0.5]
+
+
 def answering(answer: Any) -> Callable[[EpisodePairs], Any]:
     return lambda pairs: answer
 
@@ -97,8 +111,9 @@ def test_no_answer_is_a_legal_answer() -> None:
 
 def test_a_labeller_may_be_a_function_or_a_class() -> None:
     spec = ScriptedEnv([[1]]).spec
-    by_return = make_labeller(PreferenceConfig(margin=2.0, sharpness=3.0), spec, Seeds(0))
-    assert by_return == ReturnLabeller(margin=2.0, sharpness=3.0)
+    config = PreferenceConfig(margin=2.0, sharpness=3.0, discount=0.9)
+    expected = ReturnLabeller(margin=2.0, sharpness=3.0, discount=0.9)
+    assert make_labeller(config, spec, Seeds(0)) == expected
     plugged = PreferenceConfig(labeller="marl.preferences:ReturnLabeller")
     assert make_labeller(plugged, spec, Seeds(0)) == ReturnLabeller()
 
