@@ -133,7 +133,7 @@ class ParallelEnvTeam:
         self._acting = self._taking_part(set())
         if not self._acting:
             raise EnvError("no agent takes part after reset; list those that do in agents")
-        self._show(self._acting, obs, infos, view, ended=False, cut=False)
+        self._show(self._acting, obs, infos, view, over=False, terminated=False)
 
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
         """Apply (N,) integers or (N, A) floats in [-1, 1] of those that take part."""
@@ -143,13 +143,16 @@ class ParallelEnvTeam:
         )
         out = {agent for agent in names if terminated.get(agent) or truncated.get(agent)}
         living = self._taking_part(out)
-        ended = cut = False
+        ended = cut = claimed = False
         if not living:
             last = [names[agent] for agent in acting]
+            claimed = all(map(terminated.get, last))
             ended, cut = self._source.ends(
                 self._spec, map(terminated.get, last), map(truncated.get, last)
             )
-        self._show(living or acting, obs, infos, view, ended, cut)
+        told = self._show(living or acting, obs, infos, view, not living, ended or claimed)
+        if cut and not told:  # gone with the task itself, which ended in the step of the limit
+            ended, cut = True, False
         if cut and not living:
             died = [a for a in acting if terminated.get(names[a]) and not truncated.get(names[a])]
             if len(died) < len(acting):  # else they only call the time limit an end
@@ -175,10 +178,13 @@ class ParallelEnvTeam:
         return present
 
     def _show(
-        self, shown: list[int], obs: Any, infos: Any, view: TeamView, ended: bool, cut: bool
-    ) -> None:
-        """Write what the agents `shown` see; the others see nothing."""
-        names, spaces, over = self._names, self._spaces, ended or cut
+        self, shown: list[int], obs: Any, infos: Any, view: TeamView, over: bool, terminated: bool
+    ) -> bool:
+        """Write what the agents `shown` see; the others see nothing.
+
+        Return whether there is a state, which there must be unless all have `terminated`.
+        """
+        names, spaces = self._names, self._spaces
         view.alive[:] = True
         if len(shown) < len(names):
             self._show_absent(shown, view, over)
@@ -193,9 +199,9 @@ class ParallelEnvTeam:
                 spaces.write_mask(agent, mask, view)
         self._facts.read(infos.values(), over, view.facts)
         if self._own_state:
-            self._own_state.write(self._source.env, view, ended)
-        else:
-            view.state[:] = view.obs.reshape(-1)[self._columns]
+            return self._own_state.write(self._source.env, view, terminated)
+        view.state[:] = view.obs.reshape(-1)[self._columns]
+        return True
 
     def _show_absent(self, shown: list[int], view: TeamView, over: bool) -> None:
         """Write which agents take part."""

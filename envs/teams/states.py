@@ -35,17 +35,17 @@ class OwnState:
             return None
         return cls(state.shape) if state.size and state.dtype.kind in "fiub" else None
 
-    def write(self, env: Any, view: TeamView, terminated: bool) -> None:
-        """Write the state; its shape may not change.
+    def write(self, env: Any, view: TeamView, terminated: bool) -> bool:
+        """Write the state, whose shape may not change; return whether there is one.
 
-        Some environments have no state any more once the task has ended. The last one is kept
+        Some environments have none any more once they have `terminated`. The last one is kept
         then: nothing is ever predicted from a terminal state.
         """
         try:
             state = np.asarray(env.state())
         except Exception:
             if terminated:
-                return
+                return False
             raise
         if state.shape != self._shape:
             raise EnvError(
@@ -53,3 +53,4 @@ class OwnState:
                 "set `--env.options own_state False`, then the observations stand for it"
             )
         view.state[:] = state.reshape(-1)
+        return True

@@ -34,6 +34,26 @@ class Stubborn(Limited):
         super().__init__()
 
 
+class Crumbling(Limited):
+    """It calls its limit a termination; with `falls` the task ends there and leaves no state."""
+
+    def __init__(self, falls: bool, max_cycles: int = 3) -> None:
+        super().__init__(max_cycles)
+        self.falls = falls
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        obs, rewards, terminated, truncated, infos = super().step(actions)
+        if not self.agents:
+            terminated = dict.fromkeys(terminated, True)
+            truncated = dict.fromkeys(truncated, False)
+        return obs, rewards, terminated, truncated, infos
+
+    def state(self) -> Any:
+        if self.falls and self.t == self.max_cycles:
+            raise RuntimeError("nothing is left")
+        return super().state()
+
+
 def hiding(**options: Any) -> Limited:
     """Return the environment, as the `parallel_env` of many PettingZoo modules does."""
     return Limited(**options)
@@ -62,6 +82,14 @@ def test_it_becomes_the_limit_of_the_environment(
     t, step = first_end(name, max_steps=max_steps, finite_horizon=finite_horizon)
     assert t == max_steps
     assert (step.terminated[0], step.truncated[0]) == (finite_horizon, not finite_horizon)
+
+
+@pytest.mark.parametrize("falls", [False, True])
+def test_without_a_state_at_its_limit_the_task_has_ended(falls: bool) -> None:
+    name = "tests.contract.test_time_limits:Crumbling"
+    t, step = first_end(name, falls=falls, limit_terminates=True)
+    assert t == 3
+    assert (step.terminated[0], step.truncated[0]) == (falls, not falls)
 
 
 def test_a_limit_wrapped_by_gymnasium_gives_way() -> None:
