@@ -93,7 +93,7 @@ class PreferenceSource:
         )
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
-        self.tally = Tally(preferences.labeller)
+        self.tally = Tally(preferences.labeller, stratified=preferences.query == "stratified")
         self.myopic: MyopicReturns | None = None
         if preferences.teacher.myopia < 1.0:
             self.myopic = MyopicReturns(preferences.teacher.myopia, spec.num_envs, device)

@@ -12,20 +12,24 @@ from torch import Tensor
 
 TIED_TURNS = 10
 """Calls of `take` without a preferred episode after which the user is told."""
+RARE_SHARE, RARE_TURNS = 0.1, 30
+"""Share of answers that are no tie, and calls of `take` below it in a row, for the same."""
 
 
 class Tally:
     """Counts asked pairs, abstentions and ties, and warns where there is nothing to learn from."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, stratified: bool = False) -> None:
+        """`stratified`: rare returns are drawn as often as common ones already."""
         self.name = name
+        self._stratified = stratified
         self.asked = self.answered = 0
         """Pairs of the whole run, up to the latest `take`."""
         self.is_informative = False
         """Whether any answer so far was no tie."""
         self._asked = self._answered = self._decided = 0
         self._has_warned = False
-        self._tied_turns = 0
+        self._tied_turns = self._rare_turns = 0
 
     def add(self, labels: Float[Tensor, "B"]) -> None:
         """Count the answers to some pairs."""
@@ -61,11 +65,25 @@ class Tally:
                 "preferences.tie_break names facts that decide ties",
                 stacklevel=2,
             )
+        if answered and self.is_informative:
+            self._watch_rarity(decided / answered)
         return {
             "preference/asked": float(asked),
             "preference/abstained_share": 1.0 - answered / asked if asked else float("nan"),
             "preference/informative_share": decided / answered if answered else float("nan"),
         }
+
+    def _watch_rarity(self, informative_share: float) -> None:
+        """Warn once where few answers prefer an episode, turn after turn."""
+        self._rare_turns = self._rare_turns + 1 if informative_share < RARE_SHARE else 0
+        if self._rare_turns == RARE_TURNS and not self._stratified:
+            self._stratified = True
+            warnings.warn(
+                f"labeller {self.name} calls over {1.0 - RARE_SHARE:.0%} of the pairs ties; "
+                'preferences.query = "stratified" draws episodes of rare returns as often as those '
+                "of common ones",
+                stacklevel=3,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counts."""
