@@ -85,7 +85,7 @@ class Collector:
         self._buffers = allocate(env.spec, num_steps, hidden)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._is_checked = False
-        """Whether a step was compared with the spec; one is, as `marl check` has the rest."""
+        """Whether the first step was compared with the spec; `marl check` compares many."""
         with explained(f"{env.spec.name}: reset"):
             first = env.reset(seed)
         self._current = _copied(fitting_step(env.spec, first, "reset"))

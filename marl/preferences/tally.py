@@ -13,7 +13,7 @@ from torch import Tensor
 TIED_TURNS = 10
 """Calls of `take` without a preferred episode after which the user is told."""
 RARE_SHARE, RARE_TURNS = 0.1, 30
-"""Share of answers that are no tie, and calls of `take` below it in a row, for the same."""
+"""The user is told after this many calls of `take` in a row in which fewer answers were no tie."""
 
 
 class Tally:
@@ -22,7 +22,7 @@ class Tally:
     def __init__(self, name: str, *, stratified: bool = False) -> None:
         """`stratified`: rare returns are drawn as often as common ones already."""
         self.name = name
-        self._stratified = stratified
+        self._may_warn_of_rarity = not stratified
         self.asked = self.answered = 0
         """Pairs of the whole run, up to the latest `take`."""
         self.is_informative = False
@@ -76,8 +76,8 @@ class Tally:
     def _watch_rarity(self, informative_share: float) -> None:
         """Warn once where few answers prefer an episode, turn after turn."""
         self._rare_turns = self._rare_turns + 1 if informative_share < RARE_SHARE else 0
-        if self._rare_turns == RARE_TURNS and not self._stratified:
-            self._stratified = True
+        if self._rare_turns == RARE_TURNS and self._may_warn_of_rarity:
+            self._may_warn_of_rarity = False
             warnings.warn(
                 f"labeller {self.name} calls over {1.0 - RARE_SHARE:.0%} of the pairs ties; "
                 'preferences.query = "stratified" draws episodes of rare returns as often as those '
