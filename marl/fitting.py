@@ -28,6 +28,9 @@ from marl.rewards.saved import save_reward
 from marl.seeding import Seeds
 from marl.types import Transitions
 
+BLOCK = 10
+"""Gradient steps between two measurements where ``reward.gradient_steps`` is 0."""
+
 MODELS = ("imap", "slf", "ipl", "sl")
 """Shipped reward models, by the algorithm that each belongs to."""
 
@@ -110,7 +113,9 @@ def _config(
     config = replace(
         config,
         env=EnvConfig(name=environment.name, options=environment.options),
-        reward=replace(reward, model=own, gradient_steps=min(steps, reward.gradient_steps)),
+        reward=replace(
+            reward, model=own, gradient_steps=min(steps, reward.gradient_steps or BLOCK)
+        ),
     )
     if not own and config.reward_gamma > 0.0 and reward.value_loss == "soft":
         raise ConfigError(
@@ -146,7 +151,7 @@ def _steps_to_train_on(archive: EpisodeArchive) -> Transitions:
 
 
 def _fit(learner: RewardLearner, batches: SetBatches, steps: int, console: Console | None) -> None:
-    """Take at least `steps` gradient steps, whole fits of ``reward.gradient_steps``."""
+    """Take at least `steps` gradient steps, whole fits of ``reward.gradient_steps`` each."""
     columns = (TextColumn("fitting"), BarColumn(), TextColumn("{task.description}"))
     quiet = console is None or not console.is_terminal
     with Progress(

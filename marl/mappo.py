@@ -24,7 +24,7 @@ from marl.minibatches import Rows, chunk_rows, step_rows
 from marl.normalisers import TeamNorm
 from marl.numerics import check_finite, correlation, masked_mean
 from marl.parallel import SideBySide
-from marl.streams import Inputs, Stream, read_inputs, read_values, reward_stream
+from marl.streams import Inputs, Stream, local_inputs, read_inputs, read_values, reward_stream
 from marl.types import Rewards, Rollout
 
 Epoch = Sequence[Int64[Tensor, "B"]]
@@ -100,10 +100,15 @@ class Mappo:
         steps = rollout.transitions
         with torch.no_grad():
             inputs = read_inputs(rollout, self.norm)
-            stream = partial(reward_stream, inputs=inputs, rollout=rollout, config=self.config)
+            own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
+            stream = partial(reward_stream, rollout=rollout, config=self.config)
             memory = self.memory
             team = stream(
-                self.team_critic, rewards.team, per_agent=False, memory=memory["team_critic"]
+                self.team_critic,
+                rewards.team,
+                inputs=inputs,
+                per_agent=False,
+                memory=memory["team_critic"],
             )
             memory["team_critic"] = team.next_memory
             local = None
@@ -111,6 +116,7 @@ class Mappo:
                 local = stream(
                     self.local_critics,
                     rewards.local,
+                    inputs=own_inputs,
                     per_agent=True,
                     memory=memory["local_critics"],
                 )
@@ -132,7 +138,8 @@ class Mappo:
             self._improve_critic("team", inputs, team, None, epochs),
         ]
         if local is not None:
-            jobs.insert(1, self._improve_critic("local", inputs, local, steps.alive, epochs))
+            valued = steps.alive if self.config.absence == "ends" else None
+            jobs.insert(1, self._improve_critic("local", own_inputs, local, valued, epochs))
         metrics = {
             "policy/learning_rate": learning_rate,
             "value/explained_variance_team": float(team.explained_variance),
@@ -149,9 +156,11 @@ class Mappo:
         """Let critics with memory see a rollout that nothing is learned from."""
         if self.has_memory:
             inputs = read_inputs(rollout, self.norm)
+            own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
             for name, critic in self.critics.items():
+                read_by = own_inputs if name == "local_critics" else inputs
                 length = self.config.chunk_length
-                read = read_values(critic, inputs, rollout, self.memory[name], length)
+                read = read_values(critic, read_by, rollout, self.memory[name], length)
                 self.memory[name] = read.next_memory
 
     def _minibatches(self, rows: int) -> list[Epoch]:

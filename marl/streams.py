@@ -5,7 +5,7 @@ H units of memory; ``*X`` is nothing for the team's stream and N for the local o
 memories of a critic: one or N.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from marl.advantages import gae
 from marl.config import LearnerConfig
+from marl.config.learning import Absence
 from marl.critics import LocalCritics, TeamCritic
 from marl.memory import Past
 from marl.normalisers import TeamNorm
@@ -79,6 +80,20 @@ def read_inputs(rollout: Rollout, norm: TeamNorm) -> Inputs:
     )
 
 
+def local_inputs(inputs: Inputs, rollout: Rollout, norm: TeamNorm, absence: Absence) -> Inputs:
+    """Return what the local critics read: an agent that is absent sees zeros.
+
+    Where its stream goes on in its absence, so that nothing depends on what an environment shows
+    to the dead.
+    """
+    steps = rollout.transitions
+    if absence == "ends" or steps.alive is None or steps.next_alive is None:
+        return inputs
+    obs = steps.obs * steps.alive.unsqueeze(-1)
+    next_obs = steps.next_obs * steps.next_alive.unsqueeze(-1)
+    return replace(inputs, obs=norm.obs(obs), end_obs=norm.obs(next_obs.flatten(0, 1)[inputs.ends]))
+
+
 def read_values(
     critic: TeamCritic | LocalCritics,
     inputs: Inputs,
@@ -129,14 +144,19 @@ def reward_stream(
     """Return values, advantages and targets, and take the targets into the value normaliser.
 
     The next value is the next row's, except where an episode or the rollout ends: there it
-    belongs to the state the step really led to. An absent agent earns nothing and its state is
-    worth nothing. So its own stream ends with the last step before its absence, for lambda > 0 as
-    for lambda = 0, also if it returns later: that is a new stream, whose reward no action of the
-    old one is credited with. What its actions earn the team after it left, the team's stream
-    credits them with, which no absence ends.
+    belongs to the state the step really led to.
+
+    With ``absence = "ends"`` an absent agent earns nothing and its state is worth nothing. So its
+    own stream ends with the last step before its absence, for lambda > 0 as for lambda = 0, also if
+    it returns later: that is a new stream, whose reward no action of the old one is credited with.
+    What its actions earn the team after it left, the team's stream credits them with, which no
+    absence ends. Otherwise an absent agent goes on earning (see `with_absent`), its state has a
+    value, and its stream ends with the episode only.
     """
     steps = rollout.transitions
     present = steps.alive if per_agent else None
+    if present is not None and config.absence != "ends":
+        reward, present = with_absent(reward, present, config.absence), None
     read = read_values(critic, inputs, rollout, memory, config.chunk_length)
     values = critic.value_norm.denormalise(read.steps)
     end_values = critic.value_norm.denormalise(read.ends)
@@ -168,6 +188,21 @@ def reward_stream(
         chunk_memory=read.chunk_memory,
         next_memory=read.next_memory,
     )
+
+
+def with_absent(
+    reward: Float[Tensor, "T E N"], present: Bool[Tensor, "T E N"], rule: Absence
+) -> Float[Tensor, "T E N"]:
+    """Return local rewards in which the absent earn what `LearnerConfig.absence` says."""
+    earned = reward.where(present, torch.zeros_like(reward))
+    if rule == "alive_mean":
+        count = present.sum(dim=-1, keepdim=True).clamp(min=1)
+        return reward.where(present, earned.sum(dim=-1, keepdim=True) / count)
+    if rule == "team_share":
+        return reward.where(present, earned.mean(dim=-1, keepdim=True))
+    if rule == "centred":
+        return reward.where(present, earned.sum() / present.sum().clamp(min=1))
+    return earned
 
 
 def explained_variance(

@@ -12,7 +12,7 @@ from marl.config import LearnerConfig, NetworkConfig
 from marl.mappo import Mappo
 from marl.normalisers import TeamNorm
 from marl.rollout import Collector
-from marl.streams import Stream, read_inputs, reward_stream
+from marl.streams import Stream, local_inputs, read_inputs, reward_stream
 from marl.types import Rewards, Rollout
 
 CPU = torch.device("cpu")
@@ -100,6 +100,7 @@ def local_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
     """Return the agents' streams; the learner's value statistics stay as they are."""
     assert rewards.local is not None
     inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.local_critics)
+    inputs = local_inputs(inputs, rollout, mappo.norm, mappo.config.absence)
     assert critic is not None
     with torch.no_grad():
         return reward_stream(

@@ -5,6 +5,9 @@ from typing import Literal
 
 Option = bool | int | float | str
 
+Absence = Literal["ends", "alive_mean", "team_share", "centred"]
+"""See `LearnerConfig.absence`."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class EnvConfig:
@@ -70,6 +73,15 @@ class LearnerConfig:
     """Largest gradient norm of each network."""
     local_weight: float = 0.5
     """omega: share of the local advantages in the actors' advantage; 0 is shared, 1 local only."""
+    absence: Absence = "ends"
+    """What an agent that is absent (dead) earns in its local stream. Ends: nothing, and its stream
+    ends when it leaves; where local rewards are positive in the mean, to die then costs an agent
+    all that was still to come. With the others its stream goes on to the end of the episode.
+    Alive_mean: the mean local reward of those present in that step. Team_share: the team's R / n,
+    i.e. the local rewards of those present, summed and divided among all. Centred: the mean local
+    reward of all who are present anywhere in the rollout, which is to centre local rewards over
+    agents and time and then to pay the absent nothing. A constant added to all local rewards makes
+    absence neither better nor worse with alive_mean and centred."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +103,29 @@ class RewardConfig:
     """Average R over each episode's own length instead of T_max: length then does not count."""
     sample_steps: int = 50
     """K, steps drawn from each episode to estimate its sum; all of them if T_max <= K."""
+    whole_episodes: int = 0
+    """Where T_max is at most this, all steps are read whatever `sample_steps` says: as many as the
+    longest episode of the batch has."""
     batch_episodes: int = 32
     """M, episodes in one gradient step; every labelled pair among them is trained on."""
     gradient_steps: int = 10
-    """K_R, gradient steps per iteration."""
+    """K_R, gradient steps per iteration; 0: as many as the data and the fit ask for, by the next
+    three settings."""
+    env_steps_per_gradient_step: int = 256
+    """With ``gradient_steps = 0``, one block of gradient steps is always taken: one step for every
+    so many environment steps of the iteration, rounded up."""
+    held_out_fall: float = 0.01
+    """With ``gradient_steps = 0``, another block follows as long as the last one lowered the
+    preference loss by at least this share of itself, measured on one held-out batch, drawn once
+    per fit. Without held-out answers there is one block."""
+    fit_share: float = 0.6
+    """With ``gradient_steps = 0``, further blocks end where the fit's share of the work reaches
+    this. Work is counted, not timed, so that runs can be repeated exactly: the rows (steps of the
+    sampled episodes, padding included) that the fit passes through its networks, against these and
+    the rows of the policy's update (steps of the rollout times epochs). With networks of equal size
+    a row of the fit takes 0.6 to 1 times as long as one of the update, so that this is about, and
+    at most, the fit's share of an iteration's time without the environment's. The first block is
+    taken in any case."""
     learning_rate: float = 1e-3
     """Adam step size."""
     regularisation: float = 0.01

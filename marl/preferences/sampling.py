@@ -23,11 +23,12 @@ def sampled(
 ) -> Sampled:
     """Return sampled steps of some episodes, the steps' weights, and the lengths.
 
-    A reward model with memory gets all steps up to the end of the longest episode, and is told
-    which follow which.
+    Where episodes are read whole, there are as many steps as the longest one has. A reward model
+    with memory always gets whole episodes, and is told which steps follow which.
     """
     count = config.sample_steps
-    if config.memory != "none" and len(episodes):
+    is_whole = config.memory != "none" or max_steps <= config.whole_episodes
+    if is_whole and len(episodes):
         count = max_steps = int(episodes.lengths.max())
     offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
     steps = episodes.store.steps(episodes.numbers, offsets)

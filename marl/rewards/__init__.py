@@ -10,6 +10,7 @@ from marl.normalisers import TeamNorm
 from marl.rewards.central import CentralReward
 from marl.rewards.committee import Committee
 from marl.rewards.factored import FactoredReward
+from marl.rewards.fit_budget import fit_budget
 from marl.rewards.learner import RewardLearner
 from marl.rewards.protocols import ImplicitReward, RewardModel
 
@@ -48,7 +49,13 @@ def make_reward_learner(
         kind = FactoredReward if config.is_factored else CentralReward
         model = kind(spec, config.reward, gamma, norm, generator)
     return RewardLearner(
-        model, name, config.reward, spec.max_steps, threads=config.threads, device=device
+        model,
+        name,
+        config.reward,
+        spec.max_steps,
+        budget=fit_budget(config),
+        threads=config.threads,
+        device=device,
     )
 
 

@@ -19,6 +19,7 @@ from marl.parallel import SideBySide
 from marl.plugins import PluginError
 from marl.rewards.drift import DriftGuard
 from marl.rewards.factored import PolicySampler
+from marl.rewards.fit_budget import FitBudget
 from marl.rewards.losses import (
     bradley_terry_loss,
     episode_scores,
@@ -54,15 +55,18 @@ class RewardLearner:
         config: RewardConfig,
         max_steps: int,
         *,
+        budget: FitBudget | None = None,
         threads: int,
         device: torch.device,
     ) -> None:
+        """Without a `budget` every fit takes ``config.gradient_steps``."""
         self.model = model.to(device)
         self.device = device
         self.name = name
         self.config = config
         self.own = model if isinstance(model, ImplicitReward) else None
         self.max_steps = max_steps
+        self.budget = budget or FitBudget(block=config.gradient_steps)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         if not self.parameters:
             raise PluginError(
@@ -87,24 +91,19 @@ class RewardLearner:
         return self.num_fits > 0
 
     def fit(self, source: Batches, policy: PolicySampler) -> dict[str, float]:
-        """Take K_R gradient steps on labelled batches and return metrics.
+        """Take gradient steps on labelled batches and return metrics.
 
             L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)
                   + mu mean(sum_i (S_i - S_bar)^2)                      -> q, mixer
             L_v = extreme V (or its options) of w_i v_i on w_i q_i      -> v
 
         The gradients of the two losses reach disjoint parameters, so they are found side by side
-        and clipped apart.
+        and clipped apart. `RewardConfig.gradient_steps` says how many steps there are.
         """
-        steps: list[Tensor] = []
-        while len(steps) < self.config.gradient_steps:
-            segments = source.batch()
-            if segments is None:
-                break
-            steps.append(self._step(segments, policy))
+        steps, held_out = self._descend(source, policy)
         self.num_fits += len(steps)
         if not steps:
-            return {"preference/ties": float("nan")}
+            return {"preference/ties": float("nan"), "reward/gradient_steps": 0.0}
         names = ("preference/loss", "preference/ties", "reward/bias_share", "reward/value_drift")
         means = torch.stack(steps).mean(dim=0)
         check_finite(preference_loss=means[0])
@@ -112,7 +111,34 @@ class RewardLearner:
         if self.v_descent is not None:
             self.guard.watch(metrics["preference/loss"])
             metrics["reward/target_rate"] = self.guard.rate
-        return metrics | self._held_out(source)
+        metrics["reward/gradient_steps"] = float(len(steps))
+        return metrics | self._held_out(held_out or source.batch(held_out=True))
+
+    def _descend(
+        self, source: Batches, policy: PolicySampler
+    ) -> tuple[list[Tensor], LabelledSegments | None]:
+        """Take one block of gradient steps, and more while they help and the budget lasts.
+
+        Return each step's metrics and, if more than one block was possible, the held-out batch.
+        """
+        block, max_rows = self.budget.block, self.budget.max_rows
+        held_out = source.batch(held_out=True) if max_rows else None
+        loss = self._held_out_loss(held_out)
+        steps: list[Tensor] = []
+        num_rows = 0
+        while True:
+            end = len(steps) + block
+            while len(steps) < end and (len(steps) < block or num_rows < max_rows):
+                segments = source.batch()
+                if segments is None:
+                    return steps, held_out
+                steps.append(self._step(segments, policy))
+                num_rows += segments.step_weights.numel()
+            if held_out is None or num_rows >= max_rows:
+                return steps, held_out
+            before, loss = loss, self._held_out_loss(held_out)
+            if loss > (1.0 - self.config.held_out_fall) * before:
+                return steps, held_out
 
     def _step(self, segments: LabelledSegments, policy: PolicySampler) -> Tensor:
         split = self._split(segments.transitions)
@@ -170,10 +196,13 @@ class RewardLearner:
         rewards, bias = self.own.rewards(transitions, now, then)
         return Split(rewards=rewards, bias=bias, now=now, then=then)
 
+    def _held_out_loss(self, segments: LabelledSegments | None) -> float:
+        """Return the preference loss of a held-out batch; NaN without one."""
+        return self._held_out(segments).get("preference/held_out_loss", float("nan"))
+
     @torch.no_grad()
-    def _held_out(self, source: Batches) -> dict[str, float]:
+    def _held_out(self, segments: LabelledSegments | None) -> dict[str, float]:
         """Return accuracy and loss on pairs that were never trained on."""
-        segments = source.batch(held_out=True)
         if segments is None:
             return {}
         team = self._split(segments.transitions).rewards.team

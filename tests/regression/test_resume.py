@@ -120,6 +120,8 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         {"env.name": "mamujoco/reacher_2x1", "preferences.store_steps": 2000},
         {"network.memory": "gru", "learner.chunk_length": 8, "network.hidden_sizes": [8, 8]},
         {"reward.memory": "gru", "reward.hidden_sizes": [8, 8]},
+        {"reward.gradient_steps": 0, "reward.whole_episodes": 25, "reward.held_out_fall": 0.0},
+        {"env.name": "probe/dying", "learner.rollout_steps": 10, "learner.absence": "alive_mean"},
     ],
     ids=[
         "imap",
@@ -132,6 +134,8 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         "mujoco",
         "gru",
         "history",
+        "fit as asked for",
+        "absent",
     ],
 )
 def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, object]) -> None:

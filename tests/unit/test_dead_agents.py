@@ -5,6 +5,7 @@ Axes: T time, E environments, N agents.
 
 import copy
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +26,13 @@ from tests.learners import (
 from tests.scripted import ScriptedEnv
 
 
-def test_dead_agents_leave_every_part_of_the_update() -> None:
+@pytest.mark.parametrize("absence", ["ends", "alive_mean", "team_share", "centred"])
+def test_dead_agents_leave_every_part_of_the_update(absence: Any) -> None:
     """Policy and value losses, entropy, statistics and gradients: nothing of theirs matters."""
     options = {"agents_die": True}
     env = ScriptedEnv([[4], [4]], obs_sizes=(4, 4, 4), action_sizes=(3, 3, 3), **options)
-    mappo = make_mappo(env.spec, LearnerConfig(entropy_coef=0.1, epochs=2, minibatches=2))
+    learner = LearnerConfig(entropy_coef=0.1, epochs=2, minibatches=2, absence=absence)
+    mappo = make_mappo(env.spec, learner)
     rollout = collect(mappo, env)
     rewards, steps = random_rewards(rollout), rollout.transitions
     assert steps.alive is not None

@@ -1,0 +1,124 @@
+"""How many gradient steps a fit of the reward takes.
+
+Axes: M episodes, K steps.
+"""
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from marl.config import Config, EnvConfig, LearnerConfig, RewardConfig
+from marl.preferences.sampling import sampled
+from marl.rewards import FactoredReward, RewardLearner
+from marl.rewards.fit_budget import FitBudget, fit_budget
+from marl.types import LabelledSegments
+from tests.reward_models import (
+    CPU,
+    generator,
+    make_model,
+    make_steps,
+    segments_of,
+    uniform_policy,
+)
+from tests.unit.test_trajectories import filled
+
+ROWS = 6 * 5
+"""Rows of a batch."""
+
+
+class Counting:
+    """Serves the same batch, counts how often, and holds some pairs out or none."""
+
+    def __init__(self, held_out: LabelledSegments | None) -> None:
+        self.segments = ordered()
+        self.held_out = held_out
+        self.trained, self.measured = 0, 0
+
+    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+        self.trained += not held_out
+        self.measured += held_out
+        return self.held_out if held_out else self.segments
+
+
+def ordered() -> LabelledSegments:
+    """Return six episodes of random steps in order of preference."""
+    pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
+    return dataclasses.replace(
+        segments_of([[1.0] * 5] * 6, [5] * 6),
+        transitions=make_steps(0, 6, 5),
+        first=pairs[:, 0],
+        second=pairs[:, 1],
+        labels=torch.ones(len(pairs)),
+    )
+
+
+def reversed_order() -> LabelledSegments:
+    """Return the same pairs with the other answer: fitting can only make this loss worse."""
+    segments = ordered()
+    return dataclasses.replace(segments, labels=1.0 - segments.labels)
+
+
+def steps_taken(source: Counting, budget: FitBudget, **options: Any) -> float:
+    model = make_model(FactoredReward, gradient_steps=0, learning_rate=1e-2, **options)
+    learner = RewardLearner(model, "", model.config, 10, budget=budget, threads=1, device=CPU)
+    taken = learner.fit(source, uniform_policy)["reward/gradient_steps"]
+    assert taken == learner.num_fits == source.trained
+    return taken
+
+
+def test_the_held_out_batch_is_drawn_once() -> None:
+    source = Counting(ordered())
+    assert steps_taken(source, FitBudget(block=3, max_rows=12 * ROWS)) == 12
+    assert source.measured == 1
+
+
+def test_blocks_follow_while_the_held_out_loss_falls_and_the_budget_lasts() -> None:
+    # A block is 4 steps of 30 rows; the first one is taken in any case, others end with the budget.
+    for max_rows, expected in ((1, 4), (4 * ROWS, 4), (7 * ROWS, 7), (8 * ROWS, 8), (281, 10)):
+        assert steps_taken(Counting(ordered()), FitBudget(block=4, max_rows=max_rows)) == expected
+
+
+def test_no_block_follows_one_that_did_not_help() -> None:
+    assert steps_taken(Counting(reversed_order()), FitBudget(block=4, max_rows=10**6)) == 4
+
+
+def test_no_block_follows_one_that_helped_too_little() -> None:
+    budget = FitBudget(block=4, max_rows=10**6)
+    assert steps_taken(Counting(ordered()), budget, held_out_fall=1.0) == 4
+
+
+def test_without_held_out_answers_there_is_one_block() -> None:
+    assert steps_taken(Counting(None), FitBudget(block=4, max_rows=10**6)) == 4
+
+
+def test_a_constant_number_of_steps_is_one_block() -> None:
+    config = Config(reward=RewardConfig(gradient_steps=7))
+    assert fit_budget(config) == FitBudget(block=7)
+
+
+def test_the_budget_by_hand() -> None:
+    # 64 copies x 25 steps are 1,600 steps: 7 gradient steps, one per 256. With 6 epochs the policy
+    # passes 9,600 rows; a share of .6 allows .6 / .4 of them, 14,400.
+    config = Config(
+        env=EnvConfig(num_envs=64),
+        learner=LearnerConfig(rollout_steps=25, epochs=6),
+        reward=RewardConfig(gradient_steps=0, env_steps_per_gradient_step=256, fit_share=0.6),
+    )
+    budget = fit_budget(config)
+    assert budget.block == 7
+    assert budget.max_rows == pytest.approx(14_400, abs=1)
+
+
+def test_short_episodes_are_read_whole() -> None:
+    store, _ = filled([[3, 5, 7], [6, 2]], 4)
+    episodes = store.episodes(store.available())
+    longest = int(episodes.lengths.max())
+    for whole, rows in ((0, 2), (6, 2), (7, longest), (100, longest)):
+        config = RewardConfig(sample_steps=2, whole_episodes=whole)
+        steps, weights, lengths = sampled(episodes, config, 7, generator())
+        assert steps.terminated.shape == weights.shape == (len(episodes), rows)
+        assert torch.allclose(weights.sum(dim=1), lengths.to(torch.float32))
+    assert set(weights.unique().tolist()) == {0.0, 1.0}
