@@ -18,6 +18,8 @@ task `halfcheetah_2x3_g50`, titled `HalfCheetah 2x3: gamma_R 0.5`:
     [variants.g50]
     title = "gamma_R 0.5"
     overrides = { "reward.gamma" = 0.5 }
+
+A task with `variants = ["g50"]` is crossed with those only.
 """
 
 import json
@@ -99,6 +101,7 @@ def load_tasks(path: Path = TASKS_FILE) -> tuple[tuple[str, ...], dict[str, Task
     tasks: dict[str, Task] = {}
     for name, entry in content.items():
         try:
+            chosen = entry.pop("variants", variants)
             lists = {key: tuple(entry[key]) for key in ("seeds", "algorithms") if key in entry}
             task = Task(**{"seeds": (), **entry, **lists, "name": name})
         except TypeError as error:
@@ -106,7 +109,9 @@ def load_tasks(path: Path = TASKS_FILE) -> tuple[tuple[str, ...], dict[str, Task
                 f"{path}, [{name}]: {error}; give title, config, steps, seeds and, where needed, "
                 "overrides, measure and algorithms"
             ) from error
-        crossed = [task] if variants is None else _crossed(task, variants)
+        crossed = [task]
+        if variants is not None:
+            crossed = _crossed(task, {key: variants[key] for key in chosen})
         tasks |= {one.name: one for one in crossed}
     return algorithms, tasks
 

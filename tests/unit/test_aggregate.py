@@ -136,6 +136,15 @@ overrides = { "learner.epochs" = 1, "reward.gamma" = 0.5 }
     assert tasks["toy_slow"].overrides == {"learner.epochs": 1, "reward.gamma": 0.5}
 
 
+def test_a_task_may_be_crossed_with_some_variants_only(tmp_path: Path) -> None:
+    path = tmp_path / "tasks.toml"
+    both = "".join(f'[variants.{n}]\ntitle = "{n}"\noverrides = {{}}\n' for n in ("a", "b"))
+    path.write_text(TASKS_TOML + both)
+    assert list(cells.load_tasks(path)[1]) == ["toy_a", "toy_b"]
+    path.write_text(TASKS_TOML.replace("steps = 100", 'steps = 100\nvariants = ["b"]') + both)
+    assert list(cells.load_tasks(path)[1]) == ["toy_b"]
+
+
 def test_a_task_may_be_measured_by_a_fact() -> None:
     def battles(cell: Cell) -> Iterator[dict[str, float]]:
         yield metrics_of(95, 2.0, 1, **{"episode/won": 1.0})
@@ -148,7 +157,7 @@ def test_a_task_may_be_measured_by_a_fact() -> None:
     assert cell["returns"] == [[95, 1.0], [100, 0.0]]
 
 
-@pytest.mark.parametrize("name", ["tasks", "gamma_tasks", "teams"])
+@pytest.mark.parametrize("name", ["tasks", "gamma_tasks", "teams", "credit"])
 def test_every_setting_of_a_tasks_file_is_valid(name: str) -> None:
     _, tasks = cells.load_tasks(cells.ROOT / "benchmarks" / f"{name}.toml")
     for task in tasks.values():
