@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen
 
-from envs.smax.source import import_smax
+from envs.jaxmarl.smax import import_smax
 
 STEPS, EPOCHS, MINIBATCHES = 128, 4, 4
 GAMMA, GAE_LAMBDA, CLIP, ENTROPY, LEARNING_RATE, MAX_NORM = 0.99, 0.95, 0.05, 0.01, 4e-3, 0.25

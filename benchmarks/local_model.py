@@ -26,21 +26,20 @@ import torch
 
 from benchmarks.cells import commit, machine
 from envs import EnvSpec, make_env
-from marl.actors import make_actor
-from marl.audit.from_store import read_asked
-from marl.audit.judge import Judge, judges
-from marl.audit.sections import judge_rows
-from marl.audit.statistics import Share, quantile
 from marl.config import NetworkConfig
 from marl.config.llm import AskForm, LlmConfig
-from marl.normalisers import TeamNorm
+from marl.data.replay import TrajectoryStore
+from marl.data.rollout import Collector
+from marl.learners.actors import make_actor
+from marl.nn.normalisation import TeamNorm
 from marl.preferences.labellers import EpisodePairs
 from marl.preferences.llm import LabellerWarning, LlmLabeller
 from marl.preferences.llm.preflight import Figures
 from marl.preferences.queries import disjoint_pairs
-from marl.rollout import Collector
-from marl.seeding import Seeds
-from marl.trajectories import TrajectoryStore
+from marl.reports.audit import judge_rows
+from marl.reports.audit_sources import Judge, judges, read_asked
+from marl.reports.statistics import Share, quantile
+from marl.utils.seeding import Seeds
 from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server
 
 TASKS = {

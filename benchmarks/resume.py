@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from marl.metrics import read_metrics
+from marl.utils.metrics import read_metrics
 
 IGNORED = ("time/", "memory/")
 MARL = [sys.executable, "-c", "from marl.cli import main; main()"]

@@ -17,10 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.cells import commit, machine
-from envs.randomness import copy_seeds
-from envs.sampling import random_actions
-from envs.smax.environment import Smax
-from envs.smax.source import import_smax
+from envs.base import copy_seeds, random_actions
+from envs.jaxmarl.smax import Smax, import_smax
 
 SCENARIOS = ("3m", "2s3z", "smacv2_5_units")
 

@@ -12,7 +12,7 @@ from envs.base import (
     VecEnv,
     close_env,
 )
-from envs.checks.checker import check_env
+from envs.checker import check_env
 from envs.frames import Frame, HasFrames
 from envs.registry import env_names, make_env, open_env
 from envs.simulated import SimulatedEnv, Task, View

@@ -1,11 +1,6 @@
-"""The contract between an environment and everything that learns in it.
+"""Random legal actions.
 
-Axes: E environment copies, N agents, O observation features, S state features, A actions,
-F facts.
-
-An environment is *batched*: one call to `step` advances all E copies and resets those that
-ended. Any class with the members of `VecEnv` is an environment; nothing is registered and no
-base class is inherited. `envs.check_env` tests the contract on a class of your own.
+Axes: E environment copies, N agents, A actions.
 """
 
 from dataclasses import dataclass
@@ -13,6 +8,16 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+
+# The contract between an environment and everything that learns in it.
+#
+# Axes: E environment copies, N agents, O observation features, S state features, A actions, F
+# facts.
+#
+# An environment is *batched*: one call to `step` advances all E copies and resets those that
+# ended. Any class with the members of `VecEnv` is an environment; nothing is registered and no
+# base class is inherited. `envs.check_env` tests the contract on a class of your own.
+
 
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -186,3 +191,72 @@ def close_env(env: VecEnv) -> None:
     """Release what an environment holds, if it holds anything."""
     if isinstance(env, HasClose):
         env.close()
+
+
+# What every environment asks of a state it is to continue from.
+
+
+def refuse_other_copies(spec: EnvSpec, saved: int) -> None:
+    """Raise if a state was saved by another number of copies."""
+    if saved != spec.num_envs:
+        raise EnvError(
+            f"{spec.name}: the saved state has {saved} copies, this environment {spec.num_envs}; "
+            f"make it with num_envs={saved}"
+        )
+
+
+# Random numbers for many environment copies at once, without a generator object per copy.
+#
+# Each copy has a seed and a count of the episodes it has begun; a draw is a hash of the two and
+# the draw's index (SplitMix64, Steele, Lea and Flood, OOPSLA 2014). Saving the seeds and the
+# counts saves the randomness, and no copy's draws depend on another's.
+
+
+_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return SplitMix64's output function of each element."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def copy_seeds(seed: int, num_envs: int) -> npt.NDArray[np.uint64]:
+    """Return (E,) distinct 64-bit seeds, one per environment copy, derived from one seed."""
+    copies = np.arange(1, num_envs + 1, dtype=np.uint64)
+    return _mix(_mix(np.full(num_envs, seed % 2**64, np.uint64)) + copies * _GOLDEN)
+
+
+def uniform(
+    seeds: npt.NDArray[np.uint64], counts: npt.NDArray[Any], size: int
+) -> npt.NDArray[np.float64]:
+    """Return (E, size) numbers in [0, 1) that depend only on each copy's seed and count."""
+    streams = _mix(seeds + counts.astype(np.uint64) * _GOLDEN)
+    draws = np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN
+    return (_mix(streams[:, None] + draws) >> np.uint64(11)) * np.float64(2.0**-53)
+
+
+def normal(
+    seeds: npt.NDArray[np.uint64], counts: npt.NDArray[Any], size: int
+) -> npt.NDArray[np.float64]:
+    """Return (E, size) standard normal numbers by the Box-Muller transform of `uniform`."""
+    u = uniform(seeds, counts, 2 * size)
+    radius = np.sqrt(-2.0 * np.log1p(-u[:, :size]))
+    return radius * np.cos(2.0 * np.pi * u[:, size:])
+
+
+def random_actions(
+    spec: EnvSpec, rng: np.random.Generator, action_mask: BoolArray | None
+) -> npt.NDArray[Any]:
+    """Return (E, N) integers uniform over the legal choices, or (E, N, A) floats in [-1, 1].
+
+    Dimensions beyond an agent's own size are zero.
+    """
+    shape = (spec.num_envs, spec.num_agents, spec.action_size)
+    own = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
+    if spec.action_kind == "continuous":
+        return np.where(own, rng.uniform(-1.0, 1.0, shape), 0.0).astype(np.float32)
+    legal = own if action_mask is None else own & action_mask
+    chosen: npt.NDArray[np.int64] = np.where(legal, rng.random(shape), -1.0).argmax(axis=2)
+    return chosen

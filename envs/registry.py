@@ -1,19 +1,157 @@
 """Environments by name: `make_env("particles/nav_6", num_envs=64)` or `"my_envs:two_keys"`."""
 
+import importlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from envs.base import EnvError, VecEnv, close_env
-from envs.checks.steps import MEMBERS, missing_members
-from envs.extras import install_hint
-from envs.families import FAMILIES, Maker
-from envs.import_paths import NoSubmoduleError, callables_in, did_you_mean, load_attribute
+from envs.checker_rules import MEMBERS, missing_members
+from envs.plugins import (
+    NoSubmoduleError,
+    callables_in,
+    did_you_mean,
+    explained,
+    load_attribute,
+    source_of,
+)
 from envs.sparse import SparseRewards
-from envs.user_code import explained, source_of
+
+# How to install the optional package that a module belongs to.
+
+
+INSTALL_SMACV2 = (
+    "SMACv2 needs three things: the package, "
+    "pip install git+https://github.com/oxwhirl/smacv2.git; StarCraft II (for Linux from "
+    "github.com/Blizzard/s2client-proto#downloads) in ~/StarCraftII, or anywhere if the "
+    "environment variable SC2PATH names the folder; and the maps, the folder SMAC_Maps of the "
+    "package's smacv2/env/starcraft2/maps, copied to $SC2PATH/Maps/SMAC_Maps"
+)
+
+EXTRAS = {
+    "mpe2": "mpe2",
+    "pettingzoo.sisl": "sisl",
+    "lbforaging": "lbforaging",
+    "rware": "rware",
+    "jaxmarl": "smax",
+    "vmas": "vmas",
+}
+"""Module, or package of modules, and the extra of this distribution that installs it."""
+
+BY_HAND = {"smacv2": INSTALL_SMACV2}
+"""Package that no extra can install, and what to do instead."""
+
+
+def install_hint(module: str) -> str | None:
+    """Return how to install what `module` needs, or None if that is not known here."""
+    for package, extra in EXTRAS.items():
+        if f"{module}.".startswith(f"{package}."):
+            command = f"pip install -c constraints.txt '.[{extra}]'"
+            return f"{package} needs an extra; where this project lies, run: {command}"
+    return BY_HAND.get(module.partition(".")[0])
+
+
+# Families of environments: what a name before the slash stands for, and what it takes to install.
+#
+# A family is one line in `FAMILIES` and a module with two functions: `members() -> list[str]`,
+# the names to list, and `maker(member) -> Maker | None`, which may accept more names than are
+# listed. The module is imported when one of its names is used or listed, never before.
+
+
+@dataclass(frozen=True)
+class Maker:
+    """What is called to make an environment, and the options that its name already fixes."""
+
+    call: Callable[..., Any]
+    fixed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Environments that one module makes."""
+
+    module: str
+    summary: str
+    """One line for `marl envs`."""
+    reward_mode: str = ""
+    """How its rewards are paid unless the user says otherwise; empty: as the environments do."""
+    needs: str = ""
+    """Optional package without which it cannot be used, one of `envs.registry`; empty: none."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether what the family needs is there."""
+        return not self.needs or find_spec(self.needs) is not None
+
+    @property
+    def how_to_install(self) -> str | None:
+        """What to do to install what the family needs."""
+        return install_hint(self.needs)
+
+    def members(self) -> list[str]:
+        """Return the names to list; an empty name stands for the family's own."""
+        listed: list[str] = importlib.import_module(self.module).members()
+        return listed
+
+    def maker(self, member: str) -> Maker | None:
+        """Return how to make a member; None where there is none of that name.
+
+        What the family needs must be installed.
+        """
+        found: Maker | None = importlib.import_module(self.module).maker(member)
+        return found
+
+
+FAMILIES: dict[str, Family] = {
+    "mamujoco": Family(
+        module="envs.mujoco.mamujoco",
+        summary="one MuJoCo robot whose joints are shared among agents",
+        reward_mode="episodic",
+    ),
+    "fleet": Family(
+        module="envs.mujoco.fleet",
+        summary="MuJoCo robots that share one return; any number, e.g. hopper_3",
+        reward_mode="episodic",
+    ),
+    "particles": Family(
+        module="envs.particles",
+        summary="points on a plane that look for landmarks; any number, e.g. nav_9",
+        reward_mode="episodic",
+    ),
+    "gym": Family(
+        module="envs.adapters.gym_teams",
+        summary="gymnasium teams by id (extras lbforaging, rware); your own: gym/my_envs:Team-v0",
+    ),
+    "smax": Family(
+        module="envs.jaxmarl.smax",
+        summary="battles of scripted against learning units, in JAX; for 512 copies or more",
+        reward_mode="episodic",
+        needs="jaxmarl",
+    ),
+    "vmas": Family(
+        module="envs.vmas",
+        summary="robots on a plane, in PyTorch, batched",
+        reward_mode="episodic",
+        needs="vmas",
+    ),
+    "smacv2": Family(
+        module="envs.smacv2",
+        summary="StarCraft II itself: battles of teams drawn anew in every episode",
+        reward_mode="episodic",
+        needs="smacv2",
+    ),
+    "probe": Family(
+        module="envs.probes",
+        summary="tiny tasks with a known optimum, to test learning",
+        reward_mode="episodic",
+    ),
+}
+
 
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
 """Options of every environment: see `SparseRewards`."""
@@ -27,14 +165,14 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     `name` is one of `env_names()`, another size of the same family (`particles/nav_9`), or
     `module:attribute`, imported with the working directory on the path and called as
     ``attribute(num_envs=..., **options)``; what takes no `num_envs` is called as the factory of a
-    PettingZoo ``ParallelEnv``, and copied (`envs.teams.pettingzoo`). With `reward_mode` any of them
-    is paid by `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the shipped
-    families are paid as `FAMILIES` says, and what comes from an import path as it pays by itself.
-    What has an option `reward_mode` of its own gets it and is not touched.
+    PettingZoo ``ParallelEnv``, and copied (`envs.adapters.pettingzoo`). With `reward_mode` any of
+    them is paid by `SparseRewards`, which also has the other `REWARD_OPTIONS`. Without it the
+    shipped families are paid as `FAMILIES` says, and what comes from an import path as it pays by
+    itself. What has an option `reward_mode` of its own gets it and is not touched.
     """
     prefix = name.partition("/")[0]
     is_path = ":" in name and prefix not in FAMILIES
-    maker = _imported(name) if is_path else _shipped(name)
+    maker = _imported_family(name) if is_path else _shipped(name)
     taken = inspect.signature(maker.call).parameters
     pays_itself = "reward_mode" in taken
     ours = () if pays_itself else REWARD_OPTIONS
@@ -113,7 +251,7 @@ def _instead(name: str) -> str:
     )
 
 
-def _imported(name: str) -> Maker:
+def _imported_family(name: str) -> Maker:
     """Return the maker behind an import path: the user's own, or copies of a PettingZoo team."""
     try:
         call = load_attribute(name, "environment", _EXAMPLE)
@@ -126,7 +264,7 @@ def _imported(name: str) -> Maker:
         raise
     if "num_envs" in inspect.signature(call).parameters:
         return Maker(call)
-    from envs.teams.pettingzoo import pettingzoo
+    from envs.adapters.pettingzoo import pettingzoo
 
     return Maker(partial(pettingzoo, call, name))
 

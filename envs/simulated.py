@@ -10,14 +10,21 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
-from envs.checks.actions import checked_actions
-from envs.checks.tasks import check_arrays, check_task, checked_advance
+from envs.adapters.quirks import split_ends
+from envs.base import (
+    BoolArray,
+    EnvError,
+    EnvSpec,
+    EnvStep,
+    FloatArray,
+    copy_seeds,
+    refuse_other_copies,
+    uniform,
+)
+from envs.checker import check_arrays, check_task, checked_advance
+from envs.checker_rules import checked_actions
 from envs.frames import Frame
-from envs.randomness import copy_seeds, uniform
-from envs.resuming import refuse_other_copies
-from envs.teams.time_limits import split_ends
-from envs.user_code import explained, source_of
+from envs.plugins import explained, source_of
 
 Arrays = dict[str, npt.NDArray[Any]]
 

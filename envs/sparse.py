@@ -21,10 +21,9 @@ from envs.base import (
     VecEnv,
     close_env,
 )
-from envs.checks.steps import answered
+from envs.checker_rules import answered
 from envs.frames import Frame, HasFrames
-from envs.import_paths import did_you_mean, load_attribute
-from envs.user_code import explained, source_of
+from envs.plugins import did_you_mean, explained, load_attribute, source_of
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
 Outcome = Callable[[dict[str, FloatArray]], Any]

@@ -3,15 +3,15 @@
 __version__ = "0.1.0"
 
 from marl.config import Config, ConfigError
-from marl.config.files import load_config
+from marl.config.io import load_config
+from marl.data.types import Rewards, Transitions
 from marl.evaluate import evaluate
-from marl.fitting import fit_reward
 from marl.policy import Policy, load
 from marl.preferences import EpisodePairs, Labeller
 from marl.rewards import RewardModel
+from marl.rewards.fit import fit_reward
 from marl.runs import train
 from marl.train import Trainer
-from marl.types import Rewards, Transitions
 
 __all__ = [
     "Config",

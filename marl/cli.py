@@ -17,22 +17,22 @@ from rich.table import Table
 from rich.text import Text
 
 from envs import EnvError, check_env, open_env
-from envs.families import FAMILIES
+from envs.adapters.team_env import TeamEnv
+from envs.registry import FAMILIES
 from envs.sparse import SparseRewards, unwrapped
-from envs.teams.environment import TeamEnv
 from marl import __version__
-from marl.audit.command import labels
-from marl.checkpoint import CheckpointError
+from marl.commands.dataset import export, fit
+from marl.commands.label import label
+from marl.commands.labels import labels
+from marl.commands.train import config_of, resume_command, train_command
+from marl.commands.watch import watch
 from marl.config import ConfigError, Option
 from marl.evaluate import evaluate
-from marl.label.command import label
-from marl.numerics import NonFiniteError
-from marl.plugins import PluginError
+from marl.nn.layers import NonFiniteError
 from marl.policy import load
-from marl.preferences.sets import DamagedLogError, SetError
-from marl.set_commands import export, fit
-from marl.train_commands import config_of, resume_command, train_command
-from marl.watch.command import watch
+from marl.preferences.dataset import DamagedLogError, SetError
+from marl.utils.checkpoint import CheckpointError
+from marl.utils.plugins import PluginError
 
 USER_ERRORS = (
     ConfigError,

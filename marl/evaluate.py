@@ -10,10 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from marl.actors import CategoricalActor, GaussianActor
+from marl.data.rollout import Collector
+from marl.learners.actors import CategoricalActor, GaussianActor
 from marl.policy import Policy
-from marl.rollout import Collector
-from marl.seeding import Seeds
+from marl.utils.seeding import Seeds
 
 
 @dataclass(frozen=True, kw_only=True)

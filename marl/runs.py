@@ -10,14 +10,19 @@ from typing import Any
 
 from envs import EnvSpec
 from marl import __version__
-from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint, save_checkpoint
 from marl.config import Config, ConfigError
-from marl.config.files import config_from_dict, save_config, to_dict
-from marl.metrics import MetricWriter
-from marl.numerics import NonFiniteError
-from marl.plots import plot_run
-from marl.specs import check_same_spec, saved_spec, spec_in
+from marl.config.io import config_from_dict, save_config, to_dict
+from marl.nn.layers import NonFiniteError
+from marl.policy import check_same_spec, saved_spec, spec_in
+from marl.reports.plots import plot_run
 from marl.train import Trainer
+from marl.utils.checkpoint import (
+    CheckpointError,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
+from marl.utils.metrics import MetricWriter
 
 IDENTITY = "run_id"
 """File of a run's folder."""

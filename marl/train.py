@@ -13,16 +13,16 @@ from torch import Tensor
 
 from envs import Fact, close_env, make_env
 from marl.config import Config
-from marl.mappo import Mappo
-from marl.normalisers import TeamNorm
-from marl.numerics import correlation
+from marl.data.rollout import Collector
+from marl.data.types import Rewards, Rollout, Transitions
+from marl.learners.mappo import Mappo
+from marl.nn.layers import correlation
+from marl.nn.normalisation import TeamNorm
 from marl.preferences import PreferenceSource
-from marl.preferences.people import Camera, PeopleLabeller, make_people
+from marl.preferences.human import Camera, PeopleLabeller, make_people
 from marl.rewards import Committee, RewardLearner, make_committee, make_reward_learner
-from marl.rollout import Collector
-from marl.room import check_room
-from marl.seeding import Seeds
-from marl.types import Rewards, Rollout, Transitions
+from marl.utils.memory_check import check_room
+from marl.utils.seeding import Seeds
 
 
 class Trainer:

@@ -7,24 +7,20 @@ import torch
 from jaxtyping import install_import_hook
 
 TENSOR_MODULES = [
-    "marl.acting",
-    "marl.actors",
-    "marl.advantages",
-    "marl.critics",
+    "marl.data.replay",
+    "marl.data.rollout",
+    "marl.data.types",
     "marl.evaluate",
-    "marl.mappo",
-    "marl.memory",
-    "marl.minibatches",
-    "marl.networks",
-    "marl.normalisers",
-    "marl.numerics",
+    "marl.learners.actors",
+    "marl.learners.critics",
+    "marl.learners.gae",
+    "marl.learners.mappo",
+    "marl.nn.gru",
+    "marl.nn.layers",
+    "marl.nn.normalisation",
     "marl.policy",
     "marl.preferences",
     "marl.rewards",
-    "marl.rollout",
-    "marl.streams",
-    "marl.trajectories",
-    "marl.types",
 ]
 
 install_import_hook(TENSOR_MODULES, "beartype.beartype")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs import EnvSpec, Fact
-from envs.teams.team import TeamView
+from envs.adapters.team import TeamView
 
 
 class CountingTeam:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy.typing as npt
 
-from envs.teams.environment import TeamEnv
-from envs.teams.team import TeamView
+from envs.adapters.team import TeamView
+from envs.adapters.team_env import TeamEnv
 from tests.counting_team import CountingTeam
 
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
-from marl.mappo import Mappo
-from marl.normalisers import TeamNorm
-from marl.rollout import Collector
-from marl.streams import Stream, local_inputs, read_inputs, reward_stream
-from marl.types import Rewards, Rollout
+from marl.data.rollout import Collector
+from marl.data.types import Rewards, Rollout
+from marl.learners.gae import Stream, local_inputs, read_inputs, reward_stream
+from marl.learners.mappo import Mappo
+from marl.nn.normalisation import TeamNorm
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(hidden_sizes=(8,))

@@ -12,10 +12,10 @@ import torch
 
 from envs import EnvSpec
 from marl.config.llm import LlmConfig
-from marl.episodes import Episodes
+from marl.data.replay import TrajectoryStore
+from marl.data.types import Episodes
 from marl.preferences.labellers import EpisodePairs, Labeller
 from marl.preferences.llm import LlmLabeller
-from marl.trajectories import TrajectoryStore
 from tests.scripted import ScriptedEnv
 
 SPEC: EnvSpec = ScriptedEnv([[5]]).spec

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import RewardConfig
-from marl.normalisers import TeamNorm
+from marl.data.types import LabelledSegments, Rewards, Transitions
+from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward
-from marl.rewards.mixers import Mixed
-from marl.types import LabelledSegments, Rewards, Transitions
+from marl.rewards.factored import Mixed
 
 CPU = torch.device("cpu")
 N, O, S, A = 3, 4, 5, 2  # noqa: E741  # the letters of the legend

@@ -10,9 +10,9 @@ import numpy.typing as npt
 import torch
 
 from envs import EnvSpec, EnvStep, Fact
-from marl.actors import Actor
-from marl.normalisers import TeamNorm
-from marl.rollout import Collector
+from marl.data.rollout import Collector
+from marl.learners.actors import Actor
+from marl.nn.normalisation import TeamNorm
 
 FACTS = (Fact(name="episode", meaning="number"), Fact(name="time", meaning="steps", unit="steps"))
 

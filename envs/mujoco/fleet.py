@@ -10,15 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
-from envs.families import Maker
 from envs.frames import Frame
-from envs.mujoco.controls import Controls
-from envs.mujoco.episodes import Episodes
-from envs.mujoco.fleet_frames import fleet_frame
-from envs.mujoco.frames import BodyArtist
+from envs.mujoco.frames import BodyArtist, fleet_frame
+from envs.mujoco.mamujoco import Episodes
 from envs.mujoco.obs import Views, find_columns
-from envs.mujoco.physics import Bodies
-from envs.mujoco.source import PARTITIONS, SEGMENTED, choose, make_source
+from envs.mujoco.partitions import PARTITIONS, SEGMENTED, choose, make_source
+from envs.mujoco.physics import Bodies, Controls
+from envs.registry import Maker
 
 FLEET_SCENARIOS: tuple[str, ...] = tuple(s for s in PARTITIONS if s not in SEGMENTED)
 """Robots a fleet can consist of."""

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import EnvError, FloatArray
-from envs.mujoco.source import DenseTendons, Source, Team
+from envs.mujoco.partitions import DenseTendons, Source, Team
 
 Fields = Mapping[str, npt.NDArray[np.float64]]
 """MjData fields of all simulations, each flattened to (n, size)."""

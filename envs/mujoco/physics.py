@@ -7,6 +7,8 @@ C++ threads. It is used rather than `mujoco.rollout` because its rows hold the s
 starts, so that a free run equals the original's loop over one `MjData` bit for bit.
 """
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import mujoco
@@ -14,13 +16,217 @@ import numpy as np
 import numpy.typing as npt
 from mujoco.batch import Batch, SimulationError
 
-from envs.base import BoolArray, EnvError
-from envs.mujoco.facts import EpisodeFacts
-from envs.mujoco.obs import Features
-from envs.mujoco.source import Source
-from envs.mujoco.starts import make_start
-from envs.mujoco.tasks import make_healthy_box, make_task
-from envs.randomness import copy_seeds
+from envs.base import BoolArray, EnvError, Fact, copy_seeds, normal, uniform
+from envs.mujoco.obs import Features, Fields
+from envs.mujoco.partitions import Source
+from envs.mujoco.tasks import Array, Task, make_healthy_box, make_task
+
+# What is known of running MuJoCo episodes: how far they came, at what cost, and who fell.
+#
+# Axes: n simulations, U actuators, F facts, P bodies whose progress counts.
+
+
+CONTROL_COST = Fact(
+    name="control_cost",
+    meaning="control cost, weighted squares of the controls in sum",
+    higher_is_better=False,
+)
+TIME = Fact(name="time", meaning="simulated time", unit="s")
+FELL = Fact(name="fell", meaning="fell (1) or not (0)", higher_is_better=False)
+
+
+class EpisodeFacts:
+    """Running numbers about the episodes of n simulations.
+
+    The first is the scenario's own: the distance covered, to a goal, or the height.
+    """
+
+    def __init__(self, task: Task, start: Array, seconds: float, *, can_fall: bool) -> None:
+        """`start`: (n, P) positions that progress counts from; `seconds`: of one step."""
+        self._task = task
+        self._seconds = seconds
+        self.facts = (task.outcome, CONTROL_COST, TIME, *((FELL,) if can_fall else ()))
+        """What the columns of `values` are."""
+        self.values = np.zeros((len(start), len(self.facts)))
+        """(n, F)"""
+        self._start = start.copy()
+
+    def begin(self, sims: npt.NDArray[np.intp], fields: Fields, position: Array) -> None:
+        """Forget the episodes of some simulations; new ones begin at `position`."""
+        self._start[sims] = position[sims]
+        self.values[sims] = 0.0
+        self.values[sims, 0] = self._task.progress(fields, position - self._start)[sims]
+
+    def advance(
+        self,
+        sims: npt.NDArray[np.intp] | None,
+        fields: Fields,
+        position: Array,
+        ctrl: Array,
+        fallen: BoolArray,
+    ) -> None:
+        """Count one step of some simulations, by default of all."""
+        moved = slice(None) if sims is None else sims
+        values = self.values
+        values[moved, 0] = self._task.progress(fields, position - self._start)[moved]
+        cost = self._task.ctrl_weight / position.shape[1] * np.einsum("nu,nu->n", ctrl, ctrl)
+        values[moved, 1] += cost[moved]
+        values[moved, 2] += self._seconds
+        if len(self.facts) > 3:
+            values[moved, 3] = fallen[moved]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the numbers and where progress counts from."""
+        return {"values": self.values.copy(), "start": self._start.copy()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.values[:] = state["values"]
+        self._start[:] = state["start"]
+
+
+# From the agents' actions in [-1, 1] to the actuators of every simulation.
+#
+# Axes: E environment copies, N agents, A action dimensions, U actuators of a whole copy.
+
+
+class Controls:
+    """Turns actions into controls in each actuator's own units."""
+
+    def __init__(
+        self, num_envs: int, ranges: npt.NDArray[np.float64], parts: Sequence[Sequence[int]]
+    ) -> None:
+        """Prepare for (U, 2) control ranges; `parts` lists the actuators of each agent's vector."""
+        self.sizes = tuple(map(len, parts))
+        """Dimensions of each agent's action."""
+        width = max(self.sizes)
+        slots = {u: i * width + j for i, part in enumerate(parts) for j, u in enumerate(part)}
+        assert sorted(slots) == list(range(len(ranges))), "each actuator needs exactly one agent"
+        self._shape = (num_envs, len(parts), width)
+        self._slots = np.array([slots[u] for u in range(len(ranges))], np.intp)
+        low, high = np.asarray(ranges, np.float64).T
+        self._centre, self._half = (low + high) / 2.0, (high - low) / 2.0
+
+    def compute(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        """Return (E, U) controls from (E, N, A) actions, clipped to [-1, 1]; padding is ignored."""
+        if np.shape(actions) != self._shape:
+            raise EnvError(
+                f"actions have shape {np.shape(actions)}; expected {self._shape}: "
+                "copies, agents, action dimensions"
+            )
+        flat = np.asarray(actions, np.float64).reshape(self._shape[0], -1)
+        controls = flat.take(self._slots, axis=1)
+        if not np.isfinite(controls).all():
+            copy, actuator = np.argwhere(~np.isfinite(controls))[0]
+            agent, part = divmod(int(self._slots[actuator]), self._shape[2])
+            raise EnvError(
+                f"action[{part}] of agent {agent} in copy {copy} is {controls[copy, actuator]}; "
+                "actions must be finite numbers in [-1, 1]"
+            )
+        np.maximum(controls, -1.0, out=controls)
+        np.minimum(controls, 1.0, out=controls)
+        controls *= self._half
+        controls += self._centre
+        return controls
+
+
+# Initial states of the MuJoCo scenarios, for many simulations at once.
+#
+# The distributions are those of Gymnasium's v5 `reset_model` methods; the numbers come from
+# `envs.base`, so an episode's start depends only on its copy's seed and episode count.
+
+
+Seeds = npt.NDArray[np.uint64]
+Counts = npt.NDArray[np.int64]
+
+Start = Callable[[Seeds, Counts], tuple[Array, Array]]
+"""(n,) seeds and episode counts to (n, nq) positions and (n, nv) velocities."""
+
+_CANDIDATES = 64  # points drawn at once; all are rejected with probability below 1e-26
+_GAUSSIAN_VELOCITIES = ("Ant", "ManySegmentAnt", "HalfCheetah", "CoupledHalfCheetah")
+
+
+def make_start(source: Source) -> Start:
+    """Return the initial-state distribution of a scenario."""
+    qpos, qvel = source.env.init_qpos.copy(), source.env.init_qvel.copy()
+    if source.scenario == "Reacher":
+        return ReacherStart(qpos, qvel)
+    if source.scenario == "Pusher":
+        return PusherStart(qpos, qvel)
+    gaussian = source.scenario in _GAUSSIAN_VELOCITIES
+    return NoisyStart(qpos, qvel, source.env._reset_noise_scale, gaussian)
+
+
+@dataclass(frozen=True)
+class NoisyStart:
+    """The model's own pose with noise on every coordinate."""
+
+    qpos: Array
+    qvel: Array
+    scale: float
+    gaussian: bool
+    """Whether velocities are normal, not uniform; positions are always uniform."""
+
+    def __call__(self, seeds: Seeds, counts: Counts) -> tuple[Array, Array]:
+        """Return positions and velocities; even and odd counts draw the two independently."""
+        draw = normal if self.gaussian else _centred
+        return (
+            self.qpos + self.scale * _centred(seeds, 2 * counts, self.qpos.size),
+            self.qvel + self.scale * draw(seeds, 2 * counts + 1, self.qvel.size),
+        )
+
+
+@dataclass(frozen=True)
+class ReacherStart:
+    """A slightly bent arm, and a target uniform in the disc of radius 0.2 m."""
+
+    qpos: Array
+    qvel: Array
+
+    def __call__(self, seeds: Seeds, counts: Counts) -> tuple[Array, Array]:
+        """Return positions and velocities; the target rests."""
+        draws = uniform(seeds, 2 * counts, self.qpos.size + 2 * _CANDIDATES)
+        qpos = self.qpos + 0.1 * (2.0 * draws[:, : self.qpos.size] - 1.0)
+        targets = _points(draws[:, self.qpos.size :], (-0.2, 0.2), (-0.2, 0.2))
+        qpos[:, -2:] = _first(targets, np.linalg.norm(targets, axis=2) < 0.2)
+        qvel = self.qvel + 0.005 * _centred(seeds, 2 * counts + 1, self.qvel.size)
+        qvel[:, -2:] = 0.0
+        return qpos, qvel
+
+
+@dataclass(frozen=True)
+class PusherStart:
+    """The arm's own pose, the goal at the origin, an object at least 0.17 m from it."""
+
+    qpos: Array
+    qvel: Array
+
+    def __call__(self, seeds: Seeds, counts: Counts) -> tuple[Array, Array]:
+        """Return positions and velocities; object and goal rest."""
+        draws = uniform(seeds, 2 * counts, 2 * _CANDIDATES)
+        things = _points(draws, (-0.3, 0.0), (-0.2, 0.2))
+        qpos = np.tile(self.qpos, (len(seeds), 1))
+        qpos[:, -4:-2] = _first(things, np.linalg.norm(things, axis=2) > 0.17)
+        qpos[:, -2:] = 0.0
+        qvel = self.qvel + 0.005 * _centred(seeds, 2 * counts + 1, self.qvel.size)
+        qvel[:, -4:] = 0.0
+        return qpos, qvel
+
+
+def _centred(seeds: Seeds, counts: Counts, size: int) -> Array:
+    """(n, size) numbers uniform in [-1, 1)."""
+    return 2.0 * uniform(seeds, counts, size) - 1.0
+
+
+def _points(draws: Array, x: tuple[float, float], y: tuple[float, float]) -> Array:
+    """(n, candidates, 2) points uniform in a rectangle."""
+    low, high = np.array([x, y]).T
+    return low + (high - low) * draws.reshape(len(draws), -1, 2)
+
+
+def _first(points: Array, accepted: npt.NDArray[np.bool_]) -> Array:
+    """(n, 2) the first accepted candidate of each simulation."""
+    return points[np.arange(len(points)), accepted.argmax(axis=1)]
 
 
 class Bodies:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, Fact
 from envs.mujoco.obs import Fields
-from envs.mujoco.source import Source
+from envs.mujoco.partitions import Source
 
 Array = npt.NDArray[np.float64]
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs import Fact
-from marl.episodes import Episodes
+from marl.data.types import Episodes
 
 MAX_NAME = 80
 """Characters of a fact's meaning, or of its unit, that are told."""

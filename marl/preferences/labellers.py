@@ -1,21 +1,31 @@
-"""Labellers: episode pairs in, P(first preferred) out.
+"""Labellers made of labellers.
 
-Axes: B pairs, D of them chosen; M episodes.
+Axes: B pairs, V voters.
 """
 
-from collections.abc import Iterator
+import difflib
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from envs.user_code import place_of
+from envs import EnvSpec
+from envs.plugins import place_of
 from marl.config import ConfigError
-from marl.episodes import Episodes
-from marl.plugins import PluginError
-from marl.trajectories import TrajectoryStore
+from marl.data.replay import TrajectoryStore
+from marl.data.types import Episodes
+from marl.utils.plugins import PluginError
+
+# Labellers: episode pairs in, P(first preferred) out.
+#
+# Axes: B pairs, D of them chosen; M episodes.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,3 +227,240 @@ def _asked(labeller: Labeller, name: str, pairs: EpisodePairs) -> object:
             f"labeller {name} raised {type(error).__name__}: {error} ({place_of(error)}) when "
             f"asked about {len(pairs)} pairs; return NaN where it has no answer"
         ) from error
+
+
+# A labeller of the user's own that hangs stops the run instead of holding it for ever.
+
+
+@contextmanager
+def within(seconds: float, name: str) -> Iterator[None]:
+    """Raise `PluginError` in what runs inside, once it has taken so many seconds; 0: never.
+
+    The system's timer interrupts Python code and waits of the main thread; compiled code that
+    never returns it cannot, nor other threads, nor anything on Windows.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if seconds <= 0.0 or not is_main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        place = f" ({frame.f_code.co_filename}, line {frame.f_lineno})" if frame else ""
+        raise PluginError(
+            f"labeller {name} has not answered after {seconds:g} s{place}; give it a deadline of "
+            "its own and return NaN where it has no answer, or raise preferences.deadline (0: "
+            "wait for ever)"
+        )
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+# Labellers that judge by what is known of finished episodes: named numbers, one after another.
+#
+# Axes: M episodes, B pairs, P stored episodes.
+
+
+NEIGHBOURS = 5
+"""A final state is as novel as it is far from its fifth nearest neighbour."""
+
+
+def novelty(episodes: Episodes) -> Float[Tensor, "M"]:
+    """Return how far each final state is from the others that are kept.
+
+    Euclidean distance to the fifth nearest (the farthest, of fewer), every feature in its
+    deviations over the kept episodes.
+    """
+    store = episodes.store
+    known = torch.cat((store.available(), store.available(held_out=True)))
+    others = store.final_states(known)
+    scale = others.std(dim=0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    mine, places = episodes.numbers.unique(return_inverse=True)
+    distances = torch.cdist(store.final_states(mine) / scale, others / scale)
+    nearest = min(NEIGHBOURS + 1, len(known))  # the nearest of all is the episode itself
+    return distances.kthvalue(nearest, dim=1).values[places]
+
+
+COMPUTED: dict[str, tuple[Callable[[Episodes], Tensor], bool | None]] = {
+    "return": (lambda episodes: episodes.returns, True),
+    "length": (lambda episodes: episodes.lengths.to(torch.float32), None),
+    "novelty": (novelty, True),
+}
+"""What is known of episodes of any environment, and whether more of it is better."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactRule:
+    """One number to compare episodes by."""
+
+    name: str
+    value: Callable[[Episodes], Tensor]
+    """From M episodes to (M,)."""
+    sign: float
+    """1: more is better; -1: less is."""
+    margin: float = 0.0
+    """Values no farther apart than this are equal."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsLabeller:
+    """Compares by the first rule, where that ties by the second, and so on: lexicographic.
+
+    An episode pair that all rules call equal is a tie.
+    """
+
+    rules: tuple[FactRule, ...]
+
+    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+        labels = torch.full_like(pairs.first.returns, 0.5)
+        for rule in self.rules:
+            gap = rule.sign * (rule.value(pairs.first) - rule.value(pairs.second))
+            decides = (labels == 0.5) & (gap.abs() > rule.margin)
+            labels = torch.where(decides, (gap > 0).to(labels.dtype), labels)
+        return labels
+
+
+def facts_labeller(
+    spec: EnvSpec, names: tuple[str, ...], margins: tuple[float, ...] = (), *, setting: str
+) -> FactsLabeller:
+    """Return the rule over some facts, each named as ``won``, ``time+`` or ``time-``.
+
+    The sign may also come first, ``-time``, which a command line takes for a flag.
+
+    `setting` names in errors where the names were read from.
+    """
+    if not names:
+        raise ConfigError(f"{setting}: names no fact, so every pair would tie; name at least one")
+    margins = margins or (0.0,) * len(names)
+    rules = [_rule(spec, name, setting) for name in names]
+    return FactsLabeller(
+        rules=tuple(
+            FactRule(name=rule.name, value=rule.value, sign=rule.sign, margin=margin)
+            for rule, margin in zip(rules, margins, strict=True)
+        )
+    )
+
+
+def _rule(spec: EnvSpec, signed: str, setting: str) -> FactRule:
+    """Return the rule that one signed name stands for."""
+    name, sign = _name_and_sign(signed, setting)
+    directions = {fact.name: fact.higher_is_better for fact in spec.facts}
+    if name in directions:
+        value, higher = _fact([*directions].index(name)), directions[name]
+    elif name in COMPUTED:
+        value, higher = COMPUTED[name]
+    else:
+        known = [*directions, *COMPUTED]
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        raise ConfigError(
+            f"{setting}: environment {spec.name} tells no fact {name!r}{hint} It can be judged by "
+            f"{', '.join(known)}"
+        )
+    if sign:
+        higher = sign == "+"
+    if higher is None:
+        raise ConfigError(
+            f"{setting}: neither more nor less of {name!r} is better by itself; write '{name}+' "
+            f"or '{name}-'"
+        )
+    return FactRule(name=name, value=value, sign=1.0 if higher else -1.0)
+
+
+def _name_and_sign(signed: str, setting: str) -> tuple[str, str]:
+    """Return a name and its "+" or "-", which stands before or after it; "" where it has none."""
+    name = signed.strip("+-")
+    sign = signed.replace(name, "", 1)
+    if len(sign) > 1:
+        raise ConfigError(
+            f"{setting}: {signed!r} has {len(sign)} signs, expected at most one, as in '{name}+' "
+            f"or '{name}-'"
+        )
+    return name, sign
+
+
+def _fact(column: int) -> Callable[[Episodes], Tensor]:
+    """Return the function that reads one column of the facts."""
+    return lambda episodes: episodes.facts[:, column]
+
+
+class Cascade:
+    """Asks the first labeller, and each next one only about what those before left open.
+
+    Open is a pair without an answer (NaN) if `pass_unanswered`, and one called a tie if
+    `pass_ties`; that tie stands where no later one answers.
+    """
+
+    def __init__(
+        self, *labellers: Labeller, pass_unanswered: bool = True, pass_ties: bool = False
+    ) -> None:
+        if not labellers:
+            raise ValueError("Cascade got no labellers; give at least one")
+        if not (pass_unanswered or pass_ties):
+            raise ValueError(
+                "Cascade got pass_unanswered = False and pass_ties = False, which ask none but the "
+                "first labeller; set one of them"
+            )
+        self.parts = labellers
+        """In the order in which they are asked."""
+        self.pass_unanswered = pass_unanswered
+        self.pass_ties = pass_ties
+        self.asked = [0] * len(labellers)
+        """Pairs that each was asked about so far."""
+
+    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+        labels = torch.full_like(pairs.first.returns, torch.nan)
+        is_open = torch.ones_like(labels, dtype=torch.bool)
+        for stage, labeller in enumerate(self.parts):
+            rows = is_open.nonzero().squeeze(-1)
+            if len(rows) == 0:
+                break
+            self.asked[stage] += len(rows)
+            answers = checked_labels(labeller, name_of(labeller), pairs.rows(rows))
+            answers = answers.to(labels.device)
+            labels[rows] = torch.where(answers.isnan(), labels[rows], answers)
+            is_open = (labels.isnan() & self.pass_unanswered) | ((labels == 0.5) & self.pass_ties)
+        return labels
+
+    def metrics(self) -> dict[str, float]:
+        """Return how many pairs each labeller was asked about so far."""
+        return {f"cascade_{stage}_asked": float(n) for stage, n in enumerate(self.asked)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counts."""
+        return {"asked": list(self.asked)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.asked = list(state["asked"])
+
+
+class Vote:
+    """Asks every labeller and answers by their mean; abstains where too few answer."""
+
+    def __init__(self, *labellers: Labeller, at_least: int = 1) -> None:
+        if not 1 <= at_least <= len(labellers):
+            raise ValueError(
+                f"Vote got {len(labellers)} labellers and at_least = {at_least}; it takes "
+                "from 1 to all of them"
+            )
+        self.parts = labellers
+        """The voters."""
+        self.at_least = at_least
+        """Answers needed."""
+
+    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+        votes: Float[Tensor, "V B"] = torch.stack(
+            [
+                checked_labels(labeller, name_of(labeller), pairs).to(pairs.first.returns.device)
+                for labeller in self.parts
+            ]
+        )
+        enough = (~votes.isnan()).sum(dim=0) >= self.at_least
+        return votes.nanmean(dim=0).masked_fill(~enough, torch.nan)

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.randomness import uniform
+from envs.base import uniform
 from marl.config import TeacherConfig
+from marl.data.types import Rollout
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
-from marl.types import Rollout
 
 
 class NoisyTeacher:

@@ -4,15 +4,14 @@ import torch
 from torch import nn
 
 from envs import EnvSpec
-from marl import plugins
 from marl.config import Config
-from marl.normalisers import TeamNorm
+from marl.nn.normalisation import TeamNorm
+from marl.rewards.base import ImplicitReward, RewardModel
 from marl.rewards.central import CentralReward
-from marl.rewards.committee import Committee
+from marl.rewards.ensemble import Committee
 from marl.rewards.factored import FactoredReward
-from marl.rewards.fit_budget import fit_budget
-from marl.rewards.learner import RewardLearner
-from marl.rewards.protocols import ImplicitReward, RewardModel
+from marl.rewards.trainer import RewardLearner, fit_budget
+from marl.utils import plugins
 
 __all__ = [
     "CentralReward",

@@ -11,14 +11,11 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import RewardConfig
-from marl.networks import mlp
-from marl.normalisers import TeamNorm
-from marl.numerics import masked_mean
-from marl.rewards.factored import FactoredReward, PolicySampler
+from marl.data.types import Rewards, Transitions
+from marl.nn.layers import masked_mean, mlp
+from marl.nn.normalisation import TeamNorm
+from marl.rewards.factored import FactoredReward, Mixed, PolicySampler, follow
 from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
-from marl.rewards.mixers import Mixed
-from marl.rewards.slow import follow
-from marl.types import Rewards, Transitions
 
 
 class CentralReward(nn.Module):

@@ -4,22 +4,180 @@ Axes: N agents, O observation, S state, A action features; ``*L`` any leading ax
 """
 
 import copy
+import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from envs import EnvSpec
-from marl.config import RewardConfig
-from marl.normalisers import TeamNorm, input_size
-from marl.numerics import masked_mean
+from marl.config import ConfigError, RewardConfig
+from marl.data.types import History, Rewards, Transitions
+from marl.nn.gru import Past, RecurrentBody, initial_memory
+from marl.nn.layers import agent_mlp, masked_mean, mlp
+from marl.nn.normalisation import TeamNorm, input_size
 from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
-from marl.rewards.mixers import LinearMixer, Mixed, TwoLayerMixer
-from marl.rewards.slow import follow
-from marl.rewards.utilities import make_utility, read, read_next
-from marl.types import Rewards, Transitions
+
+# The networks of the local utilities, with or without memory of the episode.
+#
+# Axes: T time, N agents, I input features, H units of memory; ``*B`` the axes beside time and
+# ``*L`` any leading axes.
+
+
+LONGEST_REMEMBERED = 500
+"""Steps of the longest episodes that a reward with memory is fitted on: it reads whole ones."""
+
+
+def make_utility(
+    spec: EnvSpec, config: RewardConfig, inputs: int, generator: torch.Generator
+) -> nn.Module:
+    """Return a network of one number per agent, with memory if the configuration says so."""
+    if config.memory == "gru" and spec.max_steps > LONGEST_REMEMBERED:
+        raise ConfigError(
+            f'reward.memory: "gru" reads whole episodes, of at most {LONGEST_REMEMBERED} steps, '
+            f"and those of {spec.name} have up to {spec.max_steps}; give the environment a smaller "
+            'max_steps or set reward.memory = "none"'
+        )
+    body = RecurrentBody if config.memory == "gru" else agent_mlp
+    return body(
+        spec.num_agents,
+        inputs,
+        config.hidden_sizes,
+        1,
+        shared=config.share_parameters,
+        output_gain=0.1,
+        generator=generator,
+    )
+
+
+def read(
+    body: nn.Module, x: Float[Tensor, "*L N I"], history: History | None, name: str
+) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
+    """Return a network's utilities and what it remembers after each step; None without memory.
+
+    `name` is the network's in `History.memory`.
+    """
+    if not isinstance(body, RecurrentBody):
+        return body(x).squeeze(-1), None
+    if history is None:
+        raise ValueError(
+            "a reward model with memory got Transitions without history; it reads the steps of "
+            "episodes in their order, so say in Transitions.history which follow which"
+        )
+    axis = history.time_axis
+    x, starts = x.movedim(axis, 0), history.starts.movedim(axis, 0)
+    memory = None if history.memory is None else history.memory[name]
+    if memory is None:
+        nothing = initial_memory(body, starts[0].numel())
+        assert nothing is not None
+        memory = nothing.view(*starts.shape[1:], *nothing.shape[1:])
+    outputs, memories = body(x, Past(memory=memory, starts=starts))
+    return outputs.squeeze(-1).movedim(0, axis), memories.movedim(0, axis)
+
+
+def read_next(
+    body: nn.Module,
+    x: Float[Tensor, "*L N I"],
+    next_x: Float[Tensor, "*L N I"],
+    history: History | None,
+    name: str,
+) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
+    """Return the utilities of what every step led to, and what is remembered after each step.
+
+    What a step led to is read with the memory of the episode up to that step.
+    """
+    if not isinstance(body, RecurrentBody):
+        return body(next_x).squeeze(-1), None
+    _, memories = read(body, x, history, name)
+    assert memories is not None
+    return body.step(next_x, memories)[0].squeeze(-1), memories
+
+
+# Mixers: how agents' utilities add up to the team's value.
+#
+# Axes: N agents, S state features, H units of memory; ``*L`` any leading axes.
+
+
+_ONE = math.log(math.e - 1.0)
+"""softplus(_ONE) = 1: mixers start as a plain sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixed:
+    """A team value and, for a linear mixer, what it is made of."""
+
+    total: Float[Tensor, "*L"]
+    utilities: Float[Tensor, "*L N"]
+    """What was mixed."""
+    weights: Float[Tensor, "*L N"]
+    """w_i(s) >= 0; ones where the mixer is not linear."""
+    bias: Float[Tensor, "*L"]
+    """b(s)."""
+    memory: Float[Tensor, "*L N H"] | None = None
+    """What the utilities remember after each step. None: they have no memory."""
+
+
+class LinearMixer(nn.Module):
+    """Q_tot = sum_i w_i(s) q_i + b(s) with w_i >= 0 (O-MAPL, arXiv 2501.18944)."""
+
+    def __init__(
+        self, state_size: int, num_agents: int, hidden: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.hypernetwork = mlp(
+            state_size, (hidden,), num_agents + 1, output_gain=0.1, generator=generator
+        )
+
+    def forward(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> Mixed:
+        out = self.hypernetwork(state)
+        weights = nn.functional.softplus(out[..., :-1] + _ONE)
+        bias = out[..., -1]
+        total = (weights * utilities).sum(dim=-1) + bias
+        return Mixed(total=total, utilities=utilities, weights=weights, bias=bias)
+
+
+class TwoLayerMixer(nn.Module):
+    """A monotone two-layer network with state-dependent weights (QMIX, arXiv 1803.11485)."""
+
+    def __init__(
+        self, state_size: int, num_agents: int, hidden: int, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        self.units = 32
+        outputs = self.units * (num_agents + 2) + 1
+        self.hypernetwork = mlp(
+            state_size, (hidden,), outputs, output_gain=0.1, generator=generator
+        )
+
+    def forward(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> Mixed:
+        units, agents = self.units, utilities.shape[-1]
+        out = self.hypernetwork(state)
+        first, bias, second, last = out.split((units * agents, units, units, 1), dim=-1)
+        first = nn.functional.softplus(first + _ONE).unflatten(-1, (agents, units)) / agents
+        second = nn.functional.softplus(second + _ONE) / math.sqrt(units)
+        layer = nn.functional.elu((utilities.unsqueeze(-1) * first).sum(dim=-2) + bias)
+        total = (layer * second).sum(dim=-1) + last.squeeze(-1)
+        ones, zero = torch.ones_like(utilities), torch.zeros_like(total)
+        return Mixed(total=total, utilities=utilities, weights=ones, bias=zero)
+
+
+# Slow copies: the decisive stabiliser of an implicit reward.
+
+
+@torch.no_grad()
+def follow(fast: nn.Module, slow: nn.Module, rate: float) -> Tensor:
+    """Move a slow copy towards its original, slow += rate (fast - slow); return their distance.
+
+    The distance is the Euclidean norm over all parameters, after the move.
+    """
+    gaps: list[Tensor] = []
+    for there, here in zip(fast.parameters(), slow.parameters(), strict=True):
+        here.lerp_(there, rate)
+        gaps.append((there - here).norm())
+    return torch.stack(gaps).norm()
+
 
 PolicySampler = Callable[[Transitions], tuple[Tensor, Tensor]]
 """Draws actions of the current policy at some transitions: (actions, log-probabilities)."""

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
-from marl.types import LabelledSegments
+from marl.data.types import LabelledSegments
 
 
 def episode_scores(

@@ -19,7 +19,7 @@ from envs import (
     check_env,
     make_env,
 )
-from envs.sampling import random_actions
+from envs.base import random_actions
 
 
 class Broken:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from envs.extras import EXTRAS
-from envs.families import FAMILIES, Family
-from marl.checkpoint import list_checkpoints
+from envs.registry import EXTRAS, FAMILIES, Family
 from marl.cli import main
-from marl.metrics import read_metrics
+from marl.utils.checkpoint import list_checkpoints
+from marl.utils.metrics import read_metrics
 from tests.command_line import QUICK, run
 
 
@@ -133,7 +132,7 @@ def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path:
 
 COUNTING = """
 from functools import partial
-from envs.teams.environment import TeamEnv
+from envs.adapters.team_env import TeamEnv
 from tests.counting_team import CountingTeam
 
 def counting(num_envs, workers):

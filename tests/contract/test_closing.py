@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from envs import EnvError, close_env, make_env
-from envs.to_pettingzoo import to_pettingzoo
+from envs.adapters.to_pettingzoo import to_pettingzoo
 from marl import evaluate, load, train
-from marl.config.files import load_config
-from marl.label.filming import film_episodes
-from marl.watch.play import play
+from marl.config.io import load_config
+from marl.preferences.human.session import film_episodes
+from marl.reports.video import play
 from tests.closable import Closable
 from tests.command_line import run
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from envs import EnvStep, VecEnv, make_env
-from envs.sampling import random_actions
-from envs.teams.environment import TeamEnv
+from envs.adapters.team_env import TeamEnv
+from envs.base import random_actions
 from tests.counting_team import CountingTeam
 
 COPIES = 6

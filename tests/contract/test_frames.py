@@ -9,9 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from envs import EnvError, EnvSpec, EnvStep, Frame, HasFrames, env_names, make_env
-from envs.families import FAMILIES
-from envs.frame_plots import frame_of, observation_frame
-from envs.frames import Polygon
+from envs.frames import Polygon, frame_of, observation_frame
+from envs.registry import FAMILIES
 
 
 def some_actions(spec: EnvSpec, step: EnvStep) -> npt.NDArray[Any]:

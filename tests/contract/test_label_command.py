@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from envs import Frame
-from marl.label import command
-from marl.label.labelling import Labelling
-from marl.preferences.sets import PreferenceSet
-from marl.preferences.sets.frames import EpisodeFrames, filmed_episodes, write_frames
+from marl.commands import label as command
+from marl.preferences.dataset import PreferenceSet
+from marl.preferences.dataset.frames import EpisodeFrames, filmed_episodes, write_frames
+from marl.preferences.human.session import Labelling
 from tests.command_line import QUICK, run
 
 

@@ -8,15 +8,15 @@ import pytest
 
 from envs import Frame
 from envs.frames import Circle
-from marl.label.labelling import Labelling, Plan
-from marl.preferences.sets.answers import AnswerLog
-from marl.preferences.sets.frames import EpisodeFrames, frames_path, write_frames
+from marl.preferences.dataset.format import AnswerLog
+from marl.preferences.dataset.frames import EpisodeFrames, frames_path, write_frames
+from marl.preferences.human.session import Labelling, Plan
 
 pytest.importorskip("fastapi", reason="needs the extra people")
 
 from fastapi.testclient import TestClient  # after the check that it is there
 
-from marl.label.server import make_app  # as above
+from marl.preferences.human.server import make_app  # as above
 
 TOKEN = "a-token-of-the-test"
 HEADERS = {"x-marl-token": TOKEN}

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from marl.config import PreferenceConfig, TeacherConfig
-from marl.config.files import load_config
-from marl.config.model import ModelConfig
+from marl.config.io import load_config
+from marl.config.schema import ModelConfig
 from marl.preferences import Cascade, EpisodePairs, Labeller, ReturnLabeller, Vote, make_labeller
 from marl.preferences.labellers import checked_labels
 from marl.runs import save_trainer
-from marl.seeding import Seeds
 from marl.train import Trainer
+from marl.utils.seeding import Seeds
 
 NOISY = TeacherConfig(rationality=2.0, mistakes=0.2, skip_below=-0.5, tie_within=0.3)
 SETTINGS: dict[str, dict[str, Any]] = {

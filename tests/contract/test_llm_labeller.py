@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from marl.config import ConfigError, PreferenceConfig
-from marl.episodes import Episodes
-from marl.plugins import PluginError
+from marl.data.types import Episodes
 from marl.preferences import ReturnLabeller
+from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import (
     EpisodePairs,
     Labeller,
@@ -28,9 +28,9 @@ from marl.preferences.labellers import (
     load_labeller_state,
 )
 from marl.preferences.llm import LabellerWarning, LlmLabeller
-from marl.preferences.llm.spending import BudgetError
-from marl.preferences.making import make_labeller
-from marl.seeding import Seeds
+from marl.preferences.llm.cache import BudgetError
+from marl.utils.plugins import PluginError
+from marl.utils.seeding import Seeds
 from tests.llm_cases import SPEC, Patience, make, pairs_of, settings
 from tests.llm_server import (
     POSITION_BIAS,

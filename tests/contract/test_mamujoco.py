@@ -8,7 +8,7 @@ import numpy.typing as npt
 import pytest
 
 from envs.base import EnvError, EnvStep, VecEnv
-from envs.checks.checker import check_env
+from envs.checker import check_env
 from envs.mujoco.fleet import Fleet
 from envs.mujoco.mamujoco import MaMuJoCo
 from envs.sparse import SparseRewards

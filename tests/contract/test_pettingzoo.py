@@ -9,9 +9,9 @@ import pytest
 from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
 
 from envs import EnvError, EnvStep, check_env, make_env
-from envs.teams.environment import TeamEnv
-from envs.teams.obs_bounds import ObsBoundsWarning
-from envs.teams.pettingzoo import pettingzoo
+from envs.adapters.pettingzoo import pettingzoo
+from envs.adapters.spaces import ObsBoundsWarning
+from envs.adapters.team_env import TeamEnv
 from tests.village import Village
 
 

@@ -9,10 +9,10 @@ import torch
 
 import marl
 from envs import make_env
-from envs.to_pettingzoo import to_pettingzoo
-from marl.actors import make_actor
+from envs.adapters.to_pettingzoo import to_pettingzoo
 from marl.config import Config, EnvConfig, NetworkConfig
-from marl.normalisers import TeamNorm
+from marl.learners.actors import make_actor
+from marl.nn.normalisation import TeamNorm
 
 SMALL: dict[str, Any] = {
     "env.num_envs": 4,

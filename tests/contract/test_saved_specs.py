@@ -11,15 +11,14 @@ import pytest
 
 import marl
 from envs import EnvError, EnvSpec, Fact, make_env
-from marl import checkpoint
-from marl.checkpoint import load_checkpoint, save_checkpoint
 from marl.config import ConfigError
 from marl.evaluate import evaluate
-from marl.policy import restored
-from marl.preferences.sets.export import export_run
-from marl.rewards.saved import load_reward
-from marl.specs import check_same_spec
-from marl.watch.play import load_team, play
+from marl.policy import check_same_spec, restored
+from marl.preferences.dataset.export import export_run
+from marl.reports.video import load_team, play
+from marl.rewards.io import load_reward
+from marl.utils import checkpoint
+from marl.utils.checkpoint import load_checkpoint, save_checkpoint
 from tests.command_line import run
 
 CODE = """

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import marl
-from marl.config.files import load_config
-from marl.preferences.sampling import in_order
-from marl.preferences.sets import Answer, PreferenceSet, now
-from marl.rewards.saved import load_reward
-from marl.rewards.whole import whole_scores
+from marl.config.io import load_config
+from marl.data.replay import in_order
+from marl.preferences.dataset import Answer, PreferenceSet, now
+from marl.rewards.io import load_reward
+from marl.rewards.scoring import whole_scores
 from marl.train import Trainer
 from tests.command_line import run
 

@@ -13,13 +13,11 @@ import numpy.typing as npt
 import pytest
 
 from envs import EnvError, EnvStep, check_env, env_names, make_env
-from envs.randomness import copy_seeds
-from envs.sampling import random_actions
-from envs.smacv2.environment import capabilities_of, smacv2
-from envs.smacv2.source import EpisodeDraws
+from envs.adapters.team_env import TeamEnv
+from envs.adapters.workers import episode_seed
+from envs.base import copy_seeds, random_actions
+from envs.smacv2 import EpisodeDraws, capabilities_of, smacv2
 from envs.sparse import unwrapped
-from envs.teams.blocks import episode_seed
-from envs.teams.environment import TeamEnv
 
 STAND_IN = Path(__file__).parents[1] / "starcraft"
 

@@ -8,12 +8,9 @@ import numpy as np
 import pytest
 
 from envs import EnvError, Frame, HasFrames, HasHiddenRewards, VecEnv, check_env, make_env
-from envs.frame_plots import frame_of
-from envs.frames import HealthBar
-from envs.randomness import copy_seeds
-from envs.sampling import random_actions
-from envs.smax.environment import FACTS, Smax
-from envs.smax.source import SMAX_NAMES, import_smax
+from envs.base import copy_seeds, random_actions
+from envs.frames import HealthBar, frame_of
+from envs.jaxmarl.smax import FACTS, SMAX_NAMES, Smax, import_smax
 
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")
 pytest.importorskip("jaxmarl.registration", reason="the extra smax is not installed")

@@ -16,10 +16,9 @@ import numpy as np
 import pytest
 
 from envs import EnvError, VecEnv, check_env
-from envs.sampling import random_actions
-from envs.teams.advice import advised_workers
-from envs.teams.environment import TeamEnv
-from envs.teams.workers import Workers
+from envs.adapters.team_env import TeamEnv, advised_workers
+from envs.adapters.workers import Workers
+from envs.base import random_actions
 from tests.counting_team import CountingTeam
 
 Make = Callable[..., TeamEnv]
@@ -255,7 +254,7 @@ def test_copies_are_closed_with_their_worker(make: Make, tmp_path: Path) -> None
 FORGETFUL = """
 import sys
 from tests.counting_team import CountingTeam
-from envs.teams.environment import TeamEnv
+from envs.adapters.team_env import TeamEnv
 
 if __name__ == "__main__":
     env = TeamEnv(CountingTeam, 2, workers=2)

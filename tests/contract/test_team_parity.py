@@ -9,9 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from envs import check_env, make_env
-from envs.randomness import copy_seeds
-from envs.sampling import random_actions
-from envs.teams.blocks import episode_seed
+from envs.adapters.workers import episode_seed
+from envs.base import copy_seeds, random_actions
 
 STEPS = 1_000
 

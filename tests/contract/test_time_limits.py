@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from envs import EnvError, EnvStep, make_env
-from envs.sampling import random_actions
-from envs.teams.pettingzoo import pettingzoo
+from envs.adapters.pettingzoo import pettingzoo
+from envs.base import random_actions
 from tests.village import Village
 
 ENDLESS = "gym/tests.tuple_team:Endless-v0"

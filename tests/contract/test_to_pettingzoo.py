@@ -10,7 +10,7 @@ from gymnasium import spaces
 from pettingzoo.test import parallel_api_test, parallel_seed_test
 
 from envs import EnvError, make_env
-from envs.to_pettingzoo import ParallelTeam, to_pettingzoo
+from envs.adapters.to_pettingzoo import ParallelTeam, to_pettingzoo
 from tests.scripted import ScriptedEnv
 
 REPLACE = {"illegal": "replace"}  # the seed test ignores masks

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from envs import EnvError, HasHiddenRewards, VecEnv, check_env, make_env
-from envs.sampling import random_actions
-from envs.vmas.environment import LEFT_OUT, VMAS_NAMES, Vmas
+from envs.base import random_actions
+from envs.vmas import LEFT_OUT, VMAS_NAMES, Vmas
 
 vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
 

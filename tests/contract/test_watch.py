@@ -12,15 +12,13 @@ import torch
 from PIL import Image
 
 from envs import Frame
-from envs.frame_plots import frame_of
-from marl import checkpoint
-from marl.checkpoint import load_checkpoint, read_checkpoint
+from envs.frames import frame_of
+from marl.data.types import Transitions
 from marl.policy import Policy
-from marl.seeding import Seeds
-from marl.types import Transitions
-from marl.watch import film_run, play
-from marl.watch.film import FilmOptions
-from marl.watch.play import load_team
+from marl.reports.video import FilmOptions, film_run, load_team, play
+from marl.utils import checkpoint
+from marl.utils.checkpoint import load_checkpoint, read_checkpoint
+from marl.utils.seeding import Seeds
 from tests.command_line import QUICK, run
 
 

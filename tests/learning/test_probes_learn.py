@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from marl.config.files import load_config
+from marl.config.io import load_config
 from marl.train import Trainer
 
 SMALL: dict[str, Any] = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import marl
-from marl.config.files import load_config
-from marl.preferences.sets.export import export_run
+from marl.config.io import load_config
+from marl.preferences.dataset.export import export_run
 
 SETTINGS: dict[str, Any] = {
     "algorithm": "slf",

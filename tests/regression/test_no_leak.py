@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from marl.config import Config
-from marl.config.files import load_config
+from marl.config.io import load_config
+from marl.data.types import Rewards, Rollout
 from marl.train import Trainer
-from marl.types import Rewards, Rollout
 
 SMALL: dict[str, Any] = {
     "env.name": "probe/local_credit",
@@ -273,7 +273,7 @@ def test_a_loaded_trainer_continues_bit_for_bit(name: str, queries: int) -> None
 
 def _copied(state: Any) -> Any:
     """Return a deep copy by way of what a checkpoint writes."""
-    from marl.encoding import decode, encode
+    from marl.utils.checkpoint import decode, encode
 
     def cloned(value: Any) -> Any:
         if isinstance(value, Tensor):

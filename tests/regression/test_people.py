@@ -15,18 +15,16 @@ import pytest
 from benchmarks.resume import differences
 from envs import EnvError
 from marl import ConfigError, Trainer, train
-from marl.checkpoint import list_checkpoints, load_checkpoint
 from marl.config import Config
-from marl.config.files import load_config
-from marl.label.labelling import Choice, Labelling, Plan
-from marl.metrics import read_metrics
-from marl.preferences.people import Camera
-from marl.preferences.people.run_set import AGAIN, RunSet
-from marl.preferences.sets import PreferenceSet
-from marl.preferences.sets.episodes import read_episode
-from marl.preferences.sets.frames import read_frames
-from marl.preferences.sets.manifest import read_manifest
-from marl.preferences.sets.questions import read_questions
+from marl.config.io import load_config
+from marl.preferences.dataset import PreferenceSet
+from marl.preferences.dataset.format import read_episode, read_manifest, read_questions
+from marl.preferences.dataset.frames import read_frames
+from marl.preferences.human import Camera
+from marl.preferences.human.labeller import AGAIN, RunSet
+from marl.preferences.human.session import Choice, Labelling, Plan
+from marl.utils.checkpoint import list_checkpoints, load_checkpoint
+from marl.utils.metrics import read_metrics
 
 SMALL = {
     "env.name": "particles/nav_3",

@@ -15,13 +15,13 @@ import torch
 from benchmarks.resume import differences
 from envs import EnvError
 from marl import ConfigError, EpisodePairs, Trainer, preferences, train
-from marl.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from marl.config import Config
-from marl.config.files import load_config
-from marl.metrics import read_metrics
-from marl.numerics import NonFiniteError
-from marl.plugins import PluginError
-from marl.rollout import Collector
+from marl.config.io import load_config
+from marl.data.rollout import Collector
+from marl.nn.layers import NonFiniteError
+from marl.utils.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
+from marl.utils.metrics import read_metrics
+from marl.utils.plugins import PluginError
 
 SMALL = {
     "env.name": "particles/nav_3",
@@ -390,7 +390,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("marl.checkpoint._write", full)
+    monkeypatch.setattr("marl.utils.checkpoint._write", full)
     with pytest.raises(CheckpointError, match="No space left"):
         for _ in run:
             pass

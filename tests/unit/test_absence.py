@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marl.config import LearnerConfig
-from marl.config.learning import Absence
-from marl.mappo import Mappo
-from marl.streams import with_absent
-from marl.types import Rewards, Rollout
+from marl.config.schema import Absence
+from marl.data.types import Rewards, Rollout
+from marl.learners.gae import with_absent
+from marl.learners.mappo import Mappo
 from tests.learners import (
     LENGTHS,
     RECURRENT,

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from envs.teams.action_log import ActionLog
+from envs.adapters.team_env import ActionLog
 
 
 def test_log_forgets_ended_episodes_and_grows() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from tests.learners import LENGTHS, NETWORK, collect, generator, make_mappo, random_rewards
 from tests.scripted import ScriptedEnv
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marl.advantages import dual_advantages, gae, standardise
+from marl.learners.gae import dual_advantages, gae, standardise
 
 
 def looped_gae(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from marl.preferences.sets.answers import Answer, AnswerLog, DamagedLogError
+from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError
 
 ANN = Answer(first=3, second=17, label=1.0, source="person:ann", at="2026-01-02T03:04:05Z")
 
@@ -39,7 +39,7 @@ def test_answers_come_back_in_order_also_in_another_process(path: Path) -> None:
     assert log.answers() == given == AnswerLog(path).answers()
     program = (
         "import sys, pathlib\n"
-        "from marl.preferences.sets.answers import AnswerLog\n"
+        "from marl.preferences.dataset.format import AnswerLog\n"
         "print(len(AnswerLog(pathlib.Path(sys.argv[1])).answers()))"
     )
     command = [sys.executable, "-c", program, str(path)]

@@ -6,11 +6,15 @@ from dataclasses import replace
 
 import pytest
 
-from marl.audit.from_store import Asked, Cost
-from marl.audit.judge import judges
-from marl.audit.pairs import Pair, against_learned, against_returns, learned_probability
-from marl.audit.sections import judge_rows
-from marl.audit.statistics import Share
+from marl.reports.audit import judge_rows
+from marl.reports.audit_sources import Asked, Cost, judges
+from marl.reports.statistics import (
+    Pair,
+    Share,
+    against_learned,
+    against_returns,
+    learned_probability,
+)
 
 PAIRWISE = Pair(
     label=0.8,

@@ -8,14 +8,10 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from marl.audit.console import show
-from marl.audit.from_store import Asked
-from marl.audit.judge import judges
-from marl.audit.page import page
-from marl.audit.pairs import Pair
-from marl.audit.report import Report
-from marl.audit.statistics import Share
-from marl.audit.to_json import plain, to_json
+from marl.reports.audit import Report, plain, show, to_json
+from marl.reports.audit_html import page
+from marl.reports.audit_sources import Asked, judges
+from marl.reports.statistics import Pair, Share
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&[bold]"
 

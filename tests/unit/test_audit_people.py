@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marl.audit.from_people import read_people
-from marl.audit.statistics import Share
 from marl.config import ConfigError
-from marl.preferences.sets.answers import Answer, AnswerLog
+from marl.preferences.dataset.format import Answer, AnswerLog
+from marl.reports.audit_sources import read_people
+from marl.reports.statistics import Share
 
 
 def answered(folder: Path, source: str, *rows: tuple[int, int, float | None]) -> None:

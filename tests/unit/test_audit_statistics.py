@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from marl.audit.statistics import (
+from marl.reports.statistics import (
     Share,
     agreement,
     calibration_error,

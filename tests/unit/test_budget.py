@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from marl.config import PreferenceConfig
-from marl.preferences.budget import Budget
+from marl.preferences.queries import Budget
 
 
 def granted(iterations: int, **settings: Any) -> list[tuple[int, int]]:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from marl.plots import plot_reliability
-from marl.rewards.calibration import Reliability, reliability
+from marl.reports.plots import plot_reliability
+from marl.rewards.scoring import Reliability, reliability
 
 
 def test_the_error_by_hand() -> None:

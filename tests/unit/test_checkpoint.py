@@ -16,15 +16,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from marl.checkpoint import (
+from marl.utils.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
+    decode,
+    encode,
     list_checkpoints,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
-from marl.encoding import decode, encode
 
 
 def same(left: Any, right: Any) -> bool:
@@ -252,7 +253,7 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint(
         raise KeyboardInterrupt
 
     save_checkpoint(tmp_path, 1, {"x": 1})
-    monkeypatch.setattr("marl.checkpoint.os.replace", interrupt)
+    monkeypatch.setattr("marl.utils.checkpoint.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, 2, {"x": 2})
     assert load_checkpoint(tmp_path) == (1, {"x": 1})

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from marl.config import Config
-from marl.config.files import load_config
+from marl.config.io import load_config
 from marl.train import Trainer
 
 SMALL: dict[str, Any] = {

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from marl.config import Config, ConfigError, LearnerConfig, RewardConfig
-from marl.config.checks import RANGES
-from marl.config.files import config_from_dict, load_config, save_config, to_dict
+from marl.config.io import config_from_dict, load_config, save_config, to_dict
+from marl.config.schema import RANGES
 from marl.runs import flat
 
 

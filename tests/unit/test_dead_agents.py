@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from marl.config import LearnerConfig
-from marl.numerics import masked_mean
-from marl.types import Rewards
+from marl.data.types import Rewards
+from marl.nn.layers import masked_mean
 from tests.learners import (
     assert_same,
     changed,

@@ -8,9 +8,9 @@ from dataclasses import replace
 import torch
 
 from envs import Fact
-from marl.episodes import Episodes
+from marl.data.replay import TrajectoryStore
+from marl.data.types import Episodes
 from marl.preferences import describe, describe_whole
-from marl.trajectories import TrajectoryStore
 from tests.scripted import FACTS, ScriptedEnv, scripted_collector
 
 

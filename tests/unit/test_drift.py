@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from marl.rewards.drift import MEMORY, DriftGuard
+from marl.rewards.trainer import MEMORY, DriftGuard
 
 
 def watched(guard: DriftGuard, losses: list[float]) -> None:

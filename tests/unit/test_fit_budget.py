@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from marl.config import Config, EnvConfig, LearnerConfig, RewardConfig
-from marl.preferences.sampling import sampled
+from marl.data.replay import sampled
+from marl.data.types import LabelledSegments
 from marl.rewards import FactoredReward, RewardLearner
-from marl.rewards.fit_budget import FitBudget, fit_budget
-from marl.types import LabelledSegments
+from marl.rewards.trainer import FitBudget, fit_budget
 from tests.reward_models import (
     CPU,
     generator,

@@ -6,11 +6,24 @@ from pathlib import Path
 import pytest
 
 from envs import Frame
-from marl.label.labelling import Labelling, Plan, StaleError
-from marl.label.plan import SelfAgreement, all_pairs, next_pair, self_agreement
-from marl.preferences.sets.answers import Answer, AnswerLog, now
-from marl.preferences.sets.frames import EpisodeFrames, write_frames
-from marl.preferences.sets.questions import QuestionsError, read_questions, write_questions
+from marl.preferences.dataset.format import (
+    Answer,
+    AnswerLog,
+    QuestionsError,
+    now,
+    read_questions,
+    write_questions,
+)
+from marl.preferences.dataset.frames import EpisodeFrames, write_frames
+from marl.preferences.human.session import (
+    Labelling,
+    Plan,
+    SelfAgreement,
+    StaleError,
+    all_pairs,
+    next_pair,
+    self_agreement,
+)
 
 FRAME = Frame(shapes=(), view=(0.0, 0.0, 1.0, 1.0), anchors=())
 

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from envs import EnvSpec, Fact
 from marl.config import ConfigError, PreferenceConfig, TeacherConfig
-from marl.episodes import Episodes
-from marl.plugins import PluginError
+from marl.data.replay import TrajectoryStore
+from marl.data.types import Episodes
 from marl.preferences import (
     Cascade,
     EpisodePairs,
@@ -26,14 +26,15 @@ from marl.preferences import (
     make_labeller,
 )
 from marl.preferences.labellers import (
+    facts_labeller,
     labeller_metrics,
     labeller_state,
     load_labeller_state,
+    novelty,
     parts_of,
 )
-from marl.preferences.rules import facts_labeller, novelty
-from marl.seeding import Seeds
-from marl.trajectories import TrajectoryStore
+from marl.utils.plugins import PluginError
+from marl.utils.seeding import Seeds
 from tests.scripted import ScriptedEnv, scripted_collector
 
 NAN = math.nan

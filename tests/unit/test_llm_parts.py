@@ -13,16 +13,22 @@ import pytest
 
 from marl.config import ConfigError
 from marl.config.llm import LlmConfig
-from marl.preferences.llm.asking import Score, score, verdict
+from marl.preferences.llm.cache import AnswerStore, Spending, Spent, StoreError
+from marl.preferences.llm.client import Breaker, backoff
 from marl.preferences.llm.faults import Fault, retry_after
-from marl.preferences.llm.layout import StoreError
-from marl.preferences.llm.patience import Breaker, backoff
-from marl.preferences.llm.prompts import load_template
-from marl.preferences.llm.replies import Reply, choice_of, log_odds, parsed
-from marl.preferences.llm.requests import Request, make_requests, request_body
-from marl.preferences.llm.spending import Spending
-from marl.preferences.llm.store import AnswerStore, Spent
-from marl.preferences.llm.texts import MAX_TEXT, cleaned
+from marl.preferences.llm.prompts import MAX_TEXT, cleaned, load_template
+from marl.preferences.llm.protocol import (
+    Reply,
+    Request,
+    Score,
+    choice_of,
+    log_odds,
+    make_requests,
+    parsed,
+    request_body,
+    score,
+    verdict,
+)
 from tests.llm_cases import Patience
 
 LETTERS = ("A", "B")

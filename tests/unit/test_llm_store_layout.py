@@ -12,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from marl.preferences.llm import layout
-from marl.preferences.llm.layout import VERSION, StoreError, snapshot
-from marl.preferences.llm.store import AnswerStore
+from marl.preferences.llm import cache
+from marl.preferences.llm.cache import VERSION, AnswerStore, StoreError, snapshot
 from tests.llm_cases import make, old_store, pairs_of
 
 ADDRESS = "http://127.0.0.1:18123/v1"
@@ -79,8 +78,8 @@ def test_a_change_that_fails_in_the_middle_is_undone(
 ) -> None:
     path = old_store(tmp_path)
     before = paid(path)
-    broken = layout._CHANGES[1] + "ALTER TABLE missing ADD COLUMN x TEXT;"
-    monkeypatch.setitem(layout._CHANGES, 1, broken)
+    broken = cache._CHANGES[1] + "ALTER TABLE missing ADD COLUMN x TEXT;"
+    monkeypatch.setitem(cache._CHANGES, 1, broken)
     with pytest.raises(StoreError, match="no such table: missing"):
         AnswerStore(path)
     monkeypatch.undo()

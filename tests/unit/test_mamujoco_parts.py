@@ -3,15 +3,12 @@
 import numpy as np
 import pytest
 
-from envs.base import EnvError
-from envs.mujoco.controls import Controls
-from envs.mujoco.episodes import Episodes
-from envs.mujoco.mamujoco import MAMUJOCO_NAMES, scenario_from_name
+from envs.base import EnvError, copy_seeds
+from envs.mujoco.mamujoco import MAMUJOCO_NAMES, Episodes, scenario_from_name
 from envs.mujoco.obs import Features
-from envs.mujoco.source import make_source
-from envs.mujoco.starts import make_start
+from envs.mujoco.partitions import make_source
+from envs.mujoco.physics import Controls, make_start
 from envs.mujoco.tasks import Distances, Locomotion, make_healthy_box, make_task
-from envs.randomness import copy_seeds
 
 
 def test_locomotion_pays_speed_and_health_less_control() -> None:

@@ -14,13 +14,11 @@ from torch import nn
 
 from envs import make_env
 from marl.config import LearnerConfig, NetworkConfig
-from marl.losses import clipped_policy_loss
-from marl.mappo import Mappo
-from marl.minibatches import step_rows
-from marl.normalisers import TeamNorm
-from marl.numerics import NonFiniteError, check_finite, correlation
-from marl.streams import read_inputs
-from marl.types import Rewards
+from marl.data.types import Rewards
+from marl.learners.gae import read_inputs
+from marl.learners.mappo import Mappo, clipped_policy_loss, step_rows
+from marl.nn.layers import NonFiniteError, check_finite, correlation
+from marl.nn.normalisation import TeamNorm
 from tests.learners import (
     CPU,
     LENGTHS,

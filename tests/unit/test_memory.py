@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from marl.config import LearnerConfig, NetworkConfig
+from marl.data.rollout import Collector
+from marl.data.types import Rewards, Rollout
 from marl.evaluate import GreedyActor
-from marl.mappo import Mappo
-from marl.memory import AgentGRU, Past, RecurrentBody
-from marl.minibatches import chunk_rows
-from marl.rollout import Collector
-from marl.streams import read_inputs, read_values
-from marl.types import Rewards, Rollout
+from marl.learners.gae import read_inputs, read_values
+from marl.learners.mappo import Mappo, chunk_rows
+from marl.nn.gru import AgentGRU, Past, RecurrentBody
 from tests.learners import (
     CPU,
     LENGTHS,

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from marl.metrics import MetricWriter, read_metrics
-from marl.plots import plot_run, running_mean
+from marl.reports.plots import plot_run, running_mean
+from marl.utils.metrics import MetricWriter, read_metrics
 
 ROWS = [
     (100, {"steps": 100.0, "return/mean": math.nan}),
@@ -140,7 +140,7 @@ def test_success_rates_get_a_panel_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr("marl.plots._title", lambda axes, text: titles.append(text))
+    monkeypatch.setattr("marl.reports.plots._title", lambda axes, text: titles.append(text))
     write(tmp_path, [(s, {"return/mean": 1.0, "episode/won": 0.5 * s}) for s in (1, 2)])
     assert plot_run(tmp_path, ("won", "never_told")).exists()
     assert titles == ["Mean return of finished episodes", "Episodes won"]

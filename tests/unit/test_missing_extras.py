@@ -6,8 +6,7 @@ from importlib.metadata import metadata
 import pytest
 
 from envs import EnvError, env_names, make_env
-from envs.extras import EXTRAS
-from envs.families import FAMILIES
+from envs.registry import EXTRAS, FAMILIES
 
 
 @pytest.mark.parametrize(

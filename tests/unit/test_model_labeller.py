@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import ConfigError, RewardConfig
-from marl.config.files import load_config
-from marl.config.model import ModelConfig
-from marl.normalisers import TeamNorm
+from marl.config.io import load_config
+from marl.config.schema import ModelConfig
+from marl.data.types import Rewards, Transitions
+from marl.nn.normalisation import TeamNorm
 from marl.preferences import EpisodePairs
-from marl.preferences.model_labeller import LengthControl, ModelLabeller
-from marl.preferences.sets import EpisodeArchive, EpisodeRecord
+from marl.preferences.dataset import EpisodeArchive, EpisodeRecord
+from marl.preferences.reward_labeller import LengthControl, ModelLabeller
 from marl.rewards import RewardLearner, make_reward_learner
-from marl.rewards.saved import load_reward, save_reward
-from marl.rewards.whole import whole_scores
-from marl.types import Rewards, Transitions
+from marl.rewards.io import load_reward, save_reward
+from marl.rewards.scoring import whole_scores
 from tests.reward_models import CPU, make_spec
 
 LENGTHS = [1, 2, 3, 4, 5]
@@ -87,7 +87,7 @@ def test_parts_of_many_episodes_score_alike(monkeypatch: pytest.MonkeyPatch) -> 
     archive, learner = archive_of([3.0, 1.0, 2.0, -1.0, 2.0]), labeller_of(StateReward()).learner
     episodes = archive.episodes(archive.numbers)
     together = whole_scores(learner, episodes)
-    monkeypatch.setattr("marl.rewards.whole.ROWS_AT_ONCE", 11)  # two episodes of 5 steps at once
+    monkeypatch.setattr("marl.rewards.scoring.ROWS_AT_ONCE", 11)  # two episodes of 5 steps at once
     assert torch.equal(whole_scores(learner, episodes), together)
 
 
@@ -151,7 +151,7 @@ def test_an_episode_is_scored_once_and_the_oldest_are_forgotten(
     calls = model.calls
     assert torch.equal(labeller(pairs.rows(torch.tensor([0]))), labels[:1])
     assert model.calls == calls
-    monkeypatch.setattr("marl.preferences.model_labeller.MOST_REMEMBERED", 2)
+    monkeypatch.setattr("marl.preferences.reward_labeller.MOST_REMEMBERED", 2)
     labeller(pairs)
     labeller(pairs_of(archive, (1, 2)))
     assert model.calls == calls

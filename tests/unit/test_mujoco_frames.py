@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from envs.frames import INK, Circle, Polygon, Segment, agent_colour
-from envs.mujoco.cameras import CAMERAS, OBLIQUE, SIDE, TOP, floor
-from envs.mujoco.frames import BodyArtist, body_owners, hull
-from envs.mujoco.source import PARTITIONS, Source, make_source
+from envs.mujoco.frames import CAMERAS, OBLIQUE, SIDE, TOP, BodyArtist, body_owners, floor, hull
+from envs.mujoco.partitions import PARTITIONS, Source, make_source
 
 BOX_AND_BALL = """
 <mujoco>

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from marl import networks
+from marl.nn import layers
 
 
 @pytest.mark.parametrize("slow", [True, False])
@@ -12,7 +12,7 @@ def test_tanh_and_its_slope_on_either_processor(
 ) -> None:
     monkeypatch.setattr(networks, "_MKL_IS_SLOW", slow)
     x = torch.linspace(-20.0, 20.0, 1001, requires_grad=True)
-    y = networks.Tanh()(x)
+    y = layers.Tanh()(x)
     (slope,) = torch.autograd.grad(y.sum(), x)
     exact = x.detach().double().tanh()
     assert torch.allclose(y.double(), exact, atol=5e-7)

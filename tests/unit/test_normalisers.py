@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from marl.critics import TeamCritic
-from marl.normalisers import InputNorm, ValueNorm
+from marl.learners.critics import TeamCritic
+from marl.nn.normalisation import InputNorm, ValueNorm
 from tests.learners import LENGTHS, NETWORK, assert_same, generator
 from tests.scripted import ScriptedEnv
 

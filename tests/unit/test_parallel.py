@@ -5,7 +5,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from marl.parallel import SideBySide
+from marl.learners.optimizer import SideBySide
 
 CPU = torch.device("cpu")
 

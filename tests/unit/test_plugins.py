@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from marl.config import ConfigError
-from marl.plugins import load
+from marl.utils.plugins import load
 
 SOURCE = """
 def sooner_is_better(pairs):

@@ -15,12 +15,12 @@ import torch
 from envs import EnvSpec
 from marl.config import PreferenceConfig, TeacherConfig
 from marl.config.llm import LlmConfig
-from marl.config.model import ModelConfig
-from marl.preferences.buffer import PreferenceBuffer
-from marl.preferences.sets import Answer, EpisodeRecord, PreferenceSet, SetError, now
-from marl.preferences.sets.episodes import episode_path
-from marl.preferences.sets.export import _kept, record_of, source_name
-from marl.trajectories import TrajectoryStore
+from marl.config.schema import ModelConfig
+from marl.data.replay import TrajectoryStore
+from marl.preferences.dataset import Answer, EpisodeRecord, PreferenceSet, SetError, now
+from marl.preferences.dataset.export import _kept, record_of, source_name
+from marl.preferences.dataset.format import episode_path
+from marl.preferences.pipeline import PreferenceBuffer
 from tests.scripted import ScriptedEnv, scripted_collector
 
 KINDS: dict[str, dict[str, Any]] = {

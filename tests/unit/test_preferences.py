@@ -17,13 +17,12 @@ from torch import Tensor
 
 from marl import preferences
 from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
-from marl.episodes import Episodes
-from marl.plugins import PluginError
+from marl.data.types import Episodes
 from marl.preferences import make_labeller
-from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
-from marl.preferences.source import PreferenceSource
-from marl.seeding import Seeds
+from marl.preferences.pipeline import PreferenceBuffer, PreferenceSource
+from marl.utils.plugins import PluginError
+from marl.utils.seeding import Seeds
 from tests.scripted import ScriptedEnv, scripted_collector
 
 CPU = torch.device("cpu")

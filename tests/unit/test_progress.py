@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from envs import Fact, make_env
-from marl.progress import Progress, duration, sparkline, time_split
+from marl.utils.progress import Progress, duration, sparkline, time_split
 
 
 class Clock:

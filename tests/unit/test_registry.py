@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from envs import EnvError, SimulatedEnv, SparseRewards, env_names, make_env, particles
-from envs.extras import EXTRAS
-from envs.families import FAMILIES, Family, Maker
+from envs.registry import EXTRAS, FAMILIES, Family, Maker
 
 TWO_KEYS = """
 from envs.probes import masked

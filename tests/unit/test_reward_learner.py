@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import Config, RewardConfig
-from marl.normalisers import TeamNorm
+from marl.data.types import LabelledSegments, Rewards, Transitions
+from marl.nn.normalisation import TeamNorm
 from marl.preferences import PreferenceSource
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
-from marl.rewards.learner import checked_rewards
 from marl.rewards.losses import split_penalty
-from marl.types import LabelledSegments, Rewards, Transitions
+from marl.rewards.trainer import checked_rewards
 from tests.reward_models import (
     CPU,
     GAMMA,

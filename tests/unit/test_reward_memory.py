@@ -13,10 +13,10 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError, RewardConfig
-from marl.normalisers import TeamNorm
+from marl.data.types import History, LabelledSegments, Rewards, Transitions
+from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward, RewardLearner
-from marl.rewards.utilities import LONGEST_REMEMBERED
-from marl.types import History, LabelledSegments, Rewards, Transitions
+from marl.rewards.factored import LONGEST_REMEMBERED
 from tests.reward_models import (
     CPU,
     GAMMA,

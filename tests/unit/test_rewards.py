@@ -13,10 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from marl.data.types import Transitions
 from marl.rewards import CentralReward, FactoredReward
-from marl.rewards.mixers import LinearMixer, TwoLayerMixer
-from marl.rewards.slow import follow
-from marl.types import Transitions
+from marl.rewards.factored import LinearMixer, TwoLayerMixer, follow
 from tests.reward_models import (
     GAMMA,
     N,

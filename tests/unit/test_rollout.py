@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from envs import EnvError, EnvStep
-from marl.numerics import NonFiniteError
+from marl.data.types import Rollout
+from marl.nn.layers import NonFiniteError
 from marl.train import episode_metrics
-from marl.types import Rollout
 from tests.scripted import FACTS, ScriptedEnv, scripted_collector
 
 LENGTHS = [[3, 5], [4, 2, 6]]

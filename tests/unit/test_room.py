@@ -6,8 +6,8 @@ import pytest
 
 from envs import EnvSpec, make_env
 from marl.config import Config, ConfigError, EnvConfig, LearnerConfig
-from marl.room import available_bytes, check_room, rollout_bytes, store_bytes
 from marl.train import Trainer
+from marl.utils.memory_check import available_bytes, check_room, rollout_bytes, store_bytes
 
 IMAGES = EnvSpec(
     name="images",

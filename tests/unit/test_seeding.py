@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from marl.seeding import Seeds
+from marl.utils.seeding import Seeds
 
 
 def draws(generator: torch.Generator) -> list[float]:

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 
 from marl.config import RewardConfig
-from marl.normalisers import TeamNorm
-from marl.preferences.sampling import in_order
-from marl.preferences.sets import Answer, EpisodeArchive, now
-from marl.preferences.sets.batches import SetBatches
+from marl.data.replay import in_order
+from marl.nn.normalisation import TeamNorm
+from marl.preferences.dataset import Answer, EpisodeArchive, now
+from marl.preferences.dataset.dataset import SetBatches
 from marl.rewards import FactoredReward
+from marl.rewards.base import Batches
 from marl.rewards.losses import episode_scores
-from marl.rewards.protocols import Batches
 from tests.unit.test_preference_sets import set_of, store_of
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from envs import Frame, make_env
 from envs.frames import Circle
-from marl.preferences.sets.frames import (
+from marl.preferences.dataset.frames import (
     EpisodeFrames,
     Footage,
     FramesError,

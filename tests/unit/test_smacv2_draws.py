@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from envs.smacv2.source import EpisodeDraws
+from envs.smacv2 import EpisodeDraws
 
 
 class Deck:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from marl.config import LearnerConfig
-from marl.losses import clipped_value_loss
-from marl.normalisers import ValueNorm
-from marl.types import Rewards, Rollout
+from marl.data.types import Rewards, Rollout
+from marl.learners.mappo import clipped_value_loss
+from marl.nn.normalisation import ValueNorm
 from tests.learners import (
     LENGTHS,
     changed,

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from marl.config import TeacherConfig
+from marl.data.replay import TrajectoryStore
 from marl.preferences import EpisodePairs, NoisyTeacher, ReturnLabeller
 from marl.preferences.teachers import irrationality
-from marl.trajectories import TrajectoryStore
 from tests.scripted import ScriptedEnv, scripted_collector
 
 NUM_PAIRS = 4000

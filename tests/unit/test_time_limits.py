@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs.teams.time_limits import FoundLimit, found_time_limit, split_ends
+from envs.adapters.quirks import FoundLimit, found_time_limit, split_ends
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marl.config import ConfigError
-from marl.trajectories import TrajectoryStore, sample_steps
-from marl.types import Rollout
+from marl.data.replay import TrajectoryStore, sample_steps
+from marl.data.types import Rollout
 from tests.scripted import ScriptedEnv, scripted_collector
 
 STEPS = 4

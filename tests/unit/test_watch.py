@@ -9,11 +9,19 @@ from PIL import Image
 from envs import Frame
 from envs.frames import Circle, HealthBar, Label, Polygon, Segment, Shape, agent_colour
 from marl.config import ConfigError
-from marl.watch.film import FilmOptions, pace
-from marl.watch.movies import write_movie
-from marl.watch.panel import Panel, Row, fitting, reward_rows, scaled, text_width
-from marl.watch.play import Play
-from marl.watch.scene import Projection, paint_scene, spread_out
+from marl.reports.drawing import Projection, paint_scene, spread_out
+from marl.reports.video import (
+    FilmOptions,
+    Panel,
+    Play,
+    Row,
+    fitting,
+    pace,
+    reward_rows,
+    scaled,
+    text_width,
+    write_movie,
+)
 
 RED = (255, 0, 0)
 

@@ -4,9 +4,12 @@ Axes: B pairs.
 """
 
 import asyncio
+import math
 import sqlite3
 import time
+import warnings
 import weakref
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,23 +20,134 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig
+from marl.config.llm import AskForm, LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
-from marl.preferences.llm.asker import Asker, Sleep
-from marl.preferences.llm.asking import Verdict
+from marl.preferences.llm.cache import AnswerStore, BudgetError, Labelled
+from marl.preferences.llm.client import Asker, Loop, Sleep, Transport
 from marl.preferences.llm.faults import Fault
-from marl.preferences.llm.judge import Judge, Judgement
-from marl.preferences.llm.loop import Loop
-from marl.preferences.llm.outcomes import Outcomes
-from marl.preferences.llm.preflight import Figures
-from marl.preferences.llm.prompts import load_template
-from marl.preferences.llm.requests import Features
-from marl.preferences.llm.server import Server, must_be_changed, preflight
-from marl.preferences.llm.spending import BudgetError
-from marl.preferences.llm.store import AnswerStore, Labelled
-from marl.preferences.llm.texts import cleaned, described, make_description
-from marl.preferences.llm.transport import Transport
-from marl.preferences.llm.trouble import Trouble
+from marl.preferences.llm.preflight import (
+    Figures,
+    Judge,
+    Judgement,
+    Server,
+    must_be_changed,
+    preflight,
+)
+from marl.preferences.llm.prompts import cleaned, described, load_template, make_description
+from marl.preferences.llm.protocol import Features, Score, Verdict
+
+# Counts of labels: how many, why not, and how biased.
+
+
+class Outcomes:
+    """What became of the pairs so far."""
+
+    def __init__(self, form: AskForm) -> None:
+        self._form = form
+        self._counts: Counter[str] = Counter()
+
+    def add(self, judgements: Sequence[Judgement]) -> None:
+        """Count judged pairs."""
+        for judgement in judgements:
+            verdict = judgement.verdict
+            if math.isnan(verdict.label):
+                self._counts["abstained"] += 1
+                self._counts[f"abstained_{verdict.outcome}"] += 1
+            else:
+                self._counts["answered"] += 1
+                self._counts["ties"] += verdict.label == 0.5
+            scores = [score for score in judgement.scores if isinstance(score, Score)]
+            self._counts["scores"] += len(scores)
+            self._counts["firsts"] += sum(score.takes_first for score in scores)
+            if len(scores) == 2:
+                self._counts["whole"] += 1
+                self._counts["flips"] += verdict.flipped
+
+    def add_fallbacks(self, count: int) -> None:
+        """Count pairs that another labeller was asked about, since a cap was reached."""
+        self._counts["fallbacks"] += count
+
+    def metrics(self) -> dict[str, float]:
+        """Return the counts and rates; rates are NaN before there is anything to count.
+
+        The share of the first choice ("A", or the good grade) is over hard answers; far from one
+        half the model follows the position, or does not tell the episodes apart. The flip rate is
+        the share of pairs in which the two orders preferred different episodes.
+        """
+        counts = self._counts
+        shown = {"answered": 0.0, "abstained": 0.0, "ties": 0.0} | {
+            name: float(count)
+            for name, count in counts.items()
+            if name not in ("scores", "firsts", "whole", "flips")
+        }
+        shown["first_choice_share"] = _share(counts["firsts"], counts["scores"])
+        if self._form == "pairwise":
+            shown["flip_rate"] = _share(counts["flips"], counts["whole"])
+        return {f"llm_{name}": value for name, value in shown.items()}
+
+    def state_dict(self) -> dict[str, int]:
+        """Return the counts."""
+        return dict(self._counts)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from `state_dict()`."""
+        self._counts = Counter(state)
+
+
+def _share(part: int, whole: int) -> float:
+    return part / whole if whole else math.nan
+
+
+# Says loudly, and once each time, that the labeller cannot do its work; training goes on.
+
+
+class LabellerWarning(UserWarning):
+    """The labeller is in trouble; training goes on with the answers it has."""
+
+
+class Trouble:
+    """Turns what happened into warnings: when it starts, and again when it is over."""
+
+    def __init__(self, asker: Asker, config: LlmConfig) -> None:
+        self._asker, self._config = asker, config
+        self._told: set[str] = set()
+        self._is_down = False
+
+    def report(self, judgements: Sequence[Judgement]) -> None:
+        """Warn where no pair of a batch was answered, where a cap is reached, and where a model
+        gives another name than the one asked for."""
+        faults = [s for j in judgements for s in j.scores if isinstance(s, Fault)]
+        kinds = Counter(fault.kind for fault in faults)
+        if kinds.pop("budget", 0):
+            self.tell_once(
+                "budget",
+                f"a cap is reached ({self._asker.spending}); at_cap = {self._config.at_cap}",
+            )
+        failed = [fault for fault in faults if fault.kind != "budget"]
+        is_down = bool(failed) and all(isinstance(s, Fault) for j in judgements for s in j.scores)
+        if is_down and not self._is_down:
+            # The failure itself says more than the breaker that it opened.
+            telling = [f for f in failed if f.kind != "breaker"] or failed
+            self._warn(
+                f"no answer to any of {len(judgements)} pairs ({telling[0]}). Training goes on "
+                f"with the answers it has; tried again after {self._config.breaker_seconds:g} s"
+            )
+        elif self._is_down and judgements and not faults:
+            self._warn("answers again")
+        self._is_down = is_down or (self._is_down and bool(faults))
+        if other := self._asker.other_model:
+            self.tell_once("model", f"the server answers as {other!r}")
+
+    def tell_once(self, topic: str, message: str) -> None:
+        """Warn about a topic unless that was done before."""
+        if topic not in self._told:
+            self._told.add(topic)
+            self._warn(message)
+
+    def _warn(self, message: str) -> None:
+        model, server = self._config.model, self._asker.transport.base_url
+        warnings.warn(f"{model} at {server}: {message}", LabellerWarning, stacklevel=5)
+
 
 Texts = Sequence[tuple[str, str]]
 

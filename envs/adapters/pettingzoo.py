@@ -1,0 +1,273 @@
+"""Any PettingZoo `ParallelEnv` as an environment.
+
+Axes: E environment copies, N agents, S state features, A actions.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
+
+from envs.adapters.quirks import (
+    InfoFacts,
+    Source,
+    check_team_reward,
+    joint_reward,
+    own_limit,
+    time_limit,
+)
+from envs.adapters.spaces import AgentSpaces, ObsBounds
+from envs.adapters.team import OwnState, TeamView, called, joined_columns
+from envs.adapters.team_env import TeamEnv
+from envs.base import EnvError, EnvSpec
+
+# What a PettingZoo `ParallelEnv` has and answers, or what to say where it does not.
+
+
+_MEMBERS = ("possible_agents", "reset", "step", "observation_space", "action_space")
+
+
+def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Return what the factory makes, if it is a `ParallelEnv`."""
+    env = called(
+        name,
+        "it takes no num_envs, so it was called as the factory of a PettingZoo ParallelEnv; "
+        "correct the options, or let an environment of your own take num_envs",
+        factory,
+        options,
+    )
+    missing = [member for member in _MEMBERS if not hasattr(env, member)]
+    if hasattr(env, "agent_iter"):
+        raise EnvError(
+            f"{name} made an AEC environment, whose agents act in turn; name its parallel_env, or "
+            "a function that wraps it with pettingzoo.utils.conversions.aec_to_parallel"
+        )
+    if missing:
+        raise EnvError(
+            f"{name} takes no num_envs, so it was taken for the factory of a PettingZoo "
+            f"ParallelEnv, but it made a {type(env).__name__} without {', '.join(missing)}; "
+            "an environment of your own is called as Class(num_envs=..., **options)"
+        )
+    return env
+
+
+def answered_reset(answer: Any) -> tuple[Any, Any]:
+    """Return observations and infos of a reset."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise EnvError(
+            f"reset returned a {type(answer).__name__}; a PettingZoo environment returns "
+            "(observations, infos)"
+        )
+    return answer
+
+
+def entry(values: Any, key: Any, what: str) -> Any:
+    """Return an agent's entry, or raise if it is missing."""
+    try:
+        return values[key]
+    except KeyError as error:
+        raise EnvError(f"{what} lacks {key!r}, which takes part; return one entry each") from error
+
+
+def pettingzoo(
+    factory: Callable[..., Any],
+    name: str,
+    /,
+    num_envs: int,
+    *,
+    max_steps: int | None = None,
+    finite_horizon: bool = False,
+    team_reward: str | None = None,
+    facts: str = "",
+    own_state: bool = True,
+    agents_die: bool = True,
+    limit_terminates: bool | None = None,
+    remake: bool | None = None,
+    workers: int | None = None,
+    timeout: float = 120.0,
+    **options: Any,
+) -> TeamEnv:
+    """Return `num_envs` copies of the environment `name`, which ``factory(**options)`` makes.
+
+    `max_steps` becomes the environment's own limit where it takes one; if not given, it is the
+    limit that the environment shows. An episode that reaches it is truncated, or terminated with
+    `finite_horizon`, unless the environment says that the task ended then. `limit_terminates` says
+    that it calls its own time limit a termination, too. `team_reward` is what agents that are paid
+    differently earn together: "sum", "mean", or "error". `facts` names numbers of the infos,
+    separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
+    `agents_die = False` promises that nobody leaves before the end. With `remake`, every episode
+    gets a new environment, for one whose reset keeps traces of the episode before. What is None is
+    what `envs.adapters.quirks` knows of the environment. `workers` and `timeout` are those of
+    `TeamEnv`.
+    """
+    make = partial(made, name, factory)
+    options |= own_limit(factory, make, options, max_steps)
+    team = partial(
+        ParallelEnvTeam,
+        partial(make, options),
+        name=name,
+        max_steps=max_steps,
+        finite_horizon=finite_horizon,
+        team_reward=team_reward,
+        facts=facts,
+        own_state=own_state,
+        agents_die=agents_die,
+        limit_terminates=limit_terminates,
+        remake=remake,
+    )
+    return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
+
+
+class ParallelEnvTeam:
+    """One `ParallelEnv` as a `Team`."""
+
+    def __init__(
+        self,
+        make: Callable[[], Any],
+        *,
+        name: str,
+        max_steps: int | None,
+        finite_horizon: bool,
+        team_reward: str | None,
+        facts: str,
+        own_state: bool,
+        agents_die: bool,
+        limit_terminates: bool | None,
+        remake: bool | None,
+    ) -> None:
+        self._source = Source(make, remake=remake, limit_terminates=limit_terminates)
+        env = self._source.env
+        self._names = list(env.possible_agents)
+        self._index = {agent: index for index, agent in enumerate(self._names)}
+        self._spaces = AgentSpaces(
+            [f"{name}, agent {agent}" for agent in self._names],
+            [env.observation_space(agent) for agent in self._names],
+            [env.action_space(agent) for agent in self._names],
+        )
+        self._team_reward = check_team_reward(team_reward or self._source.habits.team_reward)
+        self._facts = InfoFacts(facts)
+        self._columns = joined_columns(self._spaces.obs_sizes)
+        self._masks_in_info, self._own_state = self._looked_at(own_state)
+        self._acting: list[int] = []
+        self._spec = EnvSpec(
+            name=name,
+            num_envs=1,
+            obs_sizes=self._spaces.obs_sizes,
+            state_size=self._own_state.size if self._own_state else len(self._columns),
+            action_kind=self._spaces.action_kind,
+            action_sizes=self._spaces.action_sizes,
+            max_steps=time_limit(name, env, max_steps),
+            finite_horizon=finite_horizon,
+            masks_actions=self._masks_in_info or any(self._spaces.masked),
+            agents_die=agents_die,
+            facts=self._facts.facts,
+            agent_names=tuple(map(str, self._names)),
+        )
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of the task, with one copy."""
+        return self._spec
+
+    @property
+    def obs_bounds(self) -> ObsBounds:
+        """What the observation spaces promise."""
+        return self._spaces.obs_bounds
+
+    def reset(self, seed: int, view: TeamView) -> None:
+        """Start the episode that `seed` determines and write what is seen."""
+        obs, infos = answered_reset(self._source.reset(seed))
+        self._facts.restart()
+        self._acting = self._taking_part(set())
+        if not self._acting:
+            raise EnvError("no agent takes part after reset; list those that do in agents")
+        self._show(self._acting, obs, infos, view, over=False, terminated=False)
+
+    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
+        """Apply (N,) integers or (N, A) floats in [-1, 1] of those that take part."""
+        names, acting = self._names, self._acting
+        obs, rewards, terminated, truncated, infos = self._source.step(
+            {names[agent]: self._spaces.action(agent, actions) for agent in acting}
+        )
+        out = {agent for agent in names if terminated.get(agent) or truncated.get(agent)}
+        living = self._taking_part(out)
+        ended = cut = claimed = False
+        if not living:
+            last = [names[agent] for agent in acting]
+            claimed = all(map(terminated.get, last))
+            ended, cut = self._source.ends(
+                self._spec, map(terminated.get, last), map(truncated.get, last)
+            )
+        told = self._show(living or acting, obs, infos, view, not living, ended or claimed)
+        if cut and not told:  # gone with the task itself, which ended in the step of the limit
+            ended, cut = True, False
+        if cut and not living:
+            died = [a for a in acting if terminated.get(names[a]) and not truncated.get(names[a])]
+            if len(died) < len(acting):  # else they only call the time limit an end
+                view.alive[died] = False
+        paid = {str(names[agent]): entry(rewards, names[agent], "rewards") for agent in acting}
+        self._acting = living
+        return joint_reward(self._team_reward, paid, len(names)), ended, cut
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._source.close()
+
+    def _taking_part(self, out: set[Any]) -> list[int]:
+        """Return the agents, by index, that act next."""
+        try:
+            present = sorted(
+                self._index[agent] for agent in self._source.env.agents if agent not in out
+            )
+        except KeyError as error:
+            raise EnvError(
+                f"agent {error} is not among possible_agents {self._names}; list it there"
+            ) from error
+        return present
+
+    def _show(
+        self, shown: list[int], obs: Any, infos: Any, view: TeamView, over: bool, terminated: bool
+    ) -> bool:
+        """Write what the agents `shown` see; the others see nothing.
+
+        Return whether there is a state, which there must be unless all have `terminated`.
+        """
+        names, spaces = self._names, self._spaces
+        view.alive[:] = True
+        if len(shown) < len(names):
+            self._show_absent(shown, view, over)
+        for agent in shown:
+            name = names[agent]
+            if over and name not in obs:
+                spaces.write_absent(agent, view)
+                continue
+            spaces.write(agent, entry(obs, name, "observations"), view, over)
+            if self._masks_in_info and not over:
+                mask = entry(entry(infos, name, "infos"), "action_mask", f"the info of {name}")
+                spaces.write_mask(agent, mask, view)
+        self._facts.read(infos.values(), over, view.facts)
+        if self._own_state:
+            return self._own_state.write(self._source.env, view, terminated)
+        view.state[:] = view.obs.reshape(-1)[self._columns]
+        return True
+
+    def _show_absent(self, shown: list[int], view: TeamView, over: bool) -> None:
+        """Write which agents take part."""
+        if not (over or self._spec.agents_die):
+            raise EnvError(
+                f"only {len(shown)} of {len(self._names)} agents take part, but the option "
+                "agents_die is False; leave it True"
+            )
+        for agent in set(range(len(self._names))).difference(shown):
+            self._spaces.write_absent(agent, view)
+        view.alive[:] = False
+        view.alive[shown] = True
+
+    def _looked_at(self, own_state: bool) -> tuple[bool, OwnState | None]:
+        """Return, from one reset, whether infos hold masks, and the state if there is one."""
+        _, infos = answered_reset(self._source.env.reset(seed=0))
+        in_info = any(
+            isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
+        )
+        return in_info, OwnState.of(self._source.env) if own_state else None

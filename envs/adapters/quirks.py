@@ -1,0 +1,289 @@
+"""Time limits: how episodes end at one, and the one that a third-party environment has itself.
+
+Axes: E environment copies.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar, cast, get_args
+
+import numpy as np
+
+from envs.base import EnvError, EnvSpec, Fact, FloatArray
+
+# What a third-party environment tells besides observations: facts and rewards.
+#
+# Axes: N agents, F facts.
+
+
+TeamReward = Literal["sum", "mean", "error"]
+"""What the team is paid where agents are paid differently; mean: over all agents of the team."""
+
+
+class InfoFacts:
+    """Numbers of the infos, by name; the latest value of the running episode is kept."""
+
+    def __init__(self, names: str) -> None:
+        """`names` are separated by commas."""
+        self._names = [name.strip() for name in names.split(",") if name.strip()]
+        self.facts = tuple(
+            Fact(name=re.sub(r"\W", "_", name), meaning=f"the environment's {name}")
+            for name in self._names
+        )
+        self._known: dict[str, float] = {}
+        self._others: set[str] = set()
+
+    def restart(self) -> None:
+        """Forget the old episode."""
+        self._known, self._others = {}, set()
+
+    def read(self, infos: Iterable[Mapping[str, Any]], over: bool, row: FloatArray) -> None:
+        """Write the (F,) numbers; one that several agents are told is averaged."""
+        if not self._names:
+            return
+        told = list(infos)
+        for info in told:
+            self._others |= info.keys()
+        for name in self._names:
+            values = [_number(name, info[name]) for info in told if name in info]
+            if values:
+                self._known[name] = sum(values) / len(values)
+            elif over and name not in self._known:
+                raise EnvError(
+                    f"no info of the whole episode held the fact {name!r}; its entries were "
+                    f"{', '.join(sorted(self._others)) or 'none'}; correct "
+                    "`--env.options facts NAMES`"
+                )
+        row[:] = [self._known.get(name, 0.0) for name in self._names]
+
+
+def joint_reward(mode: TeamReward, paid: Mapping[str, Any], num_agents: int) -> float:
+    """Return the team's reward from what agents, by name, were paid; "error": what all were."""
+    rewards = list(paid.values())
+    if mode == "mean":
+        return float(sum(rewards)) / num_agents
+    if mode == "sum":
+        return float(sum(rewards))
+    first = float(rewards[0])
+    if any(abs(float(reward) - first) > 1e-6 * (1.0 + abs(first)) for reward in rewards[1:]):
+        raise EnvError(different_rewards(paid))
+    return first
+
+
+def different_rewards(paid: Mapping[str, Any]) -> str:
+    """Return what to say where agents that share one reward were paid differently."""
+    listing = ", ".join(f"{name}: {float(reward):g}" for name, reward in paid.items())
+    return (
+        f"agents were paid differently ({listing}); this package trains teams that share one "
+        "reward. If the agents are to be trained for their sum or mean, set "
+        "`--env.options team_reward mean`; a competition is not learned so"
+    )
+
+
+def check_team_reward(mode: str) -> TeamReward:
+    """Return the mode, or raise with the ones there are."""
+    for known in get_args(TeamReward):
+        if mode == known:
+            return known
+    raise EnvError(f"team_reward is {mode!r}; choose {', '.join(get_args(TeamReward))}")
+
+
+def _number(name: str, value: Any) -> float:
+    """Return an info's entry as a number."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise EnvError(f"the fact {name!r} is {value!r:.80}; name entries that hold one number")
+    return float(array.reshape(()))
+
+
+# One third-party environment: how it starts over, what its ends mean, what is known of some.
+#
+# An episode ends as its source says: a termination is believed, at the time limit too. But there
+# are sources that report their own time limit as a termination (`Habits.limit_terminates`).
+# There, an end at that limit is the limit's, which `envs.adapters.quirks.split_ends` reads as
+# every other one.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Habits:
+    """How the environments of a package behave where they have a choice."""
+
+    limit_terminates: bool = False
+    """They report their own time limit as a termination."""
+    remake: bool = False
+    """Their reset keeps traces of the episode before, so every episode needs a new one."""
+    team_reward: TeamReward = "error"
+    """What the team earns where its agents are paid differently."""
+
+
+KNOWN = {
+    # Its reset looks at where the players of the last episode stood.
+    "lbforaging": Habits(limit_terminates=True, remake=True, team_reward="sum"),
+    "rware": Habits(limit_terminates=True, team_reward="sum"),
+    "pettingzoo.sisl.multiwalker": Habits(limit_terminates=True),
+}
+"""By the module that defines the innermost environment."""
+
+
+def habits_of(env: Any) -> Habits:
+    """Return what is known of an environment, whatever wraps it."""
+    module = type(getattr(env, "unwrapped", env)).__module__
+    for known, habits in KNOWN.items():
+        if f"{module}.".startswith(f"{known}."):
+            return habits
+    return Habits()
+
+
+class Source:
+    """An environment that is made anew for each episode where that is needed."""
+
+    def __init__(
+        self, make: Callable[[], Any], *, remake: bool | None, limit_terminates: bool | None
+    ) -> None:
+        """None stands for what is known of the environment."""
+        self._make = make
+        self.env = make()
+        """The present one."""
+        self.habits = habits = habits_of(self.env)
+        self._remake = habits.remake if remake is None else remake
+        self._limit_terminates = (
+            habits.limit_terminates if limit_terminates is None else limit_terminates
+        )
+        self._steps = 0
+
+    def reset(self, seed: int) -> Any:
+        """Return what the environment's own reset returns."""
+        if self._remake:
+            self.env.close()
+            self.env = self._make()
+        self._steps = 0
+        return self.env.reset(seed=seed)
+
+    def step(self, actions: Any) -> Any:
+        """Return what the environment's own step returns."""
+        self._steps += 1
+        return self.env.step(actions)
+
+    def ends(
+        self, spec: EnvSpec, terminated: Iterable[Any], truncated: Iterable[Any]
+    ) -> tuple[bool, bool]:
+        """Return whether the task terminated or was truncated, once nobody acts any more.
+
+        The flags are those of the last agents: the task was cut if one of them was. If none has a
+        flag, the task has ended, unless it is time.
+        """
+        flags = [(bool(ended), bool(cut)) for ended, cut in zip(terminated, truncated, strict=True)]
+        cut = any(cut and not ended for ended, cut in flags)
+        claimed = any(ended for ended, _ in flags)
+        own = found_time_limit(self.env)
+        if self._steps >= (own.steps if own else spec.max_steps):
+            cut = cut or self._limit_terminates or not claimed
+        return not cut, cut
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+
+_LIMITS = ("max_cycles", "max_steps", "max_episode_steps", "_max_episode_steps", "episode_limit")
+_INNER = ("unwrapped", "env", "aec_env")
+
+Ends = TypeVar("Ends")
+"""(E,) booleans of NumPy, JAX or PyTorch, or one `bool`."""
+
+
+def split_ends(finite_horizon: bool, task_over: Ends, out_of_time: Ends) -> tuple[Ends, Ends]:
+    """Return which episodes terminated and which were truncated.
+
+    What the task ends is terminated, in the step that reaches `EnvSpec.max_steps` too. What only
+    the time ends is truncated, or terminated with `EnvSpec.finite_horizon`.
+    """
+    done = cast(Any, task_over) | cast(Any, out_of_time)
+    terminated = done if finite_horizon else task_over
+    return terminated, done ^ terminated
+
+
+@dataclass(frozen=True)
+class FoundLimit:
+    """A time limit that an environment shows."""
+
+    name: str
+    """Of the attribute."""
+    steps: int
+
+
+def found_time_limit(env: Any) -> FoundLimit | None:
+    """Return the time limit that an environment or what it wraps shows, or None."""
+    layers, seen = [env], set()
+    while layers:
+        layer = layers.pop(0)
+        if id(layer) in seen:
+            continue
+        seen.add(id(layer))
+        for name in _LIMITS:
+            limit = getattr(layer, name, None)
+            if isinstance(limit, int | np.integer) and limit > 0 and not isinstance(limit, bool):
+                return FoundLimit(name, int(limit))
+        layers += [inner for name in _INNER if (inner := getattr(layer, name, None)) is not None]
+    return None
+
+
+def time_limit(name: str, env: Any, max_steps: int | None) -> int:
+    """Return the option if given, else the limit that the environment shows."""
+    own = found_time_limit(env)
+    if max_steps is None:
+        if own is None:
+            raise EnvError(
+                f"{name} shows no time limit ({', '.join(_LIMITS)}), so its episodes might never "
+                "end; set `--env.options max_steps 100`, or as many as one may take"
+            )
+        return own.steps
+    if max_steps < 1:
+        raise EnvError(f"{name}: max_steps is {max_steps}; expected at least 1")
+    if own is not None and own.steps < max_steps:
+        raise EnvError(
+            f"{name}: max_steps is {max_steps}, but the environment ends its episodes itself after "
+            f"{own.steps} steps, its {own.name}, and took no other limit; set max_steps to "
+            f"{own.steps} or less, or raise the limit where the environment is made"
+        )
+    return max_steps
+
+
+def own_limit(
+    call: Callable[..., Any],
+    make: Callable[[dict[str, Any]], Any],
+    options: dict[str, Any],
+    max_steps: int | None,
+) -> dict[str, Any]:
+    """Return the options that make `max_steps` the environment's own limit; empty if none do.
+
+    `call` is what takes the options, `make` calls it with them. Where it hides what it takes behind
+    ``**kwargs``, the name of the limit that the environment shows is tried.
+    """
+    if max_steps is None:
+        return {}
+    parameters = inspect.signature(call).parameters
+    taken = [name for name in _LIMITS if name in parameters]
+    hides = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    if hides and not taken:
+        taken = _tried(make, options, max_steps)
+    return {name: max_steps for name in taken if name not in options}
+
+
+def _tried(
+    make: Callable[[dict[str, Any]], Any], options: dict[str, Any], max_steps: int
+) -> list[str]:
+    """Return the name of the limit that an environment shows, if it is an option too."""
+    env = make(options)
+    shown = found_time_limit(env)
+    env.close()
+    name = shown.name.removeprefix("_") if shown else ""
+    if not name or name in options:
+        return []
+    try:
+        make(options | {name: max_steps}).close()
+    except EnvError:
+        return []
+    return [name]

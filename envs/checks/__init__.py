@@ -1,1 +1,0 @@
-"""What a good environment does, and whether yours does it."""

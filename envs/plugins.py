@@ -1,0 +1,178 @@
+"""Things of the user's own by import path, `module:attribute`."""
+
+import ast
+import importlib
+import inspect
+import os
+import pkgutil
+import sys
+import sysconfig
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from traceback import FrameSummary
+from types import ModuleType
+from typing import Any
+
+from envs.base import EnvError
+
+# Where code that this package calls, but did not write, stands and fails: file and line.
+
+
+_OURS = str(Path(__file__).parent)
+_STANDARD_LIBRARY = sysconfig.get_path("stdlib")
+
+
+def place_of(error: BaseException) -> str:
+    """Return where in the user's own file an error came from, or else where it was raised."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{Path(error.filename).name}, line {error.lineno}"
+    chain = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    frames = [
+        frame
+        for one in chain  # the last cause is the innermost, as the last frame is
+        for frame in traceback.extract_tb(one.__traceback__)
+    ]
+    others = [frame for frame in frames if not frame.filename.startswith(_OURS)]
+    own = [frame for frame in others if not _is_installed(frame)]
+    frame = (own or others or frames)[-1]
+    return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+
+
+def source_of(thing: Callable[..., Any]) -> str:
+    """Return a function's or class's name, file and line, as far as they are known."""
+    name = getattr(thing, "__qualname__", type(thing).__qualname__)
+    try:
+        file = inspect.getsourcefile(thing)
+        line = inspect.getsourcelines(thing)[1]
+    except (TypeError, OSError):
+        return f"{name}"
+    return f"{name} ({Path(file or '').name}, line {line})"
+
+
+@contextmanager
+def explained(what: str, advice: str = "correct it there") -> Iterator[None]:
+    """Turn whatever the user's code raises into one line: what was done, where it failed."""
+    try:
+        yield
+    except EnvError:
+        raise
+    except Exception as error:
+        raise EnvError(
+            f"{what} raised {type(error).__name__}: {error} ({place_of(error)}); {advice}"
+        ) from error
+
+
+def _is_installed(frame: FrameSummary) -> bool:
+    """Return whether a frame belongs to Python or to an installed package."""
+    return "site-packages" in frame.filename or frame.filename.startswith(
+        (_STANDARD_LIBRARY, "<frozen")
+    )
+
+
+class NoSubmoduleError(EnvError):
+    """A package is installed, but has no module of the name that was asked for."""
+
+
+def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
+    """Return the callable that `module:attribute` names; the working directory is on the path.
+
+    `what` says in errors what is looked for, `example` how its path could read.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute:
+        raise EnvError(f"{what} {path!r} lacks a side of its colon; give {example}")
+    if module_name.endswith(".py"):
+        raise EnvError(
+            f"{what} {path!r} names a file; name the module: "
+            f"{module_name.removesuffix('.py')}:{attribute}"
+        )
+    module = _imported(module_name, f"{what} {path!r}", example)
+    there = [
+        key
+        for key, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__ == module.__name__
+    ]
+    if not hasattr(module, attribute):
+        raise EnvError(
+            f"{what} {path!r}: {module_name} has no {attribute!r}"
+            f"{did_you_mean(attribute, there)}; it has {', '.join(there) or 'none'}"
+        )
+    found = getattr(module, attribute)
+    if not callable(found):
+        raise EnvError(
+            f"{what} {path!r} is {found!r}, of type {type(found).__name__}; expected a function "
+            "or a class"
+        )
+    loaded: Callable[..., Any] = found
+    return loaded
+
+
+def _imported(module_name: str, what: str, example: str) -> ModuleType:
+    """Return the imported module, or say whether it, or something it imports, is at fault."""
+    search_working_directory()
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            if lacking := _no_submodule(error.name):
+                raise NoSubmoduleError(f"{what}: {lacking}") from error
+            raise EnvError(
+                f"{what}: no module {error.name!r} in {os.getcwd()} or the installed packages; "
+                f"give {example} and run where its file lies"
+            ) from error
+        raise EnvError(
+            f"{what}: importing {module_name!r} failed: it needs the missing module {error.name!r}"
+        ) from error
+    except Exception as error:
+        raise EnvError(
+            f"{what}: importing {module_name!r} raised {type(error).__name__}: {error} "
+            f"({place_of(error)})"
+        ) from error
+
+
+def _no_submodule(name: str) -> str:
+    """Return that a package is there and lacks a module, and the nearest of those it has.
+
+    Empty if the package itself is not there, or the module is.
+    """
+    package, _, missing = name.rpartition(".")
+    if sys.modules.get(package) is None:
+        return ""
+    path = getattr(sys.modules[package], "__path__", None)
+    if path is None:
+        return f"{package} is a module, not a package, so there is no {missing!r} in it"
+    there = sorted(found.name for found in pkgutil.iter_modules(path) if found.name[0] != "_")
+    if missing in there:
+        return ""
+    return (
+        f"{package} is installed but has no module {missing!r}{did_you_mean(missing, there)}; "
+        f"it has {', '.join(there) or 'none'}"
+    )
+
+
+def search_working_directory() -> None:
+    """Let modules be imported from where the user is."""
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+
+
+def callables_in(file: Path) -> list[str]:
+    """Return the public functions and classes that a Python file defines; it is not run."""
+    try:
+        body = ast.parse(file.read_text(encoding="utf-8")).body
+    except (SyntaxError, ValueError):  # importing it will say so
+        return []
+    kinds = ast.FunctionDef | ast.ClassDef
+    return [node.name for node in body if isinstance(node, kinds) and node.name[0] != "_"]
+
+
+def did_you_mean(word: str, known: list[str]) -> str:
+    """Return a suggestion of the nearest known word, or nothing."""
+    nearest = get_close_matches(word, known, n=1)
+    return f" (did you mean {nearest[0]!r}?)" if nearest else ""

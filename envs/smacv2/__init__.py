@@ -1,1 +1,0 @@
-"""StarCraft II itself, by SMACv2."""

@@ -1,1 +1,0 @@
-"""JaxMARL's SMAX battles, batched by JAX."""

@@ -1,1 +1,0 @@
-"""VMAS, batched by PyTorch."""

@@ -1,0 +1,134 @@
+"""The commands ``marl train`` and ``marl resume``."""
+
+import argparse
+import dataclasses
+import math
+import os
+import re
+import signal
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+import tyro
+
+from envs import EnvSpec
+from marl.config import Config, ConfigError
+from marl.config.io import load_config
+from marl.runs import train
+from marl.utils.progress import Progress
+
+_TOGETHER = 1.0
+"""Seconds in which signals count as one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand:
+    """Train a team. Flags override the file given by --config, which overrides the defaults."""
+
+    config: Path | None = None
+    """TOML file of differences from the defaults, e.g. configs/nav_6.toml."""
+    run_dir: Path | None = None
+    """Where the run is recorded; a new folder under runs/ if not given."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+
+
+def train_command(arguments: list[str]) -> int:
+    """Train a team; `marl train --help` lists every setting."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", type=Path, action="append", default=[])
+    paths = finder.parse_known_args(arguments)[0].config
+    if len(paths) > 1:
+        named = " and ".join(map(str, paths))
+        raise ConfigError(
+            f"--config: got {named}, expected one file; put both into one, or give the rest as "
+            "flags"
+        )
+    path = paths[0] if paths else None
+    default = TrainCommand(config=path, settings=load_config(path))
+    command = tyro.cli(TrainCommand, prog="marl train", args=arguments, default=default)
+    config = command.settings
+    folder = command.run_dir or _new_folder(config)
+    return _run(config, folder, resume=False)
+
+
+def resume_command(arguments: list[str]) -> int:
+    """Continue a stopped or killed run exactly where its newest checkpoint stands."""
+    parser = argparse.ArgumentParser(prog="marl resume", description=resume_command.__doc__)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    folder: Path = parser.parse_args(arguments).run
+    return _run(config_of(folder), folder, resume=True)
+
+
+def config_of(folder: Path) -> Config:
+    """Return the settings in a run's folder."""
+    path = folder / "config.toml"
+    if not path.exists():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.toml")
+    return load_config(path)
+
+
+def _new_folder(config: Config) -> Path:
+    """Return a folder under runs/ that does not exist yet."""
+    env = re.sub(r"[^\w.-]+", "_", config.env.name)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    return Path("runs") / f"{env}-{config.algorithm}-seed{config.seed}-{stamp}"
+
+
+class _Stop:
+    """Remembers the first SIGINT or SIGTERM, so that an iteration in progress can finish.
+
+    A second one ends the process at once, unless it comes within `_TOGETHER` seconds: some senders
+    signal a process and its group.
+    """
+
+    def __init__(self) -> None:
+        self.received = 0
+        self._since = math.inf
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, _: FrameType | None) -> None:
+        if not self.received:
+            self.received, self._since = number, time.monotonic()
+            os.write(2, b"\nfinishing this iteration and saving; once more ends it at once\n")
+        elif time.monotonic() - self._since > _TOGETHER:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def _run(config: Config, folder: Path, *, resume: bool) -> int:
+    """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
+    stop = _Stop()
+    title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
+    with Progress(config.total_steps, title) as progress:
+
+        def begun(spec: EnvSpec) -> None:
+            if config.asks_people:
+                print(
+                    f"you are the labeller: run `marl label {folder}` in another terminal",
+                    flush=True,
+                )
+            progress.begin(spec)
+
+        iterations = train(
+            config, folder, resume=resume, stop=lambda: stop.received > 0, begun=begun
+        )
+        for metrics in iterations:
+            progress.update(metrics, at_once=config.preferences.people.wait)
+            if stop.received:
+                break
+    iterations.close()
+    if stop.received:
+        print(f"stopped and saved; continue with: marl resume {folder}")
+        return 128 + stop.received
+    if progress.no_episode and not resume:
+        steps = config.total_steps // config.env.num_envs
+        print(f"{progress.no_episode}, and this run took {steps:,}; raise --total-steps")
+    print(f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}")
+    if config.asks_people:
+        print(f"learn from all that was answered with: marl fit-reward {folder / 'people'}")
+    return 0

@@ -1,0 +1,1 @@
+"""Data that crosses modules: collecting it, and the replay buffer of episodes."""

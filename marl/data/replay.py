@@ -1,0 +1,306 @@
+"""Sampled steps of finished episodes, as reward models are fitted to them.
+
+Axes: M episodes, K sampled steps.
+"""
+
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import ConfigError, RewardConfig
+from marl.data.types import Episodes, History, Rollout, Transitions, transitions_at
+
+# Recent experience, and the finished episodes in it.
+#
+# Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of an episode; O,
+# S, A features, F facts. Memory is allocated once and never grows.
+
+
+class TrajectoryStore:
+    """A ring of rollouts and a ring of the episodes that ended in them.
+
+    An episode stays available until its first step is overwritten. Its observations are rows of
+    the rollout ring; only what its last step led to is kept beside it, because the row that follows
+    belongs to the next episode.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        rollout_steps: int,
+        *,
+        max_steps: int,
+        max_episodes: int,
+        holdout_every: int,
+        device: torch.device,
+    ) -> None:
+        rollouts = max_steps // (rollout_steps * spec.num_envs)
+        self.ring_steps = rollouts * rollout_steps
+        if self.ring_steps < spec.max_steps + rollout_steps:
+            needed = (spec.max_steps + 2 * rollout_steps) * spec.num_envs
+            raise ConfigError(
+                f"preferences.store_steps: got {max_steps}, but {spec.num_envs} copies with "
+                f"episodes of up to {spec.max_steps} steps need at least {needed}"
+            )
+        self.max_episodes = max_episodes
+        self.holdout_every = holdout_every
+        self.device = device
+        self.time = 0
+        """Steps of every copy seen so far; a step's ring row is its time modulo the ring."""
+        self.num_finished = 0
+        self.latest = 0
+        """Number (counted from 0) of the first episode of the newest batch that ended."""
+        self._steps = _ring(spec, (self.ring_steps, spec.num_envs), device)
+        self._facts = torch.zeros(self.ring_steps, spec.num_envs, len(spec.facts), device=device)
+        """Apart from the steps: labellers see facts, reward models do not."""
+        self._finals = {
+            "obs": torch.zeros(max_episodes, spec.num_agents, spec.obs_size, device=device),
+            "state": torch.zeros(max_episodes, spec.state_size, device=device),
+        }
+        if spec.agents_die:
+            team = (max_episodes, spec.num_agents)
+            self._finals["alive"] = torch.ones(team, dtype=torch.bool, device=device)
+        self._episodes = {
+            "start": torch.full((max_episodes,), -1, dtype=torch.int64, device=device),
+            "env": torch.zeros(max_episodes, dtype=torch.int64, device=device),
+            "length": torch.zeros(max_episodes, dtype=torch.int64, device=device),
+            "terminated": torch.zeros(max_episodes, dtype=torch.bool, device=device),
+            "returns": torch.zeros(max_episodes, device=device),
+            "facts": torch.zeros(max_episodes, len(spec.facts), device=device),
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes held, all of them allocated at the start."""
+        groups = (self._steps, self._finals, self._episodes, {"facts": self._facts})
+        return sum(t.numel() * t.element_size() for group in groups for t in group.values())
+
+    def append(self, rollout: Rollout) -> None:
+        """Copy a rollout in, overwriting the oldest, and register the episodes that ended."""
+        steps, ended = rollout.transitions, rollout.episodes
+        row = self.time % self.ring_steps
+        span = slice(row, row + rollout.truncated.shape[0])
+        for name, ring in self._steps.items():
+            ring[span] = getattr(steps, name)
+        if rollout.facts is not None:
+            self._facts[span] = rollout.facts
+        keep = slice(max(0, len(ended.env) - self.max_episodes), None)
+        end, env = ended.end_time[keep].to(self.device), ended.env[keep].to(self.device)
+        lengths = ended.lengths[keep].to(self.device)
+        if len(env):
+            self.num_finished += keep.start
+            self.latest = self.num_finished
+            numbers = torch.arange(len(env), device=self.device) + self.num_finished
+            slots = numbers % self.max_episodes
+            self._episodes["start"][slots] = self.time + end + 1 - lengths
+            self._episodes["env"][slots] = env
+            self._episodes["length"][slots] = lengths
+            self._episodes["terminated"][slots] = ended.terminated[keep].to(self.device)
+            self._episodes["returns"][slots] = ended.returns[keep].to(self.device)
+            if ended.facts is not None:
+                self._episodes["facts"][slots] = ended.facts[keep].to(self.device)
+            for name, final in self._finals.items():
+                final[slots] = getattr(steps, f"next_{name}")[end, env]
+            self.num_finished += len(env)
+        self.time += rollout.truncated.shape[0]
+
+    def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
+        """Return the numbers of all whole episodes, oldest first, of one side of the split."""
+        oldest = max(0, self.num_finished - self.max_episodes)
+        numbers = torch.arange(oldest, self.num_finished, device=self.device)
+        whole = self._episodes["start"][numbers % self.max_episodes] >= self.time - self.ring_steps
+        split = (numbers % self.holdout_every == self.holdout_every - 1) == held_out
+        return numbers[whole & split]
+
+    def holds(self, numbers: Int64[Tensor, "M"]) -> Bool[Tensor, "M"]:
+        """Return which episodes are still whole."""
+        recent = numbers >= self.num_finished - self.max_episodes
+        starts = self._episodes["start"][numbers % self.max_episodes]
+        return recent & (starts >= self.time - self.ring_steps)
+
+    def episodes(self, numbers: Int64[Tensor, "M"]) -> "Episodes":
+        """Return a view of some episodes, for labellers."""
+        slots = numbers % self.max_episodes
+        return Episodes(
+            store=self,
+            numbers=numbers,
+            returns=self._episodes["returns"][slots],
+            lengths=self._episodes["length"][slots],
+            terminated=self._episodes["terminated"][slots],
+            facts=self._episodes["facts"][slots],
+        )
+
+    def origins(self, numbers: Int64[Tensor, "M"]) -> tuple[Int64[Tensor, "M"], Int64[Tensor, "M"]]:
+        """Return the copy in which each episode was played, and the time of its first step."""
+        slots = numbers % self.max_episodes
+        return self._episodes["env"][slots], self._episodes["start"][slots]
+
+    def return_moments(self) -> tuple[float, float]:
+        """Return mean and standard deviation of the kept episodes' returns; 0 and 1 of none.
+
+        A deviation of zero comes back as 1: equal returns then differ by zero deviations.
+        """
+        returns = self._episodes["returns"][: self.num_finished].to(torch.float64)
+        if len(returns) == 0:
+            return 0.0, 1.0
+        return float(returns.mean()), float(returns.std(correction=0)) or 1.0
+
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+        """Return the team's state at the end of each episode."""
+        return self._finals["state"][numbers % self.max_episodes]
+
+    def facts_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Float[Tensor, "M K F"]:
+        """Return what was known of episodes after their steps `offsets`, clamped to the last."""
+        row, env, _ = self._locate(numbers, offsets)
+        return self._facts[row, env]
+
+    def alive_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Bool[Tensor, "M K N"] | None:
+        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
+        if "alive" not in self._steps:
+            return None
+        row, env, _ = self._locate(numbers, offsets)
+        return self._steps["alive"][row, env]
+
+    def _locate(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> tuple[Int64[Tensor, "M K"], Int64[Tensor, "M 1"], Bool[Tensor, "M K"]]:
+        """Return ring rows and copies of steps, and which are the last of their episode."""
+        slots = numbers % self.max_episodes
+        start, length = self._episodes["start"][slots], self._episodes["length"][slots]
+        last = (length - 1).unsqueeze(-1)
+        offsets = torch.minimum(offsets, last)
+        row = (start.unsqueeze(-1) + offsets) % self.ring_steps
+        return row, self._episodes["env"][slots].unsqueeze(-1), offsets == last
+
+    def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
+        """Return the transitions of episodes at steps `offsets`, clamped to their last step."""
+        slots = numbers % self.max_episodes
+        row, env, is_last = self._locate(numbers, offsets)
+        following = (row + 1) % self.ring_steps
+        return transitions_at(
+            {name: ring.flatten(0, 1) for name, ring in self._steps.items()},
+            row * self.num_envs + env,
+            following * self.num_envs + env,
+            is_last,
+            {name: final[slots] for name, final in self._finals.items()},
+            self._episodes["terminated"][slots],
+        )
+
+    @property
+    def num_envs(self) -> int:
+        return self._steps["obs"].shape[1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the rings and their cursors."""
+        return {
+            "time": self.time,
+            "num_finished": self.num_finished,
+            "latest": self.latest,
+            "steps": self._steps,
+            "facts": self._facts,
+            "finals": self._finals,
+            "episodes": self._episodes,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a store with the same settings."""
+        self.time = state["time"]
+        self.num_finished = state["num_finished"]
+        self.latest = state["latest"]
+        self._facts.copy_(state["facts"])
+        finals = _with_alive(state) if "alive" in self._finals else state["finals"]
+        for mine, theirs in (
+            (self._steps, state["steps"]),
+            (self._finals, finals),
+            (self._episodes, state["episodes"]),
+        ):
+            for key, tensor in mine.items():
+                tensor.copy_(theirs[key])
+
+
+def sample_steps(
+    lengths: Int64[Tensor, "M"], max_steps: int, count: int, generator: torch.Generator
+) -> tuple[Int64[Tensor, "M K"], Float[Tensor, "M K"]]:
+    """Return steps of each episode and weights that make their weighted sum unbiased.
+
+    With T_max <= K all T steps come once, padded with weight 0. Otherwise one step is drawn
+    uniformly from each of K equal strata of the episode, with weight T/K.
+    """
+    if max_steps <= count:
+        offsets = torch.arange(max_steps, device=lengths.device).expand(len(lengths), max_steps)
+        return offsets, (offsets < lengths.unsqueeze(-1)).to(torch.float32)
+    strata = torch.arange(count, device=lengths.device)
+    jitter = torch.rand((len(lengths), count), generator=generator, device=lengths.device)
+    spans = lengths.unsqueeze(-1).to(torch.float32)
+    offsets = ((strata + jitter) * spans / count).to(torch.int64)
+    offsets = torch.minimum(offsets, lengths.unsqueeze(-1) - 1)
+    return offsets, (spans / count).expand(len(lengths), count)
+
+
+def _with_alive(state: dict[str, Any]) -> dict[str, Tensor]:
+    """Return the ends of the episodes in a saved state, with who was alive there.
+
+    States of checkpoint format 2 do not say: whoever took part in the last step, as was assumed.
+    """
+    finals, episodes, alive = state["finals"], state["episodes"], state["steps"]["alive"]
+    if "alive" in finals:
+        return cast(dict[str, Tensor], finals)
+    last = (episodes["start"] + episodes["length"] - 1) % len(alive)
+    return finals | {"alive": alive[last, episodes["env"]]}
+
+
+def _ring(spec: EnvSpec, lead: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
+    """Return zeroed rings, named as the fields of `Transitions`."""
+    team = (*lead, spec.num_agents)
+    discrete = spec.action_kind == "discrete"
+    ring = {
+        "obs": torch.zeros(*team, spec.obs_size, device=device),
+        "state": torch.zeros(*lead, spec.state_size, device=device),
+        "actions": torch.zeros(team, dtype=torch.int64, device=device)
+        if discrete
+        else torch.zeros(*team, spec.action_size, device=device),
+    }
+    if spec.agents_die:
+        ring["alive"] = torch.ones(team, dtype=torch.bool, device=device)
+    if spec.masks_actions:
+        mask = torch.ones(*team, spec.action_size, dtype=torch.bool, device=device)
+        ring["action_mask"] = mask
+    return ring
+
+
+Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]
+"""Steps, their weights in the estimated sum, and the lengths of the episodes."""
+
+
+def sampled(
+    episodes: Episodes, config: RewardConfig, max_steps: int, generator: torch.Generator
+) -> Sampled:
+    """Return sampled steps of some episodes, the steps' weights, and the lengths.
+
+    Where episodes are read whole, there are as many steps as the longest one has. A reward model
+    with memory always gets whole episodes, and is told which steps follow which.
+    """
+    count = config.sample_steps
+    is_whole = config.memory != "none" or max_steps <= config.whole_episodes
+    if is_whole and len(episodes):
+        count = max_steps = int(episodes.lengths.max())
+    offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
+    steps = episodes.store.steps(episodes.numbers, offsets)
+    return in_order(steps, offsets, config), weights, episodes.lengths
+
+
+def in_order(
+    steps: Transitions, offsets: Int64[Tensor, "M K"], config: RewardConfig
+) -> Transitions:
+    """Return successive steps of whole episodes with what a model with memory must know."""
+    if config.memory == "none":
+        return steps
+    return replace(steps, history=History(starts=offsets == 0, time_axis=1))

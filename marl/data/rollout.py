@@ -1,0 +1,392 @@
+"""Collects T steps from E environment copies into preallocated tensors.
+
+Axes: T time, E environments, N agents, B finished episodes; O, S, A features,
+F facts.
+"""
+
+import time
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.checker_rules import fitting_step
+from envs.plugins import explained
+from marl.config import ConfigError
+from marl.data.types import FinishedEpisodes, Rollout, Transitions
+from marl.learners.actors import Actor
+from marl.nn.layers import NonFiniteError
+from marl.nn.normalisation import TeamNorm
+
+# The preallocated tensors of a rollout.
+#
+# Axes: T time, E environments, N agents; O, S, A features, F facts.
+
+
+def allocate(spec: EnvSpec, num_steps: int, hidden: bool) -> dict[str, Tensor]:
+    """Return zeroed buffers for one rollout, in the shapes of `Transitions`."""
+    lead = (num_steps, spec.num_envs)
+    team = (*lead, spec.num_agents)
+    buffers = {
+        "obs": torch.zeros(*team, spec.obs_size),
+        "state": torch.zeros(*lead, spec.state_size),
+        "next_obs": torch.zeros(*team, spec.obs_size),
+        "next_state": torch.zeros(*lead, spec.state_size),
+        "rewards": torch.zeros(lead),
+        "terminated": torch.zeros(lead, dtype=torch.bool),
+        "truncated": torch.zeros(lead, dtype=torch.bool),
+        "actions": (
+            torch.zeros(team, dtype=torch.int64)
+            if spec.action_kind == "discrete"
+            else torch.zeros(*team, spec.action_size)
+        ),
+    }
+    if spec.masks_actions:
+        buffers["action_mask"] = torch.ones(*team, spec.action_size, dtype=torch.bool)
+    if spec.agents_die:
+        buffers["alive"] = torch.ones(team, dtype=torch.bool)
+        buffers["next_alive"] = torch.ones(team, dtype=torch.bool)
+    if spec.facts:
+        buffers["facts"] = torch.zeros(*lead, len(spec.facts))
+    if hidden:
+        buffers["hidden_rewards"] = torch.zeros(lead)
+    return buffers
+
+
+# What a team remembers while it acts.
+#
+# Axes: T time, E environments, N agents, C chunks, I input features, A actions, H units of
+# memory.
+
+
+class ActingMemory:
+    """The actors' memory from step to step, and what each rollout keeps of it for the update.
+
+    An actor without memory leaves all of it None. The tensors of a rollout are reused by the next.
+    """
+
+    def __init__(self, num_steps: int, chunk_length: int) -> None:
+        self.num_steps = num_steps
+        self.chunk_length = chunk_length
+        self.memory: Float[Tensor, "E N H"] | None = None
+        self.chunk_memory: Float[Tensor, "C E N H"] | None = None
+        """Memory before the first step of every chunk."""
+        self.parameters: Float[Tensor, "T E N A"] | None = None
+        """What the actor put out at every step."""
+
+    def begin(self, actor: Actor, num_envs: int) -> None:
+        """Start a rollout: with the memory of the last one, or of teams that know nothing."""
+        if self.memory is None:
+            self.memory = actor.initial_memory(num_envs)
+        if self.memory is not None and self.chunk_memory is None:
+            chunks = -(-self.num_steps // self.chunk_length)
+            self.chunk_memory = self.memory.new_zeros(chunks, *self.memory.shape)
+
+    def step(self, actor: Actor, t: int, obs: Float[Tensor, "E N I"]) -> Float[Tensor, "E N A"]:
+        """Return the actor's parameters at step `t`."""
+        if self.memory is None or self.chunk_memory is None:
+            return actor(obs)
+        if t % self.chunk_length == 0:
+            self.chunk_memory[t // self.chunk_length] = self.memory
+        parameters, self.memory = actor.step(self.memory, obs)
+        if self.parameters is None:
+            self.parameters = parameters.new_zeros(self.num_steps, *parameters.shape)
+        self.parameters[t] = parameters
+        return parameters
+
+    def forget(self, done: Bool[Tensor, "E"]) -> None:
+        """Reset the memory of copies whose episode has ended."""
+        if self.memory is not None:
+            self.memory = self.memory.masked_fill(done.to(self.memory.device).view(-1, 1, 1), 0.0)
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Someone who looks on while steps are collected, and changes nothing."""
+
+    def before_rollout(self) -> None:
+        """Remember what was seen so far, in case that the rollout has to be undone."""
+        ...
+
+    def undo_rollout(self) -> None:
+        """Forget what was seen since `before_rollout`."""
+        ...
+
+    def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
+        """See what the agents see, and the actions that they are about to take."""
+        ...
+
+    def after_step(self, done: npt.NDArray[np.bool_]) -> None:
+        """Learn which of the E episodes the step has ended."""
+        ...
+
+
+class Collector:
+    """Runs the current policy; the tensors of a rollout are reused by the next one."""
+
+    def __init__(
+        self,
+        env: VecEnv,
+        norm: TeamNorm,
+        num_steps: int,
+        *,
+        seed: int,
+        generator: torch.Generator,
+        device: torch.device,
+        hidden: bool = False,
+        chunk_length: int = 1,
+        watcher: Watcher | None = None,
+        undoes: bool = False,
+    ) -> None:
+        """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis.
+
+        With memory, the rollout keeps what the actors remembered every `chunk_length` steps. With
+        `undoes`, a rollout that raises leaves the state of its beginning.
+        """
+        self.hidden_source = env if hidden and isinstance(env, HasHiddenRewards) else None
+        if hidden and self.hidden_source is None:
+            raise ConfigError(
+                f'environment {env.spec.name} has no hidden_rewards(); algorithm = "dense", '
+                "diagnose_hidden and preferences.teacher.myopia need them. If its own reward is "
+                "dense, set `--env.options reward_mode episodic`, which hides it"
+            )
+        self.env = env
+        self.norm = norm
+        self.num_steps = num_steps
+        self.watcher = watcher
+        self.generator = generator
+        self.device = device
+        self.acting = ActingMemory(num_steps, chunk_length)
+        self.seconds = {"physics": 0.0, "inference": 0.0}
+        self._buffers = allocate(env.spec, num_steps, hidden)
+        self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
+        self._is_checked = False
+        """Whether the first step was compared with the spec; `marl check` compares many."""
+        with explained(f"{env.spec.name}: reset"):
+            first = env.reset(seed)
+        self._current = _copied(fitting_step(env.spec, first, "reset"))
+        copies = env.spec.num_envs
+        self._open_returns = torch.zeros(copies, dtype=torch.float64)
+        self._open_lengths = torch.zeros(copies, dtype=torch.int64)
+        self._steps_before = 0
+        self._undoes = undoes
+        self._undone: dict[str, Any] | None = None
+        """The state to continue from, after a rollout that was undone."""
+
+    def collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
+        """Return T steps under `actor`, and the (T, E) hidden rewards if they are recorded.
+
+        Raises `NonFiniteError` naming the array, step, copy and agent that is not finite. After
+        an error a collector that undoes tries the same rollout again.
+        """
+        if not self._undoes:
+            return self._collect(actor)
+        if self._undone is not None:
+            self.load_state_dict(self._undone)
+        before, draws = self.state_dict(), self.generator.get_state()
+        if self.watcher is not None:
+            self.watcher.before_rollout()
+        try:
+            return self._collect(actor)
+        except BaseException:
+            self._undone = before
+            self.generator.set_state(draws)
+            if self.watcher is not None:
+                self.watcher.undo_rollout()
+            raise
+
+    @torch.no_grad()
+    def _collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
+        """Return what `collect` does."""
+        started = time.perf_counter()
+        physics = 0.0
+        spec, buffers = self.env.spec, self._buffers
+        noise = actor.noise((self.num_steps, spec.num_envs), self.generator)
+        self.acting.begin(actor, spec.num_envs)
+        for t in range(self.num_steps):
+            self._record(t, self._current)
+            obs = buffers["obs"][t].to(self.device)
+            mask = buffers["action_mask"][t].to(self.device) if spec.masks_actions else None
+            parameters = self.acting.step(actor, t, self.norm.obs(obs))
+            actions = actor.sample(parameters, noise[t], mask)
+            buffers["actions"][t] = actions
+            sent = actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
+            taken = sent.cpu().numpy()
+            if self.watcher is not None:
+                self.watcher.before_step(self._current, taken)
+            before = time.perf_counter()
+            step = self._stepped(taken, t)
+            physics += time.perf_counter() - before
+            self._record_outcome(t, step)
+            if self.watcher is not None:
+                self.watcher.after_step(step.terminated | step.truncated)
+            self.acting.forget(buffers["terminated"][t] | buffers["truncated"][t])
+            self._current = step
+        self._current = _copied(self._current)
+        self._check_finite()
+        rollout = self._rollout(actor)
+        self.seconds["physics"] += physics
+        self.seconds["inference"] += time.perf_counter() - started - physics
+        self._steps_before += self.num_steps
+        hidden = buffers.get("hidden_rewards")
+        return rollout, None if hidden is None else hidden.to(self.device)
+
+    def _stepped(self, actions: npt.NDArray[Any], t: int) -> EnvStep:
+        """Return the environment's step; what it raises, or gets wrong at first, is an error."""
+        with explained(f"{self.env.spec.name}: step {self._steps_before + t}"):
+            step = self.env.step(actions)
+            if not self._is_checked:
+                fitting_step(self.env.spec, step, f"step {self._steps_before + t}")
+                self._is_checked = True
+        return step
+
+    def take_seconds(self) -> dict[str, float]:
+        """Return the seconds spent in physics and inference since the last call."""
+        seconds, self.seconds = self.seconds, dict.fromkeys(self.seconds, 0.0)
+        return seconds
+
+    def _record(self, t: int, step: EnvStep) -> None:
+        """Store what the agents see before they act."""
+        arrays = self._arrays
+        arrays["obs"][t] = step.obs
+        arrays["state"][t] = step.state
+        if step.action_mask is not None:
+            arrays["action_mask"][t] = step.action_mask
+        if step.alive is not None:
+            arrays["alive"][t] = step.alive
+
+    def _record_outcome(self, t: int, step: EnvStep) -> None:
+        """Store what their actions led to."""
+        arrays = self._arrays
+        arrays["next_obs"][t] = step.final_obs
+        arrays["next_state"][t] = step.final_state
+        arrays["rewards"][t] = step.rewards
+        arrays["terminated"][t] = step.terminated
+        arrays["truncated"][t] = step.truncated
+        if step.alive is not None:
+            ended = (step.terminated | step.truncated)[:, None]
+            final = arrays["alive"][t] if step.final_alive is None else step.final_alive
+            arrays["next_alive"][t] = np.where(ended, final, step.alive)
+        if step.facts is not None:
+            arrays["facts"][t] = step.facts
+        if self.hidden_source is not None:
+            arrays["hidden_rewards"][t] = self.hidden_source.hidden_rewards()
+
+    def _rollout(self, actor: Actor) -> Rollout:
+        """Return the buffers as a rollout.
+
+        Log-probabilities are computed in one batch; with memory, of the parameters that acted.
+        """
+        tensors = {name: tensor.to(self.device) for name, tensor in self._buffers.items()}
+        parameters = self.acting.parameters
+        if parameters is None:
+            parameters = actor(self.norm.obs(tensors["obs"]))
+        transitions = Transitions(
+            obs=tensors["obs"],
+            state=tensors["state"],
+            actions=tensors["actions"],
+            next_obs=tensors["next_obs"],
+            next_state=tensors["next_state"],
+            terminated=tensors["terminated"],
+            alive=tensors.get("alive"),
+            next_alive=tensors.get("next_alive"),
+            action_mask=tensors.get("action_mask"),
+        )
+        return Rollout(
+            transitions=transitions,
+            truncated=tensors["truncated"],
+            log_probs=actor.log_prob(parameters, tensors["actions"], transitions.action_mask),
+            task_rewards=tensors["rewards"],
+            episodes=self._finished_episodes(),
+            facts=tensors.get("facts"),
+            memory=self.acting.chunk_memory,
+        )
+
+    def _finished_episodes(self) -> FinishedEpisodes:
+        """Return the episodes that ended, ordered by their end, and keep count of open ones."""
+        buffers = self._buffers
+        done = buffers["terminated"] | buffers["truncated"]
+        envs, times = done.T.nonzero(as_tuple=True)
+        totals = buffers["rewards"].to(torch.float64).cumsum(dim=0)[times, envs]
+        ends = times + 1
+        is_first = torch.ones_like(envs, dtype=torch.bool)
+        is_first[1:] = envs[1:] != envs[:-1]
+        previous_total = torch.where(is_first, -self._open_returns[envs], totals.roll(1))
+        previous_end = torch.where(is_first, -self._open_lengths[envs], ends.roll(1))
+        order = times.argsort(stable=True)
+        finished = FinishedEpisodes(
+            end_time=times[order],
+            env=envs[order],
+            lengths=(ends - previous_end)[order],
+            returns=(totals - previous_total)[order].to(torch.float32),
+            terminated=buffers["terminated"][times, envs][order],
+            facts=buffers["facts"][times, envs][order] if "facts" in buffers else None,
+        )
+        all_totals = buffers["rewards"].to(torch.float64).sum(dim=0)
+        last_total, last_end = -self._open_returns, -self._open_lengths
+        is_last = torch.ones_like(is_first)
+        is_last[:-1] = envs[:-1] != envs[1:]
+        last_total[envs[is_last]] = totals[is_last]
+        last_end[envs[is_last]] = ends[is_last]
+        self._open_returns = all_totals - last_total
+        self._open_lengths = self.num_steps - last_end
+        return finished
+
+    def _check_finite(self) -> None:
+        for name in ("obs", "state", "next_obs", "next_state", "rewards"):
+            tensor = self._buffers[name]
+            if bool(torch.isfinite(tensor.sum())):
+                continue
+            bad = (~torch.isfinite(tensor)).nonzero()
+            if len(bad):
+                t, copy, *rest = bad[0].tolist()
+                spec = self.env.spec
+                agent = f", {spec.agent_name(rest[0])}" if name.endswith("obs") else ""
+                raise NonFiniteError(
+                    f"environment {spec.name} returned NaN or an infinite number in {name} at step "
+                    f"{self._steps_before + t} of copy {copy}{agent}; "
+                    "the run is stopped with its state saved. `marl check` tests an environment"
+                )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the environment, what the agents see and remember now, and the open episodes.
+
+        After a rollout that was undone: as before it.
+        """
+        if self._undone is not None:
+            return self._undone
+        current = {
+            name: value
+            for name, value in vars(self._current).items()
+            if isinstance(value, np.ndarray)
+        }
+        state = {
+            "env": self.env.state_dict(),
+            "current": current,
+            "open_returns": self._open_returns,
+            "open_lengths": self._open_lengths,
+            "steps_before": self._steps_before,
+        }
+        memory = self.acting.memory
+        return state if memory is None else state | {"memory": memory}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a collector over the same environment."""
+        self.env.load_state_dict(state["env"])
+        self._current = EnvStep(**state["current"])
+        self._open_returns = state["open_returns"]
+        self._open_lengths = state["open_lengths"]
+        self._steps_before = state["steps_before"]
+        memory = state.get("memory")
+        self.acting.memory = None if memory is None else memory.to(self.device)
+        self._undone = None
+
+
+def _copied(step: EnvStep) -> EnvStep:
+    """Return a step that survives the environment's next call."""
+    copies: dict[str, Any] = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
+    return EnvStep(**copies)

@@ -1,0 +1,237 @@
+"""Finished episodes as labellers see them, wherever they are kept.
+
+Axes: M episodes, B of them chosen, K sampled steps, L steps of the longest, N agents; F facts.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+# Data that crosses modules.
+#
+# Axes: T time, E environments, N agents, M episodes, K sampled steps, B pairs; O observation, S
+# state, A action features, F facts, C chunks, H units of memory. ``*L`` stands for any leading
+# axes: (T, E) in a rollout, (M, K) in a batch of episodes.
+
+
+@dataclass(frozen=True, kw_only=True)
+class History:
+    """Which steps follow which, for a reward model that remembers the episode."""
+
+    starts: Bool[Tensor, "*L"]
+    """Steps at which an episode starts: nothing of what came before is remembered."""
+    time_axis: int
+    """Along which steps follow each other: 0 in a rollout (T, E), 1 in a batch (M, K)."""
+    memory: Mapping[str, Tensor] | None = None
+    """What each network remembered before the first steps, (E, N, H). None: nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transitions:
+    """Steps as a reward model sees them: no reward field, so none can leak into what it learns."""
+
+    obs: Float[Tensor, "*L N O"]
+    state: Float[Tensor, "*L S"]
+    actions: Int64[Tensor, "*L N"] | Float[Tensor, "*L N A"]
+    next_obs: Float[Tensor, "*L N O"]
+    """What the step led to; at an episode's end the real final observation, never the reset."""
+    next_state: Float[Tensor, "*L S"]
+    terminated: Bool[Tensor, "*L"]
+    alive: Bool[Tensor, "*L N"] | None = None
+    """Agents that acted in this step. None: all."""
+    next_alive: Bool[Tensor, "*L N"] | None = None
+    """Agents that go on after it; at an episode's end as `EnvStep.final_alive` says. None: all."""
+    action_mask: Bool[Tensor, "*L N A"] | None = None
+    """Legal actions. None: all."""
+    history: History | None = None
+    """Given to a reward model with memory; for others every step stands by itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinishedEpisodes:
+    """B episodes that ended within a rollout, ordered by their end."""
+
+    end_time: Int64[Tensor, "B"]
+    """Index in the rollout of the last step."""
+    env: Int64[Tensor, "B"]
+    lengths: Int64[Tensor, "B"]
+    """Steps, also those taken in earlier rollouts."""
+    returns: Float[Tensor, "B"]
+    """Sum of the task rewards, revealed by now."""
+    terminated: Bool[Tensor, "B"]
+    facts: Float[Tensor, "B F"] | None = None
+    """What the environment tells about each, in the order of `EnvSpec.facts`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollout:
+    """T steps of E copies under one policy. Never edited after it is collected."""
+
+    transitions: Transitions
+    truncated: Bool[Tensor, "T E"]
+    log_probs: Float[Tensor, "T E N"]
+    """Log-probabilities of the unclipped actions under the policy that took them."""
+    task_rewards: Float[Tensor, "T E"]
+    """The environment's own reward: sparse unless the task is dense."""
+    episodes: FinishedEpisodes
+    facts: Float[Tensor, "T E F"] | None = None
+    """What is known of each copy's episode after each step."""
+    memory: Float[Tensor, "C E N H"] | None = None
+    """What the actors remembered before the first step of every chunk. None: no memory."""
+
+    @property
+    def starts(self) -> Bool[Tensor, "T E"]:
+        """Steps that start an episode, but for the first: memory before it is already reset."""
+        return torch.cat((torch.zeros_like(self.done[:1]), self.done[:-1]))
+
+    @property
+    def done(self) -> Bool[Tensor, "T E"]:
+        """Where an episode ended, for either reason."""
+        return self.transitions.terminated | self.truncated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rewards:
+    """What a reward model makes of some transitions."""
+
+    team: Float[Tensor, "*L"]
+    """R, the global reward."""
+    local: Float[Tensor, "*L N"] | None = None
+    """r_i, one per agent; None where the model does not split the team's reward."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelledSegments:
+    """M episodes, K steps of each, and the answered pairs among them."""
+
+    transitions: Transitions
+    """Leading axes (M, K)."""
+    step_weights: Float[Tensor, "M K"]
+    """Factor of each step in its episode's estimated sum: T/K for a sample, 0 for padding."""
+    lengths: Int64[Tensor, "M"]
+    """True length of each episode in steps."""
+    first: Int64[Tensor, "B"]
+    """Index into the M episodes."""
+    second: Int64[Tensor, "B"]
+    labels: Float[Tensor, "B"]
+    """P(first preferred): 1 first, 0 second, 0.5 tie. No NaN."""
+
+
+@runtime_checkable
+class EpisodeStore(Protocol):
+    """Where the steps of finished episodes lie, every episode named by its number."""
+
+    def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
+        """Return the numbers of all whole episodes, oldest first, of one side of the split."""
+        ...
+
+    def return_moments(self) -> tuple[float, float]:
+        """Return mean and standard deviation of the returns; a deviation of zero as 1."""
+        ...
+
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+        """Return the team's state at the end of each episode."""
+        ...
+
+    def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
+        """Return the transitions of episodes at steps `offsets`, clamped to their last step."""
+        ...
+
+    def facts_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Float[Tensor, "M K F"]:
+        """Return what was known after the steps `offsets`, clamped to the last."""
+        ...
+
+    def alive_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Bool[Tensor, "M K N"] | None:
+        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episodes:
+    """M finished episodes as a labeller sees them."""
+
+    store: EpisodeStore
+    numbers: Int64[Tensor, "M"]
+    """Running number of each episode in its run."""
+    returns: Float[Tensor, "M"]
+    """Sum of the task rewards, which the end revealed."""
+    lengths: Int64[Tensor, "M"]
+    """Steps."""
+    terminated: Bool[Tensor, "M"]
+    """Whether the task ended, rather than being interrupted."""
+    facts: Float[Tensor, "M F"]
+    """What the environment tells about each episode, in the order of `EnvSpec.facts`."""
+
+    def transitions(self) -> Transitions:
+        """Return all steps, (M, L) with L the longest length; later rows repeat the last step."""
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        steps = torch.arange(longest, device=self.lengths.device)
+        return self.store.steps(self.numbers, steps.expand(len(self.numbers), longest))
+
+    def alive(self) -> Bool[Tensor, "M L N"] | None:
+        """Return who took part in each step, as in `transitions`; None if nobody ever dies."""
+        longest = int(self.lengths.max()) if len(self.lengths) else 0
+        steps = torch.arange(longest, device=self.lengths.device)
+        return self.store.alive_at(self.numbers, steps.expand(len(self.numbers), longest))
+
+    def facts_at(self, offsets: Int64[Tensor, "M K"]) -> Float[Tensor, "M K F"]:
+        """Return the facts after some steps, counted from 0 and clamped to the last."""
+        return self.store.facts_at(self.numbers, offsets)
+
+    def rows(self, index: Int64[Tensor, "B"] | Bool[Tensor, "M"]) -> "Episodes":
+        """Return some of these episodes."""
+        return Episodes(
+            store=self.store,
+            numbers=self.numbers[index],
+            returns=self.returns[index],
+            lengths=self.lengths[index],
+            terminated=self.terminated[index],
+            facts=self.facts[index],
+        )
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def transitions_at(
+    rows: dict[str, Tensor],
+    now: Int64[Tensor, "M K"],
+    following: Int64[Tensor, "M K"],
+    is_last: Bool[Tensor, "M K"],
+    finals: dict[str, Tensor],
+    terminated: Bool[Tensor, "M"],
+) -> Transitions:
+    """Return the transitions at the rows `now`, which lead to `following` or, at the last, to
+    the episode's final observation and state, and to who was alive there."""
+
+    def at(name: str, index: Tensor) -> Tensor:
+        return rows[name].index_select(0, index.flatten()).unflatten(0, index.shape)
+
+    def after(name: str) -> Tensor:
+        final = finals[name]
+        tail = (1,) * (final.ndim - 1)
+        return torch.where(is_last.view(*is_last.shape, *tail), final[:, None], at(name, following))
+
+    alive = next_alive = None
+    if "alive" in rows:
+        alive = at("alive", now)
+        next_alive = after("alive")
+    return Transitions(
+        obs=at("obs", now),
+        state=at("state", now),
+        actions=at("actions", now),
+        next_obs=after("obs"),
+        next_state=after("state"),
+        terminated=is_last & terminated.unsqueeze(-1),
+        alive=alive,
+        next_alive=next_alive,
+        action_mask=at("action_mask", now) if "action_mask" in rows else None,
+    )

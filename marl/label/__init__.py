@@ -1,1 +1,0 @@
-"""The page on which people compare episodes: ``marl label``."""

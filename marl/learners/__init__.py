@@ -1,0 +1,1 @@
+"""Learners: what improves the policy on a rollout and its rewards."""

@@ -1,0 +1,196 @@
+"""Policies of all agents, discrete and continuous; they read what `TeamNorm` has standardised.
+
+Axes: T time, E environments, N agents, I input features, A actions, H units of memory; ``*L``
+any leading axes.
+"""
+
+import math
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.config import NetworkConfig
+from marl.nn.gru import Past, RecurrentBody, initial_memory
+from marl.nn.layers import agent_mlp
+from marl.nn.normalisation import input_size
+
+
+@runtime_checkable
+class Actor(Protocol):
+    """A policy of all agents. ``parameters`` below is what the network puts out for one batch."""
+
+    def __call__(self, obs: Float[Tensor, "*L N I"]) -> Tensor: ...
+
+    def initial_memory(self, rows: int) -> Float[Tensor, "E N H"] | None:
+        """Return the memory of `rows` teams that start an episode; None if it keeps none."""
+        ...
+
+    def step(
+        self, memory: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
+    ) -> tuple[Tensor, Float[Tensor, "E N H"] | None]:
+        """Return the parameters of one step and the memory after it."""
+        ...
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return the random numbers that `sample` consumes, for leading axes `shape`."""
+        ...
+
+    def sample(self, parameters: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
+        """Return actions drawn by the given noise."""
+        ...
+
+    def mode(self, parameters: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the most likely actions."""
+        ...
+
+    def log_prob(self, parameters: Tensor, actions: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (*L, N) log-probabilities of unclipped actions."""
+        ...
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the (*L, N) entropy in nats."""
+        ...
+
+
+class _ActorBase(nn.Module):
+    """The body, common to both kinds of policy."""
+
+    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        body = RecurrentBody if config.memory == "gru" else agent_mlp
+        self.body: nn.Module = body(
+            spec.num_agents,
+            input_size(spec),
+            config.hidden_sizes,
+            spec.action_size,
+            shared=config.share_parameters,
+            output_gain=0.01,
+            generator=generator,
+        )
+        sizes = torch.tensor(spec.action_sizes)
+        present = torch.arange(spec.action_size) < sizes[:, None]
+        self.register_buffer("present", present, persistent=False)
+        self.is_ragged = not bool(present.all())
+
+    def forward(self, obs: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N A"]:
+        return self.body(obs)
+
+    def initial_memory(self, rows: int) -> Float[Tensor, "E N H"] | None:
+        """Return the memory of `rows` teams that start an episode; None without memory."""
+        return initial_memory(self.body, rows)
+
+    def step(
+        self, memory: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
+    ) -> tuple[Float[Tensor, "E N A"], Float[Tensor, "E N H"] | None]:
+        """Return the parameters of one step and the memory after it."""
+        if isinstance(self.body, RecurrentBody):
+            assert memory is not None
+            return self.body.step(obs, memory)
+        return self.body(obs), None
+
+    def unroll(
+        self, past: Past, obs: Float[Tensor, "T E N I"]
+    ) -> tuple[Float[Tensor, "T E N A"], Float[Tensor, "T E N H"]]:
+        """Return the parameters of successive steps and the memory after each."""
+        return self.body(obs, past)
+
+
+class CategoricalActor(_ActorBase):
+    """Discrete actions: one masked softmax per agent; an illegal action has probability zero."""
+
+    present: Tensor
+
+    def _masked(
+        self, logits: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None
+    ) -> Float[Tensor, "*L N A"]:
+        if self.is_ragged:
+            mask = self.present if mask is None else mask & self.present
+        if mask is None:
+            return logits
+        return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return Gumbel noise (*shape, N, A)."""
+        empty = torch.empty((*shape, *self.present.shape), device=self.present.device)
+        return -empty.exponential_(generator=generator).log_()
+
+    def sample(
+        self, parameters: Float[Tensor, "*L N A"], noise: Tensor, mask: Tensor | None
+    ) -> Int64[Tensor, "*L N"]:
+        """Return the arg max of logits plus Gumbel noise, which is a draw from the softmax."""
+        return self._masked(parameters + noise, mask).argmax(dim=-1)
+
+    def mode(self, parameters: Tensor, mask: Tensor | None) -> Int64[Tensor, "*L N"]:
+        """Return the most likely legal action."""
+        return self._masked(parameters, mask).argmax(dim=-1)
+
+    def log_prob(
+        self, parameters: Tensor, actions: Int64[Tensor, "*L N"], mask: Tensor | None
+    ) -> Float[Tensor, "*L N"]:
+        """Return the log-probability among the legal actions."""
+        log_probs = self._masked(parameters, mask).log_softmax(dim=-1)
+        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N"]:
+        """Return the entropy over the legal actions."""
+        log_probs = self._masked(parameters, mask).log_softmax(dim=-1)
+        probs = log_probs.exp()
+        return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
+
+
+class GaussianActor(_ActorBase):
+    """Continuous actions: a diagonal Gaussian per agent with a learned, state-free deviation.
+
+    Samples are unbounded and log-probabilities belong to them; the environment gets them clipped
+    to [-1, 1] (`Collector`).
+    """
+
+    present: Tensor
+
+    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__(spec, config, generator)
+        self.log_std = nn.Parameter(
+            torch.full((spec.num_agents, spec.action_size), config.initial_log_std)
+        )
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return standard normal noise (*shape, N, A)."""
+        size = (*shape, *self.present.shape)
+        return torch.randn(size, generator=generator, device=self.present.device)
+
+    def sample(
+        self, parameters: Float[Tensor, "*L N A"], noise: Tensor, mask: Tensor | None
+    ) -> Float[Tensor, "*L N A"]:
+        """Return mean plus deviation times noise; an agent's absent dimensions are zero."""
+        return self._present(parameters + noise * self.log_std.exp())
+
+    def mode(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N A"]:
+        """Return the mean."""
+        return self._present(parameters)
+
+    def log_prob(
+        self, parameters: Tensor, actions: Float[Tensor, "*L N A"], mask: Tensor | None
+    ) -> Float[Tensor, "*L N"]:
+        """Return the log-density, summed over the agent's own dimensions."""
+        standardised = (actions - parameters) * (-self.log_std).exp()
+        density = -0.5 * standardised**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        return self._present(density).sum(dim=-1)
+
+    def entropy(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N"]:
+        """Return the entropy, summed over the agent's own dimensions."""
+        per_dim = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
+        return self._present(per_dim).sum(dim=-1).expand(parameters.shape[:-1])
+
+    def _present(self, x: Tensor) -> Tensor:
+        return x * self.present if self.is_ragged else x
+
+
+def make_actor(
+    spec: EnvSpec, config: NetworkConfig, generator: torch.Generator
+) -> CategoricalActor | GaussianActor:
+    """Return the policy that fits the environment's actions."""
+    kind = CategoricalActor if spec.action_kind == "discrete" else GaussianActor
+    return kind(spec, config, generator)

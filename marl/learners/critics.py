@@ -1,0 +1,81 @@
+"""Critics of the team and of every agent; they read what `TeamNorm` has standardised.
+
+Axes: T time, N agents, I input features, S state features, H units; ``*L`` any leading axes and
+``*B`` those between time and agents.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.config import NetworkConfig
+from marl.nn.gru import Past, RecurrentBody
+from marl.nn.layers import agent_mlp, mlp
+from marl.nn.normalisation import ValueNorm, input_size
+
+
+class TeamCritic(nn.Module):
+    """V_phi(s): the normalised value of the team's stream."""
+
+    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.value_norm = ValueNorm()
+        self.body: nn.Module
+        inputs, hidden = spec.state_size, config.hidden_sizes
+        if config.memory == "gru":
+            self.body = RecurrentBody(
+                1, inputs, hidden, 1, shared=True, output_gain=1.0, generator=generator
+            )
+        else:
+            self.body = mlp(inputs, hidden, 1, output_gain=1.0, generator=generator)
+
+    def forward(
+        self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
+    ) -> Float[Tensor, "*L"]:
+        return self.body(state).squeeze(-1)
+
+    def unroll(
+        self, past: Past, obs: Float[Tensor, "T *B N I"], state: Float[Tensor, "T *B S"]
+    ) -> tuple[Float[Tensor, "T *B"], Float[Tensor, "T *B 1 H"]]:
+        """Return the values of successive steps and the memory after each."""
+        values, memories = self.body(state.unsqueeze(-2), past)
+        return values.squeeze(-1).squeeze(-1), memories
+
+
+class LocalCritics(nn.Module):
+    """V_psi,i(o_i, s): the normalised value of every agent's local stream."""
+
+    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.value_norm = ValueNorm()
+        body = RecurrentBody if config.memory == "gru" else agent_mlp
+        self.body: nn.Module = body(
+            spec.num_agents,
+            input_size(spec) + spec.state_size,
+            config.hidden_sizes,
+            1,
+            shared=config.share_parameters,
+            output_gain=1.0,
+            generator=generator,
+        )
+
+    def forward(
+        self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
+    ) -> Float[Tensor, "*L N"]:
+        return self.body(_each_with_the_state(obs, state)).squeeze(-1)
+
+    def unroll(
+        self, past: Past, obs: Float[Tensor, "T *B N I"], state: Float[Tensor, "T *B S"]
+    ) -> tuple[Float[Tensor, "T *B N"], Float[Tensor, "T *B N H"]]:
+        """Return the values of successive steps and the memory after each."""
+        values, memories = self.body(_each_with_the_state(obs, state), past)
+        return values.squeeze(-1), memories
+
+
+def _each_with_the_state(
+    obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
+) -> Float[Tensor, "*L N J"]:
+    """Return every agent's observation with the team's state behind it."""
+    team = state.unsqueeze(-2).expand(*obs.shape[:-1], state.shape[-1])
+    return torch.cat((obs, team), dim=-1)

@@ -1,0 +1,416 @@
+"""MAPPO: clipped policy and value updates on the team's and the local advantage streams.
+
+Axes: T time, E environments, N agents, B rows; O, S, A features. A row is a step of any copy;
+with memory it is a chunk of successive steps, and ``*B`` are a chunk's steps and the rows.
+"""
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.config import LearnerConfig, NetworkConfig
+from marl.data.types import Rewards, Rollout
+from marl.learners.actors import make_actor
+from marl.learners.critics import LocalCritics, TeamCritic
+from marl.learners.gae import (
+    Inputs,
+    Stream,
+    dual_advantages,
+    local_inputs,
+    read_inputs,
+    read_values,
+    reward_stream,
+)
+from marl.learners.optimizer import Descent, SideBySide
+from marl.nn.gru import Past, initial_memory
+from marl.nn.layers import check_finite, correlation, masked_mean
+from marl.nn.normalisation import TeamNorm
+
+# PPO's losses.
+#
+# Axes: B rows, N agents; ``*L`` any leading axes.
+
+
+def clipped_policy_loss(
+    log_probs: Float[Tensor, "*B N"],
+    old_log_probs: Float[Tensor, "*B N"],
+    advantages: Float[Tensor, "*B N"],
+    clip_coef: float,
+) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
+    """Return PPO's clipped surrogate loss (Schulman et al. 2017, eq. 7) and the log-ratio."""
+    log_ratio = log_probs - old_log_probs
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)
+    return -torch.minimum(ratio * advantages, clipped * advantages), log_ratio
+
+
+def clipped_value_loss(
+    values: Float[Tensor, "*L"],
+    old_values: Float[Tensor, "*L"],
+    targets: Float[Tensor, "*L"],
+    clip: float,
+) -> Float[Tensor, "*L"]:
+    """Return the larger of the plain and the clipped squared error, all in normalised units."""
+    loss = (values - targets) ** 2
+    if clip == 0.0:
+        return 0.5 * loss
+    near = old_values + (values - old_values).clamp(-clip, clip)
+    return 0.5 * torch.maximum(loss, (near - targets) ** 2)
+
+
+@torch.no_grad()
+def policy_metrics(
+    loss: Tensor, log_ratio: Tensor, alive: Tensor | None, clip_coef: float
+) -> Tensor:
+    """Return loss, approximate KL (http://joschu.net/blog/kl-approx.html) and clipped share."""
+    ratio = log_ratio.exp()
+    kl = masked_mean(ratio - 1.0 - log_ratio, alive)
+    clipped = ((ratio - 1.0).abs() > clip_coef).to(ratio.dtype)
+    return torch.stack((loss, kl, masked_mean(clipped, alive)))
+
+
+# The rows that gradient steps are taken on: steps or, with memory, chunks of steps.
+#
+# Axes: T time, E environments, L steps of a chunk, C chunks, R rows, B of them in a minibatch, M
+# memories of a network (one, or one an agent), H units of memory.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A rollout cut into rows: row t * E + e is step (or chunk) t of copy e."""
+
+    tensors: dict[str, Tensor]
+    """By name, (T * E, ...); with memory (L, C * E, ...)."""
+    memory: Float[Tensor, "R M H"] | None
+    """Memory before each chunk; no gradient goes further back. None: rows are steps."""
+
+    def take(self, order: Int64[Tensor, "B"]) -> tuple[dict[str, Tensor], Past | None]:
+        """Return some rows, and what a network with memory needs to read them."""
+        if self.memory is None:
+            return {name: tensor[order] for name, tensor in self.tensors.items()}, None
+        batch = {name: tensor.index_select(1, order) for name, tensor in self.tensors.items()}
+        return batch, Past(memory=self.memory[order], starts=batch["starts"])
+
+
+def step_rows(**tensors: Tensor | None) -> Rows:
+    """Return those (T, E, ...) tensors that there are, every step of every copy a row."""
+    flat = {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
+    return Rows(tensors=flat, memory=None)
+
+
+def chunk_rows(
+    memory: Float[Tensor, "C E M H"],
+    starts: Bool[Tensor, "T E"],
+    length: int,
+    *,
+    present: Tensor | None,
+    **tensors: Tensor | None,
+) -> Rows:
+    """Return those (T, E, ...) tensors that there are, every `length` steps of a copy a row.
+
+    Where T is no multiple of `length` the last chunks are filled up with steps not `present`.
+    """
+    chunks = {"starts": starts, "present": present} | tensors
+    return Rows(
+        tensors={name: chunked(x, length) for name, x in chunks.items() if x is not None},
+        memory=memory.flatten(0, 1),
+    )
+
+
+def chunked(tensor: Tensor, length: int) -> Tensor:
+    """Return a (T, E, ...) tensor as (L, C * E, ...), zero (False) beyond T."""
+    missing = -len(tensor) % length
+    if missing:
+        tensor = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
+    return tensor.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
+
+
+Epoch = Sequence[Int64[Tensor, "B"]]
+"""The rows of every minibatch."""
+Job = Generator[None, None, dict[str, Tensor]]
+"""One network's update: yields after every epoch and returns metrics."""
+
+
+class Mappo:
+    """One actor network, a team critic and local critics, which share nothing.
+
+    With `threads` > 1 two of them at a time are updated side by side, in turns of one epoch; each
+    works through the same minibatches in its own order of operations, so the numbers do not depend
+    on the threads.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        network: NetworkConfig,
+        learner: LearnerConfig,
+        norm: TeamNorm,
+        *,
+        local_stream: bool,
+        threads: int,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.config = learner
+        self.norm = norm
+        self.num_agents = spec.num_agents
+        self.generator = generator
+        seed = torch.randint(2**31, (), generator=generator, device=generator.device)
+        cpu = torch.Generator().manual_seed(int(seed))
+        self.actor = make_actor(spec, network, cpu).to(device)
+        self.team_critic = TeamCritic(spec, network, cpu).to(device)
+        uses_local = local_stream and learner.local_weight > 0.0
+        self.local_critics = LocalCritics(spec, network, cpu).to(device) if uses_local else None
+        self.networks: dict[str, nn.Module] = {
+            name: module
+            for name, module in (
+                ("actor", self.actor),
+                ("local_critics", self.local_critics),
+                ("team_critic", self.team_critic),
+            )
+            if module is not None
+        }
+        self.descents = {
+            name: Descent(
+                network.parameters(), learner.learning_rate, learner.max_grad_norm, eps=1e-5
+            )
+            for name, network in self.networks.items()
+        }
+        self._side_by_side = SideBySide(threads, device)
+        self.has_memory = network.memory != "none"
+        critics = {"team_critic": self.team_critic, "local_critics": self.local_critics}
+        self.critics = {name: critic for name, critic in critics.items() if critic is not None}
+        self.memory = {
+            name: initial_memory(critic.body, spec.num_envs)
+            for name, critic in self.critics.items()
+        }
+        """What each critic remembers of the rollouts so far; None without memory."""
+
+    def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
+        """Improve actors and critics on one rollout and return metrics.
+
+        `remaining` in [0, 1] is the share of the run still ahead, for annealing.
+        """
+        learning_rate = self.config.learning_rate * (remaining if self.config.anneal else 1.0)
+        for descent in self.descents.values():
+            descent.set_learning_rate(learning_rate)
+
+        steps = rollout.transitions
+        with torch.no_grad():
+            inputs = read_inputs(rollout, self.norm)
+            own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
+            stream = partial(reward_stream, rollout=rollout, config=self.config)
+            memory = self.memory
+            team = stream(
+                self.team_critic,
+                rewards.team,
+                inputs=inputs,
+                per_agent=False,
+                memory=memory["team_critic"],
+            )
+            memory["team_critic"] = team.next_memory
+            local = None
+            if self.local_critics is not None and rewards.local is not None:
+                local = stream(
+                    self.local_critics,
+                    rewards.local,
+                    inputs=own_inputs,
+                    per_agent=True,
+                    memory=memory["local_critics"],
+                )
+                memory["local_critics"] = local.next_memory
+            advantages = dual_advantages(
+                team.advantages,
+                None if local is None else local.advantages,
+                steps.alive,
+                self.num_agents,
+                self.config.local_weight,
+            )
+            check_finite(advantages=advantages)
+
+        num_steps, num_envs = steps.terminated.shape
+        length = self.config.chunk_length if self.has_memory else 1
+        epochs = self._minibatches(-(-num_steps // length) * num_envs)
+        jobs = [
+            self._improve_actor(rollout, inputs, advantages, epochs),
+            self._improve_critic("team", inputs, team, None, epochs),
+        ]
+        if local is not None:
+            valued = steps.alive if self.config.absence == "ends" else None
+            jobs.insert(1, self._improve_critic("local", own_inputs, local, valued, epochs))
+        metrics = {
+            "policy/learning_rate": learning_rate,
+            "value/explained_variance_team": float(team.explained_variance),
+        } | self._run(jobs)
+        if local is not None:
+            metrics["value/explained_variance_local"] = float(local.explained_variance)
+            metrics["policy/advantage_correlation"] = float(
+                correlation(local.advantages, team.advantages.unsqueeze(-1), steps.alive)
+            )
+        return metrics
+
+    @torch.no_grad()
+    def watch(self, rollout: Rollout) -> None:
+        """Let critics with memory see a rollout that nothing is learned from."""
+        if self.has_memory:
+            inputs = read_inputs(rollout, self.norm)
+            own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
+            for name, critic in self.critics.items():
+                read_by = own_inputs if name == "local_critics" else inputs
+                length = self.config.chunk_length
+                read = read_values(critic, read_by, rollout, self.memory[name], length)
+                self.memory[name] = read.next_memory
+
+    def _minibatches(self, rows: int) -> list[Epoch]:
+        """Return the rows of every minibatch, epoch by epoch."""
+        size = -(-rows // self.config.minibatches)
+        device = self.generator.device
+        return [
+            torch.randperm(rows, generator=self.generator, device=device).split(size)
+            for _ in range(self.config.epochs)
+        ]
+
+    def _run(self, jobs: Sequence[Job]) -> dict[str, float]:
+        """Run independent jobs, side by side if there are threads, and return their metrics."""
+        results = self._side_by_side.in_turns(jobs)
+        metrics = {name: value for result in results for name, value in result.items()}
+        check_finite(**metrics)
+        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
+
+    def _rows(
+        self,
+        memory: Tensor | None,
+        starts: Bool[Tensor, "T E"],
+        *,
+        like: Tensor,
+        present: Tensor | None,
+        **tensors: Tensor | None,
+    ) -> Rows:
+        """Return the rows of a network's minibatches; its loss has the shape of `like`."""
+        if memory is None:
+            return step_rows(present=present, **tensors)
+        length = self.config.chunk_length
+        if present is None and len(starts) % length:
+            present = torch.ones_like(like, dtype=torch.bool)
+        return chunk_rows(memory, starts, length, present=present, **tensors)
+
+    def _improve_actor(
+        self,
+        rollout: Rollout,
+        inputs: Inputs,
+        advantages: Float[Tensor, "T E N"],
+        epochs: list[Epoch],
+    ) -> Job:
+        """Improve the actor on every minibatch and return mean metrics."""
+        steps = rollout.transitions
+        rows = self._rows(
+            rollout.memory,
+            inputs.starts,
+            like=advantages,
+            present=steps.alive,
+            obs=inputs.obs,
+            actions=steps.actions,
+            log_probs=rollout.log_probs,
+            advantages=advantages,
+            action_mask=steps.action_mask,
+        )
+        sums = torch.zeros(3, device=advantages.device)
+        for epoch in epochs:
+            for order in epoch:
+                sums += self._actor_step(*rows.take(order))
+            yield
+        names = ("policy/loss", "policy/kl", "policy/clip_fraction")
+        return dict(zip(names, sums / _count(epochs), strict=True))
+
+    def _actor_step(self, batch: dict[str, Tensor], past: Past | None) -> Tensor:
+        """Take one gradient step and return its metrics."""
+        alive, mask = batch.get("present"), batch.get("action_mask")
+        parameters = _outputs(self.actor, past, batch["obs"])
+        surrogate, log_ratio = clipped_policy_loss(
+            self.actor.log_prob(parameters, batch["actions"], mask),
+            batch["log_probs"],
+            batch["advantages"],
+            self.config.clip_coef,
+        )
+        loss = masked_mean(surrogate, alive)
+        if self.config.entropy_coef > 0.0:
+            entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
+            loss = loss - self.config.entropy_coef * entropy
+        self.descents["actor"].step(loss)
+        return policy_metrics(loss.detach(), log_ratio.detach(), alive, self.config.clip_coef)
+
+    def _improve_critic(
+        self,
+        name: str,
+        inputs: Inputs,
+        stream: Stream,
+        present: Tensor | None,
+        epochs: list[Epoch],
+    ) -> Job:
+        """Improve one stream's critic on every minibatch and return its mean loss."""
+        critic = "team_critic" if name == "team" else "local_critics"
+        network, descent = self.networks[critic], self.descents[critic]
+        rows = self._rows(
+            stream.chunk_memory,
+            inputs.starts,
+            like=stream.targets,
+            present=present,
+            obs=inputs.obs,
+            state=inputs.state,
+            values=stream.values,
+            targets=stream.targets,
+        )
+        total = torch.zeros((), device=stream.values.device)
+        for epoch in epochs:
+            for order in epoch:
+                batch, past = rows.take(order)
+                loss = clipped_value_loss(
+                    _outputs(network, past, batch["obs"], batch["state"]),
+                    batch["values"],
+                    batch["targets"],
+                    self.config.value_clip,
+                )
+                loss = masked_mean(loss, batch.get("present"))
+                descent.step(loss)
+                total += loss.detach()
+            yield
+        return {f"value/loss_{name}": total / _count(epochs)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return every network (value normaliser included) with its optimiser, and the memory."""
+        state: dict[str, Any] = {
+            name: {
+                "network": network.state_dict(),
+                "optimiser": self.descents[name].state_dict(),
+            }
+            for name, network in self.networks.items()
+        }
+        return state | {"memory": self.memory} if self.has_memory else state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a learner built with the same settings."""
+        if self.has_memory:
+            device = self.generator.device
+            self.memory = {
+                name: None if memory is None else memory.to(device)
+                for name, memory in state["memory"].items()
+            }
+        for name, network in self.networks.items():
+            network.load_state_dict(state[name]["network"])
+            self.descents[name].load_state_dict(state[name]["optimiser"])
+
+
+def _count(epochs: Sequence[Epoch]) -> int:
+    """Return the number of minibatches."""
+    return sum(len(epoch) for epoch in epochs)
+
+
+def _outputs(network: Any, past: Past | None, *inputs: Tensor) -> Tensor:
+    """Return what a network makes of a minibatch."""
+    return network(*inputs) if past is None else network.unroll(past, *inputs)[0]

@@ -1,0 +1,1 @@
+"""Networks and the normalisation of what they read and predict."""

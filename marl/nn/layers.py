@@ -1,0 +1,169 @@
+"""Layers and networks without memory, for a team of agents and for its state.
+
+Axes: N agents, I inputs, H units; ``*L`` any leading axes.
+"""
+
+import math
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+# Small pieces of arithmetic that several parts need.
+#
+# Axes: ``*L`` any leading axes.
+
+
+class NonFiniteError(RuntimeError):
+    """A tensor that training depends on holds NaN or infinity."""
+
+
+def masked_mean(x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None) -> Tensor:
+    """Return the mean over present rows; zero, with zero gradient, where none is."""
+    if present is None:
+        return x.mean()
+    return x.where(present, torch.zeros_like(x)).sum() / present.sum().clamp(min=1)
+
+
+def check_finite(**tensors: Tensor) -> None:
+    """Raise `NonFiniteError` naming the first tensor that holds NaN or infinity."""
+    for name, tensor in tensors.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                f"{name} holds NaN or infinity; the run is stopped with its state saved. "
+                "A smaller learning rate or gradient norm, or a check of the environment "
+                "(marl check), usually helps"
+            )
+
+
+def correlation(x: Tensor, y: Tensor, present: Tensor | None = None) -> Tensor:
+    """Return Pearson's correlation after broadcasting y to the shape of x, where present."""
+    y = y.expand_as(x)
+    if present is not None:
+        x, y = x[present], y[present]
+    x, y = x - x.mean(), y - y.mean()
+    return (x * y).mean() / ((x**2).mean() * (y**2).mean()).sqrt().clamp(min=1e-12)
+
+
+def _runs_on_amd() -> bool:
+    """Return whether the processor is AMD's."""
+    cpuinfo = Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
+    return "AuthenticAMD" in text
+
+
+_MKL_IS_SLOW = _runs_on_amd()
+
+
+class _Tanh(torch.autograd.Function):
+    """tanh(x) = 2 sigmoid(2x) - 1 (error 2e-7)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = torch.sigmoid(x + x).mul_(2.0).sub_(1.0)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (y,) = ctx.saved_tensors
+        return torch.ops.aten.tanh_backward(grads[0], y)
+
+
+class Tanh(nn.Module):
+    """The hidden units' activation.
+
+    PyTorch takes its tanh from MKL, which is fast on Intel's processors and slow on AMD's: there
+    the detour over the sigmoid is five times as fast, on Intel's a third slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _MKL_IS_SLOW:
+            return torch.tanh(x)
+        out: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]  # untyped in torch
+        return out
+
+
+class AgentLinear(nn.Module):
+    """A linear layer applied to every agent, with shared weights or one set of weights each."""
+
+    def __init__(
+        self,
+        num_agents: int,
+        inputs: int,
+        outputs: int,
+        *,
+        shared: bool,
+        gain: float,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.shared = shared
+        copies = 1 if shared else num_agents
+        weights = [torch.empty(outputs, inputs) for _ in range(copies)]
+        for weight in weights:
+            nn.init.orthogonal_(weight, gain, generator=generator)
+        self.weight = nn.Parameter(weights[0] if shared else torch.stack(weights))
+        self.bias = nn.Parameter(torch.zeros((outputs,) if shared else (num_agents, outputs)))
+
+    def forward(self, x: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N H"]:
+        if self.shared:
+            return nn.functional.linear(x, self.weight, self.bias)
+        return torch.einsum("...ni,noi->...no", x, self.weight) + self.bias
+
+
+def agent_mlp(
+    num_agents: int,
+    inputs: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    *,
+    shared: bool,
+    output_gain: float,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """Return a tanh network from (*L, N, inputs) to (*L, N, outputs) for a team of agents."""
+    sizes = (inputs, *hidden, outputs)
+    layers: list[nn.Module] = []
+    for index in range(len(sizes) - 1):
+        last = index == len(sizes) - 2
+        layers.append(
+            AgentLinear(
+                num_agents,
+                sizes[index],
+                sizes[index + 1],
+                shared=shared,
+                gain=output_gain if last else math.sqrt(2.0),
+                generator=generator,
+            )
+        )
+        if not last:
+            layers.append(Tanh())
+    return nn.Sequential(*layers)
+
+
+def mlp(
+    inputs: int,
+    hidden: tuple[int, ...],
+    outputs: int,
+    *,
+    output_gain: float,
+    generator: torch.Generator,
+) -> nn.Sequential:
+    """Return a tanh network from (*L, inputs) to (*L, outputs)."""
+    sizes = (inputs, *hidden, outputs)
+    layers: list[nn.Module] = []
+    for index in range(len(sizes) - 1):
+        last = index == len(sizes) - 2
+        linear = nn.Linear(sizes[index], sizes[index + 1])
+        nn.init.orthogonal_(
+            linear.weight, output_gain if last else math.sqrt(2.0), generator=generator
+        )
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if not last:
+            layers.append(Tanh())
+    return nn.Sequential(*layers)

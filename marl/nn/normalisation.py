@@ -1,0 +1,147 @@
+"""Running statistics that put inputs and value targets on one scale.
+
+Axes: B rows, N agents, O observation, S state features; ``*L`` any leading axes.
+"""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from envs import EnvSpec
+from marl.data.types import Transitions
+
+
+class InputNorm(nn.Module):
+    """Standardises features by running statistics kept in buffers; identity before the first."""
+
+    mean: Tensor
+    var: Tensor
+    scale: Tensor
+    count: Tensor
+
+    def __init__(self, *shape: int, clip: float = 10.0) -> None:
+        super().__init__()
+        self.clip = clip
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("var", torch.ones(shape))
+        self.register_buffer("scale", torch.ones(shape))
+        self.register_buffer("count", torch.zeros((*shape[:-1], 1), dtype=torch.float64))
+
+    def forward(self, x: Float[Tensor, "*L F"]) -> Float[Tensor, "*L F"]:
+        return ((x - self.mean) * self.scale).clamp(-self.clip, self.clip)
+
+    @torch.no_grad()
+    def update(self, x: Float[Tensor, "B *F"], present: Bool[Tensor, "B *P"] | None = None) -> None:
+        """Merge a batch into the statistics (Chan et al. 1979); rows not present do not count.
+
+        Each agent has a count of its own, so one absent from the whole batch keeps its statistics.
+        """
+        if present is None:
+            rows = torch.full_like(self.count, float(x.shape[0]))
+            mean, var = x.mean(dim=0), x.var(dim=0, correction=0)
+        else:
+            weight = present.unsqueeze(-1).to(x.dtype)
+            rows = weight.sum(dim=0, dtype=torch.float64)
+            per_agent = rows.clamp(min=1.0).to(x.dtype)
+            mean = (weight * x).sum(dim=0) / per_agent
+            var = (weight * (x - mean) ** 2).sum(dim=0) / per_agent
+        total = self.count + rows
+        share = (rows / total.clamp(min=1.0)).to(x.dtype)
+        delta = mean - self.mean
+        self.var.copy_(torch.lerp(self.var, var, share) + delta**2 * share * (1.0 - share))
+        self.mean.add_(delta * share)
+        self.count.copy_(total)
+        self.scale.copy_((self.var + 1e-6).rsqrt())
+
+
+def input_size(spec: EnvSpec) -> int:
+    """Return the features of `TeamNorm.obs`: an agent's observation and its one-hot id."""
+    return spec.obs_size + spec.num_agents
+
+
+class TeamNorm(nn.Module):
+    """Prepares what agents see and the team's state; every network reads through it.
+
+    The statistics change only between updates, so the policy that is improved is the policy
+    that acted.
+    """
+
+    ids: Tensor
+
+    def __init__(self, spec: EnvSpec, *, enabled: bool) -> None:
+        super().__init__()
+        self.enabled = enabled
+        self.obs_norm = InputNorm(spec.num_agents, spec.obs_size)
+        self.state_norm = InputNorm(spec.state_size)
+        self.register_buffer("ids", torch.eye(spec.num_agents), persistent=False)
+
+    def obs(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N I"]:
+        """Return standardised observations with the agents' one-hot ids appended."""
+        ids = self.ids.expand(*obs.shape[:-1], self.ids.shape[-1])
+        return torch.cat((self.obs_norm(obs) if self.enabled else obs, ids), dim=-1)
+
+    def state(self, state: Float[Tensor, "*L S"]) -> Float[Tensor, "*L S"]:
+        """Return standardised states."""
+        return self.state_norm(state) if self.enabled else state
+
+    def update(self, transitions: Transitions) -> None:
+        """Take a rollout into the statistics; dead agents' observations do not count."""
+        if not self.enabled:
+            return
+        alive = transitions.alive
+        self.obs_norm.update(
+            transitions.obs.flatten(0, 1), None if alive is None else alive.flatten(0, 1)
+        )
+        self.state_norm.update(transitions.state.flatten(0, 1))
+
+
+class ValueNorm(nn.Module):
+    """Standardises value targets by a running mean and deviation kept in buffers.
+
+    The statistics forget with rate 0.99 per update and are corrected for their start at zero,
+    so a learned reward whose scale drifts stays normalised. In single precision the square of a
+    large mean would drown the variance.
+    """
+
+    first: Tensor
+    second: Tensor
+    weight: Tensor
+
+    def __init__(self, decay: float = 0.99) -> None:
+        super().__init__()
+        self.decay = decay
+        for name in ("first", "second", "weight"):
+            self.register_buffer(name, torch.zeros((), dtype=torch.float64))
+
+    @property
+    def mean(self) -> Tensor:
+        """Running mean; 0 before the first update."""
+        return self.first / self.weight.clamp(min=1e-8)
+
+    @property
+    def std(self) -> Tensor:
+        """Running deviation, at least 1e-4; 1 before the first update."""
+        second = self.second / self.weight.clamp(min=1e-8)
+        std = (second - self.mean**2).clamp(min=1e-8).sqrt()
+        return torch.where(self.weight > 0, std, torch.ones_like(std))
+
+    @torch.no_grad()
+    def update(self, targets: Tensor, present: Tensor | None = None) -> None:
+        """Merge one batch of targets; absent (dead) rows do not count."""
+        if present is not None:
+            targets = targets[present]
+        if targets.numel() == 0:
+            return
+        targets = targets.to(torch.float64)
+        rate = 1.0 - self.decay
+        self.first.lerp_(targets.mean(), rate)
+        self.second.lerp_((targets**2).mean(), rate)
+        self.weight.lerp_(torch.ones_like(self.weight), rate)
+
+    def normalise(self, values: Tensor) -> Tensor:
+        """Return values in units of the running deviation."""
+        return (values - self.mean) / self.std
+
+    def denormalise(self, values: Tensor) -> Tensor:
+        """Return values in units of the reward."""
+        return values * self.std + self.mean

@@ -1,0 +1,61 @@
+"""Preference sets: episodes, and answers about pairs of them, in a folder of open formats.
+
+    DIR/
+      set.toml              what the arrays mean
+      episodes/000003.npz   one finished episode
+      frames/000003.json.gz what it looks like; optional
+      answers.jsonl         who preferred which
+      questions.json        {"open": [[3, 17], ...]}: what a run asks people; optional
+
+``set.toml`` holds ``format = 1``; ``[environment]`` with its ``name`` and ``options``; ``[spec]``,
+the fields of `envs.EnvSpec` (sizes of each agent's observation and action, of the state, the kind
+of action, ``max_steps``, ``agents_die``, ``masks_actions``, and a table for each fact); and
+``[origin]``, free words on where the data comes from. A newer format is refused.
+
+An episode is a NumPy archive (read without pickles) of L steps of N agents, named by its number in
+the set. Numbers may have gaps; those of an exported run are the run's own.
+
+    obs (L, N, O), state (L, S)       float32: before each step; padded with zeros
+    actions (L, N) or (L, N, A)       int64 choices, or float32
+    facts_on_the_way (L, F)           float32: after each step, in the order of [[spec.facts]]
+    alive (L, N)                      bool: only where agents die
+    action_mask (L, N, A)             bool: only where some actions are illegal
+    final_obs (N, O), final_state (S), facts (F)    what the last step led to
+    final_alive (N)                   bool: who would go on; without it, the last row of alive
+    return, terminated                sum of the task's rewards; whether the task itself ended
+
+``answers.jsonl`` has one JSON object a line and is only ever appended to (`AnswerLog`):
+
+    {"first": 3, "second": 17, "label": 1.0, "source": "person:ann", "at": "...", "seconds": 2.4}
+    {"undo": true, "source": "person:ann", "at": "..."}
+
+``label`` is P(first preferred): 1 first, 0 second, 0.5 tie, null skipped. An undo withdraws the
+latest standing answer of its source. Answers about episodes that are not there are left out.
+
+From Python, `PreferenceSet.create`, `add_episode` and `answers.append` bring foreign data in.
+"""
+
+from marl.preferences.dataset.dataset import EpisodeArchive, PreferenceSet
+from marl.preferences.dataset.format import (
+    Answer,
+    AnswerLog,
+    DamagedLogError,
+    EpisodeRecord,
+    Manifest,
+    SetEnvironment,
+    SetError,
+    now,
+)
+
+__all__ = [
+    "Answer",
+    "AnswerLog",
+    "DamagedLogError",
+    "EpisodeArchive",
+    "EpisodeRecord",
+    "Manifest",
+    "PreferenceSet",
+    "SetEnvironment",
+    "SetError",
+    "now",
+]

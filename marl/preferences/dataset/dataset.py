@@ -1,0 +1,302 @@
+"""Labelled batches from a preference set, to train a reward model and to measure it.
+
+Axes: M episodes, K sampled steps, B pairs.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int64
+from rich import get_console
+from rich.progress import track
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import Option, RewardConfig
+from marl.data.replay import sampled
+from marl.data.types import Episodes, LabelledSegments, Transitions, transitions_at
+from marl.preferences.dataset.format import (
+    Answer,
+    AnswerLog,
+    EpisodeRecord,
+    Manifest,
+    SetEnvironment,
+    SetError,
+    checked_episode,
+    episode_numbers,
+    episode_path,
+    manifest_path,
+    read_episode,
+    read_manifest,
+    write_episode,
+    write_manifest,
+)
+
+# The episodes of a preference set in memory, as labellers and reward models read them.
+#
+# Axes: M episodes, K sampled steps, L steps; N agents, O, S features, F facts.
+
+
+_BY_STEP = ("obs", "state", "actions", "facts_on_the_way", "alive", "action_mask")
+
+
+class EpisodeArchive:
+    """An `EpisodeStore` that never changes: all steps of all episodes, one after another."""
+
+    def __init__(
+        self,
+        numbers: Sequence[int],
+        records: Sequence[EpisodeRecord],
+        *,
+        holdout_every: int,
+        device: torch.device,
+    ) -> None:
+        """`numbers` ascend, and there is at least one."""
+        assert len(numbers) == len(records) > 0
+        self.holdout_every = holdout_every
+        self.numbers = torch.tensor(numbers, device=device)
+        lengths = torch.tensor([record.length for record in records], device=device)
+        self.lengths = lengths
+        self.starts = lengths.cumsum(0) - lengths
+        given = [f.name for f in fields(records[0]) if getattr(records[0], f.name) is not None]
+
+        def joined(name: str) -> Tensor:
+            return torch.from_numpy(np.concatenate([getattr(r, name) for r in records])).to(device)
+
+        def stacked(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([getattr(r, name) for r in records])).to(device)
+
+        self._rows = {name: joined(name) for name in _BY_STEP if name in given}
+        self._facts_by_step = self._rows.pop("facts_on_the_way")
+        ends = ("final_obs", "final_state", "final_alive")
+        self._finals = {n.removeprefix("final_"): stacked(n) for n in ends if n in given}
+        self._facts = stacked("facts")
+        returns = [record.episode_return for record in records]
+        self._returns = torch.tensor(returns, dtype=torch.float32, device=device)
+        self._terminated = torch.tensor([record.terminated for record in records], device=device)
+
+    def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
+        """Return the numbers of all episodes of one side of the split, in order."""
+        return self.numbers[self.is_held_out(self.numbers) == held_out]
+
+    def is_held_out(self, numbers: Int64[Tensor, "M"]) -> Bool[Tensor, "M"]:
+        """Return which episodes are never trained on: every `holdout_every`-th number."""
+        return numbers % self.holdout_every == self.holdout_every - 1
+
+    def episodes(self, numbers: Int64[Tensor, "M"]) -> Episodes:
+        """Return a view of some episodes, for labellers."""
+        places = self._places(numbers)
+        return Episodes(
+            store=self,
+            numbers=numbers,
+            returns=self._returns[places],
+            lengths=self.lengths[places],
+            terminated=self._terminated[places],
+            facts=self._facts[places],
+        )
+
+    def return_moments(self) -> tuple[float, float]:
+        """Return mean and standard deviation of all returns; a deviation of zero as 1."""
+        returns = self._returns.to(torch.float64)
+        return float(returns.mean()), float(returns.std(correction=0)) or 1.0
+
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+        """Return the team's state at the end of each episode."""
+        return self._finals["state"][self._places(numbers)]
+
+    def steps(self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]) -> Transitions:
+        """Return the transitions of episodes at steps `offsets`, clamped to their last step."""
+        places = self._places(numbers)
+        now, is_last = self._locate(places, offsets)
+        return transitions_at(
+            self._rows,
+            now,
+            (now + 1).clamp(max=len(self._facts_by_step) - 1),
+            is_last,
+            {name: final[places] for name, final in self._finals.items()},
+            self._terminated[places],
+        )
+
+    def facts_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Float[Tensor, "M K F"]:
+        """Return what was known of episodes after their steps `offsets`, clamped to the last."""
+        return self._facts_by_step[self._locate(self._places(numbers), offsets)[0]]
+
+    def alive_at(
+        self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> Bool[Tensor, "M K N"] | None:
+        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
+        if "alive" not in self._rows:
+            return None
+        return self._rows["alive"][self._locate(self._places(numbers), offsets)[0]]
+
+    def _places(self, numbers: Int64[Tensor, "M"]) -> Int64[Tensor, "M"]:
+        """Return where episodes stand among all, by their numbers."""
+        places = torch.searchsorted(self.numbers, numbers).clamp(max=len(self.numbers) - 1)
+        unknown = self.numbers[places] != numbers
+        if bool(unknown.any()):
+            raise ValueError(f"the set has no episode {int(numbers[unknown][0])}")
+        return places
+
+    def _locate(
+        self, places: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
+    ) -> tuple[Int64[Tensor, "M K"], Bool[Tensor, "M K"]]:
+        """Return the rows of steps, and which are the last of their episode."""
+        last = (self.lengths[places] - 1).unsqueeze(-1)
+        offsets = torch.minimum(offsets, last)
+        return self.starts[places].unsqueeze(-1) + offsets, offsets == last
+
+
+# A preference set: a folder of episodes, and of answers about pairs of them.
+
+
+class PreferenceSet:
+    """Reads a set, and adds to it. What it says of itself is read at once, episodes when asked."""
+
+    def __init__(self, folder: Path | str, *, skip_damaged: bool = False) -> None:
+        """`skip_damaged` leaves damaged answers out, with a warning, instead of raising."""
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder)
+        self.answers = AnswerLog(self.folder / "answers.jsonl", skip_damaged=skip_damaged)
+        """Who preferred which episode; `append` and `extend` add to it."""
+
+    @classmethod
+    def create(
+        cls,
+        folder: Path | str,
+        spec: EnvSpec,
+        *,
+        environment: str = "",
+        options: Mapping[str, Option] | None = None,
+        origin: Mapping[str, Option] | None = None,
+    ) -> "PreferenceSet":
+        """Return a new, empty set; a folder that holds something is refused.
+
+        `spec` says how the episodes' arrays are to be read, `environment` (by default
+        ``spec.name``) and `options` how theirs was made, if it can be made here, and `origin` in
+        free words where the data comes from.
+        """
+        path = Path(folder)
+        if path.exists() and not path.is_dir():
+            raise SetError(f"{path} is a file; choose another folder")
+        if path.exists() and any(path.iterdir()):
+            what = "a preference set" if manifest_path(path).exists() else "something"
+            raise SetError(f"{path} already holds {what}; choose another folder")
+        path.mkdir(parents=True, exist_ok=True)
+        made = SetEnvironment(name=environment or spec.name, options=dict(options or {}))
+        manifest = Manifest(environment=made, spec=spec, origin=dict(origin or {}))
+        write_manifest(path, manifest)
+        return cls(path)
+
+    @property
+    def spec(self) -> EnvSpec:
+        """Sizes and kinds of the arrays, and what the facts mean."""
+        return self.manifest.spec
+
+    def numbers(self) -> list[int]:
+        """Return the numbers of the episodes that are there, in order."""
+        return episode_numbers(self.folder)
+
+    def add_episode(self, record: EpisodeRecord, number: int | None = None) -> int:
+        """Check and write an episode and return its number: the next free one, or yours."""
+        if number is None:
+            known = self.numbers()
+            number = known[-1] + 1 if known else 0
+        path = episode_path(self.folder, number)
+        if number < 0 or path.exists():
+            reason = "is there already" if number >= 0 else "cannot be: numbers begin at 0"
+            raise SetError(f"{path}: episode {number} {reason}")
+        write_episode(self.folder, number, checked_episode(record, self.spec, f"episode {number}"))
+        return number
+
+    def episode(self, number: int) -> EpisodeRecord:
+        """Return one episode, or raise `SetError` if it is missing or damaged."""
+        return read_episode(self.folder, number, self.spec)
+
+    def archive(
+        self,
+        *,
+        holdout_every: int = 8,
+        device: torch.device | str = "cpu",
+        progress: bool = False,
+    ) -> EpisodeArchive:
+        """Return all episodes in memory, the form in which labellers and reward models read them.
+
+        Of the episodes, every `holdout_every`-th number is never trained on.
+        """
+        numbers = self.numbers()
+        if not numbers:
+            raise SetError(f"{self.folder} has no episodes; add some, or export a run again")
+        shown: Iterable[int] = numbers
+        if progress:
+            quiet = not get_console().is_terminal
+            shown = track(numbers, "reading episodes", transient=True, disable=quiet)
+        records = [self.episode(number) for number in shown]
+        return EpisodeArchive(
+            numbers, records, holdout_every=holdout_every, device=torch.device(device)
+        )
+
+
+class SetBatches:
+    """The answered pairs of a set, split by episode.
+
+    A pair with a held-out episode is never trained on, whichever its other episode is: answers of
+    people are few, and this wastes none. In an exported run both are always of one side.
+    """
+
+    def __init__(
+        self,
+        archive: EpisodeArchive,
+        answers: Sequence[Answer],
+        config: RewardConfig,
+        max_steps: int,
+        generator: torch.Generator,
+    ) -> None:
+        self.archive = archive
+        self.config = config
+        self.max_steps = max_steps
+        self.generator = generator
+        known = set(archive.numbers.tolist())
+        given = [answer for answer in answers if answer.label is not None]
+        usable = [a for a in given if a.first in known and a.second in known]
+        self.num_skipped = len(answers) - len(given)
+        """Answers that prefer neither and are no tie."""
+        self.num_orphaned = len(given) - len(usable)
+        """Answers about episodes that are not there."""
+        device = archive.numbers.device
+        self.first = torch.tensor([a.first for a in usable], dtype=torch.int64, device=device)
+        self.second = torch.tensor([a.second for a in usable], dtype=torch.int64, device=device)
+        labels = [a.label for a in usable]
+        self.labels = torch.tensor(labels, dtype=torch.float32, device=device)
+        self.held_out = archive.is_held_out(self.first) | archive.is_held_out(self.second)
+
+    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+        """Return random answered pairs, M/2 of them at most; None if there is none."""
+        first, second, labels = self.pairs(held_out=held_out)
+        if len(labels) == 0:
+            return None
+        order = torch.randperm(len(labels), generator=self.generator, device=labels.device)
+        rows = order[: self.config.batch_episodes // 2]
+        numbers, places = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
+        steps, weights, lengths = sampled(
+            self.archive.episodes(numbers), self.config, self.max_steps, self.generator
+        )
+        return LabelledSegments(
+            transitions=steps,
+            step_weights=weights,
+            lengths=lengths,
+            first=places[0],
+            second=places[1],
+            labels=labels[rows],
+        )
+
+    def pairs(
+        self, *, held_out: bool
+    ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"], Float[Tensor, "B"]]:
+        """Return the episodes' numbers and the label of every pair of one side of the split."""
+        rows = self.held_out == held_out
+        return self.first[rows], self.second[rows], self.labels[rows]

@@ -1,0 +1,5 @@
+"""People as labeller, who answer on the page of ``marl label`` while training goes on."""
+
+from marl.preferences.human.labeller import Camera, PeopleLabeller, RunSet, make_people, manifest_of
+
+__all__ = ["Camera", "PeopleLabeller", "RunSet", "make_people", "manifest_of"]

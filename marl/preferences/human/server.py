@@ -1,0 +1,202 @@
+"""The page's server: FastAPI on this machine only.
+
+Handlers never wait for anything but the disk, so that one is done before the next begins: an
+answer is stored before any other request is looked at.
+"""
+
+import hmac
+import socket
+from contextlib import suppress
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any, Literal
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from marl.preferences.dataset.format import DamagedLogError, QuestionsError
+from marl.preferences.dataset.frames import FramesError, packed, read_frames
+from marl.preferences.human.session import Labelling, StaleError
+
+# Who may talk to the page's server: the page itself, with its token, and nobody else.
+#
+# The page's code is open to any program on this machine; what it shows and stores is not.
+
+
+TOKEN_HEADER = "x-marl-token"
+_NAMES = ("127.0.0.1", "localhost")
+
+SECURITY_HEADERS = (
+    (
+        b"content-security-policy",
+        b"default-src 'self'; style-src 'self'; img-src 'self' data:; object-src 'none'; "
+        b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    ),
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cache-control", b"no-store"),
+)
+
+
+class Guard:
+    """Refuses foreign hosts (421), foreign origins (403) and, under ``/api``, a wrong token (403).
+
+    A foreign host is how a web page reaches a server on its reader's own machine by giving its
+    domain that machine's address. A web page cannot send the token's header to another origin
+    without a permission that is never given here.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, port: int) -> None:
+        self._app = app
+        self._token = token.encode()
+        self._hosts = {f"{name}:{port}" for name in _NAMES}
+        self._origins = {f"http://{host}" for host in self._hosts}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            if scope["type"] == "lifespan":
+                await self._app(scope, receive, send)
+            return
+
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *SECURITY_HEADERS]
+            await send(message)
+
+        refusal = self._refusal(Headers(scope=scope), scope["path"])
+        await (self._app if refusal is None else refusal)(scope, receive, send_guarded)
+
+    def _refusal(self, headers: Headers, path: str) -> JSONResponse | None:
+        """Return what to answer instead of the page; None if the request may pass."""
+        host, origin = headers.get("host", ""), headers.get("origin")
+        if host not in self._hosts:
+            reason = f"this server is not {host or 'a nameless host'}; open the address it printed"
+            return _refused(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        is_api = path.startswith("/api/")
+        is_foreign = origin is not None and origin not in self._origins
+        if is_foreign or (is_api and headers.get("sec-fetch-site") in ("cross-site", "same-site")):
+            return _refused(HTTPStatus.FORBIDDEN, f"{origin or 'another site'} may not ask here")
+        token = headers.get(TOKEN_HEADER, "").encode("latin-1", "replace")
+        if is_api and not hmac.compare_digest(token, self._token):
+            return _refused(HTTPStatus.FORBIDDEN, "the token is missing or of an earlier server")
+        return None
+
+
+def _refused(status: HTTPStatus, reason: str) -> JSONResponse:
+    return JSONResponse({"refused": reason}, status)
+
+
+STATIC = Path(__file__).parent / "static"
+
+
+class AnswerPost(BaseModel):
+    """What the page sends when a key was pressed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str
+    choice: Literal["first", "second", "tie", "skip"]
+    seconds: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
+
+
+class UndoPost(BaseModel):
+    """The pair that the page shows while an undo is asked for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    id: str | None
+
+
+def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp:
+    """Return the application for one person and one set, behind its guard."""
+    page = Page(labelling, title)
+    app = FastAPI(title="marl label", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/api/question", page.question, methods=["GET"])
+    app.add_api_route("/api/frames/{number}", page.frames, methods=["GET"])
+    app.add_api_route("/api/answer", page.answer, methods=["POST"])
+    app.add_api_route("/api/undo", page.undo, methods=["POST"])
+    app.add_exception_handler(StaleError, page.stale)
+    for kind in (FramesError, DamagedLogError, QuestionsError, OSError):
+        app.add_exception_handler(kind, _broken)
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return Guard(app, token, port)
+
+
+class Page:
+    """What the page asks the server. Every reply but an episode's frames is what to show next."""
+
+    def __init__(self, labelling: Labelling, title: str) -> None:
+        self._labelling = labelling
+        self._title = title
+
+    async def question(self) -> dict[str, Any]:
+        """Return the current pair."""
+        return self._shown()
+
+    async def frames(self, number: int) -> Response:
+        """Return the frames of an episode."""
+        content = packed(read_frames(self._labelling.folder, number))
+        return Response(content, media_type="application/json", headers=_GZIP)
+
+    async def answer(self, post: AnswerPost) -> dict[str, Any]:
+        """Store an answer."""
+        self._labelling.answer(post.id, post.choice, post.seconds)
+        return self._shown()
+
+    async def undo(self, post: UndoPost) -> dict[str, Any]:
+        """Withdraw the latest answer."""
+        self._labelling.undo(post.id)
+        return self._shown()
+
+    async def stale(self, *_: object) -> Response:
+        """Return, to what belongs to another pair, the current one."""
+        return JSONResponse(self._shown(), HTTPStatus.CONFLICT)
+
+    def _shown(self) -> dict[str, Any]:
+        """Return the pair, if there is one, and the progress; never a reward."""
+        question, progress = self._labelling.question(), self._labelling.progress()
+        status = "done" if self._labelling.is_done() else "waiting"
+        return {
+            "title": self._title,
+            "status": status if question is None else "ask",
+            "id": None if question is None else question.id,
+            "episodes": None if question is None else list(question.pair),
+            "answered": progress.answered,
+            "goal": progress.goal,
+            "same": progress.agreement.same,
+            "repeats": progress.agreement.repeats,
+        }
+
+
+_GZIP = {"content-encoding": "gzip"}
+
+
+async def _broken(_: object, error: Exception) -> Response:
+    """Return what is wrong on the disk, for the page to show."""
+    return JSONResponse({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
+
+
+def listening(port: int) -> socket.socket:
+    """Return a socket on the loopback interface; port 0 takes a free one."""
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+        listener.listen()  # whoever comes before the server is ready waits instead of failing
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def serve(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve until Ctrl-C."""
+    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    with suppress(KeyboardInterrupt):  # uvicorn raises it once it has ended in good order
+        uvicorn.Server(config).run(sockets=[listener])

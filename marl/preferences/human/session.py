@@ -1,0 +1,315 @@
+"""One person's labelling of one set: what is shown, what was answered."""
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Literal
+
+import torch
+
+from envs import EnvError, VecEnv
+from marl.config import ConfigError
+from marl.data.replay import TrajectoryStore
+from marl.data.rollout import Collector
+from marl.policy import Policy
+from marl.preferences.dataset.export import record_of
+from marl.preferences.dataset.format import (
+    Answer,
+    AnswerLog,
+    EpisodeRecord,
+    Pair,
+    now,
+    read_questions,
+)
+from marl.preferences.dataset.frames import filmed_episodes
+from marl.preferences.human import Camera, RunSet, manifest_of
+from marl.utils.seeding import Seeds
+
+# One page at a time for each person and set.
+
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold a set for one person; the system lets go of it when this process ends, however it does.
+
+    Two servers with one name would show each other's pairs as open. Windows is not guarded.
+    """
+    with (folder / f".{name}.lock").open("ab") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{name} is labelling {folder} already; use that page, end it with Ctrl-C, or "
+                    "give another --name"
+                ) from None
+        yield
+
+
+# Which pair a person is shown next: a function of what they have answered so far.
+#
+# Nothing is remembered beside the answers, so that stopping, going on and undoing all lead to the
+# same pairs.
+
+
+APART = 5
+"""Answers between a pair and its repetition, so that it is judged anew, not remembered."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfAgreement:
+    """What became of the pairs that were shown twice."""
+
+    same: int
+    repeats: int
+
+
+def next_pair(answers: Sequence[Answer], open_pairs: Iterator[Pair], repeats: float) -> Pair | None:
+    """Return what to show after one person's `answers`; None if nothing is left.
+
+    `open_pairs` come in order of urgency and may contain answered ones. A share `repeats` of what
+    is shown are earlier pairs with their sides swapped.
+    """
+    if int((len(answers) + 1) * repeats) > num_repeats(answers):
+        once = _shown_once(answers)
+        if once:
+            draw = Random(len(answers)).randrange(len(once))
+            return once[draw].second, once[draw].first
+    known = {_key(answer) for answer in answers}
+    for first, second in open_pairs:
+        if frozenset((first, second)) not in known:
+            return first, second
+    return None
+
+
+def all_pairs(episodes: Sequence[int], name: str) -> Iterator[Pair]:
+    """Yield every pair of some episodes once, in an order and on sides that belong to `name`.
+
+    It is a round-robin tournament: in each round every episode meets another one.
+    """
+    random = Random(name)
+    ring: list[int | None] = [*random.sample(list(episodes), len(episodes))]
+    if len(ring) % 2:
+        ring.append(None)
+    half = len(ring) // 2
+    for _ in range(len(ring) - 1):
+        for one, other in zip(ring[:half], reversed(ring[half:]), strict=True):
+            if one is not None and other is not None:
+                yield (one, other) if random.random() < 0.5 else (other, one)
+        ring = [ring[0], ring[-1], *ring[1:-1]]
+
+
+def num_repeats(answers: Sequence[Answer]) -> int:
+    """Return how many of the answers were given to pairs that had been answered before."""
+    return len(answers) - len({_key(answer) for answer in answers})
+
+
+def self_agreement(answers: Sequence[Answer]) -> SelfAgreement:
+    """Return how often a pair's second answer, sides taken into account, equals its first.
+
+    Pairs that were skipped either time do not count.
+    """
+    before: dict[frozenset[int], float] = {}
+    same = repeats = 0
+    for answer in answers:
+        if answer.label is None:
+            continue
+        forward = answer.label if answer.first < answer.second else 1.0 - answer.label
+        if _key(answer) in before:
+            repeats += 1
+            same += before[_key(answer)] == forward
+        else:
+            before[_key(answer)] = forward
+    return SelfAgreement(same=same, repeats=repeats)
+
+
+def _shown_once(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the answered pairs that are old enough to be repeated and were not yet."""
+    counts: dict[frozenset[int], int] = {}
+    for answer in answers:
+        counts[_key(answer)] = counts.get(_key(answer), 0) + 1
+    old = answers[: max(0, len(answers) - APART)]
+    return [a for a in old if a.label is not None and counts[_key(a)] == 1]
+
+
+def _key(answer: Answer) -> frozenset[int]:
+    return frozenset((answer.first, answer.second))
+
+
+# Episodes of a trained team for people to compare.
+
+
+def missing_episodes(folder: Path, count: int) -> list[int]:
+    """Return the numbers of those of the first `count` episodes that a set has no frames of."""
+    return sorted(set(range(count)) - set(filmed_episodes(folder)))
+
+
+def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int]) -> Iterator[int]:
+    """Play episodes by sampled actions into a set; yield each number once it is on the disk.
+
+    An episode's number is its seed: the same policy always plays the same episode.
+    """
+    with policy.open_env(1) as env:
+        kept = RunSet(folder, manifest_of(policy.config, env.spec, run))
+        for number in numbers:
+            record, film = _filmed(policy, env, number)
+            kept.add(number, record, film)
+            yield number
+
+
+def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, bytes]:
+    """Return the episode whose seed is `number`, and its film."""
+    spec, steps, cpu = env.spec, env.spec.max_steps, torch.device("cpu")
+    seeds, camera = Seeds(number), Camera(env, 1)
+    collector = Collector(
+        env,
+        policy.norm,
+        steps,
+        seed=seeds.integer("evaluation environment"),
+        generator=seeds.torch("evaluation actions"),
+        device=cpu,
+        watcher=camera,
+    )
+    rollout = collector.collect(policy.actor)[0]
+    store = TrajectoryStore(
+        spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
+    )
+    store.append(rollout)
+    film = camera.film(0, 0)
+    if film is None:
+        raise EnvError(
+            f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests it"
+        )
+    return record_of(store, spec, 0), film
+
+
+Choice = Literal["first", "second", "tie", "skip"]
+
+LABELS: dict[Choice, float | None] = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
+
+
+class StaleError(Exception):
+    """What came belongs to a pair that is not the one being asked about any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a person is asked."""
+
+    asked_by_run: bool = False
+    """Only what training wants to know; otherwise any pair of the set."""
+    pairs: int | None = None
+    """Answers after which it ends, repetitions and skipped pairs included; None: no limit."""
+    repeats: float = 0.0
+    """Share of what is shown that was shown before, with its sides swapped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A pair that waits for its answer."""
+
+    id: str
+    """Changes with every answer and undo, so that none is ever taken twice or for another pair."""
+    pair: Pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a person is."""
+
+    answered: int
+    """Answers, repetitions and skipped pairs included."""
+    goal: int | None
+    """None: as many as training asks."""
+    agreement: SelfAgreement
+
+
+class Labelling:
+    """Asks one person about the pairs of a set; every answer is on the disk when `answer` returns.
+
+    A pair stays the current one until it is answered, whatever training asks meanwhile.
+    """
+
+    def __init__(self, folder: Path, name: str, plan: Plan, *, skip_damaged: bool = False) -> None:
+        self.folder = folder
+        self.source = f"person:{name}"
+        self.plan = plan
+        self.log = AnswerLog(folder / "answers.jsonl", skip_damaged=skip_damaged)
+        self._current: Question | None = None
+
+    def question(self) -> Question | None:
+        """Return the pair to show now; None if there is none, or none yet."""
+        mine = self._mine()
+        if self._current is None and not self._is_enough(mine):
+            pair = next_pair(mine, self._open_pairs(), self.plan.repeats)
+            if pair is not None:
+                self._current = self._asked(pair)
+        return self._current
+
+    def answer(self, question_id: str, choice: Choice, seconds: float | None) -> None:
+        """Store the answer to the current question; raise `StaleError` if it is for another."""
+        question = self.question()
+        if question is None or question.id != question_id:
+            raise StaleError
+        first, second = question.pair
+        self.log.append(
+            Answer(
+                first=first,
+                second=second,
+                label=LABELS[choice],
+                source=self.source,
+                at=now(),
+                seconds=None if seconds is None else round(seconds, 3),
+            )
+        )
+        self._current = None
+
+    def undo(self, question_id: str | None) -> None:
+        """Withdraw the latest answer; its pair is asked again.
+
+        `question_id` is what the page shows meanwhile; `StaleError` if that is not current.
+        """
+        question = self.question()
+        if question_id != (None if question is None else question.id):
+            raise StaleError
+        withdrawn = self.log.undo(self.source)
+        if withdrawn is not None:
+            self._current = self._asked((withdrawn.first, withdrawn.second))
+
+    def is_done(self) -> bool:
+        """Whether nothing more will be asked; training may always ask more."""
+        return self._is_enough(self._mine()) or not self.plan.asked_by_run
+
+    def progress(self) -> Progress:
+        """Return how far the person is."""
+        mine = self._mine()
+        goal = self.plan.pairs
+        if not self.plan.asked_by_run:
+            episodes = len(filmed_episodes(self.folder))
+            most = int(episodes * (episodes - 1) / 2 / (1.0 - self.plan.repeats))
+            goal = most if goal is None else min(goal, most)
+        return Progress(answered=len(mine), goal=goal, agreement=self_agreement(mine))
+
+    def _asked(self, pair: Pair) -> Question:
+        lines = self.log.num_lines(self.source)
+        return Question(id=f"{lines}-{pair[0]}-{pair[1]}", pair=pair)
+
+    def _mine(self) -> list[Answer]:
+        return [answer for answer in self.log.answers() if answer.source == self.source]
+
+    def _is_enough(self, mine: list[Answer]) -> bool:
+        return self.plan.pairs is not None and len(mine) >= self.plan.pairs
+
+    def _open_pairs(self) -> Iterator[Pair]:
+        """Return the pairs that may be shown, the most urgent first; some may be answered."""
+        filmed = filmed_episodes(self.folder)
+        if not self.plan.asked_by_run:
+            return all_pairs(filmed, self.source)
+        return iter([p for p in read_questions(self.folder) or [] if set(filmed).issuperset(p)])

@@ -1,0 +1,457 @@
+"""From finished episodes to labelled batches for the reward model.
+
+Axes: T time, E environments, M episodes, K sampled steps, B pairs, V reward models.
+"""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import PreferenceConfig, RewardConfig
+from marl.data.replay import TrajectoryStore, sampled
+from marl.data.types import LabelledSegments, Rollout, Transitions
+from marl.preferences.factory import make_labeller
+from marl.preferences.labellers import (
+    AnswersLate,
+    EpisodePairs,
+    IsSelective,
+    Labeller,
+    checked_labels,
+    labeller_metrics,
+    labeller_state,
+    load_labeller_state,
+    parts_of,
+    within,
+)
+from marl.preferences.queries import (
+    Budget,
+    all_pairs,
+    disagreement,
+    disjoint_pairs,
+    draw_episodes,
+    draw_pairs,
+    draw_stratified,
+    entropy,
+    in_bag,
+)
+from marl.preferences.teachers import MyopicReturns
+from marl.utils.seeding import Seeds
+
+# Answered pairs.
+#
+# Axes: B pairs.
+
+
+class PreferenceBuffer:
+    """A ring of answered pairs; unanswered ones are counted and dropped."""
+
+    def __init__(self, capacity: int, device: torch.device) -> None:
+        self.first = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.second = torch.zeros(capacity, dtype=torch.int64, device=device)
+        self.labels = torch.zeros(capacity, device=device)
+        """NaN where an answer was withdrawn."""
+        self.asked_at = torch.zeros(capacity, dtype=torch.int64, device=device)
+        """Time of each answer, in steps of every copy."""
+        self.num_answered = 0
+        self.num_unanswered = 0
+
+    def add(
+        self,
+        first: Int64[Tensor, "B"],
+        second: Int64[Tensor, "B"],
+        labels: Float[Tensor, "B"],
+        time: int = 0,
+    ) -> None:
+        """Keep the pairs with an answer, given at `time`, overwriting the oldest."""
+        answered = ~labels.isnan()
+        self.num_unanswered += int((~answered).sum())
+        first, second, labels = first[answered], second[answered], labels[answered]
+        count = len(labels)
+        slots = torch.arange(self.num_answered, self.num_answered + count, device=labels.device)
+        slots = (slots % len(self.labels))[-len(self.labels) :]
+        self.first[slots] = first[-len(slots) :] if count else first
+        self.second[slots] = second[-len(slots) :] if count else second
+        self.labels[slots] = labels[-len(slots) :] if count else labels
+        self.asked_at[slots] = time
+        self.num_answered += count
+
+    def correct(
+        self,
+        first: Int64[Tensor, "B"],
+        second: Int64[Tensor, "B"],
+        labels: Float[Tensor, "B"],
+        time: int = 0,
+    ) -> None:
+        """Put answers, given at `time`, in place of earlier ones to the same pairs; NaN: none."""
+        for one, other in zip(first.tolist(), second.tolist(), strict=True):
+            earlier = (self.first == one) & (self.second == other)
+            self.labels.masked_fill_(earlier, torch.nan)
+        self.add(first, second, labels, time)
+
+    def __len__(self) -> int:
+        return min(self.num_answered, len(self.labels))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the ring and its counts."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a buffer of the same capacity."""
+        for name in ("first", "second", "labels", "asked_at"):
+            getattr(self, name).copy_(state[name])
+        self.num_answered = state["num_answered"]
+        self.num_unanswered = state["num_unanswered"]
+
+
+# What became of the questions.
+#
+# Axes: B pairs.
+
+
+TIED_TURNS = 10
+"""Calls of `take` without a preferred episode after which the user is told."""
+RARE_SHARE, RARE_TURNS = 0.1, 30
+"""The user is told after this many calls of `take` in a row in which fewer answers were no tie."""
+
+
+class Tally:
+    """Counts asked pairs, abstentions and ties, and warns where there is nothing to learn from."""
+
+    def __init__(self, name: str, *, stratified: bool = False) -> None:
+        """`stratified`: rare returns are drawn as often as common ones already."""
+        self.name = name
+        self._may_warn_of_rarity = not stratified
+        self.asked = self.answered = 0
+        """Pairs of the whole run, up to the latest `take`."""
+        self.is_informative = False
+        """Whether any answer so far was no tie."""
+        self._asked = self._answered = self._decided = 0
+        self._has_warned = False
+        self._tied_turns = self._rare_turns = 0
+
+    def add(self, labels: Float[Tensor, "B"]) -> None:
+        """Count the answers to some pairs."""
+        answered = ~labels.isnan()
+        counts = torch.stack((answered, answered & (labels != 0.5))).sum(dim=1).tolist()
+        self._asked += len(labels)
+        self._answered += counts[0]
+        self._decided += counts[1]
+        self.is_informative |= counts[1] > 0
+
+    def take(self) -> dict[str, float]:
+        """Return counts since the last call; shares are NaN where nothing was asked.
+
+        ``informative_share`` is the share of answers that are no tie. At 0 there is nothing to
+        learn from: no episode is better than another yet, in the eyes of the labeller.
+        """
+        asked, answered, decided = self._asked, self._answered, self._decided
+        self._asked = self._answered = self._decided = 0
+        self.asked, self.answered = self.asked + asked, self.answered + answered
+        if self.asked and not self.answered and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"labeller {self.name} has answered none of {self.asked} pairs; the policy does "
+                "not learn before the first answer",
+                stacklevel=2,
+            )
+        self._tied_turns += answered > 0 and not self.is_informative
+        if self._tied_turns == TIED_TURNS and not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"all {self.answered:,} pairs that labeller {self.name} has judged so far are ties;"
+                " the policy does not learn before one episode is preferred. "
+                "preferences.tie_break names facts that decide ties",
+                stacklevel=2,
+            )
+        if answered and self.is_informative:
+            self._watch_rarity(decided / answered)
+        return {
+            "preference/asked": float(asked),
+            "preference/abstained_share": 1.0 - answered / asked if asked else float("nan"),
+            "preference/informative_share": decided / answered if answered else float("nan"),
+        }
+
+    def _watch_rarity(self, informative_share: float) -> None:
+        """Warn once where few answers prefer an episode, turn after turn."""
+        self._rare_turns = self._rare_turns + 1 if informative_share < RARE_SHARE else 0
+        if self._rare_turns == RARE_TURNS and self._may_warn_of_rarity:
+            self._may_warn_of_rarity = False
+            warnings.warn(
+                f"labeller {self.name} calls over {1.0 - RARE_SHARE:.0%} of the pairs ties; "
+                'preferences.query = "stratified" draws episodes of rare returns as often as those '
+                "of common ones",
+                stacklevel=3,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all counts."""
+        counts = [self.asked, self.answered, self._asked, self._answered, self._decided]
+        return {"counts": counts, "is_informative": self.is_informative}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.asked, self.answered, self._asked, self._answered, self._decided = state["counts"]
+        self.is_informative = state["is_informative"]
+
+
+Scorer = Callable[
+    [Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]],
+    Float[Tensor, "V M"],
+]
+"""From sampled steps, their weights and the episodes' lengths to each model's scores S."""
+
+
+class PreferenceSource:
+    """Stores trajectories, asks the labeller, and serves batches to train and to measure on.
+
+    A labeller that costs nothing (``queries_per_iteration = 0``) is asked for every pair of a
+    batch. One that costs something is asked for a few pairs an iteration; the answers are kept
+    and training uses the answered pairs only.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        rollout_steps: int,
+        preferences: PreferenceConfig,
+        reward: RewardConfig,
+        seeds: Seeds,
+        device: torch.device,
+        *,
+        num_iterations: int,
+        people: Labeller | None = None,
+        run: str = "",
+    ) -> None:
+        """`people` is the labeller of that name, where the run has one."""
+        self.config = preferences
+        self.reward_config = reward
+        self.max_steps = spec.max_steps
+        self.num_iterations = num_iterations
+        self.generator = seeds.torch("preferences", device)
+        self.labeller = make_labeller(preferences, spec, seeds, people, run=run)
+        parts = list(parts_of(self.labeller))
+        self.late = [part for part in parts if isinstance(part, AnswersLate)]
+        self.selective = [part for part in parts if isinstance(part, IsSelective)]
+        self.store = TrajectoryStore(
+            spec,
+            rollout_steps,
+            max_steps=preferences.store_steps,
+            max_episodes=preferences.store_episodes,
+            holdout_every=preferences.holdout_every,
+            device=device,
+        )
+        self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
+        self.budget = Budget(preferences)
+        self.tally = Tally(preferences.labeller, stratified=preferences.query == "stratified")
+        self.myopic: MyopicReturns | None = None
+        if preferences.teacher.myopia < 1.0:
+            self.myopic = MyopicReturns(preferences.teacher.myopia, spec.num_envs, device)
+        self.num_rollouts = 0
+        self.device = device
+
+    def observe(
+        self,
+        rollout: Rollout,
+        hidden: Float[Tensor, "T E"] | None = None,
+        scorer: Scorer | None = None,
+    ) -> None:
+        """Store a rollout and, for a labeller that costs something, ask about new episodes.
+
+        `hidden` is for a myopic teacher only, which judges by it. `scorer` is for queries by
+        ``disagreement`` and ``entropy`` only.
+        """
+        if self.myopic is not None:
+            assert hidden is not None, "a myopic teacher sees the hidden rewards"
+            returns = self.myopic.observe(rollout, hidden)
+            rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
+        self.store.append(rollout)
+        self._take_late_answers()
+        progress = self.num_rollouts / self.num_iterations
+        self.num_rollouts += 1
+        if self.config.queries_per_iteration == 0 or len(rollout.episodes.env) == 0:
+            return
+        train, held_out = self.budget.grant(progress)
+        for count, side in ((train, False), (held_out, True)):
+            available = self._askable(held_out=side)
+            if count and len(available) > 1:
+                first, second = self._choose(available, count, scorer, held_out=side)
+                if len(first):
+                    self.budget.asked += len(first)
+                    labels = self._ask(first, second)
+                    given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
+                    self.buffer.add(first[given], second[given], labels[given], self.store.time)
+
+    def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
+        """Return the whole episodes of one side that the labeller can judge."""
+        available = self.store.available(held_out=held_out)
+        for part in self.selective:
+            available = available[part.can_judge(self.store.episodes(available))]
+        return available
+
+    def _take_late_answers(self) -> None:
+        """Keep what was answered to earlier questions; each counts once it is closed."""
+        for part in self.late:
+            late = part.late_answers(self.store)
+            self.buffer.correct(late.first, late.second, late.labels, self.store.time)
+            self.tally.add(late.labels)
+
+    def _choose(
+        self,
+        available: Int64[Tensor, "E"],
+        count: int,
+        scorer: Scorer | None,
+        *,
+        held_out: bool,
+    ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
+        """Return up to `count` disjoint pairs, as ``preferences.query`` says."""
+        query, latest = self.config.query, self.store.latest
+        share = self.config.newest_share
+        if query in ("stratified", "disagreement", "entropy") and held_out:
+            query = "uniform"  # to measure on pairs chosen for their difficulty would mislead
+        if query == "stratified":
+            returns = self.store.episodes(available).returns
+            drawn = draw_stratified(available, returns, 2 * count, self.generator)
+            return disjoint_pairs(drawn, self.generator)
+        if query not in ("disagreement", "entropy"):
+            return draw_pairs(query, available, latest, count, share, self.generator)
+        assert scorer is not None, "queries by disagreement and entropy need reward models"
+        pool = count * self.config.candidates
+        first, second = draw_pairs("newest_share", available, latest, pool, share, self.generator)
+        numbers, places = torch.stack((first, second)).unique(return_inverse=True)
+        scores = scorer(*self._sampled(numbers))
+        logits = scores[:, places[0]] - scores[:, places[1]]
+        worth = disagreement(logits) if query == "disagreement" else entropy(logits)
+        best = worth.topk(min(count, len(worth))).indices
+        return first[best], second[best]
+
+    def batch(self, *, held_out: bool = False, bag: int | None = None) -> LabelledSegments | None:
+        """Return M episodes with every answered pair among them; None if there is no pair.
+
+        `bag` leaves out the answers that the model of that number does not learn from.
+        """
+        if self.config.queries_per_iteration == 0:
+            numbers, first, second, labels = self._free_pairs(held_out)
+        else:
+            numbers, first, second, labels = self._answered_pairs(held_out, bag)
+        if len(labels) == 0:
+            return None
+        transitions, weights, lengths = self._sampled(numbers)
+        return LabelledSegments(
+            transitions=transitions,
+            step_weights=weights,
+            lengths=lengths,
+            first=first,
+            second=second,
+            labels=labels,
+        )
+
+    def _sampled(
+        self, numbers: Int64[Tensor, "M"]
+    ) -> tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]:
+        """Return sampled steps of some episodes, the steps' weights, and the lengths."""
+        episodes = self.store.episodes(numbers)
+        return sampled(episodes, self.reward_config, self.max_steps, self.generator)
+
+    def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return a batch of episodes and every answered pair among them, asked now."""
+        numbers = self._free_episodes(held_out)
+        first, second = all_pairs(len(numbers), self.device)
+        if self.config.query == "recent_with_older" and not held_out:
+            is_new = numbers >= self.store.latest
+            across = is_new[first] != is_new[second]
+            first, second = first[across], second[across]
+        if len(first) == 0:
+            return numbers, first, second, torch.zeros(0, device=self.device)
+        labels = self._ask(numbers[first], numbers[second])
+        answered = ~labels.isnan()
+        self.buffer.num_unanswered += int((~answered).sum())
+        return numbers, first[answered], second[answered], labels[answered]
+
+    def _free_episodes(self, held_out: bool) -> Int64[Tensor, "M"]:
+        """Return the episodes of a batch for a free labeller; held-out ones are always uniform."""
+        available = self.store.available(held_out=held_out)
+        count = self.reward_config.batch_episodes
+        if self.config.query == "stratified" and not held_out and len(available):
+            returns = self.store.episodes(available).returns
+            return draw_stratified(available, returns, count, self.generator)
+        uniformly = held_out or self.config.query == "uniform"
+        return draw_episodes(
+            available,
+            self.store.num_finished if uniformly else self.store.latest,
+            count,
+            0.0 if uniformly else self.config.newest_share,
+            self.generator,
+        )
+
+    def _answered_pairs(
+        self, held_out: bool, bag: int | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return kept answers about episodes that are still whole, M/2 of them at most."""
+        size = len(self.buffer)
+        first, second = self.buffer.first[:size], self.buffer.second[:size]
+        every = self.config.holdout_every
+        usable = self.store.holds(first) & self.store.holds(second)
+        usable &= (first % every == every - 1) == held_out
+        usable &= ~self.buffer.labels[:size].isnan()
+        if self.config.retire_after:
+            age = (self.store.time - self.buffer.asked_at[:size]) * self.store.num_envs
+            usable &= age <= self.config.retire_after
+        if bag is not None:
+            usable &= in_bag(first, second, bag)
+        rows = usable.nonzero().squeeze(-1)
+        order = torch.randperm(len(rows), generator=self.generator, device=self.device)
+        rows = rows[order[: self.reward_config.batch_episodes // 2]]
+        numbers, inverse = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
+        return numbers, inverse[0], inverse[1], self.buffer.labels[rows]
+
+    def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
+        pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
+        name = self.config.labeller
+        with within(self.config.deadline if ":" in name else 0.0, name):
+            labels = checked_labels(self.labeller, name, pairs).to(self.device)
+        self.tally.add(labels[~labels.isnan()] if self.late else labels)
+        return labels
+
+    @property
+    def is_informative(self) -> bool:
+        """Whether any answer so far prefers one episode to another; ties alone teach nothing."""
+        return self.tally.is_informative
+
+    def metrics(self) -> dict[str, float]:
+        """Return sizes, counts, and what became of the questions since the last call."""
+        metrics = {
+            "preference/episodes": float(self.store.num_finished),
+            "preference/answered": float(self.buffer.num_answered),
+            "preference/unanswered": float(self.buffer.num_unanswered),
+            "memory/store_mib": self.store.num_bytes / 2**20,
+        }
+        return metrics | self.tally.take() | labeller_metrics(self.labeller)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the trajectories, the answers, and what the labeller remembers."""
+        return {
+            "store": self.store.state_dict(),
+            "buffer": self.buffer.state_dict(),
+            "budget": self.budget.state_dict(),
+            "tally": self.tally.state_dict(),
+            "labeller": labeller_state(self.labeller),
+            "num_rollouts": self.num_rollouts,
+            "myopic": None if self.myopic is None else self.myopic.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a source with the same settings."""
+        self.store.load_state_dict(state["store"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.budget.load_state_dict(state["budget"])
+        self.tally.load_state_dict(state["tally"])
+        load_labeller_state(self.labeller, state["labeller"])
+        self.num_rollouts = state["num_rollouts"]
+        if self.myopic is not None:
+            self.myopic.load_state_dict(state["myopic"])

@@ -1,0 +1,488 @@
+"""One way of asking a language model, judged: how often it answered, how biased, how right.
+
+All shares are over the pairs of one prompt and one model.
+"""
+
+import math
+import sqlite3
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from math import isnan
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from envs import EnvSpec
+from marl.config import Config, ConfigError
+from marl.data.replay import TrajectoryStore
+from marl.policy import restored
+from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError, episode_path
+from marl.preferences.describe import describe, one_line
+from marl.preferences.factory import make_labeller
+from marl.preferences.human.session import self_agreement
+from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
+from marl.preferences.llm.cache import StoreError, snapshot
+from marl.preferences.llm.prompts import cleaned
+from marl.preferences.queries import disjoint_pairs
+from marl.reports.statistics import (
+    Bin,
+    Pair,
+    Share,
+    agreement,
+    confident_agreement,
+    learned_probability,
+    mean,
+    reliability,
+)
+from marl.rewards import RewardLearner
+from marl.rewards.io import restored_reward
+from marl.utils.seeding import Seeds
+
+# What a language model answered, and what that cost: read from its store of answers.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What the attempts at the questions of one prompt to one model used."""
+
+    prompt: str
+    model: str
+    answered: int
+    unanswered: Counter[str] = field(default_factory=Counter)
+    """Attempts without an answer, by what was in the way."""
+    prompt_tokens: int
+    reply_tokens: int
+    money: float
+    seconds: tuple[float, ...]
+    """Of each answered attempt."""
+
+    @property
+    def calls(self) -> int:
+        """Attempts."""
+        return self.answered + self.unanswered.total()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a store knows of one run."""
+
+    pairs: tuple[Pair, ...]
+    costs: tuple[Cost, ...]
+    is_whole_store: bool
+    """The store does not say whose its pairs are, so that all of them are here."""
+
+
+def read_asked(path: Path, run: str) -> Asked:
+    """Return what was asked for a run, or all that a store of old holds without an owner.
+
+    The file is only read. Raises `StoreError` if it cannot be.
+    """
+    with closing(snapshot(path)) as database:
+        database.row_factory = sqlite3.Row
+        owner = run if run and _has_owner(database, run) else ""
+        pairs = database.execute("SELECT * FROM labels WHERE run = ? ORDER BY at, id", (owner,))
+        calls = database.execute("SELECT * FROM calls WHERE run = ? ORDER BY id", (owner,))
+        try:
+            return Asked(
+                pairs=tuple(map(_pair, pairs)),
+                costs=_costs(list(calls)),
+                is_whole_store=bool(run) and not owner,
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"{path}: holds labels or attempts that this program does not write ({error}); "
+                "do not trust where it came from"
+            ) from None
+
+
+def _has_owner(database: sqlite3.Connection, run: str) -> bool:
+    """Return whether a run has asked anything of this store."""
+    found = "SELECT 1 FROM {} WHERE run = ? LIMIT 1"
+    return any(
+        database.execute(found.format(table), (run,)).fetchone() for table in ("labels", "calls")
+    )
+
+
+def _pair(row: sqlite3.Row) -> Pair:
+    numbers = (row["first_number"], row["second_number"])
+    return Pair(
+        label=_number(row["label"]),
+        outcome=one_line(row["outcome"]),
+        returns=(_number(row["first_return"]), _number(row["second_return"])),
+        numbers=None if None in numbers else numbers,
+        texts=(cleaned(row["first"]), cleaned(row["second"])),
+        prompt=one_line(row["prompt"]),
+        model=one_line(row["model"]),
+        form=row["form"],
+        first_choice=one_line(row["first_choice"]),
+        odds=(row["first_odds"], row["second_odds"]),
+        masses=(row["first_mass"], row["second_mass"]),
+        has_flipped=bool(row["flipped"]),
+    )
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _costs(rows: Sequence[sqlite3.Row]) -> tuple[Cost, ...]:
+    """Return the costs by prompt and model."""
+    groups: dict[tuple[str, str], list[sqlite3.Row]] = {}
+    for row in rows:
+        groups.setdefault((row["prompt"], row["model"]), []).append(row)
+    return tuple(_cost(*named, group) for named, group in sorted(groups.items()))
+
+
+def _cost(prompt: str, model: str, rows: Sequence[sqlite3.Row]) -> Cost:
+    answered = [row for row in rows if row["outcome"] == "answered"]
+    others = (row["outcome"] or "under way" for row in rows if row["outcome"] != "answered")
+    return Cost(
+        prompt=one_line(prompt),
+        model=one_line(model),
+        answered=len(answered),
+        unanswered=Counter(map(one_line, others)),
+        prompt_tokens=sum(row["prompt_tokens"] or 0 for row in rows),
+        reply_tokens=sum(row["reply_tokens"] or 0 for row in rows),
+        money=sum(row["cost"] or 0.0 for row in rows),
+        seconds=tuple(row["ended"] - row["started"] for row in answered),
+    )
+
+
+# The answers that training uses, and what the learned reward makes of the episodes: read from a
+# run's newest checkpoint.
+#
+# Axes: B pairs, M episodes, L steps.
+
+
+RULES = ("return", "outcome", "facts")
+"""Labellers that come with the package and cost nothing to ask again."""
+_BATCH = 32
+"""Episodes scored at once, so that long ones fit into memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kept:
+    """What a checkpoint knows of the answers."""
+
+    steps: int
+    """Environment steps of the run at the checkpoint."""
+    asked: int
+    answered: int
+    unanswered: int
+    pairs: tuple[Pair, ...]
+    """The kept answers or, of a rule that is free, answers to pairs of kept episodes given now."""
+    is_asked_now: bool
+    forgotten: int
+    """Kept answers about episodes that the checkpoint does not hold any more."""
+
+
+class Saved:
+    """A checkpoint's episodes, answers and learned reward, without its labeller."""
+
+    def __init__(self, saved: dict[str, Any], run: Path) -> None:
+        policy = restored(saved, run)
+        self.reward = restored_reward(saved, policy.config, policy.spec, policy.norm)
+        self.config: Config = policy.config
+        self.spec: EnvSpec = replace(policy.spec, num_envs=self.config.env.num_envs)
+        self.steps = policy.steps
+        self._source: dict[str, Any] = saved["trainer"]["source"]
+        preferences = self.config.preferences
+        self.store = TrajectoryStore(
+            self.spec,
+            self.config.learner.rollout_steps,
+            max_steps=preferences.store_steps,
+            max_episodes=preferences.store_episodes,
+            holdout_every=preferences.holdout_every,
+            device=torch.device("cpu"),
+        )
+        self.store.load_state_dict(self._source["store"])
+        self.scores: dict[int, float] = {}
+        """Learned score S of each episode whose steps are kept; empty before anything is
+        learned."""
+        if self.reward is not None:
+            self.scores = _scores(self.reward, self.store)
+
+    def kept(self, *, ask_again: bool) -> Kept:
+        """Return the answers training uses.
+
+        A labeller that is asked anew for every batch leaves none. A rule of the package is asked
+        here about pairs of kept episodes instead, one of the user's own if `ask_again`.
+        """
+        counts, buffer = self._source["tally"]["counts"], self._source["buffer"]
+        preferences = self.config.preferences
+        asked, answered = counts[0] + counts[2], counts[1] + counts[3]
+        is_free = preferences.queries_per_iteration == 0
+        asks = is_free and (ask_again or preferences.labeller in RULES)
+        size = min(buffer["num_answered"], len(buffer["labels"]))
+        stands = ~buffer["labels"][:size].isnan()  # an answer may have been withdrawn
+        first, second = buffer["first"][:size][stands], buffer["second"][:size][stands]
+        labels = buffer["labels"][:size][stands]
+        if asks:
+            draw = torch.Generator().manual_seed(0)
+            numbers = self.store.available()
+            order = numbers[torch.randperm(len(numbers), generator=draw)]
+            first, second = disjoint_pairs(order, draw)
+            labels = self._asked(first, second)
+        known = self._remembers(first) & self._remembers(second)
+        first, second, labels = first[known], second[known], labels[known]
+        return Kept(
+            steps=self.steps,
+            asked=asked,
+            answered=answered,
+            unanswered=asked - answered,
+            pairs=tuple(self._pairs(first, second, labels)),
+            is_asked_now=asks,
+            forgotten=int((~known).sum()),
+        )
+
+    def _remembers(self, numbers: Int64[Tensor, "B"]) -> Tensor:
+        """Return of which episodes the end, at least, is known."""
+        return numbers >= self.store.num_finished - self.store.max_episodes
+
+    def _asked(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Tensor:
+        """Return what the run's labeller says now."""
+        preferences = self.config.preferences
+        labeller = make_labeller(preferences, self.spec, Seeds(self.config.seed))
+        load_labeller_state(labeller, self._source["labeller"])
+        if len(first) == 0:
+            return torch.zeros(0)
+        pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
+        return checked_labels(labeller, preferences.labeller, pairs)
+
+    def _pairs(self, first: Tensor, second: Tensor, labels: Tensor) -> list[Pair]:
+        one, two = self.store.episodes(first), self.store.episodes(second)
+        texts = (describe(one, self.spec.facts), describe(two, self.spec.facts))
+        rows = zip(
+            labels.tolist(),
+            zip(one.returns.tolist(), two.returns.tolist(), strict=True),
+            zip(first.tolist(), second.tolist(), strict=True),
+            zip(*texts, strict=True),
+            strict=True,
+        )
+        pairs = [
+            Pair(label=label, outcome=_outcome(label), returns=returns, numbers=numbers, texts=told)
+            for label, returns, numbers, told in rows
+        ]
+        return [replace(pair, learned=learned_probability(pair, self.scores)) for pair in pairs]
+
+
+def _outcome(label: float) -> str:
+    if math.isnan(label):
+        return "unanswered"
+    return "tie" if label == 0.5 else "answered"
+
+
+def _scores(reward: RewardLearner, store: TrajectoryStore) -> dict[int, float]:
+    """Return the learned score S of each episode whose steps are kept, from all its steps."""
+    every = torch.cat((store.available(), store.available(held_out=True)))
+    scores: dict[int, float] = {}
+    for numbers in every.split(_BATCH):
+        lengths = store.episodes(numbers).lengths
+        offsets = torch.arange(int(lengths.max())).expand(len(numbers), -1)
+        weights = (offsets < lengths.unsqueeze(-1)).to(torch.float32)
+        found = reward.scores(store.steps(numbers, offsets), weights, lengths)
+        scores |= dict(zip(numbers.tolist(), found.tolist(), strict=True))
+    return scores
+
+
+# What people answered at the page, set against the return, other sources and themselves.
+#
+# Their folder is a preference set: episodes have numbers of its own, and beside the people's
+# answers there may be those of other sources about the same pairs, such as a run's labeller.
+
+
+_PERSON = "person:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Person:
+    """Somebody who answered."""
+
+    name: str
+    answers: int
+    ties: int
+    skipped: int
+    with_return: Share
+    """Of the pairs whose returns the set holds."""
+    with_labellers: Share
+    """With sources that are no people, on the same pairs."""
+    with_others: Share
+    """With other people on the same pairs."""
+    with_oneself: Share
+    """Later answers to a pair that equal the first one, ties included."""
+
+
+def read_people(folder: Path) -> tuple[Person, ...]:
+    """Return everybody who answered at a folder's page; nobody where it is missing."""
+    path = folder / "answers.jsonl"
+    if not path.exists():
+        return ()
+    try:
+        answers = AnswerLog(path).answers()
+    except DamagedLogError as error:
+        raise ConfigError(str(error)) from None
+    numbers = {number for answer in answers for number in (answer.first, answer.second)}
+    returns = {number: _return_of(folder, number) for number in sorted(numbers)}
+    by_source: dict[str, list[Answer]] = {}
+    for answer in answers:
+        by_source.setdefault(answer.source, []).append(answer)
+    people = sorted(source for source in by_source if source.startswith(_PERSON))
+    return tuple(_person(source, by_source, returns) for source in people)
+
+
+def _person(
+    source: str, by_source: Mapping[str, Sequence[Answer]], returns: Mapping[int, float]
+) -> Person:
+    mine = by_source[source]
+    first, itself = _firsts(mine), self_agreement(mine)
+    gaps = [returns[numbers[0]] - returns[numbers[1]] for numbers in first]
+    others = {name: _firsts(answers) for name, answers in by_source.items() if name != source}
+    people = [given for name, given in others.items() if name.startswith(_PERSON)]
+    labellers = [given for name, given in others.items() if not name.startswith(_PERSON)]
+    given = [answer.label for answer in mine if answer.label is not None]
+    return Person(
+        name=one_line(source.removeprefix(_PERSON)),
+        answers=len(given),
+        ties=given.count(0.5),
+        skipped=len(mine) - len(given),
+        with_return=agreement(list(first.values()), gaps),
+        with_labellers=_with(first, labellers),
+        with_others=_with(first, people),
+        with_oneself=Share(part=itself.same, whole=itself.repeats),
+    )
+
+
+def _firsts(answers: Sequence[Answer]) -> dict[tuple[int, int], float]:
+    """Return the first answer to each pair, as P(the smaller number preferred); skipped ones do
+    not count."""
+    first: dict[tuple[int, int], float] = {}
+    for answer in answers:
+        if answer.label is not None:
+            numbers = (min(answer.first, answer.second), max(answer.first, answer.second))
+            label = answer.label if numbers[0] == answer.first else 1.0 - answer.label
+            first.setdefault(numbers, label)
+    return first
+
+
+def _with(
+    mine: Mapping[tuple[int, int], float], others: Sequence[Mapping[tuple[int, int], float]]
+) -> Share:
+    """Return the agreement with others, over all pairs that both have decided."""
+    both = [(mine[numbers], other[numbers]) for other in others for numbers in mine.keys() & other]
+    return agreement([label for label, _ in both], [label - 0.5 for _, label in both])
+
+
+def _return_of(folder: Path, number: int) -> float:
+    """Return an episode's return as the set has it; NaN where the set has none."""
+    path = episode_path(folder, number)
+    try:
+        with np.load(path, allow_pickle=False) as episode:
+            return float(episode["return"])
+    except FileNotFoundError:
+        return math.nan
+    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ConfigError(
+            f"{path}: not an episode of a preference set ({error}); restore it, or delete it and "
+            "its return counts as unknown"
+        ) from None
+
+
+_JUDGED = ("answered", "tie", "margin", "disagreement")
+"""Outcomes of pairs both of whose questions were answered and carried enough mass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judge:
+    """A prompt and a model."""
+
+    prompt: str
+    model: str
+    form: str
+    first_choice: str
+    pairs: int
+    answered: int
+    ties: int
+    unanswered: Counter[str]
+    """Pairs without an answer, by reason."""
+    agreement: Share
+    """With the return."""
+    confident: Share
+    """The same on the surer half."""
+    flips: Share
+    """Pairs of which the two orders preferred different episodes, of those asked in both."""
+    firsts: Share
+    """Hard answers that are the first choice, over different questions."""
+    mass: float
+    """Mean probability of the two choices together."""
+    bins: tuple[Bin, ...]
+    cost: Cost | None
+    """None where the store has no attempt of this prompt and model."""
+
+
+def judges(asked: Asked) -> list[Judge]:
+    """Return each prompt and model that a run has used, in order of their names."""
+    groups: dict[tuple[str, str], list[Pair]] = {}
+    for pair in asked.pairs:
+        groups.setdefault((pair.prompt, pair.model), []).append(pair)
+    costs = {(cost.prompt, cost.model): cost for cost in asked.costs}
+    names = sorted(groups.keys() | costs.keys())
+    return [_judge(*name, groups.get(name, []), costs.get(name)) for name in names]
+
+
+def _judge(prompt: str, model: str, pairs: Sequence[Pair], cost: Cost | None) -> Judge:
+    labels, gaps = [pair.label for pair in pairs], [pair.gap for pair in pairs]
+    questions = _questions(pairs)
+    forms = {pair.form for pair in pairs if pair.form}
+    return Judge(
+        prompt=prompt,
+        model=model,
+        form=max(forms, default=""),
+        first_choice=max((pair.first_choice for pair in pairs), default=""),
+        pairs=len(pairs),
+        answered=sum(not isnan(label) for label in labels),
+        ties=labels.count(0.5),
+        unanswered=Counter(pair.outcome for pair in pairs if isnan(pair.label)),
+        agreement=agreement(labels, gaps),
+        confident=confident_agreement(labels, gaps),
+        flips=_flips(pairs),
+        firsts=Share(part=sum(odds > 0.0 for odds, _ in questions), whole=len(questions)),
+        mass=mean([mass for _, mass in questions]),
+        bins=tuple(reliability(labels, gaps)),
+        cost=cost,
+    )
+
+
+def _flips(pairs: Iterable[Pair]) -> Share:
+    """Return how many pairs got the same letter in both orders.
+
+    A store of old tells the odds of no question, but whether the order mattered.
+    """
+    flips = []
+    for pair in pairs:
+        one, two = pair.odds
+        if pair.form != "pairwise":
+            continue
+        if one is not None and two is not None:
+            flips.append(one * two > 0.0)
+        elif pair.outcome in _JUDGED:
+            flips.append(pair.has_flipped)
+    return Share(part=sum(flips), whole=len(flips))
+
+
+def _questions(pairs: Iterable[Pair]) -> list[tuple[float, float]]:
+    """Return log-odds and mass of each different question that was answered."""
+    found: dict[tuple[str, ...], tuple[float, float]] = {}
+    for pair in pairs:
+        both = pair.form == "pairwise"
+        asked = (pair.texts, pair.texts[::-1]) if both else ((pair.texts[0],), (pair.texts[1],))
+        for question, odds, mass in zip(asked, pair.odds, pair.masses, strict=True):
+            if odds is not None and mass is not None:
+                found[question] = (odds, mass)
+    return list(found.values())

@@ -1,0 +1,216 @@
+"""``curve.png``: one picture of a run, drawn from its ``metrics.csv``; ``calibration.png``: one of
+a fitted reward model.
+"""
+
+import itertools
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, PercentFormatter
+
+from marl.rewards.scoring import Reliability
+from marl.utils.metrics import TIME_PARTS, read_metrics
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Metrics = dict[str, npt.NDArray[Any]]
+
+_LOSSES = (
+    "preference/loss",
+    "preference/held_out_loss",
+    "value/loss",
+    "value/loss_team",
+    "value/loss_local",
+)
+_INK, _GRID = "#2b2d42", "#e4e6eb"
+_LEAST_LABELLED_SHARE = 0.05
+_COLOURS = ("#3d85b0", "#e07a5f", "#81b29a", "#e9b44c", "#a99fb0")
+
+
+def plot_run(folder: Path, successes: Sequence[str] = ()) -> Path:
+    """Return the path of ``curve.png``: return, preference accuracy, losses and time by step.
+
+    `successes` are the facts whose means are success rates; they get a panel too. A panel whose
+    metrics the run did not record is left out; the return is always there.
+    """
+    metrics = read_metrics(folder)
+    panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
+    if rates := [name for name in successes if _has(metrics, f"episode/{name}")]:
+        panels.insert(0, partial(_draw_successes, names=rates))
+    figure = _figure(11, 7.5 if panels else 5)
+    grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
+    _draw_return(_over_steps(figure.add_subplot(grid[0, :])), metrics)
+    for column, draw in enumerate(panels):
+        draw(_over_steps(figure.add_subplot(grid[1, column])), metrics)
+    return _saved(figure, folder / "curve.png")
+
+
+def plot_reliability(table: Reliability, path: Path) -> Path:
+    """Return the path of the reliability diagram: how often each confidence is right, and how
+    many pairs there are of it. Calibrated confidences lie on the diagonal."""
+    figure = _figure(6, 6.5)
+    grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
+    above, below = (_styled(figure.add_subplot(grid[row])) for row in range(2))
+    edges, counts = table.edges.numpy(), table.counts.numpy()
+    filled, widths = counts > 0, np.diff(edges)
+    error = f"{table.error:.3f}" if counts.sum() else "unknown"
+    _title(above, f"Held-out pairs: expected calibration error {error}")
+    bars: dict[str, Any] = {"align": "edge", "edgecolor": "white"}
+    shares = table.agreement.numpy()[filled]
+    above.bar(edges[:-1][filled], shares, widths[filled], color=_COLOURS[0], **bars)
+    above.plot((0.5, 1.0), (0.5, 1.0), color=_INK, linewidth=1, linestyle=":")
+    above.plot(
+        table.confidence.numpy()[filled], shares, color=_COLOURS[1], marker="o", linestyle="none"
+    )
+    above.set_ylim(0, 1.02)
+    above.set_ylabel("share right", color=_INK)
+    below.bar(edges[:-1], counts, widths, color=_COLOURS[4], **bars)
+    below.set_ylabel("pairs", color=_INK)
+    below.set_xlabel("confidence: P(the episode it prefers)", color=_INK)
+    for axes in (above, below):
+        axes.set_xlim(0.5, 1.0)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    above.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return _saved(figure, path)
+
+
+def running_mean(values: FloatArray, window: int) -> FloatArray:
+    """Return the mean of each value and the `window - 1` before it, skipping NaN; NaN if none."""
+    known = np.isfinite(values)
+    sums = np.cumsum(np.where(known, values, 0.0))
+    counts = np.cumsum(known)
+    sums[window:] -= sums[:-window].copy()
+    counts[window:] -= counts[:-window].copy()
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Return an empty figure of a size in inches."""
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    # The engine is the constrained one, which matplotlib does not type.
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)  # type: ignore[union-attr,call-arg]
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _saved(figure: Figure, path: Path) -> Path:
+    """Write a figure, whole or not at all, and return its path."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    figure.savefig(temporary, format="png")
+    os.replace(temporary, path)
+    return path
+
+
+def _has(metrics: Metrics, name: str) -> bool:
+    return name in metrics and bool(np.isfinite(metrics[name]).any())
+
+
+def _styled(axes: Axes) -> Axes:
+    """Return the axes with a light grid and no box."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(_GRID)
+    axes.grid(color=_GRID, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=_INK, length=0)
+    return axes
+
+
+def _over_steps(axes: Axes) -> Axes:
+    """Return styled axes over environment steps, told as 50k or 1M."""
+    _styled(axes).xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("environment steps", color=_INK)
+    return axes
+
+
+def _title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", color=_INK, fontweight="bold", fontsize=11)
+
+
+def _draw_return(axes: Axes, metrics: Metrics) -> None:
+    """Draw each iteration's return faintly and its running mean over a twentieth of the run."""
+    _title(axes, "Mean return of finished episodes")
+    if not _has(metrics, "return/mean"):
+        axes.text(0.5, 0.5, "no episode has finished yet", ha="center", transform=axes.transAxes)
+        return
+    known = np.isfinite(metrics["return/mean"])
+    steps, returns = metrics["step"][known], metrics["return/mean"][known]
+    smooth = _smooth(returns)
+    axes.plot(steps, returns, color=_COLOURS[0], alpha=0.35, linewidth=1, marker="o", markersize=4)
+    axes.plot(steps, smooth, color=_COLOURS[0], linewidth=2.2)
+    axes.set_xlim(0, metrics["step"][-1] * 1.06)  # room for the last value's label
+    axes.annotate(
+        f"{smooth[-1]:,.4g}",
+        (steps[-1], smooth[-1]),
+        xytext=(6, 0),
+        textcoords="offset points",
+        color=_COLOURS[0],
+        fontweight="bold",
+        va="center",
+    )
+
+
+def _draw_successes(axes: Axes, metrics: Metrics, names: Sequence[str]) -> None:
+    """Draw the share of episodes that succeeded: each iteration's faintly, and running means."""
+    _title(axes, "Episodes " + ", ".join(name.replace("_", " ") for name in names))
+    for name, colour in zip(names, itertools.cycle(_COLOURS)):
+        known = np.isfinite(metrics[f"episode/{name}"])
+        steps, rates = metrics["step"][known], metrics[f"episode/{name}"][known]
+        axes.plot(steps, rates, color=colour, alpha=0.35, linewidth=1)
+        axes.plot(steps, _smooth(rates), color=colour, linewidth=1.6, label=name)
+    if len(names) > 1:
+        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _smooth(values: FloatArray) -> FloatArray:
+    """Return the running mean over a twentieth of the run."""
+    return running_mean(values, max(1, len(values) // 20))
+
+
+def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:
+    _title(axes, "Preference accuracy")
+    axes.axhline(0.5, color=_INK, linewidth=1, linestyle=":")
+    axes.plot(metrics["step"], metrics["preference/accuracy"], color=_COLOURS[1], linewidth=1.6)
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+def _draw_losses(axes: Axes, metrics: Metrics) -> None:
+    _title(axes, "Losses")
+    for name, colour in zip(_LOSSES, _COLOURS, strict=True):
+        if _has(metrics, name):
+            label = name.replace("/", " ").replace("_", " ")
+            axes.plot(metrics["step"], metrics[name], color=colour, linewidth=1.4, label=label)
+    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+
+
+def _draw_time(axes: Axes, metrics: Metrics) -> None:
+    """Draw the share of each iteration's time that each part took."""
+    _title(axes, "Where the time goes")
+    parts = [part for part in TIME_PARTS if _has(metrics, f"time/{part}")]
+    seconds = np.nan_to_num(np.stack([metrics[f"time/{part}"] for part in parts]))
+    shares = seconds / np.maximum(seconds.sum(axis=0, keepdims=True), 1e-12)
+    axes.stackplot(metrics["step"], shares, colors=_COLOURS)
+    middle, overall = metrics["step"][[0, -1]].mean(), shares.mean(axis=1)
+    for part, share, top in zip(parts, overall, overall.cumsum(), strict=True):
+        if share >= _LEAST_LABELLED_SHARE:
+            label = f"{part} {share:.0%}"
+            axes.text(middle, top - share / 2, label, color=_INK, ha="center", va="center")
+    axes.set_ylim(0, 1)
+    axes.margins(x=0)
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+
+
+_SMALL_PANELS: tuple[tuple[tuple[str, ...], Callable[[Axes, Metrics], None]], ...] = (
+    (("preference/accuracy",), _draw_accuracy),
+    (_LOSSES, _draw_losses),
+    (tuple(f"time/{part}" for part in TIME_PARTS), _draw_time),
+)

@@ -1,0 +1,115 @@
+"""Reward models from the disk: a run's newest, or one that `marl fit-reward` has fitted."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from envs import EnvSpec
+from marl import __version__
+from marl.config import Config, ConfigError
+from marl.config.io import config_from_dict, to_dict
+from marl.nn.normalisation import TeamNorm
+from marl.policy import saved_spec, spec_in
+from marl.rewards import RewardLearner, make_reward_learner
+from marl.utils.checkpoint import load_checkpoint, save_checkpoint
+
+CPU = torch.device("cpu")
+
+
+def save_reward(
+    folder: Path, steps: int, config: Config, spec: EnvSpec, learner: RewardLearner
+) -> Path:
+    """Write a fitted reward model, its input statistics and what it was fitted to; return where."""
+    state = {
+        "version": __version__,
+        "config": to_dict(config),
+        "spec": saved_spec(spec),
+        "reward": learner.state_dict(),
+    }
+    return save_checkpoint(folder / "checkpoints", steps, state, keep=1)
+
+
+def restored_reward(
+    saved: dict[str, Any], config: Config, spec: EnvSpec, norm: TeamNorm
+) -> RewardLearner | None:
+    """Return the reward in a run's checkpoint that the run is trained on, on the CPU.
+
+    None stands for the reward of a run that learns none, or none yet: training, too, waits for
+    the first answer that is no tie.
+    """
+    trainer = saved["trainer"]
+    if not config.learns_reward or not trainer["source"]["tally"]["is_informative"]:
+        return None
+    learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
+    learner.load_state_dict(trainer["reward"])
+    return learner if learner.is_fitted else None
+
+
+def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearner:
+    """Return the reward model in a folder, for transitions of the environment `spec`.
+
+    Its input statistics come with it. Raises `ConfigError`, which `setting` begins, where it does
+    not fit.
+    """
+    folder = Path(folder)
+    if not (folder / "checkpoints").is_dir():
+        raise ConfigError(
+            f"{setting}: {folder} is neither a run's folder nor one of `marl fit-reward`: it has "
+            "no checkpoints/"
+        )
+    saved = load_checkpoint(folder / "checkpoints")[1]
+    config = config_from_dict(saved["config"], str(folder))
+    theirs = spec_in(saved, config, str(folder))
+    if not config.reward.model:
+        _check_sizes(theirs, spec, folder, setting)
+    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    try:
+        if "trainer" in saved:
+            learner = restored_reward(saved, config, spec, norm)
+        else:
+            learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
+            learner.load_state_dict(saved["reward"])
+    except RuntimeError as error:  # PyTorch's, for parameters of other shapes
+        raise ConfigError(
+            f"{setting}: the reward model {config.reward.model} of {folder}, fitted to "
+            f"{theirs.name}, does not fit {spec.name}: {error}"
+        ) from error
+    if learner is None:
+        raise ConfigError(
+            f"{setting}: {folder} (algorithm {config.algorithm}) has learned no reward"
+            + (" yet; train it on" if config.learns_reward else "; name a run that learns one")
+        )
+    freeze(learner.model)
+    return learner
+
+
+def freeze(model: nn.Module) -> None:
+    """Leave a model as it is from here on."""
+    model.eval().requires_grad_(False)
+
+
+def sizes(spec: EnvSpec) -> dict[str, int | str]:
+    """Return by name what the shipped reward models' networks are shaped by."""
+    return {
+        "agents": spec.num_agents,
+        "observation features": spec.obs_size,
+        "state features": spec.state_size,
+        "kind of action": spec.action_kind,
+        "actions": spec.action_size,
+    }
+
+
+def _check_sizes(theirs: EnvSpec, ours: EnvSpec, folder: Path, setting: str) -> None:
+    """Raise `ConfigError` naming both sides unless a shipped model of theirs reads our episodes."""
+    there, here = sizes(theirs), sizes(ours)
+    if apart := [name for name in there if there[name] != here[name]]:
+        raise ConfigError(
+            f"{setting}: the reward of {folder} was learned on {theirs.name} ("
+            + ", ".join(f"{name}: {there[name]}" for name in apart)
+            + f"), this run is on {ours.name} ("
+            + ", ".join(f"{name}: {here[name]}" for name in apart)
+            + "). The shipped reward models need equal numbers; one of your own (reward.model) "
+            "that reads each agent alone fits any team size"
+        )

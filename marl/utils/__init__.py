@@ -1,0 +1,1 @@
+"""Checkpoints, metrics, progress, seeds and other tools that every part uses."""

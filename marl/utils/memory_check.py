@@ -1,0 +1,78 @@
+"""Whether a run fits into memory, said before anything large is allocated.
+
+Axes: E environments, T time, N agents; O, S features.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+
+from envs import EnvSpec
+from marl.config import Config, ConfigError
+from marl.data.replay import TrajectoryStore
+from marl.data.rollout import allocate
+
+
+def check_room(config: Config, spec: EnvSpec) -> None:
+    """Raise `ConfigError` unless the rollout and the store of trajectories fit into memory."""
+    rollout, store = rollout_bytes(config, spec), store_bytes(config, spec)
+    device = torch.device(config.device)
+    if device.type == "cpu":
+        rooms = [(rollout + store, available_bytes(), "this machine")]
+    else:
+        on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        rooms = [(rollout, available_bytes(), "this machine"), (store, on_device, str(device))]
+    for needed, there, where in rooms:
+        if there is not None and needed > there:
+            raise ConfigError(
+                f"environment {spec.name}: {spec.num_agents} agents that observe "
+                f"{spec.obs_size:,} numbers each and a state of {spec.state_size:,} need "
+                f"{_size(store)} for preferences.store_steps = {config.preferences.store_steps:,} "
+                f"and {_size(rollout)} for a rollout of env.num_envs = {spec.num_envs} copies x "
+                f"learner.rollout_steps = {config.learner.rollout_steps}, but {where} has "
+                f"{_size(there)} available; lower those three, or wrap the environment so that it "
+                "observes less (images: smaller, grey, or a few features of them)"
+            )
+
+
+def store_bytes(config: Config, spec: EnvSpec) -> int:
+    """Return what the store of trajectories would take; 0 where no reward is learned."""
+    if not config.learns_reward:
+        return 0
+    store = TrajectoryStore(
+        spec,
+        config.learner.rollout_steps,
+        max_steps=config.preferences.store_steps,
+        max_episodes=config.preferences.store_episodes,
+        holdout_every=config.preferences.holdout_every,
+        device=torch.device("meta"),
+    )
+    return store.num_bytes
+
+
+def rollout_bytes(config: Config, spec: EnvSpec) -> int:
+    """Return what the buffers of one rollout would take."""
+    with torch.device("meta"):  # shapes without memory
+        buffers = allocate(spec, config.learner.rollout_steps, config.sees_hidden)
+    return sum(tensor.numel() * tensor.element_size() for tensor in buffers.values())
+
+
+def available_bytes() -> int | None:
+    """Return the memory that can be had without swapping; None where the system does not tell."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def _size(num_bytes: int) -> str:
+    """Return e.g. ``3.4 TB`` or ``120 MB``."""
+    for unit, scale in (("TB", 1e12), ("GB", 1e9)):
+        if num_bytes >= scale:
+            return f"{num_bytes / scale:,.1f} {unit}"
+    return f"{num_bytes / 1e6:,.0f} MB"
