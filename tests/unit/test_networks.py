@@ -10,7 +10,7 @@ from marl.nn import layers
 def test_tanh_and_its_slope_on_either_processor(
     slow: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(networks, "_MKL_IS_SLOW", slow)
+    monkeypatch.setattr(layers, "_MKL_IS_SLOW", slow)
     x = torch.linspace(-20.0, 20.0, 1001, requires_grad=True)
     y = layers.Tanh()(x)
     (slope,) = torch.autograd.grad(y.sum(), x)
