@@ -81,12 +81,12 @@ class Loop:
         self.copies, self.rows, self.width = copies, copies * self.env.num_agents, width
         self.actor = Body(width, self.env.num_ally_actions)
         self.critic = Body(width, 1)
-        self.optimiser = optax.chain(
+        self.optimizer = optax.chain(
             optax.clip_by_global_norm(MAX_NORM), optax.adam(LEARNING_RATE, eps=1e-5)
         )
 
     def begin(self, key: Any) -> Any:
-        """Return parameters, optimisers, battles, what is seen, memories and a key."""
+        """Return parameters, optimizers, battles, what is seen, memories and a key."""
         key, actor_key, critic_key, reset_key = jax.random.split(key, 4)
         obs, battles = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.copies))
         starts = jnp.ones(self.rows, bool)
@@ -96,12 +96,12 @@ class Loop:
             self.actor.init(actor_key, memory, seen[None], starts[None]),
             self.critic.init(critic_key, memory, told[None], starts[None]),
         )
-        optimisers = tuple(self.optimiser.init(part) for part in parameters)
-        return parameters, optimisers, battles, obs, starts, (memory, memory), key
+        optimizers = tuple(self.optimizer.init(part) for part in parameters)
+        return parameters, optimizers, battles, obs, starts, (memory, memory), key
 
     def iterate(self, carry: Any, _: None) -> Any:
         """Collect a rollout and learn from it."""
-        parameters, optimisers, battles, obs, starts, memories, key = carry
+        parameters, optimizers, battles, obs, starts, memories, key = carry
         first = memories
         running = (battles, obs, starts, memories, key)
         running, steps = jax.lax.scan(
@@ -121,10 +121,10 @@ class Loop:
             )
 
         key, epoch_key = jax.random.split(key)
-        (parameters, optimisers), _ = jax.lax.scan(
-            epoch, (parameters, optimisers), jax.random.split(epoch_key, EPOCHS)
+        (parameters, optimizers), _ = jax.lax.scan(
+            epoch, (parameters, optimizers), jax.random.split(epoch_key, EPOCHS)
         )
-        return (parameters, optimisers, battles, obs, starts, memories, key), None
+        return (parameters, optimizers, battles, obs, starts, memories, key), None
 
     def _seen(self, obs: dict[str, Any]) -> tuple[Any, Any]:
         """Return (R, O) observations and (R, S + N) states with the agent's number, agent first."""
@@ -179,8 +179,8 @@ class Loop:
         return jax.lax.scan(back, (jnp.zeros_like(last), last), steps, reverse=True, unroll=16)[1]
 
     def _learn(self, learner: Any, first: Any, data: Any, rows: Any) -> Any:
-        """Return parameters and optimisers after one minibatch of whole sequences."""
-        parameters, optimisers = learner
+        """Return parameters and optimizers after one minibatch of whole sequences."""
+        parameters, optimizers = learner
         steps, advantages, targets = jax.tree.map(lambda x: x[:, rows], data)
 
         def actor_loss(part: Any) -> Any:
@@ -202,9 +202,9 @@ class Loop:
 
         improved = []
         for loss, part, state in zip(
-            (actor_loss, critic_loss), parameters, optimisers, strict=True
+            (actor_loss, critic_loss), parameters, optimizers, strict=True
         ):
-            updates, state = self.optimiser.update(jax.grad(loss)(part), state)
+            updates, state = self.optimizer.update(jax.grad(loss)(part), state)
             improved.append((optax.apply_updates(part, updates), state))
         return tuple(part for part, _ in improved), tuple(state for _, state in improved)
 

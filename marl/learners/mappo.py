@@ -27,7 +27,7 @@ from marl.learners.gae import (
     read_values,
     reward_stream,
 )
-from marl.learners.optimizer import Descent, SideBySide
+from marl.learners.optimizer import Optimizer, SideBySide
 from marl.nn.gru import Past, initial_memory
 from marl.nn.layers import check_finite, correlation, masked_mean
 from marl.nn.normalisation import TeamNorm
@@ -176,8 +176,8 @@ class Mappo:
             )
             if module is not None
         }
-        self.descents = {
-            name: Descent(
+        self.optimizers = {
+            name: Optimizer(
                 network.parameters(), learner.learning_rate, learner.max_grad_norm, eps=1e-5
             )
             for name, network in self.networks.items()
@@ -198,8 +198,8 @@ class Mappo:
         `remaining` in [0, 1] is the share of the run still ahead, for annealing.
         """
         learning_rate = self.config.learning_rate * (remaining if self.config.anneal else 1.0)
-        for descent in self.descents.values():
-            descent.set_learning_rate(learning_rate)
+        for optimizer in self.optimizers.values():
+            optimizer.set_learning_rate(learning_rate)
 
         steps = rollout.transitions
         with torch.no_grad():
@@ -342,7 +342,7 @@ class Mappo:
         if self.config.entropy_coef > 0.0:
             entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
             loss = loss - self.config.entropy_coef * entropy
-        self.descents["actor"].step(loss)
+        self.optimizers["actor"].minimize(loss)
         return policy_metrics(loss.detach(), log_ratio.detach(), alive, self.config.clip_coef)
 
     def _improve_critic(
@@ -355,7 +355,7 @@ class Mappo:
     ) -> Job:
         """Improve one stream's critic on every minibatch and return its mean loss."""
         critic = "team_critic" if name == "team" else "local_critics"
-        network, descent = self.networks[critic], self.descents[critic]
+        network, optimizer = self.networks[critic], self.optimizers[critic]
         rows = self._rows(
             stream.chunk_memory,
             inputs.starts,
@@ -377,17 +377,17 @@ class Mappo:
                     self.config.value_clip,
                 )
                 loss = masked_mean(loss, batch.get("present"))
-                descent.step(loss)
+                optimizer.minimize(loss)
                 total += loss.detach()
             yield
         return {f"value/loss_{name}": total / _count(epochs)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every network (value normaliser included) with its optimiser, and the memory."""
+        """Return every network (value normaliser included) with its optimizer, and the memory."""
         state: dict[str, Any] = {
             name: {
                 "network": network.state_dict(),
-                "optimiser": self.descents[name].state_dict(),
+                "optimizer": self.optimizers[name].state_dict(),
             }
             for name, network in self.networks.items()
         }
@@ -403,7 +403,7 @@ class Mappo:
             }
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
-            self.descents[name].load_state_dict(state[name]["optimiser"])
+            self.optimizers[name].load_state_dict(state[name]["optimizer"])
 
 
 def _count(epochs: Sequence[Epoch]) -> int:

@@ -9,11 +9,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-# Gradient descent with clipping.
 
-
-class Descent:
-    """Parameters with their own optimiser (Adam) and their own gradient clipping."""
+class Optimizer:
+    """Adam on some parameters, whose gradient is clipped to a norm of its own."""
 
     def __init__(
         self,
@@ -25,31 +23,35 @@ class Descent:
     ) -> None:
         self.parameters = list(parameters)
         self.max_grad_norm = max_grad_norm
-        self.optimiser = torch.optim.Adam(self.parameters, lr=learning_rate, eps=eps, fused=True)
+        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, eps=eps, fused=True)
 
-    def step(self, loss: Tensor) -> None:
-        """Take one gradient step."""
-        self.differentiate(loss)
-        self.optimiser.step()
+    def minimize(self, loss: Tensor) -> None:
+        """Take one gradient step on a loss."""
+        self.backward(loss)
+        self.step()
 
-    def differentiate(self, loss: Tensor) -> None:
-        """Leave the clipped gradient of a loss in the parameters, for `optimiser.step`."""
-        self.optimiser.zero_grad(set_to_none=True)
+    def backward(self, loss: Tensor) -> None:
+        """Set the parameters' gradient to that of a loss."""
+        self.adam.zero_grad(set_to_none=True)
         loss.backward()
+
+    def step(self) -> None:
+        """Clip the gradient and take one Adam step."""
         nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self.adam.step()
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the step size of the next steps."""
-        for group in self.optimiser.param_groups:
+        for group in self.adam.param_groups:
             group["lr"] = learning_rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the optimiser; the parameters belong to their network."""
-        return self.optimiser.state_dict()
+        """Return Adam's moments; the parameters belong to their network."""
+        return self.adam.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of the same kind of parameters."""
-        self.optimiser.load_state_dict(state)
+        self.adam.load_state_dict(state)
 
 
 Result = TypeVar("Result")

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from marl.config import Config, RewardConfig
 from marl.data.types import History, LabelledSegments, Rewards, Transitions
-from marl.learners.optimizer import Descent, SideBySide
+from marl.learners.optimizer import Optimizer, SideBySide
 from marl.nn.layers import check_finite, masked_mean
 from marl.nn.normalisation import ValueNorm
 from marl.rewards.base import Batches, ImplicitReward
@@ -123,7 +123,7 @@ class Split:
 
 
 class RewardLearner:
-    """A reward model with its optimiser, its running scale and its diagnostics."""
+    """A reward model with its optimizer, its running scale and its diagnostics."""
 
     def __init__(
         self,
@@ -153,8 +153,8 @@ class RewardLearner:
         of_value = [] if self.own is None else self.own.value_parameters()
         others = [p for p in self.parameters if all(p is not v for v in of_value)]
         settings = config.learning_rate, config.max_grad_norm
-        self.q_descent = Descent(others, *settings)
-        self.v_descent = Descent(of_value, *settings) if of_value else None
+        self.q_optimizer = Optimizer(others, *settings)
+        self.v_optimizer = Optimizer(of_value, *settings) if of_value else None
         self.guard = DriftGuard(config.target_rate, config.drift_tolerance)
         self.side_by_side = SideBySide(threads, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
@@ -185,7 +185,7 @@ class RewardLearner:
         means = torch.stack(steps).mean(dim=0)
         check_finite(preference_loss=means[0])
         metrics = dict(zip(names, means.tolist(), strict=True))
-        if self.v_descent is not None:
+        if self.v_optimizer is not None:
             self.guard.watch(metrics["preference/loss"])
             metrics["reward/target_rate"] = self.guard.rate
         metrics["reward/gradient_steps"] = float(len(steps))
@@ -234,30 +234,30 @@ class RewardLearner:
             )
             loss = loss + self.config.split_regularisation * split_penalty(local_scores)
         drift = torch.zeros_like(preference_loss)
-        if self.own is None or self.v_descent is None or now is None:
-            self.q_descent.step(loss)
+        if self.own is None or self.v_optimizer is None or now is None:
+            self.q_optimizer.minimize(loss)
         else:
             self.side_by_side(
-                partial(self.q_descent.differentiate, loss),
-                partial(self._differentiate_value, self.own, self.v_descent, segments, now, policy),
+                partial(self.q_optimizer.backward, loss),
+                partial(self._backward_value, self.own, self.v_optimizer, segments, now, policy),
             )
-            self.q_descent.optimiser.step()
-            self.v_descent.optimiser.step()
+            self.q_optimizer.step()
+            self.v_optimizer.step()
             drift = self.own.follow(self.guard.rate)
         share = split.bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
         ties = (segments.labels == 0.5).to(loss.dtype).mean()
         return torch.stack((preference_loss.detach(), ties, share, drift))
 
     @staticmethod
-    def _differentiate_value(
+    def _backward_value(
         model: ImplicitReward,
-        descent: Descent,
+        optimizer: Optimizer,
         segments: LabelledSegments,
         now: Mixed,
         policy: PolicySampler,
     ) -> None:
-        """Leave the gradient of L_v in the parameters of V."""
-        descent.differentiate(
+        """Set the gradient of the parameters of V to that of L_v."""
+        optimizer.backward(
             model.value_loss(segments.transitions, now, segments.step_weights, policy)
         )
 
@@ -370,11 +370,11 @@ class RewardLearner:
         return Rewards(team=raw.team / self.team_scale.std, local=local)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the model, the optimiser and the scales."""
+        """Return the model, the optimizer and the scales."""
         state = {
             "model": self.model.state_dict(),
-            "q_descent": self.q_descent.state_dict(),
-            "v_descent": None if self.v_descent is None else self.v_descent.state_dict(),
+            "q_optimizer": self.q_optimizer.state_dict(),
+            "v_optimizer": None if self.v_optimizer is None else self.v_optimizer.state_dict(),
             "team_scale": self.team_scale.state_dict(),
             "local_scale": self.local_scale.state_dict(),
             "guard": self.guard.state_dict(),
@@ -385,9 +385,9 @@ class RewardLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner with the same settings."""
         self.model.load_state_dict(state["model"])
-        self.q_descent.load_state_dict(state["q_descent"])
-        if self.v_descent is not None:
-            self.v_descent.load_state_dict(state["v_descent"])
+        self.q_optimizer.load_state_dict(state["q_optimizer"])
+        if self.v_optimizer is not None:
+            self.v_optimizer.load_state_dict(state["v_optimizer"])
         self.team_scale.load_state_dict(state["team_scale"])
         self.local_scale.load_state_dict(state["local_scale"])
         self.guard.load_state_dict(state["guard"])

@@ -70,7 +70,7 @@ def test_every_kind_of_value_comes_back_exactly(tmp_path: Path) -> None:
         "scalars": (np.float32(0.1), np.bool_(True), np.int64(-3)),
         "numbers": [0.1, float("-inf"), float("nan"), -0.0, 2**127 + 1, -(2**200), True, None],
         "generator": np.random.default_rng(3).bit_generator.state,
-        "optimiser": {0: {"step": torch.tensor(4.0)}, 1: {}},
+        "optimizer": {0: {"step": torch.tensor(4.0)}, 1: {}},
         "nothing": [(), [], {}, ""],
     }
     path = save_checkpoint(tmp_path, 12345, state)

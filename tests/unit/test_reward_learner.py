@@ -112,8 +112,8 @@ def test_a_huge_gradient_of_v_does_not_shrink_that_of_q() -> None:
             list(learner.model.v.parameters())[-1].add_(wrong_by)
         learner.fit(OneSource(segments), uniform_policy)
         gradients.append([p.grad for p in learner.model.q.parameters()])
-        assert learner.v_descent is not None
-        norm = torch.stack([p.grad.norm() for p in learner.v_descent.parameters]).norm()
+        assert learner.v_optimizer is not None
+        norm = torch.stack([p.grad.norm() for p in learner.v_optimizer.parameters]).norm()
         assert norm == pytest.approx(1e-3, rel=1e-2)
     for small, large in zip(*gradients, strict=True):
         assert torch.equal(small, large)

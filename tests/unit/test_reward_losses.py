@@ -27,7 +27,7 @@ from tests.reward_models import segments_of
 def minimiser(loss: Callable[[Tensor], Tensor]) -> float:
     """Return the scalar v that minimises a smooth convex loss."""
     v = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimiser = torch.optim.LBFGS(
+    optimizer = torch.optim.LBFGS(
         [v],
         max_iter=200,
         tolerance_grad=1e-12,
@@ -36,12 +36,12 @@ def minimiser(loss: Callable[[Tensor], Tensor]) -> float:
     )
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(v)
         value.backward()
         return value
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float(v.detach())
 
 
