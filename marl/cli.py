@@ -30,7 +30,7 @@ from marl.config import ConfigError, Option
 from marl.evaluate import evaluate
 from marl.nn.layers import NonFiniteError
 from marl.policy import load
-from marl.preferences.dataset import DamagedLogError, SetError
+from marl.preferences.dataset import DamagedLogError, DatasetError
 from marl.utils.checkpoint import CheckpointError
 from marl.utils.plugins import PluginError
 
@@ -40,7 +40,7 @@ USER_ERRORS = (
     PluginError,
     CheckpointError,
     NonFiniteError,
-    SetError,
+    DatasetError,
     DamagedLogError,
 )
 """Errors whose message says what to do; anything else shows a traceback."""
@@ -144,12 +144,12 @@ def labels_command(arguments: list[str]) -> int:
 
 
 def export_command(arguments: list[str]) -> int:
-    """Write a run's episodes and answers as a preference set."""
+    """Write a run's episodes and answers as a preference dataset."""
     return export(arguments, export_command.__doc__)
 
 
 def fit_reward_command(arguments: list[str]) -> int:
-    """Fit a reward model to a preference set; held-out accuracy and calibration."""
+    """Fit a reward model to a preference dataset; held-out accuracy and calibration."""
     return fit(arguments, fit_reward_command.__doc__)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.frames import Frame
-from envs.mujoco.frames import BodyArtist, fleet_frame
+from envs.mujoco.artist import BodyArtist, fleet_frame
 from envs.mujoco.mamujoco import Episodes
 from envs.mujoco.obs import Views, find_columns
 from envs.mujoco.partitions import PARTITIONS, SEGMENTED, choose, make_source

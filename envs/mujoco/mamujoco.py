@@ -16,7 +16,7 @@ import numpy.typing as npt
 from envs.adapters.quirks import split_ends
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep
 from envs.frames import Frame
-from envs.mujoco.frames import BodyArtist
+from envs.mujoco.artist import BodyArtist
 from envs.mujoco.obs import Views, find_columns
 from envs.mujoco.partitions import (
     MAMUJOCO_NAMES,

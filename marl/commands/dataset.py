@@ -9,16 +9,16 @@ from rich.console import Console
 from rich.table import Table
 
 from marl.config.io import load_config
-from marl.preferences.dataset import PreferenceSet
+from marl.preferences.dataset import PreferenceDataset
 from marl.preferences.dataset.export import export_run
 from marl.rewards.fit import MODELS, FitReport, Measured, fit_reward
 
 
 def export(arguments: list[str], description: str | None) -> int:
-    """Write the set that the arguments of ``marl export`` ask for and say what is in it."""
+    """Write the dataset that the arguments of ``marl export`` ask for and say what is in it."""
     parser = argparse.ArgumentParser(prog="marl export", description=description)
     parser.add_argument("run", type=Path, help="folder of the run; its newest checkpoint is read")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the set; a new folder")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the dataset; a new folder")
     parser.add_argument("--episodes", type=int, help="newest episodes (default: all that are kept)")
     parser.add_argument(
         "--pairs",
@@ -57,7 +57,7 @@ def fit(arguments: list[str], description: str | None) -> int:
     """Fit the model that the arguments of ``marl fit-reward`` ask for and show how good it is."""
     options = _fit_parser(description).parse_args(arguments)
     config = load_config(options.config)
-    preferences = PreferenceSet(options.folder, skip_damaged=options.skip_damaged)
+    preferences = PreferenceDataset(options.folder, skip_damaged=options.skip_damaged)
     console = Console()
     report = fit_reward(
         preferences,
@@ -140,7 +140,7 @@ def _new_folder(folder: Path, model: str, seed: int) -> Path:
 
 def _fit_parser(description: str | None) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="marl fit-reward", description=description)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the preference set")
+    parser.add_argument("folder", metavar="DIR", type=Path, help="the preference dataset")
     parser.add_argument(
         "--model",
         default="imap",

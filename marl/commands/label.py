@@ -15,8 +15,8 @@ from rich.progress import track
 
 from marl.config import ConfigError
 from marl.config.io import load_config
+from marl.preferences.dataset.footage import filmed_episodes
 from marl.preferences.dataset.format import DamagedLogError
-from marl.preferences.dataset.frames import filmed_episodes
 from marl.preferences.human.session import Labelling, Plan, alone, film_episodes, missing_episodes
 from marl.reports.video import load_team
 
@@ -37,11 +37,11 @@ def label(arguments: list[str], description: str | None) -> int:
     """Serve the page that the arguments of ``marl label`` ask for, until Ctrl-C."""
     parser = _parser(description)
     options = parser.parse_args(arguments)
-    if (options.run is None) == (options.set is None):
-        parser.error("give either the folder of a run, or --set and the folder of a set")
+    if (options.run is None) == (options.dataset is None):
+        parser.error("give either the folder of a run, or --dataset and the folder of a dataset")
     _check(options)
     _need_the_extra()
-    subject = _of_set(options) if options.run is None else _of_run(options)
+    subject = _of_dataset(options) if options.run is None else _of_run(options)
     pairs = options.pairs
     if pairs is None and not subject.asked_by_run:
         pairs = _PAIRS
@@ -79,7 +79,7 @@ def _serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
 
 
 def _of_run(options: argparse.Namespace) -> Subject:
-    """Return the set of a run: what its training asks, or else episodes of its newest team."""
+    """Return the dataset of a run: what its training asks, or else episodes of its newest team."""
     run: Path = options.run
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} is not a run folder: it has no config.toml")
@@ -105,9 +105,9 @@ def _of_run(options: argparse.Namespace) -> Subject:
     return Subject(folder=folder, title=title, asked_by_run=False)
 
 
-def _of_set(options: argparse.Namespace) -> Subject:
-    """Return a set that was made elsewhere."""
-    folder: Path = options.set
+def _of_dataset(options: argparse.Namespace) -> Subject:
+    """Return a dataset that was made elsewhere."""
+    folder: Path = options.dataset
     episodes = len(filmed_episodes(folder))
     if episodes < 2:
         raise ConfigError(
@@ -170,7 +170,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         "other run, episodes are played with its newest checkpoint and kept in RUN/people.",
     )
     parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
-    parser.add_argument("--set", type=Path, help="instead of a run, a folder with frames/")
+    parser.add_argument("--dataset", type=Path, help="instead of a run, a folder with frames/")
     parser.add_argument("--name", default=_user(), help="who labels (default: %(default)s)")
     parser.add_argument(
         "--task",

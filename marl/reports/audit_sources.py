@@ -294,7 +294,7 @@ def _scores(reward: RewardLearner, store: TrajectoryStore) -> dict[int, float]:
 
 # What people answered at the page, set against the return, other sources and themselves.
 #
-# Their folder is a preference set: episodes have numbers of its own, and beside the people's
+# Their folder is a preference dataset: episodes have numbers of its own, and beside the people's
 # answers there may be those of other sources about the same pairs, such as a run's labeller.
 
 
@@ -310,7 +310,7 @@ class Person:
     ties: int
     skipped: int
     with_return: Share
-    """Of the pairs whose returns the set holds."""
+    """Of the pairs whose returns the dataset holds."""
     with_labellers: Share
     """With sources that are no people, on the same pairs."""
     with_others: Share
@@ -380,7 +380,7 @@ def _with(
 
 
 def _return_of(folder: Path, number: int) -> float:
-    """Return an episode's return as the set has it; NaN where the set has none."""
+    """Return an episode's return as the dataset has it; NaN where the dataset has none."""
     path = episode_path(folder, number)
     try:
         with np.load(path, allow_pickle=False) as episode:
@@ -389,8 +389,8 @@ def _return_of(folder: Path, number: int) -> float:
         return math.nan
     except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
         raise ConfigError(
-            f"{path}: not an episode of a preference set ({error}); restore it, or delete it and "
-            "its return counts as unknown"
+            f"{path}: not an episode of a preference dataset ({error}); restore it, or delete it "
+            "and its return counts as unknown"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""A reward model fitted to a preference set, without an environment or a policy.
+"""A reward model fitted to a preference dataset, without an environment or a policy.
 
 Axes: T steps of all episodes.
 """
@@ -21,8 +21,8 @@ from marl.config import Config, ConfigError, EnvConfig, RewardConfig
 from marl.config.io import load_config
 from marl.data.types import Transitions
 from marl.nn.normalisation import TeamNorm
-from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceSet
-from marl.preferences.dataset.dataset import SetBatches
+from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceDataset
+from marl.preferences.dataset.dataset import DatasetBatches
 from marl.reports.plots import plot_reliability
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import save_reward
@@ -31,7 +31,7 @@ from marl.rewards.scoring import Reliability, reliability, whole_scores
 from marl.utils.checkpoint import write_whole
 from marl.utils.seeding import Seeds
 
-# What fitting a reward model to a preference set has come to.
+# What fitting a reward model to a preference dataset has come to.
 #
 # Axes: B pairs.
 
@@ -88,7 +88,7 @@ class FitReport:
         return flat | {"train": self.train.to_json(), "held_out": self.held_out.to_json()}
 
 
-def measured(learner: RewardLearner, batches: SetBatches, *, held_out: bool) -> Measured:
+def measured(learner: RewardLearner, batches: DatasetBatches, *, held_out: bool) -> Measured:
     """Return how a model does on all pairs of one side of the split, from all of their steps."""
     first, second, labels = batches.pairs(held_out=held_out)
     numbers, places = torch.stack((first, second)).unique(return_inverse=True)
@@ -115,7 +115,7 @@ MODELS = ("imap", "slf", "ipl", "sl")
 
 
 def fit_reward(
-    data: PreferenceSet | Path | str,
+    data: PreferenceDataset | Path | str,
     *,
     model: str = "imap",
     steps: int = 1000,
@@ -126,7 +126,7 @@ def fit_reward(
     holdout_every: int = 8,
     console: Console | None = None,
 ) -> FitReport:
-    """Fit a reward model to the answers of a set and return how well it tells held-out ones.
+    """Fit a reward model to the answers of a dataset and return how well it tells held-out ones.
 
     `model` is one of `MODELS` or the import path of your own, `steps` the gradient steps,
     `reward` the settings, and `source` a pattern of whose answers count, such as ``person:*``.
@@ -134,7 +134,7 @@ def fit_reward(
     ``calibration.png``. A `console` shows progress.
     """
     torch.set_num_threads(1)  # small matrices, as in training
-    preferences = data if isinstance(data, PreferenceSet) else PreferenceSet(data)
+    preferences = data if isinstance(data, PreferenceDataset) else PreferenceDataset(data)
     folder = None if out is None else Path(out)
     if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise ConfigError(f"{folder} already exists and is not empty; choose another --out")
@@ -147,7 +147,7 @@ def fit_reward(
     answers = [answer for answer in everything if fnmatchcase(answer.source, source)]
     archive = preferences.archive(holdout_every=holdout_every, progress=console is not None)
     seeds, spec = Seeds(seed), preferences.spec
-    batches = SetBatches(
+    batches = DatasetBatches(
         archive, answers, config.reward, spec.max_steps, seeds.torch("preferences")
     )
     _check_answers(preferences, batches, everything, source)
@@ -178,7 +178,7 @@ def fit_reward(
 
 
 def _config(
-    preferences: PreferenceSet, model: str, seed: int, reward: RewardConfig, steps: int
+    preferences: PreferenceDataset, model: str, seed: int, reward: RewardConfig, steps: int
 ) -> Config:
     """Return the settings of a run that would learn this reward."""
     if model not in MODELS and ":" not in model:
@@ -198,14 +198,14 @@ def _config(
     )
     if not own and config.reward_gamma > 0.0 and reward.value_loss == "soft":
         raise ConfigError(
-            'reward.value_loss: "soft" asks the policy, and a preference set has none; set '
+            'reward.value_loss: "soft" asks the policy, and a preference dataset has none; set '
             '"gumbel" or "expectile"'
         )
     return config
 
 
 def _check_answers(
-    preferences: PreferenceSet, batches: SetBatches, answers: Sequence[Answer], source: str
+    preferences: PreferenceDataset, batches: DatasetBatches, answers: Sequence[Answer], source: str
 ) -> None:
     """Raise `ConfigError` if there is nothing to learn from."""
     labels = batches.pairs(held_out=False)[2]
@@ -215,7 +215,7 @@ def _check_answers(
     raise ConfigError(
         f"{preferences.folder}: of the answers by {source!r}, {len(labels)} are there to train on, "
         f"and none of them prefers an episode (skipped: {batches.num_skipped}, about episodes that "
-        f"are not there: {batches.num_orphaned}). The set holds {found or 'no answers'}"
+        f"are not there: {batches.num_orphaned}). The dataset holds {found or 'no answers'}"
     )
 
 
@@ -229,7 +229,9 @@ def _steps_to_train_on(archive: EpisodeArchive) -> Transitions:
     return archive.steps(numbers.repeat_interleave(lengths), offsets.unsqueeze(-1))
 
 
-def _fit(learner: RewardLearner, batches: SetBatches, steps: int, console: Console | None) -> None:
+def _fit(
+    learner: RewardLearner, batches: DatasetBatches, steps: int, console: Console | None
+) -> None:
     """Take at least `steps` gradient steps, whole fits of ``reward.gradient_steps`` each."""
     columns = (TextColumn("fitting"), BarColumn(), TextColumn("{task.description}"))
     quiet = console is None or not console.is_terminal

@@ -96,7 +96,7 @@ def test_envs_lists_names_and_how_to_install_the_rest(
     assert fix in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_two_files_of_settings_are_refused(
+def test_two_files_of_datasettings_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one.toml", "two.toml"):

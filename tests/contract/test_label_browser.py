@@ -19,8 +19,8 @@ import pytest
 
 from envs import Frame
 from envs.frames import Circle, HealthBar, Label, Polygon, Segment
+from marl.preferences.dataset.footage import EpisodeFrames, write_frames
 from marl.preferences.dataset.format import AnswerLog
-from marl.preferences.dataset.frames import EpisodeFrames, write_frames
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 MISSING = [name for name in ("fastapi", "uvicorn", "playwright") if find_spec(name) is None]
@@ -55,7 +55,7 @@ def moment(number: int, step: int) -> Frame:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A set of twelve episodes of different lengths."""
+    """A dataset of twelve episodes of different lengths."""
     for number in range(12):
         steps = tuple(range(6 + number % 3))
         frames = tuple(moment(number, step) for step in steps)
@@ -67,7 +67,7 @@ class Server:
     """`marl label` in a process of its own."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        arguments = ["label", "--set", str(folder), "--name", "ann", "--no-open", *options]
+        arguments = ["label", "--dataset", str(folder), "--name", "ann", "--no-open", *options]
         self.process = subprocess.Popen(
             [sys.executable, "-c", "from marl.cli import main; main()", *arguments],
             stdout=subprocess.PIPE,

@@ -7,8 +7,8 @@ import pytest
 
 from envs import Frame
 from marl.commands import label as command
-from marl.preferences.dataset import PreferenceSet
-from marl.preferences.dataset.frames import EpisodeFrames, filmed_episodes, write_frames
+from marl.preferences.dataset import PreferenceDataset
+from marl.preferences.dataset.footage import EpisodeFrames, filmed_episodes, write_frames
 from marl.preferences.human.session import Labelling
 from tests.command_line import QUICK, run
 
@@ -27,11 +27,11 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Labelling, str]]:
 
 
 @pytest.fixture
-def small_set(tmp_path: Path) -> Path:
+def small_dataset(tmp_path: Path) -> Path:
     frame = Frame(shapes=(), view=(0.0, 0.0, 1.0, 1.0), anchors=())
     for number in range(3):
-        write_frames(tmp_path / "set", number, EpisodeFrames(steps=(0,), frames=(frame,)))
-    return tmp_path / "set"
+        write_frames(tmp_path / "dataset", number, EpisodeFrames(steps=(0,), frames=(frame,)))
+    return tmp_path / "dataset"
 
 
 def test_episodes_of_any_run_are_played_once_and_kept(
@@ -44,7 +44,7 @@ def test_episodes_of_any_run_are_played_once_and_kept(
     labelling, title = served[-1]
     assert title == "particles/nav_3: Meet."
     assert not labelling.plan.asked_by_run
-    made = PreferenceSet(folder / "people")
+    made = PreferenceDataset(folder / "people")
     assert made.numbers() == filmed_episodes(made.folder) == [0, 1, 2]
     before = made.episode(1).obs.tobytes()
     assert run(*arguments, "--episodes", "5") == 0
@@ -69,37 +69,42 @@ def test_a_run_with_people_asks_its_own_questions(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "SET", "--name", "../ann"], "--name is '../ann'"),
-        (["--set", "SET", "--repeats", "0.9"], "--repeats is 0.9; expected a number from 0 to 0.5"),
-        (["--set", "SET", "--pairs", "0"], "--pairs is 0; expected a number from 1"),
-        (["--set", "nowhere"], "nowhere has 0 episodes with frames"),
+        (["--dataset", "DATASET", "--name", "../ann"], "--name is '../ann'"),
+        (
+            ["--dataset", "DATASET", "--repeats", "0.9"],
+            "--repeats is 0.9; expected a number from 0 to 0.5",
+        ),
+        (["--dataset", "DATASET", "--pairs", "0"], "--pairs is 0; expected a number from 1"),
+        (["--dataset", "nowhere"], "nowhere has 0 episodes with frames"),
         (["nowhere"], "nowhere is not a run folder"),
     ],
 )
 def test_what_cannot_be_labelled_is_an_error(
-    small_set: Path,
+    small_dataset: Path,
     served: list[tuple[Labelling, str]],
     arguments: list[str],
     message: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    given = [str(small_set) if a == "SET" else a for a in arguments]
+    given = [str(small_dataset) if a == "DATASET" else a for a in arguments]
     assert run("label", *given) == 1
     assert message in capsys.readouterr().err
     assert served == []
 
 
-def test_a_run_or_a_set_is_needed(small_set: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_or_a_set_is_needed(small_dataset: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("label") == 2
-    assert run("label", "run", "--set", str(small_set)) == 2
-    assert "either the folder of a run, or --set" in capsys.readouterr().err
+    assert run("label", "run", "--dataset", str(small_dataset)) == 2
+    assert "either the folder of a run, or --dataset" in capsys.readouterr().err
 
 
 def test_a_damaged_log_is_named_or_skipped(
-    small_set: Path, served: list[tuple[Labelling, str]], capsys: pytest.CaptureFixture[str]
+    small_dataset: Path, served: list[tuple[Labelling, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (small_set / "answers.jsonl").write_text('damaged\n{"undo": true, "source": "person:ann"}\n')
-    arguments = ["label", "--set", str(small_set), "--name", "ann"]
+    (small_dataset / "answers.jsonl").write_text(
+        'damaged\n{"undo": true, "source": "person:ann"}\n'
+    )
+    arguments = ["label", "--dataset", str(small_dataset), "--name", "ann"]
     assert run(*arguments) == 1
     assert "line 1 of 2" in (shown := capsys.readouterr().err)
     assert "--skip-damaged" in shown
@@ -109,27 +114,27 @@ def test_a_damaged_log_is_named_or_skipped(
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows is not guarded")
 def test_one_page_for_each_person(
-    small_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     inner: list[int] = []
 
     def serve(*_: object) -> None:
         monkeypatch.setattr(command, "_serve", lambda *_: None)
-        inner.append(run("label", "--set", str(small_set), "--name", "ann"))
-        inner.append(run("label", "--set", str(small_set), "--name", "bob"))
+        inner.append(run("label", "--dataset", str(small_dataset), "--name", "ann"))
+        inner.append(run("label", "--dataset", str(small_dataset), "--name", "bob"))
 
     monkeypatch.setattr(command, "_serve", serve)
     monkeypatch.setattr(command, "_need_the_extra", lambda: None)
-    assert run("label", "--set", str(small_set), "--name", "ann") == 0
+    assert run("label", "--dataset", str(small_dataset), "--name", "ann") == 0
     assert inner == [1, 0]
     assert "ann is labelling" in capsys.readouterr().err
 
 
 def test_a_missing_extra_is_named(
-    small_set: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_dataset: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "fastapi", None)  # None: importing it fails
-    assert run("label", "--set", str(small_set)) == 1
+    assert run("label", "--dataset", str(small_dataset)) == 1
     assert "needs the extra people: pip install -c constraints.txt '.[people]'" in (
         capsys.readouterr().err
     )

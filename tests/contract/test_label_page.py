@@ -8,8 +8,8 @@ import pytest
 
 from envs import Frame
 from envs.frames import Circle
+from marl.preferences.dataset.footage import EpisodeFrames, frames_path, write_frames
 from marl.preferences.dataset.format import AnswerLog
-from marl.preferences.dataset.frames import EpisodeFrames, frames_path, write_frames
 from marl.preferences.human.session import Labelling, Plan
 
 pytest.importorskip("fastapi", reason="needs the extra people")
@@ -25,7 +25,7 @@ PORT = 8765
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A set of five episodes, each a disc as large as its number."""
+    """A dataset of five episodes, each a disc as large as its number."""
     for number in range(5):
         disc = Circle(centre=(0.0, 0.0), radius=float(number), colour="#000000")
         frame = Frame(shapes=(disc,), view=(-9.0, -9.0, 9.0, 9.0), anchors=())

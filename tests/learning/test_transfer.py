@@ -1,4 +1,4 @@
-"""Preferences passed on: from a run to a set, to a reward model, to a run with another seed."""
+"""Preferences passed on: from a run to a dataset, to a reward model, to a run with another seed."""
 
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     for _ in marl.train(load_config(overrides=SETTINGS), folder / "run"):
         pass
-    export_run(folder / "run", folder / "set", episodes=640, pairs=1000)
+    export_run(folder / "run", folder / "dataset", episodes=640, pairs=1000)
     return folder
 
 
@@ -46,7 +46,7 @@ def test_what_one_run_prefers_teaches_another(folder: Path) -> None:
     # -20.2, and its pupils of seeds 7, 8 and 9, which see no return at all, to -16.9, -16.0, -18.5.
     reward = load_config(overrides=SETTINGS).reward
     report = marl.fit_reward(
-        folder / "set", model="slf", steps=200, reward=reward, out=folder / "fit"
+        folder / "dataset", model="slf", steps=200, reward=reward, out=folder / "fit"
     )
     assert report.held_out.pairs == 125
     assert report.held_out.accuracy > 0.75

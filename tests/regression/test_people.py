@@ -17,11 +17,11 @@ from envs import EnvError
 from marl import ConfigError, Trainer, train
 from marl.config import Config
 from marl.config.io import load_config
-from marl.preferences.dataset import PreferenceSet
+from marl.preferences.dataset import PreferenceDataset
+from marl.preferences.dataset.footage import read_frames
 from marl.preferences.dataset.format import read_episode, read_manifest, read_questions
-from marl.preferences.dataset.frames import read_frames
 from marl.preferences.human import Camera
-from marl.preferences.human.labeller import AGAIN, RunSet
+from marl.preferences.human.labeller import AGAIN, RunDataset
 from marl.preferences.human.session import Choice, Labelling, Plan
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
@@ -52,7 +52,7 @@ def small(**changes: object) -> Config:
 
 
 class Person:
-    """Answers a run's open questions by the returns, which only the set's episodes tell."""
+    """Answers a run's open questions by the returns, which only the dataset's episodes tell."""
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "people"
@@ -88,7 +88,7 @@ def test_what_a_run_asks_can_be_shown_and_is_a_preference_set(tmp_path: Path) ->
     assert len(asked) == metrics["labeller/open"] > 0
     assert metrics["preference/answered"] == 0
     assert metrics["preference/asked"] == 0  # a question counts once it is closed
-    made = PreferenceSet(folder)
+    made = PreferenceDataset(folder)
     assert made.manifest.environment.name == "particles/nav_3"
     assert made.manifest.origin["run"] == str(tmp_path / "run")
     for number in set(itertools.chain(*asked)):
@@ -281,15 +281,15 @@ def test_an_answer_to_what_a_killed_run_asked_last_is_not_lost(tmp_path: Path) -
     assert 0 < len(asked_in(folder)) < answered
     metrics = advance(train(small(), folder, resume=True), 1)
     assert metrics["preference/answered"] == answered
-    assert max(PreferenceSet(folder / "people").numbers()) < AGAIN
+    assert max(PreferenceDataset(folder / "people").numbers()) < AGAIN
 
 
 def test_another_episode_of_the_same_number_gets_a_number_of_its_own(tmp_path: Path) -> None:
     advance(train(small(), tmp_path / "run"), 5)
-    made = PreferenceSet(tmp_path / "run" / "people")
+    made = PreferenceDataset(tmp_path / "run" / "people")
     number = made.numbers()[0]
     record = made.episode(number)
-    kept = RunSet(made.folder, made.manifest)
+    kept = RunDataset(made.folder, made.manifest)
     assert kept.add(number, record, b"the same") == number
     changed = replace(record, obs=record.obs + 1.0)
     assert kept.add(number, changed, b"another") == number + AGAIN

@@ -54,7 +54,7 @@ def test_nobody_and_damage(tmp_path: Path) -> None:
     assert read_people(tmp_path) == ()
     (tmp_path / "episodes").mkdir()
     (tmp_path / "episodes" / "000000.npz").write_bytes(b"no archive")
-    with pytest.raises(ConfigError, match=r"000000\.npz: not an episode of a preference set"):
+    with pytest.raises(ConfigError, match=r"000000\.npz: not an episode of a preference dataset"):
         read_people(tmp_path)
     (tmp_path / "answers.jsonl").write_text('{"first": 1\n{"first": 2\n{"first": 3\n')
     with pytest.raises(ConfigError, match=r"answers\.jsonl, line 1 of 3"):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from envs import Frame
+from marl.preferences.dataset.footage import EpisodeFrames, write_frames
 from marl.preferences.dataset.format import (
     Answer,
     AnswerLog,
@@ -14,7 +15,6 @@ from marl.preferences.dataset.format import (
     read_questions,
     write_questions,
 )
-from marl.preferences.dataset.frames import EpisodeFrames, write_frames
 from marl.preferences.human.session import (
     Labelling,
     Plan,

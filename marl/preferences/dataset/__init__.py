@@ -1,19 +1,19 @@
-"""Preference sets: episodes, and answers about pairs of them, in a folder of open formats.
+"""Preference datasets: episodes, and answers about pairs of them, in a folder of open formats.
 
     DIR/
-      set.toml              what the arrays mean
+      dataset.toml          what the arrays mean
       episodes/000003.npz   one finished episode
       frames/000003.json.gz what it looks like; optional
       answers.jsonl         who preferred which
       questions.json        {"open": [[3, 17], ...]}: what a run asks people; optional
 
-``set.toml`` holds ``format = 1``; ``[environment]`` with its ``name`` and ``options``; ``[spec]``,
-the fields of `envs.EnvSpec` (sizes of each agent's observation and action, of the state, the kind
-of action, ``max_steps``, ``agents_die``, ``masks_actions``, and a table for each fact); and
-``[origin]``, free words on where the data comes from. A newer format is refused.
+``dataset.toml`` holds ``format = 1``; ``[environment]`` with its ``name`` and ``options``;
+``[spec]``, the fields of `envs.EnvSpec` (sizes of each agent's observation and action, of the
+state, the kind of action, ``max_steps``, ``agents_die``, ``masks_actions``, and a table for each
+fact); and ``[origin]``, free words on where the data comes from. A newer format is refused.
 
 An episode is a NumPy archive (read without pickles) of L steps of N agents, named by its number in
-the set. Numbers may have gaps; those of an exported run are the run's own.
+the dataset. Numbers may have gaps; those of an exported run are the run's own.
 
     obs (L, N, O), state (L, S)       float32: before each step; padded with zeros
     actions (L, N) or (L, N, A)       int64 choices, or float32
@@ -32,18 +32,18 @@ the set. Numbers may have gaps; those of an exported run are the run's own.
 ``label`` is P(first preferred): 1 first, 0 second, 0.5 tie, null skipped. An undo withdraws the
 latest standing answer of its source. Answers about episodes that are not there are left out.
 
-From Python, `PreferenceSet.create`, `add_episode` and `answers.append` bring foreign data in.
+From Python, `PreferenceDataset.create`, `add_episode` and `answers.append` bring foreign data in.
 """
 
-from marl.preferences.dataset.dataset import EpisodeArchive, PreferenceSet
+from marl.preferences.dataset.dataset import EpisodeArchive, PreferenceDataset
 from marl.preferences.dataset.format import (
     Answer,
     AnswerLog,
     DamagedLogError,
+    DatasetEnvironment,
+    DatasetError,
     EpisodeRecord,
     Manifest,
-    SetEnvironment,
-    SetError,
     now,
 )
 
@@ -51,11 +51,11 @@ __all__ = [
     "Answer",
     "AnswerLog",
     "DamagedLogError",
+    "DatasetEnvironment",
+    "DatasetError",
     "EpisodeArchive",
     "EpisodeRecord",
     "Manifest",
-    "PreferenceSet",
-    "SetEnvironment",
-    "SetError",
+    "PreferenceDataset",
     "now",
 ]

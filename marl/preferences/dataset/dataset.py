@@ -1,4 +1,4 @@
-"""Labelled batches from a preference set, to train a reward model and to measure it.
+"""Labelled batches from a preference dataset, to train a reward model and to measure it.
 
 Axes: M episodes, K sampled steps, B pairs.
 """
@@ -21,10 +21,10 @@ from marl.data.types import Episodes, LabelledSegments, Transitions, transitions
 from marl.preferences.dataset.format import (
     Answer,
     AnswerLog,
+    DatasetEnvironment,
+    DatasetError,
     EpisodeRecord,
     Manifest,
-    SetEnvironment,
-    SetError,
     checked_episode,
     episode_numbers,
     episode_path,
@@ -35,7 +35,7 @@ from marl.preferences.dataset.format import (
     write_manifest,
 )
 
-# The episodes of a preference set in memory, as labellers and reward models read them.
+# The episodes of a preference dataset in memory, as labellers and reward models read them.
 #
 # Axes: M episodes, K sampled steps, L steps; N agents, O, S features, F facts.
 
@@ -139,7 +139,7 @@ class EpisodeArchive:
         places = torch.searchsorted(self.numbers, numbers).clamp(max=len(self.numbers) - 1)
         unknown = self.numbers[places] != numbers
         if bool(unknown.any()):
-            raise ValueError(f"the set has no episode {int(numbers[unknown][0])}")
+            raise ValueError(f"the dataset has no episode {int(numbers[unknown][0])}")
         return places
 
     def _locate(
@@ -151,11 +151,11 @@ class EpisodeArchive:
         return self.starts[places].unsqueeze(-1) + offsets, offsets == last
 
 
-# A preference set: a folder of episodes, and of answers about pairs of them.
+# A preference dataset: a folder of episodes, and of answers about pairs of them.
 
 
-class PreferenceSet:
-    """Reads a set, and adds to it. What it says of itself is read at once, episodes when asked."""
+class PreferenceDataset:
+    """Reads a dataset and adds to it. Its manifest is read at once, an episode when asked for."""
 
     def __init__(self, folder: Path | str, *, skip_damaged: bool = False) -> None:
         """`skip_damaged` leaves damaged answers out, with a warning, instead of raising."""
@@ -173,8 +173,8 @@ class PreferenceSet:
         environment: str = "",
         options: Mapping[str, Option] | None = None,
         origin: Mapping[str, Option] | None = None,
-    ) -> "PreferenceSet":
-        """Return a new, empty set; a folder that holds something is refused.
+    ) -> "PreferenceDataset":
+        """Return a new, empty dataset; a folder that holds something is refused.
 
         `spec` says how the episodes' arrays are to be read, `environment` (by default
         ``spec.name``) and `options` how theirs was made, if it can be made here, and `origin` in
@@ -182,12 +182,12 @@ class PreferenceSet:
         """
         path = Path(folder)
         if path.exists() and not path.is_dir():
-            raise SetError(f"{path} is a file; choose another folder")
+            raise DatasetError(f"{path} is a file; choose another folder")
         if path.exists() and any(path.iterdir()):
-            what = "a preference set" if manifest_path(path).exists() else "something"
-            raise SetError(f"{path} already holds {what}; choose another folder")
+            what = "a preference dataset" if manifest_path(path).exists() else "something"
+            raise DatasetError(f"{path} already holds {what}; choose another folder")
         path.mkdir(parents=True, exist_ok=True)
-        made = SetEnvironment(name=environment or spec.name, options=dict(options or {}))
+        made = DatasetEnvironment(name=environment or spec.name, options=dict(options or {}))
         manifest = Manifest(environment=made, spec=spec, origin=dict(origin or {}))
         write_manifest(path, manifest)
         return cls(path)
@@ -209,12 +209,12 @@ class PreferenceSet:
         path = episode_path(self.folder, number)
         if number < 0 or path.exists():
             reason = "is there already" if number >= 0 else "cannot be: numbers begin at 0"
-            raise SetError(f"{path}: episode {number} {reason}")
+            raise DatasetError(f"{path}: episode {number} {reason}")
         write_episode(self.folder, number, checked_episode(record, self.spec, f"episode {number}"))
         return number
 
     def episode(self, number: int) -> EpisodeRecord:
-        """Return one episode, or raise `SetError` if it is missing or damaged."""
+        """Return one episode, or raise `DatasetError` if it is missing or damaged."""
         return read_episode(self.folder, number, self.spec)
 
     def archive(
@@ -230,7 +230,7 @@ class PreferenceSet:
         """
         numbers = self.numbers()
         if not numbers:
-            raise SetError(f"{self.folder} has no episodes; add some, or export a run again")
+            raise DatasetError(f"{self.folder} has no episodes; add some, or export a run again")
         shown: Iterable[int] = numbers
         if progress:
             quiet = not get_console().is_terminal
@@ -241,8 +241,8 @@ class PreferenceSet:
         )
 
 
-class SetBatches:
-    """The answered pairs of a set, split by episode.
+class DatasetBatches:
+    """The answered pairs of a dataset, split by episode.
 
     A pair with a held-out episode is never trained on, whichever its other episode is: answers of
     people are few, and this wastes none. In an exported run both are always of one side.

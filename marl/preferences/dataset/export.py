@@ -1,4 +1,4 @@
-"""From a run's newest checkpoint to a preference set.
+"""From a run's newest checkpoint to a preference dataset.
 
 Axes: M episodes, L steps, B pairs.
 """
@@ -21,7 +21,7 @@ from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherCo
 from marl.config.io import config_from_dict
 from marl.data.replay import TrajectoryStore
 from marl.policy import spec_in
-from marl.preferences.dataset.dataset import PreferenceSet
+from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import Answer, EpisodeRecord, now
 from marl.preferences.factory import errs, make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
@@ -89,7 +89,7 @@ def export_run(
     _refuse_occupied(folder)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export has left
     try:
-        made = PreferenceSet.create(
+        made = PreferenceDataset.create(
             partial,
             spec,
             environment=config.env.name,

@@ -1,6 +1,6 @@
-"""The pairs of a set that a run would like to have answered: ``questions.json``.
+"""The pairs of a dataset that a run would like to have answered: ``questions.json``.
 
-Written whole by training at every change, read by the page. A set without this file has no
+Written whole by training at every change, read by the page. A dataset without this file has no
 questions of its own: any pair of it may be shown.
 """
 
@@ -26,19 +26,19 @@ from marl.config import ConfigError, Option
 from marl.config.io import build, plain, read_toml
 from marl.utils.checkpoint import sync_folder, write_whole
 
-# What a preference set says of itself: ``set.toml``.
+# What a preference dataset says of itself: ``dataset.toml``.
 
 
 FORMAT = 1
 """Version of the format that this program writes, and the newest that it reads."""
 
 
-class SetError(ValueError):
-    """A preference set, or an episode in it, is not as the format says."""
+class DatasetError(ValueError):
+    """A preference dataset, or an episode in it, is not as the format says."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class SetEnvironment:
+class DatasetEnvironment:
     """How to make the environment in which the episodes were played."""
 
     name: str
@@ -49,10 +49,10 @@ class SetEnvironment:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """All that is needed to interpret the arrays of a set's episodes."""
+    """All that is needed to interpret the arrays of a dataset's episodes."""
 
     format: int = FORMAT
-    environment: SetEnvironment
+    environment: DatasetEnvironment
     spec: EnvSpec
     """Sizes, kinds and facts; `num_envs` says nothing and is 1."""
     origin: dict[str, Option] = field(default_factory=dict)
@@ -60,45 +60,48 @@ class Manifest:
 
 
 def manifest_path(folder: Path) -> Path:
-    """Return where a set says what it is; a folder without this file is none."""
-    return folder / "set.toml"
+    """Return where a dataset says what it is; a folder without this file is none."""
+    return folder / "dataset.toml"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``set.toml``, whole or not at all."""
+    """Write ``dataset.toml``, whole or not at all."""
     single = replace(manifest, spec=replace(manifest.spec, num_envs=1))
     write_whole(manifest_path(folder), tomli_w.dumps(plain(single)).encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """Return what a set says of itself, or raise `SetError` if it is none that we can read."""
+    """Return a dataset's manifest, or raise `DatasetError` if it cannot be read."""
     path = manifest_path(folder)
     if not path.is_file():
-        raise SetError(
-            f"{folder} is no preference set: it has no {path.name}; `marl export RUN DIR` makes one"
+        raise DatasetError(
+            f"{folder} is no preference dataset: it has no {path.name}; `marl export RUN DIR` "
+            "makes one"
         )
     try:
         values = read_toml(path)
         version = values.get("format")
         if type(version) is not int or version < 1:
-            raise SetError(f"{path}: format is {version!r}, expected a number from 1 to {FORMAT}")
+            raise DatasetError(
+                f"{path}: format is {version!r}, expected a number from 1 to {FORMAT}"
+            )
         if version > FORMAT:
-            raise SetError(
-                f"{path}: the set has format {version}, this program reads up to {FORMAT}; use "
+            raise DatasetError(
+                f"{path}: the dataset has format {version}, this program reads up to {FORMAT}; use "
                 "the release that wrote it, or a newer one"
             )
         manifest = build(Manifest, values, str(path))
     except ConfigError as error:
-        raise SetError(str(error)) from error
+        raise DatasetError(str(error)) from error
     _check_spec(manifest.spec, path)
     return manifest
 
 
 def _check_spec(spec: EnvSpec, path: Path) -> None:
-    """Raise `SetError` for sizes that no episode can have."""
+    """Raise `DatasetError` for sizes that no episode can have."""
     agents, actions = len(spec.obs_sizes), len(spec.action_sizes)
     if agents == 0 or agents != actions:
-        raise SetError(
+        raise DatasetError(
             f"{path}: spec.obs_sizes has {agents} agents and spec.action_sizes {actions}; expected "
             "one entry of each per agent, and at least one agent"
         )
@@ -110,10 +113,10 @@ def _check_spec(spec: EnvSpec, path: Path) -> None:
     }
     for name, size in sizes.items():
         if size < 1:
-            raise SetError(f"{path}: spec.{name}: got {size}, expected at least 1")
+            raise DatasetError(f"{path}: spec.{name}: got {size}, expected at least 1")
 
 
-# One finished episode of a preference set: ``episodes/000003.npz``.
+# One finished episode of a preference dataset: ``episodes/000003.npz``.
 #
 # Axes: L steps, N agents; O, S, A features, F facts.
 
@@ -165,20 +168,20 @@ _SAVED_AS = {"episode_return": "return"}
 
 
 def episode_path(folder: Path, number: int) -> Path:
-    """Return where a set keeps an episode."""
+    """Return where a dataset keeps an episode."""
     return folder / "episodes" / f"{number:06d}.npz"
 
 
 def episode_numbers(folder: Path) -> list[int]:
-    """Return the numbers of a set's episodes, in order."""
+    """Return the numbers of a dataset's episodes, in order."""
     names = (path.stem for path in folder.glob("episodes/*.npz"))
     return sorted(int(name) for name in names if name.isdecimal())
 
 
 def checked_episode(record: EpisodeRecord, spec: EnvSpec, where: str) -> EpisodeRecord:
-    """Return the episode in the format's types, or raise `SetError` naming the array at fault."""
+    """Return the episode in the format's types; `DatasetError` names the array at fault."""
     if not 1 <= record.length <= spec.max_steps:
-        raise SetError(
+        raise DatasetError(
             f"{where}: state has {record.length} steps, expected 1 to {spec.max_steps} "
             "(spec.max_steps)"
         )
@@ -191,26 +194,28 @@ def checked_episode(record: EpisodeRecord, spec: EnvSpec, where: str) -> Episode
         if given is None and name in _ENDS:
             given = arrays[_ENDS[name]][-1]
         if given is None:
-            raise SetError(f"{where}: {name} is missing; {spec.name} needs shape {shape}")
+            raise DatasetError(f"{where}: {name} is missing; {spec.name} needs shape {shape}")
         arrays[name] = _typed(np.asarray(given), shape, dtype, f"{where}: {name}")
     optional = [f.name for f in fields(record) if f.name not in (*wanted, *_SCALARS)]
     for name in optional:
         if getattr(record, name) is not None:
-            raise SetError(f"{where}: has {name}, but set.toml says that {spec.name} has none")
+            raise DatasetError(
+                f"{where}: has {name}, but dataset.toml says that {spec.name} has none"
+            )
     if spec.action_kind == "discrete":
         low, high = int(arrays["actions"].min()), int(arrays["actions"].max())
         if low < 0 or high >= spec.action_size:
-            raise SetError(
+            raise DatasetError(
                 f"{where}: actions are from {low} to {high}, expected 0 to {spec.action_size - 1}"
             )
     value = float(record.episode_return)
     if not np.isfinite(value):
-        raise SetError(f"{where}: return is {value}, expected a finite number")
+        raise DatasetError(f"{where}: return is {value}, expected a finite number")
     return EpisodeRecord(**arrays, episode_return=value, terminated=bool(record.terminated))
 
 
 def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
-    """Write a checked episode into a set, whole or not at all."""
+    """Write a checked episode into a dataset, whole or not at all."""
     path = episode_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {f.name: getattr(record, f.name) for f in fields(record)}
@@ -221,10 +226,10 @@ def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
 
 
 def read_episode(folder: Path, number: int, spec: EnvSpec) -> EpisodeRecord:
-    """Return a checked episode of a set, or raise `SetError` that says what is wrong with it."""
+    """Return a checked episode of a dataset, or raise `DatasetError`."""
     path = episode_path(folder, number)
     if not path.is_file():
-        raise SetError(f"{path} is missing: the set has no episode {number}")
+        raise DatasetError(f"{path} is missing: the dataset has no episode {number}")
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -232,13 +237,15 @@ def read_episode(folder: Path, number: int, spec: EnvSpec) -> EpisodeRecord:
         values = {name: arrays[saved] for saved, name in known.items() if saved in arrays}
         values |= {name: values[name].item() for name in _SCALARS if name in values}
     except _DAMAGE as error:
-        raise SetError(
+        raise DatasetError(
             f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it and "
             "its answers are left out"
         ) from error
     missing = [saved for saved, name in known.items() if name in _NEEDED and name not in values]
     if missing:
-        raise SetError(f"{path} has no {', '.join(missing)}; is it an episode of a preference set?")
+        raise DatasetError(
+            f"{path} has no {', '.join(missing)}; is it an episode of a preference dataset?"
+        )
     return checked_episode(EpisodeRecord(**values), spec, str(path))
 
 
@@ -269,19 +276,19 @@ def _expected(spec: EnvSpec, length: int) -> dict[str, tuple[tuple[int, ...], ty
 
 
 def _typed(array: Array, shape: tuple[int, ...], dtype: type[np.generic], where: str) -> Array:
-    """Return an array of the wanted kind, or raise `SetError`; integers may stand for floats."""
+    """Return an array in the wanted type, or raise `DatasetError`; integers pass as floats."""
     if array.shape != shape:
-        raise SetError(f"{where} has shape {array.shape}, expected {shape}")
+        raise DatasetError(f"{where} has shape {array.shape}, expected {shape}")
     if array.dtype.kind not in _KINDS[dtype]:
-        raise SetError(f"{where} has dtype {array.dtype}, expected {np.dtype(dtype)}")
+        raise DatasetError(f"{where} has dtype {array.dtype}, expected {np.dtype(dtype)}")
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused
         made = np.ascontiguousarray(array, dtype)
     if made.dtype.kind == "f" and not np.isfinite(made).all():
-        raise SetError(f"{where} holds NaN or infinity")
+        raise DatasetError(f"{where} holds NaN or infinity")
     return made
 
 
-# The answers of a preference set: ``answers.jsonl``, one JSON object a line, appended only.
+# The answers of a preference dataset: ``answers.jsonl``, one JSON object a line, appended only.
 #
 # An answer is on the disk before `AnswerLog.append` comes back. An undo is a line of its own that
 # withdraws its source's latest answer, so that nothing is ever rewritten.
@@ -296,7 +303,7 @@ class Answer:
     """What a source prefers, in the order in which it saw the two episodes."""
 
     first: int
-    """Number of an episode in the set."""
+    """Number of an episode in the dataset."""
     second: int
     label: float | None
     """P(first preferred): 1 first, 0 second, 0.5 tie; None: skipped."""
@@ -479,7 +486,7 @@ Pair = tuple[int, int]
 
 
 class QuestionsError(ValueError):
-    """A set's questions cannot be read."""
+    """A dataset's questions cannot be read."""
 
 
 def write_questions(folder: Path, pairs: list[Pair]) -> None:
@@ -490,7 +497,7 @@ def write_questions(folder: Path, pairs: list[Pair]) -> None:
 
 
 def read_questions(folder: Path) -> list[Pair] | None:
-    """Return the open questions, the most urgent first; None: the set has none of its own."""
+    """Return the open questions, the most urgent first; None: the dataset has none of its own."""
     path = folder / "questions.json"
     try:
         content = json.loads(path.read_bytes())

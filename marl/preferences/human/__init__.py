@@ -1,5 +1,11 @@
 """People as labeller, who answer on the page of ``marl label`` while training goes on."""
 
-from marl.preferences.human.labeller import Camera, PeopleLabeller, RunSet, make_people, manifest_of
+from marl.preferences.human.labeller import (
+    Camera,
+    PeopleLabeller,
+    RunDataset,
+    make_people,
+    manifest_of,
+)
 
-__all__ = ["Camera", "PeopleLabeller", "RunSet", "make_people", "manifest_of"]
+__all__ = ["Camera", "PeopleLabeller", "RunDataset", "make_people", "manifest_of"]

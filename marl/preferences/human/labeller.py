@@ -20,15 +20,16 @@ from marl.config import Config, ConfigError, Option
 from marl.data.replay import TrajectoryStore
 from marl.data.types import Episodes
 from marl.preferences.dataset.export import record_of
+from marl.preferences.dataset.footage import Footage, packed, write_frames
 from marl.preferences.dataset.format import (
     Answer,
     AnswerLog,
     DamagedLogError,
+    DatasetEnvironment,
+    DatasetError,
     EpisodeRecord,
     Manifest,
     Pair,
-    SetEnvironment,
-    SetError,
     checked_episode,
     episode_path,
     manifest_path,
@@ -37,7 +38,6 @@ from marl.preferences.dataset.format import (
     write_manifest,
     write_questions,
 )
-from marl.preferences.dataset.frames import Footage, packed, write_frames
 from marl.preferences.labellers import EpisodePairs, LateAnswers
 
 # Films the first copies of an environment while a team is trained in it.
@@ -87,7 +87,7 @@ class Camera:
             self._open[copy] = (self._time, Footage())
 
     def film(self, copy: int, start: int) -> bytes | None:
-        """Return the film of a finished episode, packed as a set keeps it; None: not filmed."""
+        """Return the film of a finished episode, packed as a dataset keeps it; None: not filmed."""
         return self._films.get((copy, start))
 
     def forget_before(self, time: int) -> None:
@@ -116,19 +116,19 @@ class Camera:
         self._films = {(copy, start): film.tobytes() for copy, start, film in state["films"]}
 
 
-# The episodes of a run that people are asked about, as a preference set in the run's folder.
+# The episodes of a run that people are asked about, as a preference dataset in the run's folder.
 
 
 AGAIN = 1_000_000
-"""Added to the number of an episode where the set has another one of that number already."""
+"""Added to the number of an episode where the dataset has another one of that number already."""
 
 
-class RunSet:
-    """Adds episodes to a set under their numbers in the run.
+class RunDataset:
+    """Adds episodes to a dataset under their numbers in the run.
 
     A run that was killed and resumed may finish another episode 57 than the one that people were
-    asked about before. The set then calls it 1000057; if it is the same, bit for bit, it is found
-    again, and so are the answers about it.
+    asked about before. The dataset then calls it 1000057; if it is the same, bit for bit, it is
+    found again, and so are the answers about it.
     """
 
     def __init__(self, folder: Path, manifest: Manifest) -> None:
@@ -136,7 +136,7 @@ class RunSet:
         self._manifest = manifest
 
     def add(self, number: int, record: EpisodeRecord, film: bytes) -> int:
-        """Return the number of an episode in the set, where it now is if it was not before."""
+        """Return the number of an episode in the dataset, where it now is if it was not before."""
         record = checked_episode(record, self._manifest.spec, f"episode {number}")
         if not manifest_path(self.folder).exists():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -150,10 +150,10 @@ class RunSet:
         return number
 
     def _is(self, number: int, record: EpisodeRecord) -> bool:
-        """Return whether an episode of the set equals another one."""
+        """Return whether an episode of the dataset equals another one."""
         try:
             known = read_episode(self.folder, number, self._spec)
-        except SetError:
+        except DatasetError:
             return False
         names = [field.name for field in fields(EpisodeRecord)]
         return all(_equal(getattr(known, name), getattr(record, name)) for name in names)
@@ -164,8 +164,8 @@ class RunSet:
 
 
 def manifest_of(config: Config, spec: EnvSpec, run: Path) -> Manifest:
-    """Return what the set of a run says of itself."""
-    environment = SetEnvironment(name=config.env.name, options=dict(config.env.options))
+    """Return what the dataset of a run says of itself."""
+    environment = DatasetEnvironment(name=config.env.name, options=dict(config.env.options))
     origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
     origin |= {"seed": config.seed}
     return Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
@@ -189,7 +189,7 @@ class _Asked:
     """Number of the episode in the run."""
     second: int
     shown: Pair
-    """The two episodes' numbers in the set."""
+    """The two episodes' numbers in the dataset."""
     is_open: bool = True
     label: float = NAN
     """NaN: open, or skipped."""
@@ -204,7 +204,7 @@ class PeopleLabeller:
     def __init__(self, folder: Path, camera: Camera, manifest: Manifest) -> None:
         self.folder = folder
         self.camera = camera
-        self._set = RunSet(folder, manifest)
+        self._dataset = RunDataset(folder, manifest)
         self._spec = manifest.spec
         self._log = AnswerLog(folder / "answers.jsonl")
         self._asked: list[_Asked] = []
@@ -300,7 +300,7 @@ class PeopleLabeller:
         self._write_questions()
 
     def _added(self, episodes: Episodes) -> list[int]:
-        """Return the episodes' numbers in the set, to which they are added."""
+        """Return the episodes' numbers in the dataset, to which they are added."""
         store = self._store(episodes)
         copies, starts = store.origins(episodes.numbers)
         added = []
@@ -308,7 +308,7 @@ class PeopleLabeller:
         for number, copy, start in rows:
             film = self.camera.film(copy, start)
             assert film is not None, "asked about an episode that can_judge has refused"
-            added.append(self._set.add(number, record_of(store, self._spec, number), film))
+            added.append(self._dataset.add(number, record_of(store, self._spec, number), film))
         return added
 
     def _given(self) -> dict[Pair, float | None]:
@@ -330,7 +330,7 @@ class PeopleLabeller:
 
 
 def make_people(config: Config, spec: EnvSpec, camera: Camera, run: Path) -> PeopleLabeller:
-    """Return the labeller of a run, whose set is in ``RUN/people``."""
+    """Return the labeller of a run, whose dataset is in ``RUN/people``."""
     return PeopleLabeller(run / "people", camera, manifest_of(config, spec, run))
 
 

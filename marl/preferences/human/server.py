@@ -19,8 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from marl.preferences.dataset.footage import FramesError, packed, read_frames
 from marl.preferences.dataset.format import DamagedLogError, QuestionsError
-from marl.preferences.dataset.frames import FramesError, packed, read_frames
 from marl.preferences.human.session import Labelling, StaleError
 
 # Who may talk to the page's server: the page itself, with its token, and nobody else.
@@ -114,7 +114,7 @@ class UndoPost(BaseModel):
 
 
 def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp:
-    """Return the application for one person and one set, behind its guard."""
+    """Return the application for one person and one dataset, behind its guard."""
     page = Page(labelling, title)
     app = FastAPI(title="marl label", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_api_route("/api/question", page.question, methods=["GET"])

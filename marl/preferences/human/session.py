@@ -1,4 +1,4 @@
-"""One person's labelling of one set: what is shown, what was answered."""
+"""One person's labelling of one dataset: what is shown, what was answered."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,6 +16,7 @@ from marl.data.replay import TrajectoryStore
 from marl.data.rollout import Collector
 from marl.policy import Policy
 from marl.preferences.dataset.export import record_of
+from marl.preferences.dataset.footage import filmed_episodes
 from marl.preferences.dataset.format import (
     Answer,
     AnswerLog,
@@ -24,11 +25,10 @@ from marl.preferences.dataset.format import (
     now,
     read_questions,
 )
-from marl.preferences.dataset.frames import filmed_episodes
-from marl.preferences.human import Camera, RunSet, manifest_of
+from marl.preferences.human import Camera, RunDataset, manifest_of
 from marl.utils.seeding import Seeds
 
-# One page at a time for each person and set.
+# One page at a time for each person and dataset.
 
 
 if sys.platform != "win32":
@@ -37,7 +37,7 @@ if sys.platform != "win32":
 
 @contextmanager
 def alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold a set for one person; the system lets go of it when this process ends, however it does.
+    """Hold a dataset for one person; the system releases it when this process ends.
 
     Two servers with one name would show each other's pairs as open. Windows is not guarded.
     """
@@ -147,17 +147,17 @@ def _key(answer: Answer) -> frozenset[int]:
 
 
 def missing_episodes(folder: Path, count: int) -> list[int]:
-    """Return the numbers of those of the first `count` episodes that a set has no frames of."""
+    """Return the numbers of those of the first `count` episodes that a dataset has no frames of."""
     return sorted(set(range(count)) - set(filmed_episodes(folder)))
 
 
 def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int]) -> Iterator[int]:
-    """Play episodes by sampled actions into a set; yield each number once it is on the disk.
+    """Play episodes by sampled actions into a dataset; yield each number once it is on the disk.
 
     An episode's number is its seed: the same policy always plays the same episode.
     """
     with policy.open_env(1) as env:
-        kept = RunSet(folder, manifest_of(policy.config, env.spec, run))
+        kept = RunDataset(folder, manifest_of(policy.config, env.spec, run))
         for number in numbers:
             record, film = _filmed(policy, env, number)
             kept.add(number, record, film)
@@ -204,7 +204,7 @@ class Plan:
     """What a person is asked."""
 
     asked_by_run: bool = False
-    """Only what training wants to know; otherwise any pair of the set."""
+    """Only what training wants to know; otherwise any pair of the dataset."""
     pairs: int | None = None
     """Answers after which it ends, repetitions and skipped pairs included; None: no limit."""
     repeats: float = 0.0
@@ -232,7 +232,7 @@ class Progress:
 
 
 class Labelling:
-    """Asks one person about the pairs of a set; every answer is on the disk when `answer` returns.
+    """Asks one person about pairs of a dataset; an answer is on the disk when `answer` returns.
 
     A pair stays the current one until it is answered, whatever training asks meanwhile.
     """

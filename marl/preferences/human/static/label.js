@@ -167,7 +167,7 @@ async function refresh() {
     if ($("status").classList.contains("alarm")) say("");
     await show(content);
   } catch (error) {
-    failed(error, "The set cannot be read");
+    failed(error, "The dataset cannot be read");
   }
 }
 

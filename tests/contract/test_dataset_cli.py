@@ -1,4 +1,4 @@
-"""From a run to a set, to a fitted reward, to the next run: by the command line, as users do."""
+"""From a run to a dataset, to a fitted reward, to the next run, on the command line."""
 
 import dataclasses
 import json
@@ -11,7 +11,7 @@ import torch
 import marl
 from marl.config.io import load_config
 from marl.data.replay import in_order
-from marl.preferences.dataset import Answer, PreferenceSet, now
+from marl.preferences.dataset import Answer, PreferenceDataset, now
 from marl.rewards.io import load_reward
 from marl.rewards.scoring import whole_scores
 from marl.train import Trainer
@@ -30,16 +30,16 @@ QUICK = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder with a run of a free labeller, its set, and a reward fitted to that."""
+    """Return a folder with a run of a free labeller, its dataset, and a reward fitted to that."""
     folder = tmp_path_factory.mktemp("work")
     assert run("train", *QUICK, "--run-dir", f"{folder}/run") == 0
-    assert run("export", f"{folder}/run", f"{folder}/set", "--pairs", "80") == 0
-    assert run("fit-reward", f"{folder}/set", "--steps", "30", "--out", f"{folder}/fit") == 0
+    assert run("export", f"{folder}/run", f"{folder}/dataset", "--pairs", "80") == 0
+    assert run("fit-reward", f"{folder}/dataset", "--steps", "30", "--out", f"{folder}/fit") == 0
     return folder
 
 
 def test_an_exported_set_holds_what_the_run_holds(folder: Path) -> None:
-    exported = PreferenceSet(folder / "set")
+    exported = PreferenceDataset(folder / "dataset")
     trainer = Trainer(load_config(folder / "run" / "config.toml"))
     for _ in range(5):
         trainer.iterate()
@@ -82,7 +82,7 @@ def test_a_fit_reports_what_it_found(folder: Path) -> None:
 
 
 def test_python_finds_the_same_as_the_command_line(folder: Path) -> None:
-    report = marl.fit_reward(folder / "set", steps=30)
+    report = marl.fit_reward(folder / "dataset", steps=30)
     expected = json.loads((folder / "fit" / "report.json").read_text())
     assert json.loads(json.dumps(report.to_json())) == expected
 
@@ -117,19 +117,19 @@ def test_a_model_labels_for_a_new_seed_and_the_run_resumes_exactly(
 def test_kept_answers_are_exported_as_they_are(tmp_path: Path) -> None:
     asked = ["--preferences.queries-per-iteration=4", "--preferences.teacher.skip-below=-0.5"]
     assert run("train", *QUICK, *asked, "--run-dir", f"{tmp_path}/run") == 0
-    assert run("export", f"{tmp_path}/run", f"{tmp_path}/set", "--pairs", "500") == 0
-    answers = PreferenceSet(tmp_path / "set").answers.answers()
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/dataset", "--pairs", "500") == 0
+    answers = PreferenceDataset(tmp_path / "dataset").answers.answers()
     assert 5 < len(answers) <= 20
     assert {a.source for a in answers} == {"rule:return, noisy"}
     assert run("export", f"{tmp_path}/run", f"{tmp_path}/some", "--episodes", "9") == 0
-    newest = PreferenceSet(tmp_path / "some")
-    assert newest.numbers() == PreferenceSet(tmp_path / "set").numbers()[-9:]
+    newest = PreferenceDataset(tmp_path / "some")
+    assert newest.numbers() == PreferenceDataset(tmp_path / "dataset").numbers()[-9:]
     assert all({a.first, a.second} <= set(newest.numbers()) for a in newest.answers.answers())
     arguments = ["--labeller", "outcome", "--pairs", "5"]
     assert run("export", f"{tmp_path}/run", f"{tmp_path}/facts", *arguments) == 1
     arguments = ["--labeller", "return", "--pairs", "16"]
     assert run("export", f"{tmp_path}/run", f"{tmp_path}/fresh", *arguments) == 0
-    fresh = PreferenceSet(tmp_path / "fresh").answers.answers()
+    fresh = PreferenceDataset(tmp_path / "fresh").answers.answers()
     assert (len(fresh), {a.source for a in fresh}) == (16, {"rule:return"})
 
 
@@ -138,16 +138,19 @@ def test_kept_answers_are_exported_as_they_are(tmp_path: Path) -> None:
     [
         (["export", "{0}/nowhere", "{0}/x"], "holds no checkpoint (step_*.ckpt); is it a run's"),
         (["export", "{0}/fit", "{0}/x"], "holds a fitted reward model; only a run has episodes"),
-        (["export", "{0}/run", "{0}/set"], "already exists and is not empty; choose another"),
-        (["fit-reward", "{0}/run"], "is no preference set: it has no set.toml"),
-        (["fit-reward", "{0}/set", "--model", "imapp"], "expected one of imap, slf, ipl, sl, or"),
-        (["fit-reward", "{0}/set", "--model", "nothing_here:M"], "no module 'nothing_here'"),
-        (["fit-reward", "{0}/set", "--out", "{0}/fit"], "choose another --out"),
+        (["export", "{0}/run", "{0}/dataset"], "already exists and is not empty; choose another"),
+        (["fit-reward", "{0}/run"], "is no preference dataset: it has no dataset.toml"),
         (
-            ["fit-reward", "{0}/set", "--source", "person:*"],
+            ["fit-reward", "{0}/dataset", "--model", "imapp"],
+            "expected one of imap, slf, ipl, sl, or",
+        ),
+        (["fit-reward", "{0}/dataset", "--model", "nothing_here:M"], "no module 'nothing_here'"),
+        (["fit-reward", "{0}/dataset", "--out", "{0}/fit"], "choose another --out"),
+        (
+            ["fit-reward", "{0}/dataset", "--source", "person:*"],
             "by 'person:*', 0 are there to train on, and none of them prefers an episode",
         ),
-        (["fit-reward", "{0}/set", "--steps", "0"], "steps is 0"),
+        (["fit-reward", "{0}/dataset", "--steps", "0"], "steps is 0"),
         (
             ["train", "--preferences.labeller=model", "--run-dir={0}/new"],
             "preferences.model.run: got '', but pairs are judged by model",
@@ -156,7 +159,7 @@ def test_kept_answers_are_exported_as_they_are(tmp_path: Path) -> None:
             [
                 "train",
                 "--preferences.labeller=model",
-                "--preferences.model.run={0}/set",
+                "--preferences.model.run={0}/dataset",
                 "--run-dir={0}/new",
             ],
             "is neither a run's folder nor one of `marl fit-reward`",
@@ -191,34 +194,39 @@ def test_a_wrong_command_says_what_to_do(
 def test_a_set_of_peoples_answers_says_what_was_left_out(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run("export", f"{folder}/run", f"{tmp_path}/set", "--pairs", "0") == 0
-    mine = PreferenceSet(tmp_path / "set")
+    assert run("export", f"{folder}/run", f"{tmp_path}/dataset", "--pairs", "0") == 0
+    mine = PreferenceDataset(tmp_path / "dataset")
     first, second, *_ = mine.numbers()
     for label, other in ((1.0, second), (None, second), (0.0, 10_000)):
         answer = Answer(first=first, second=other, label=label, source="person:ann", at=now())
         mine.answers.append(answer)
     out = f"--out={tmp_path}/fit"
-    assert run("fit-reward", f"{tmp_path}/set", "--steps=5", "--model=sl", out) == 0
+    assert run("fit-reward", f"{tmp_path}/dataset", "--steps=5", "--model=sl", out) == 0
     shown = capsys.readouterr().out
     assert "left out: 1 answers prefer nothing" in shown
     assert "left out: 1 answers are about episodes that are not there" in shown
     assert "no decided pair was held out; a smaller --holdout-every holds out more" in shown
     report = json.loads((tmp_path / "fit" / "report.json").read_text())
     assert report["held_out"]["accuracy"] is None
-    (tmp_path / "set" / "answers.jsonl").write_text(
-        "{\n" + (tmp_path / "set" / "answers.jsonl").read_text()
+    (tmp_path / "dataset" / "answers.jsonl").write_text(
+        "{\n" + (tmp_path / "dataset" / "answers.jsonl").read_text()
     )
-    assert run("fit-reward", f"{tmp_path}/set", "--steps=5", f"{out}2") == 1
+    assert run("fit-reward", f"{tmp_path}/dataset", "--steps=5", f"{out}2") == 1
     with pytest.warns(UserWarning, match="line 1: skipped"):
-        assert run("fit-reward", f"{tmp_path}/set", "--steps=5", f"{out}2", "--skip-damaged") == 0
+        assert (
+            run("fit-reward", f"{tmp_path}/dataset", "--steps=5", f"{out}2", "--skip-damaged") == 0
+        )
 
 
 def test_a_model_with_memory_is_fitted_and_labels(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "memory.toml").write_text('[reward]\nmemory = "gru"\n')
     out = f"{tmp_path}/fit"
     settings = ["--config", f"{tmp_path}/memory.toml", "--steps", "30", "--out", out]
-    assert run("fit-reward", f"{folder}/set", *settings) == 0
-    archive, spec = PreferenceSet(folder / "set").archive(), PreferenceSet(folder / "set").spec
+    assert run("fit-reward", f"{folder}/dataset", *settings) == 0
+    archive, spec = (
+        PreferenceDataset(folder / "dataset").archive(),
+        PreferenceDataset(folder / "dataset").spec,
+    )
     learner = load_reward(tmp_path / "fit", spec, "here")
     episodes = archive.episodes(archive.numbers)
     scores = whole_scores(learner, episodes)

@@ -1,4 +1,4 @@
-"""Preference sets: what was collected comes back bit for bit, and damage is named.
+"""Preference datasets: what was collected comes back bit for bit, and damage is named.
 
 Axes: M episodes, L steps.
 """
@@ -17,7 +17,7 @@ from marl.config import PreferenceConfig, TeacherConfig
 from marl.config.llm import LlmConfig
 from marl.config.schema import ModelConfig
 from marl.data.replay import TrajectoryStore
-from marl.preferences.dataset import Answer, EpisodeRecord, PreferenceSet, SetError, now
+from marl.preferences.dataset import Answer, DatasetError, EpisodeRecord, PreferenceDataset, now
 from marl.preferences.dataset.export import _kept, record_of, source_name
 from marl.preferences.dataset.format import episode_path
 from marl.preferences.pipeline import PreferenceBuffer
@@ -45,10 +45,10 @@ def store_of(kind: str) -> tuple[TrajectoryStore, EnvSpec]:
     return store, env.spec
 
 
-def set_of(folder: Path, kind: str = "plain") -> tuple[PreferenceSet, TrajectoryStore]:
-    """Return a set of all whole episodes of a store, and that store."""
+def dataset_of(folder: Path, kind: str = "plain") -> tuple[PreferenceDataset, TrajectoryStore]:
+    """Return a dataset of all whole episodes of a store, and that store."""
     store, spec = store_of(kind)
-    made = PreferenceSet.create(folder, spec, origin={"by": "a test"})
+    made = PreferenceDataset.create(folder, spec, origin={"by": "a test"})
     for number in torch.cat((store.available(), store.available(held_out=True))).tolist():
         made.add_episode(record_of(store, spec, number), number)
     return made, store
@@ -70,8 +70,8 @@ def assert_equal(left: Any, right: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_stored_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    _, store = set_of(tmp_path / "set", kind)
-    opened = PreferenceSet(tmp_path / "set")
+    _, store = dataset_of(tmp_path / "dataset", kind)
+    opened = PreferenceDataset(tmp_path / "dataset")
     archive = opened.archive(holdout_every=3)
     assert opened.manifest.origin == {"by": "a test"}
     assert opened.spec == dataclasses.replace(store_of(kind)[1], num_envs=1)
@@ -91,7 +91,7 @@ def test_what_was_stored_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> No
 
 
 def test_the_moments_are_over_all_episodes(tmp_path: Path) -> None:
-    made, store = set_of(tmp_path / "set")
+    made, store = dataset_of(tmp_path / "dataset")
     numbers = torch.tensor(made.numbers())
     returns = store.episodes(numbers).returns.double()
     mean, deviation = made.archive().return_moments()
@@ -100,33 +100,33 @@ def test_the_moments_are_over_all_episodes(tmp_path: Path) -> None:
 
 
 def test_numbers_go_on_and_are_never_used_twice(tmp_path: Path) -> None:
-    made, _ = set_of(tmp_path / "set")
+    made, _ = dataset_of(tmp_path / "dataset")
     record, last = made.episode(made.numbers()[-1]), made.numbers()[-1]
     assert made.add_episode(record) == last + 1
-    with pytest.raises(SetError, match=f"episode {last} is there already"):
+    with pytest.raises(DatasetError, match=f"episode {last} is there already"):
         made.add_episode(record, last)
-    with pytest.raises(SetError, match="episode -1 cannot be: numbers begin at 0"):
+    with pytest.raises(DatasetError, match="episode -1 cannot be: numbers begin at 0"):
         made.add_episode(record, -1)
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
     _, spec = store_of("plain")
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(SetError, match="already holds something; choose another folder"):
-        PreferenceSet.create(tmp_path, spec)
-    PreferenceSet.create(tmp_path / "set", spec)
-    with pytest.raises(SetError, match="already holds a preference set"):
-        PreferenceSet.create(tmp_path / "set", spec)
-    with pytest.raises(SetError, match=r"notes\.txt is a file"):
-        PreferenceSet.create(tmp_path / "notes.txt", spec)
-    with pytest.raises(SetError, match=r"is no preference set: it has no set\.toml"):
-        PreferenceSet(tmp_path)
+    with pytest.raises(DatasetError, match="already holds something; choose another folder"):
+        PreferenceDataset.create(tmp_path, spec)
+    PreferenceDataset.create(tmp_path / "dataset", spec)
+    with pytest.raises(DatasetError, match="already holds a preference dataset"):
+        PreferenceDataset.create(tmp_path / "dataset", spec)
+    with pytest.raises(DatasetError, match=r"notes\.txt is a file"):
+        PreferenceDataset.create(tmp_path / "notes.txt", spec)
+    with pytest.raises(DatasetError, match=r"is no preference dataset: it has no dataset\.toml"):
+        PreferenceDataset(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("format = 1", "format = 2", "the set has format 2, this program reads up to 1; use"),
+        ("format = 1", "format = 2", "the dataset has format 2, this program reads up to 1; use"),
         ("format = 1", 'format = "1"', "format is '1', expected a number from 1 to 1"),
         ("state_size = 3", "state_sise = 3", "unknown key spec.state_sise; did you mean spec.stat"),
         ("state_size = 3", "", "there is no spec.state_size"),
@@ -139,12 +139,12 @@ def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
 def test_a_wrong_set_toml_says_what_is_wrong(
     old: str, new: str, message: str, tmp_path: Path
 ) -> None:
-    set_of(tmp_path / "set")
-    path = tmp_path / "set" / "set.toml"
+    dataset_of(tmp_path / "dataset")
+    path = tmp_path / "dataset" / "dataset.toml"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    with pytest.raises(SetError, match=message) as caught:
-        PreferenceSet(tmp_path / "set")
+    with pytest.raises(DatasetError, match=message) as caught:
+        PreferenceDataset(tmp_path / "dataset")
     assert str(path) in str(caught.value)
 
 
@@ -170,7 +170,10 @@ def record() -> EpisodeRecord:
         ({"actions": np.full((2, 2), 3)}, "actions are from 3 to 3, expected 0 to 2"),
         ({"state": np.full((2, 3), np.nan)}, "state holds NaN or infinity"),
         ({"final_obs": np.full((2, 4), 1e300)}, "final_obs holds NaN or infinity"),
-        ({"alive": np.ones((2, 2), bool)}, "has alive, but set.toml says that scripted has none"),
+        (
+            {"alive": np.ones((2, 2), bool)},
+            "has alive, but dataset.toml says that scripted has none",
+        ),
         ({"episode_return": np.inf}, "return is inf, expected a finite number"),
         ({"state": np.zeros((0, 3))}, r"state has 0 steps, expected 1 to 7 \(spec.max_steps\)"),
         ({"state": np.zeros((8, 3))}, "state has 8 steps, expected 1 to 7"),
@@ -179,48 +182,48 @@ def record() -> EpisodeRecord:
 def test_an_episode_that_does_not_fit_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    made = PreferenceSet.create(tmp_path / "set", store_of("plain")[1])
-    with pytest.raises(SetError, match=message):
+    made = PreferenceDataset.create(tmp_path / "dataset", store_of("plain")[1])
+    with pytest.raises(DatasetError, match=message):
         made.add_episode(dataclasses.replace(record(), **changes))
     assert made.numbers() == []
 
 
 def test_an_environment_with_deaths_needs_to_know_who_lived(tmp_path: Path) -> None:
-    made = PreferenceSet.create(tmp_path / "set", store_of("deaths, masks and facts")[1])
+    made = PreferenceDataset.create(tmp_path / "dataset", store_of("deaths, masks and facts")[1])
     facts = np.zeros((2, 2), np.float32)
-    with pytest.raises(SetError, match=r"alive is missing; scripted needs shape \(2, 2\)"):
+    with pytest.raises(DatasetError, match=r"alive is missing; scripted needs shape \(2, 2\)"):
         made.add_episode(dataclasses.replace(record(), facts_on_the_way=facts))
-    with pytest.raises(SetError, match="facts_on_the_way is missing"):
+    with pytest.raises(DatasetError, match="facts_on_the_way is missing"):
         made.add_episode(record())
 
 
 def test_damaged_episodes_are_named(tmp_path: Path) -> None:
-    made = PreferenceSet.create(tmp_path / "set", store_of("plain")[1])
+    made = PreferenceDataset.create(tmp_path / "dataset", store_of("plain")[1])
     path = episode_path(made.folder, made.add_episode(record()))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(SetError, match=r"000000\.npz is damaged .*delete it"):
+    with pytest.raises(DatasetError, match=r"000000\.npz is damaged .*delete it"):
         made.archive()
     middle = len(whole) // 3
     path.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
-    with pytest.raises(SetError, match=r"000000\.npz"):
+    with pytest.raises(DatasetError, match=r"000000\.npz"):
         made.archive()
     np.savez(path, obs=np.zeros(3))
-    with pytest.raises(SetError, match="has no state, actions, final_obs, final_state, return"):
+    with pytest.raises(DatasetError, match="has no state, actions, final_obs, final_state, return"):
         made.archive()
     np.savez(path, obs=np.array([{"a": 1}], dtype=object))
-    with pytest.raises(SetError, match="Object arrays cannot be loaded"):
+    with pytest.raises(DatasetError, match="Object arrays cannot be loaded"):
         made.archive()
     path.unlink()
-    with pytest.raises(SetError, match="has no episodes; add some"):
+    with pytest.raises(DatasetError, match="has no episodes; add some"):
         made.archive()
-    with pytest.raises(SetError, match="the set has no episode 0"):
+    with pytest.raises(DatasetError, match="the dataset has no episode 0"):
         made.episode(0)
 
 
 def test_foreign_data_comes_in_and_a_kill_leaves_no_half_episode(tmp_path: Path) -> None:
-    made = PreferenceSet.create(
-        tmp_path / "set", store_of("plain")[1], environment="my_envs:keys", options={"size": 3}
+    made = PreferenceDataset.create(
+        tmp_path / "dataset", store_of("plain")[1], environment="my_envs:keys", options={"size": 3}
     )
     numbers = [made.add_episode(record()) for _ in range(3)]
     made.answers.extend(
@@ -229,7 +232,7 @@ def test_foreign_data_comes_in_and_a_kill_leaves_no_half_episode(tmp_path: Path)
     )
     made.answers.append(Answer(first=0, second=2, label=None, source="person:ann", at=now()))
     episode_path(made.folder, 3).with_suffix(".npz.tmp").write_bytes(b"half")
-    opened = PreferenceSet(tmp_path / "set")
+    opened = PreferenceDataset(tmp_path / "dataset")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert [a.label for a in opened.answers.answers()] == [1.0, 1.0, None]

@@ -1,4 +1,4 @@
-"""Labelled batches from a preference set: what is trained on, what is held out, what is left out.
+"""Labelled batches from a preference dataset: what is trained on, held out and left out.
 
 Axes: M episodes, B pairs.
 """
@@ -12,11 +12,11 @@ from marl.config import RewardConfig
 from marl.data.replay import in_order
 from marl.nn.normalisation import TeamNorm
 from marl.preferences.dataset import Answer, EpisodeArchive, now
-from marl.preferences.dataset.dataset import SetBatches
+from marl.preferences.dataset.dataset import DatasetBatches
 from marl.rewards import FactoredReward
 from marl.rewards.base import Batches
 from marl.rewards.losses import episode_scores
-from tests.unit.test_preference_sets import set_of, store_of
+from tests.unit.test_preference_dataset import dataset_of, store_of
 
 
 def answer(first: int, second: int, label: float | None) -> Answer:
@@ -25,16 +25,18 @@ def answer(first: int, second: int, label: float | None) -> Answer:
 
 def archive_of(folder: Path) -> EpisodeArchive:
     """Return episodes of which every third number is held out."""
-    return set_of(folder)[0].archive(holdout_every=3)
+    return dataset_of(folder)[0].archive(holdout_every=3)
 
 
-def batches_of(archive: EpisodeArchive, answers: list[Answer], episodes: int = 32) -> SetBatches:
+def batches_of(
+    archive: EpisodeArchive, answers: list[Answer], episodes: int = 32
+) -> DatasetBatches:
     config = RewardConfig(batch_episodes=episodes, sample_steps=3)
-    return SetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0))
+    return DatasetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0))
 
 
 def test_a_pair_with_a_held_out_episode_is_never_trained_on(tmp_path: Path) -> None:
-    archive = archive_of(tmp_path / "set")
+    archive = archive_of(tmp_path / "dataset")
     numbers = archive.numbers.tolist()
     answers = [answer(a, b, float(a > b)) for a in numbers for b in numbers if a != b]
     batches = batches_of(archive, answers)
@@ -56,7 +58,7 @@ def test_a_pair_with_a_held_out_episode_is_never_trained_on(tmp_path: Path) -> N
 
 
 def test_a_batch_holds_the_labels_of_its_pairs(tmp_path: Path) -> None:
-    archive = archive_of(tmp_path / "set")
+    archive = archive_of(tmp_path / "dataset")
     numbers = archive.available().tolist()
     answers = [answer(a, b, a / 100) for a, b in itertools.pairwise(numbers)]
     batch = batches_of(archive, answers, episodes=6).batch()
@@ -70,7 +72,7 @@ def test_a_batch_holds_the_labels_of_its_pairs(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
-    archive = archive_of(tmp_path / "set")
+    archive = archive_of(tmp_path / "dataset")
     first, second = archive.available()[:2].tolist()
     given = [(first, second, None), (first, 999, 1.0), (999, 998, None), (first, second, 0.5)]
     batches = batches_of(archive, [answer(*each) for each in given])
@@ -81,11 +83,11 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
 
 def test_a_reward_with_memory_reads_no_further_than_the_longest_episode(tmp_path: Path) -> None:
     """And finds what it finds with the time limit's rows, whose last ones are padding."""
-    archive = archive_of(tmp_path / "set")
+    archive = archive_of(tmp_path / "dataset")
     of = {int(archive.lengths[i]): n for i, n in enumerate(archive.numbers.tolist()) if n % 3 < 2}
     answers = [answer(of[3], of[5], 1.0)]  # the time limit is 7
     config = RewardConfig(memory="gru", hidden_sizes=(8,), mixer_hidden=8)
-    batch = SetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0)).batch()
+    batch = DatasetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0)).batch()
     assert batch is not None
     assert batch.transitions.obs.shape[1] == 5
     assert sorted(batch.step_weights.sum(dim=1).tolist()) == [3.0, 5.0]

@@ -1,4 +1,4 @@
-"""What the episodes of a preference set look like: ``frames/000003.json.gz``.
+"""What the episodes of a preference dataset look like: ``frames/000003.json.gz``.
 
 Each file holds the frames of some steps of one episode (`envs.frames`) and the numbers of those
 steps, so that people can judge the episode without the environment at hand.
@@ -81,12 +81,12 @@ class Footage:
 
 
 def frames_path(folder: Path, number: int) -> Path:
-    """Return where a set keeps the frames of an episode."""
+    """Return where a dataset keeps the frames of an episode."""
     return folder / "frames" / f"{number:06d}.json.gz"
 
 
 def write_frames(folder: Path, number: int, episode: EpisodeFrames | bytes) -> None:
-    """Write the frames of an episode, packed or not, into a set, whole or not at all."""
+    """Write the frames of an episode, packed or not, into a dataset, whole or not at all."""
     path = frames_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, episode if isinstance(episode, bytes) else packed(episode))
@@ -103,7 +103,7 @@ def packed(episode: EpisodeFrames) -> bytes:
 
 
 def read_frames(folder: Path, number: int) -> EpisodeFrames:
-    """Return the frames of an episode of a set, or raise `FramesError` if there are none."""
+    """Return the frames of an episode of a dataset, or raise `FramesError` if there are none."""
     path = frames_path(folder, number)
     try:
         content = json.loads(gzip.decompress(path.read_bytes()))
@@ -119,7 +119,7 @@ def read_frames(folder: Path, number: int) -> EpisodeFrames:
 
 
 def filmed_episodes(folder: Path) -> list[int]:
-    """Return the numbers of a set's episodes that have frames, in order."""
+    """Return the numbers of a dataset's episodes that have frames, in order."""
     names = (path.name.removesuffix(".json.gz") for path in folder.glob("frames/*.json.gz"))
     return sorted(int(name) for name in names if name.isdecimal())
 

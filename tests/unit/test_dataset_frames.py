@@ -1,4 +1,4 @@
-"""Frames of a preference set's episodes."""
+"""Frames of a preference dataset's episodes."""
 
 import gzip
 import json
@@ -8,7 +8,7 @@ import pytest
 
 from envs import Frame, make_env
 from envs.frames import Circle
-from marl.preferences.dataset.frames import (
+from marl.preferences.dataset.footage import (
     EpisodeFrames,
     Footage,
     FramesError,
