@@ -19,8 +19,8 @@ from marl.learners.mappo import Mappo
 from marl.nn.layers import correlation
 from marl.nn.normalisation import TeamNorm
 from marl.preferences import PreferenceSource
-from marl.preferences.human import Camera, PeopleLabeller, make_people
-from marl.rewards import Committee, RewardLearner, make_committee, make_reward_learner
+from marl.preferences.people import Camera, PeopleLabeller, make_people
+from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_learner
 from marl.utils.memory_check import check_room
 from marl.utils.seeding import Seeds
 
@@ -75,7 +75,7 @@ class Trainer:
         )
         self.source: PreferenceSource | None = None
         self.reward: RewardLearner | None = None
-        self.committee: Committee | None = None
+        self.ensemble: Ensemble | None = None
         if config.learns_reward:
             self.source = PreferenceSource(
                 spec,
@@ -91,7 +91,7 @@ class Trainer:
             self.reward = make_reward_learner(
                 spec, config, self.norm, self.seeds.torch("reward"), self.device
             )
-            self.committee = make_committee(
+            self.ensemble = make_ensemble(
                 self.reward, spec, config, self.norm, self.seeds.torch("committee"), self.device
             )
 
@@ -126,11 +126,11 @@ class Trainer:
         if self.source is None or self.reward is None:
             rewards = self._given_rewards(rollout, hidden)
         else:
-            scorer = None if self.committee is None else self.committee.scores
+            scorer = None if self.ensemble is None else self.ensemble.scores
             self.source.observe(rollout, hidden, scorer)  # 2
             metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()  # 3
-            if self.committee is not None:
-                self.committee.fit(self.source, self.policy)
+            if self.ensemble is not None:
+                self.ensemble.fit(self.source, self.policy)
             rewards, reward_metrics = self.reward.rollout_rewards(  # 4
                 rollout.transitions, rollout.done, informed=self.source.is_informative
             )
@@ -201,8 +201,8 @@ class Trainer:
         }
         if self.source is not None and self.reward is not None:
             state |= {"source": self.source.state_dict(), "reward": self.reward.state_dict()}
-        if self.committee is not None:
-            state["committee"] = self.committee.state_dict()
+        if self.ensemble is not None:
+            state["ensemble"] = self.ensemble.state_dict()
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -215,8 +215,8 @@ class Trainer:
         if self.source is not None and self.reward is not None:
             self.source.load_state_dict(state["source"])
             self.reward.load_state_dict(state["reward"])
-        if self.committee is not None:
-            self.committee.load_state_dict(state["committee"])
+        if self.ensemble is not None:
+            self.ensemble.load_state_dict(state["ensemble"])
 
 
 class Clock:

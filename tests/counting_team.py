@@ -17,7 +17,7 @@ class CountingTeam:
 
     The draw is the episode's first random number. Agent i leaves after step 2 + i. The reward is
     the sum of the actions plus a random number; the task ends when all have left, which `max_steps`
-    may forestall. Choosing action 3 in step `trouble_at` raises, hangs or exits. When closed, it
+    may forestall. Choosing action 3 in step `fault_at` raises, hangs or exits. When closed, it
     leaves a file in the folder `farewell`.
     """
 
@@ -26,8 +26,8 @@ class CountingTeam:
         *,
         max_steps: int = 50,
         finite_horizon: bool = False,
-        trouble: str = "",
-        trouble_at: int = 1,
+        fault: str = "",
+        fault_at: int = 1,
         sleep: float = 0.0,
         unseeded: bool = False,
         farewell: Path | None = None,
@@ -45,9 +45,9 @@ class CountingTeam:
             agents_die=True,
             facts=(Fact(name="time", meaning="steps taken", unit="steps"),),
         )
-        self.trouble, self.trouble_at, self.sleep, self.unseeded = (
-            trouble,
-            trouble_at,
+        self.fault, self.fault_at, self.sleep, self.unseeded = (
+            fault,
+            fault_at,
             sleep,
             unseeded,
         )
@@ -60,8 +60,8 @@ class CountingTeam:
         self._show(view)
 
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
-        if self.trouble and self.t == self.trouble_at and actions[0] == 3:
-            self._make_trouble()
+        if self.fault and self.t == self.fault_at and actions[0] == 3:
+            self._fail()
         if self.sleep:
             time.sleep(self.sleep)
         self.t += 1
@@ -73,10 +73,10 @@ class CountingTeam:
         if self.farewell is not None and self.begun:
             (self.farewell / str(os.getpid())).touch()
 
-    def _make_trouble(self) -> None:
-        if self.trouble == "raise":
+    def _fail(self) -> None:
+        if self.fault == "raise":
             raise KeyError("the key of the matter")
-        if self.trouble == "exit":
+        if self.fault == "exit":
             os._exit(7)
         while True:
             time.sleep(0.01)

@@ -13,11 +13,11 @@ from tests.counting_team import CountingTeam
 
 
 class FragileTeam(CountingTeam):
-    """Fails in its step number `fails_at` while the file `trouble` is there, which names how."""
+    """Fails in its step number `fails_at` while the file `fault` is there, which names how."""
 
-    def __init__(self, trouble: str, fails_at: int) -> None:
+    def __init__(self, fault: str, fails_at: int) -> None:
         super().__init__()
-        self.file, self.fails_at, self.steps = Path(trouble), fails_at, 0
+        self.file, self.fails_at, self.steps = Path(fault), fails_at, 0
 
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
         self.steps += 1
@@ -28,6 +28,6 @@ class FragileTeam(CountingTeam):
         return super().step(actions, view)
 
 
-def fragile(num_envs: int, workers: int, trouble: str, fails_at: int) -> TeamEnv:
+def fragile(num_envs: int, workers: int, fault: str, fails_at: int) -> TeamEnv:
     """Return copies of a fragile team; to be named `tests.fragile:fragile`."""
-    return TeamEnv(partial(FragileTeam, trouble, fails_at), num_envs, workers=workers)
+    return TeamEnv(partial(FragileTeam, fault, fails_at), num_envs, workers=workers)

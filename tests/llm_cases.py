@@ -44,8 +44,8 @@ def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
     return EpisodePairs(first=side(first), second=side(second))
 
 
-class Patience:
-    """Waits that take no time, and a clock that counts them."""
+class FakeClock:
+    """A clock that only `sleep` moves: waits take no time."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
@@ -76,15 +76,15 @@ def settings(address: str, folder: Path, **changes: Any) -> LlmConfig:
 def make(
     address: str,
     folder: Path,
-    patience: Patience | None = None,
+    clock: FakeClock | None = None,
     fallback: Labeller | None = None,
     run: str = "",
     **changes: Any,
 ) -> LlmLabeller:
     """Return a labeller that has not asked anything yet."""
-    patience = patience or Patience()
+    clock = clock or FakeClock()
     return LlmLabeller(
-        settings(address, folder, **changes), SPEC, fallback, patience.sleep, patience.clock, run
+        settings(address, folder, **changes), SPEC, fallback, clock.sleep, clock.clock, run
     )
 
 

@@ -61,7 +61,7 @@ def make_steps(
 def make_model(
     kind: type = FactoredReward, gamma: float = GAMMA, *, continuous: bool = False, **options: Any
 ) -> Any:
-    """Return a reward model whose slow copies differ from the fast ones and from zero."""
+    """Return a reward model whose target networks differ from the online ones and from zero."""
     spec = make_spec(continuous=continuous)
     config = RewardConfig(hidden_sizes=(8,), mixer_hidden=8, **options)
     model = kind(spec, config, gamma, TeamNorm(spec, enabled=False), generator())

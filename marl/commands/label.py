@@ -17,7 +17,7 @@ from marl.config import ConfigError
 from marl.config.io import load_config
 from marl.preferences.dataset.footage import filmed_episodes
 from marl.preferences.dataset.format import DamagedLogError
-from marl.preferences.human.session import Labelling, Plan, alone, film_episodes, missing_episodes
+from marl.preferences.people.session import Labelling, Plan, alone, film_episodes, missing_episodes
 from marl.reports.video import load_team
 
 _EPISODES, _PAIRS, _REPEATS = 16, 50, 0.1
@@ -62,7 +62,7 @@ def label(arguments: list[str], description: str | None) -> int:
 
 def _serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
     """Serve the page, print its address once and open it."""
-    from marl.preferences.human.server import listening, make_app, serve  # needs the extra
+    from marl.preferences.people.server import listening, make_app, serve  # needs the extra
 
     try:
         listener = listening(port)

@@ -106,7 +106,7 @@ class RewardConfig:
     gamma: float = 0.9
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
     target_rate: float = 0.001
-    """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'."""
+    """Polyak rate per gradient step of the target networks: V and the mixer used at s'."""
     drift_tolerance: float = 0.1
     """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;
     0 switches this guard off."""
@@ -284,8 +284,9 @@ class PreferenceConfig:
     ] = "newest_share"
     """How episodes are chosen: uniformly, each recent one against an older one, `newest_share` of
     them from the newest rollout, or every range of returns alike. Disagreement and entropy ask
-    the `newest_share` pairs on which `committee` reward models disagree or are undecided most."""
-    committee: int = 3
+    the `newest_share` pairs on which an ensemble of reward models disagrees, or is undecided,
+    most."""
+    ensemble_size: int = 3
     """Reward models behind ``disagreement`` and ``entropy``, the run's own among them."""
     candidates: int = 10
     """Pairs drawn for each that ``disagreement`` or ``entropy`` asks."""
@@ -365,7 +366,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "preferences.teacher.myopia": (0, 1),
     "preferences.queries_per_iteration": (0, 1e6),
     "preferences.max_labels": (0, 1e9),
-    "preferences.committee": (1, 100),
+    "preferences.ensemble_size": (1, 100),
     "preferences.candidates": (1, 1e4),
     "preferences.retire_after": (0, 1e12),
     "preferences.newest_share": (0, 1),
@@ -487,9 +488,9 @@ def _check_preferences(config: PreferenceConfig) -> None:
             "preferences.queries_per_iteration: got 0, which asks about every pair anew; a query "
             "by disagreement or entropy, max_labels and retire_after need at least 1"
         )
-    if config.query == "disagreement" and config.committee < 2:
+    if config.query == "disagreement" and config.ensemble_size < 2:
         raise ConfigError(
-            f"preferences.committee: got {config.committee}; to disagree takes at least 2"
+            f"preferences.ensemble_size: got {config.ensemble_size}; to disagree takes at least 2"
         )
 
 

@@ -91,10 +91,12 @@ def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: 
 def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
     """Return the reward model of another run, frozen."""
     # Reward models are made of what this package offers, so it cannot import them at its start.
-    from marl.preferences.reward_labeller import ModelLabeller
+    from marl.preferences.reward_labeller import RewardLabeller
     from marl.rewards.io import load_reward
 
-    return ModelLabeller(config.model, load_reward(config.model.run, spec, "preferences.model.run"))
+    return RewardLabeller(
+        config.model, load_reward(config.model.run, spec, "preferences.model.run")
+    )
 
 
 def _called(

@@ -86,11 +86,11 @@ class ReturnLabeller:
 
 
 @runtime_checkable
-class HasParts(Protocol):
+class CompositeLabeller(Protocol):
     """A labeller made of others; their state and their metrics are looked after too."""
 
     @property
-    def parts(self) -> tuple[Labeller, ...]:
+    def labellers(self) -> tuple[Labeller, ...]:
         """The labellers it asks."""
         ...
 
@@ -147,38 +147,38 @@ class AnswersLate(Protocol):
         ...
 
 
-def parts_of(labeller: Labeller) -> Iterator[Labeller]:
+def iter_labellers(labeller: Labeller) -> Iterator[Labeller]:
     """Yield a labeller and, depth first, all that it is made of."""
     yield labeller
-    if isinstance(labeller, HasParts):
-        for part in labeller.parts:
-            yield from parts_of(part)
+    if isinstance(labeller, CompositeLabeller):
+        for child in labeller.labellers:
+            yield from iter_labellers(child)
 
 
 def labeller_state(labeller: Labeller) -> list[dict[str, Any]]:
     """Return the states of a labeller and its parts that have one."""
-    return [part.state_dict() for part in parts_of(labeller) if isinstance(part, HasState)]
+    return [child.state_dict() for child in iter_labellers(labeller) if isinstance(child, HasState)]
 
 
 def load_labeller_state(labeller: Labeller, states: list[dict[str, Any]]) -> None:
     """Continue from `labeller_state()` of a labeller made of the same parts."""
-    stateful = [part for part in parts_of(labeller) if isinstance(part, HasState)]
+    stateful = [child for child in iter_labellers(labeller) if isinstance(child, HasState)]
     if len(stateful) != len(states):
         raise ConfigError(
             f"the saved run has {len(states)} labellers with a state, this one {len(stateful)}; "
             "resume with the labeller it was trained with"
         )
-    for part, state in zip(stateful, states, strict=True):
-        part.load_state_dict(state)
+    for child, state in zip(stateful, states, strict=True):
+        child.load_state_dict(state)
 
 
 def labeller_metrics(labeller: Labeller) -> dict[str, float]:
     """Return what a labeller and its parts report, as ``labeller/<name>``."""
     return {
         f"labeller/{name}": float(value)
-        for part in parts_of(labeller)
-        if isinstance(part, HasMetrics)
-        for name, value in part.metrics().items()
+        for child in iter_labellers(labeller)
+        if isinstance(child, HasMetrics)
+        for name, value in child.metrics().items()
     }
 
 
@@ -407,7 +407,7 @@ class Cascade:
                 "Cascade got pass_unanswered = False and pass_ties = False, which ask none but the "
                 "first labeller; set one of them"
             )
-        self.parts = labellers
+        self.labellers = labellers
         """In the order in which they are asked."""
         self.pass_unanswered = pass_unanswered
         self.pass_ties = pass_ties
@@ -417,7 +417,7 @@ class Cascade:
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
         labels = torch.full_like(pairs.first.returns, torch.nan)
         is_open = torch.ones_like(labels, dtype=torch.bool)
-        for stage, labeller in enumerate(self.parts):
+        for stage, labeller in enumerate(self.labellers):
             rows = is_open.nonzero().squeeze(-1)
             if len(rows) == 0:
                 break
@@ -450,7 +450,7 @@ class Vote:
                 f"Vote got {len(labellers)} labellers and at_least = {at_least}; it takes "
                 "from 1 to all of them"
             )
-        self.parts = labellers
+        self.labellers = labellers
         """The voters."""
         self.at_least = at_least
         """Answers needed."""
@@ -459,7 +459,7 @@ class Vote:
         votes: Float[Tensor, "V B"] = torch.stack(
             [
                 checked_labels(labeller, name_of(labeller), pairs).to(pairs.first.returns.device)
-                for labeller in self.parts
+                for labeller in self.labellers
             ]
         )
         enough = (~votes.isnan()).sum(dim=0) >= self.at_least

@@ -23,10 +23,10 @@ from marl.preferences.labellers import (
     IsSelective,
     Labeller,
     checked_labels,
+    iter_labellers,
     labeller_metrics,
     labeller_state,
     load_labeller_state,
-    parts_of,
     within,
 )
 from marl.preferences.queries import (
@@ -38,7 +38,7 @@ from marl.preferences.queries import (
     draw_pairs,
     draw_stratified,
     entropy,
-    in_bag,
+    in_bootstrap,
 )
 from marl.preferences.teachers import MyopicReturns
 from marl.utils.seeding import Seeds
@@ -235,9 +235,9 @@ class PreferenceSource:
         self.num_iterations = num_iterations
         self.generator = seeds.torch("preferences", device)
         self.labeller = make_labeller(preferences, spec, seeds, people, run=run)
-        parts = list(parts_of(self.labeller))
-        self.late = [part for part in parts if isinstance(part, AnswersLate)]
-        self.selective = [part for part in parts if isinstance(part, IsSelective)]
+        labellers = list(iter_labellers(self.labeller))
+        self.late = [child for child in labellers if isinstance(child, AnswersLate)]
+        self.selective = [child for child in labellers if isinstance(child, IsSelective)]
         self.store = TrajectoryStore(
             spec,
             rollout_steps,
@@ -290,14 +290,14 @@ class PreferenceSource:
     def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
         """Return the whole episodes of one side that the labeller can judge."""
         available = self.store.available(held_out=held_out)
-        for part in self.selective:
-            available = available[part.can_judge(self.store.episodes(available))]
+        for child in self.selective:
+            available = available[child.can_judge(self.store.episodes(available))]
         return available
 
     def _take_late_answers(self) -> None:
         """Keep what was answered to earlier questions; each counts once it is closed."""
-        for part in self.late:
-            late = part.late_answers(self.store)
+        for child in self.late:
+            late = child.late_answers(self.store)
             self.buffer.correct(late.first, late.second, late.labels, self.store.time)
             self.tally.add(late.labels)
 
@@ -330,15 +330,17 @@ class PreferenceSource:
         best = worth.topk(min(count, len(worth))).indices
         return first[best], second[best]
 
-    def batch(self, *, held_out: bool = False, bag: int | None = None) -> LabelledSegments | None:
+    def batch(
+        self, *, held_out: bool = False, member: int | None = None
+    ) -> LabelledSegments | None:
         """Return M episodes with every answered pair among them; None if there is no pair.
 
-        `bag` leaves out the answers that the model of that number does not learn from.
+        `member` leaves out the answers that this member of an ensemble does not learn from.
         """
         if self.config.queries_per_iteration == 0:
             numbers, first, second, labels = self._free_pairs(held_out)
         else:
-            numbers, first, second, labels = self._answered_pairs(held_out, bag)
+            numbers, first, second, labels = self._answered_pairs(held_out, member)
         if len(labels) == 0:
             return None
         transitions, weights, lengths = self._sampled(numbers)
@@ -390,7 +392,7 @@ class PreferenceSource:
         )
 
     def _answered_pairs(
-        self, held_out: bool, bag: int | None = None
+        self, held_out: bool, member: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return kept answers about episodes that are still whole, M/2 of them at most."""
         size = len(self.buffer)
@@ -402,8 +404,8 @@ class PreferenceSource:
         if self.config.retire_after:
             age = (self.store.time - self.buffer.asked_at[:size]) * self.store.num_envs
             usable &= age <= self.config.retire_after
-        if bag is not None:
-            usable &= in_bag(first, second, bag)
+        if member is not None:
+            usable &= in_bootstrap(first, second, member)
         rows = usable.nonzero().squeeze(-1)
         order = torch.randperm(len(rows), generator=self.generator, device=self.device)
         rows = rows[order[: self.reward_config.batch_episodes // 2]]

@@ -19,8 +19,8 @@ from marl.config import PreferenceConfig
 STRATA = 8
 """Ranges of equal width that stratified queries cut the returns into."""
 
-BAG_SHARE = 0.632
-"""Share of the answers that each model of a committee learns from: 1 - 1/e, as in a bootstrap."""
+BOOTSTRAP_SHARE = 0.632
+"""Share of the answers that each member of an ensemble learns from: 1 - 1/e, as in a bootstrap."""
 
 
 def draw_episodes(
@@ -123,10 +123,12 @@ def entropy(logits: Float[Tensor, "K B"]) -> Float[Tensor, "B"]:
     return torch.special.entr(first) + torch.special.entr(1.0 - first)
 
 
-def in_bag(first: Int64[Tensor, "B"], second: Int64[Tensor, "B"], bag: int) -> Bool[Tensor, "B"]:
-    """Return which pairs the model of number `bag` learns from: a hash of the three numbers."""
-    seeds = first.cpu().numpy().astype(np.uint64) + np.uint64(bag << 40)
-    draws = torch.as_tensor(uniform(seeds, second.cpu().numpy(), 1)[:, 0] < BAG_SHARE)
+def in_bootstrap(
+    first: Int64[Tensor, "B"], second: Int64[Tensor, "B"], member: int
+) -> Bool[Tensor, "B"]:
+    """Return which pairs an ensemble's `member` learns from: a hash of the three numbers."""
+    seeds = first.cpu().numpy().astype(np.uint64) + np.uint64(member << 40)
+    draws = torch.as_tensor(uniform(seeds, second.cpu().numpy(), 1)[:, 0] < BOOTSTRAP_SHARE)
     return draws.to(first.device)
 
 

@@ -55,7 +55,7 @@ class LengthControl:
         vars(self).update(state)
 
 
-class ModelLabeller:
+class RewardLabeller:
     """Prefers the episode to which a reward model, learned before, gives the larger score.
 
     The score is the model's S over all steps of the episode, less a constant times its length.

@@ -26,7 +26,7 @@ class NoisyTeacher:
     """
 
     def __init__(self, labeller: Labeller, config: TeacherConfig, seed: int) -> None:
-        self.parts = (labeller,)
+        self.labellers = (labeller,)
         """The labeller that knows."""
         self.config = config
         self._seed = np.uint64(seed)
@@ -36,7 +36,9 @@ class NoisyTeacher:
         first = (pairs.first.returns.to(torch.float64) - mean) / deviation
         second = (pairs.second.returns.to(torch.float64) - mean) / deviation
         gap = (first - second).abs()
-        answers = checked_labels(self.parts[0], name_of(self.parts[0]), pairs).to(gap.device)
+        answers = checked_labels(self.labellers[0], name_of(self.labellers[0]), pairs).to(
+            gap.device
+        )
         chance, accident = self._draws(pairs).unbind(dim=-1)
         turned = chance < irrationality(gap, self.config.rationality)
         turned ^= accident < self.config.mistakes

@@ -26,10 +26,10 @@ from marl.policy import restored
 from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError, episode_path
 from marl.preferences.describe import describe, one_line
 from marl.preferences.factory import make_labeller
-from marl.preferences.human.session import self_agreement
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.preferences.llm.cache import StoreError, snapshot
 from marl.preferences.llm.prompts import cleaned
+from marl.preferences.people.session import self_agreement
 from marl.preferences.queries import disjoint_pairs
 from marl.reports.statistics import (
     Bin,

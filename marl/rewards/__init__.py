@@ -8,19 +8,19 @@ from marl.config import Config
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import ImplicitReward, RewardModel
 from marl.rewards.central import CentralReward
-from marl.rewards.ensemble import Committee
+from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
 from marl.rewards.trainer import RewardLearner, fit_budget
 from marl.utils import plugins
 
 __all__ = [
     "CentralReward",
-    "Committee",
+    "Ensemble",
     "FactoredReward",
     "ImplicitReward",
     "RewardLearner",
     "RewardModel",
-    "make_committee",
+    "make_ensemble",
     "make_reward_learner",
 ]
 
@@ -58,19 +58,19 @@ def make_reward_learner(
     )
 
 
-def make_committee(
+def make_ensemble(
     own: RewardLearner,
     spec: EnvSpec,
     config: Config,
     norm: TeamNorm,
     generator: torch.Generator,
     device: torch.device,
-) -> Committee | None:
+) -> Ensemble | None:
     """Return the models that choose the questions; None where the query needs none."""
     if config.preferences.query not in ("disagreement", "entropy"):
         return None
     others = [
         make_reward_learner(spec, config, norm, generator, device)
-        for _ in range(config.preferences.committee - 1)
+        for _ in range(config.preferences.ensemble_size - 1)
     ]
-    return Committee(own, others)
+    return Ensemble(own, others)

@@ -49,8 +49,8 @@ class ImplicitReward(RewardModel, Protocol):
         """Return the loss of V given Q."""
         ...
 
-    def follow(self, rate: float) -> Tensor:
-        """Move the slow copies by the Polyak rate and return their distance."""
+    def update_targets(self, rate: float) -> Tensor:
+        """Move the target networks by the Polyak rate; return the distance of V from its own."""
         ...
 
 

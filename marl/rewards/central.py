@@ -14,14 +14,14 @@ from marl.config import RewardConfig
 from marl.data.types import Rewards, Transitions
 from marl.nn.layers import masked_mean, mlp
 from marl.nn.normalisation import TeamNorm
-from marl.rewards.factored import FactoredReward, Mixed, PolicySampler, follow
+from marl.rewards.factored import FactoredReward, Mixed, PolicySampler, polyak_update
 from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
 
 
 class CentralReward(nn.Module):
     """R = Q(s, a) - gamma_R (1 - terminated) V(s') (IPL, arXiv 2305.15363), on the joint action.
 
-    V at s' comes from a slow copy. At gamma_R = 0 this is an explicit per-step reward.
+    V at s' comes from a target network. At gamma_R = 0 this is an explicit per-step reward.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class CentralReward(nn.Module):
         self.q = mlp(joint, hidden, 1, output_gain=0.1, generator=generator)
         if gamma > 0.0:
             self.v = mlp(spec.state_size, hidden, 1, output_gain=0.1, generator=generator)
-            self.slow_v = copy.deepcopy(self.v).requires_grad_(False)
+            self.target_v = copy.deepcopy(self.v).requires_grad_(False)
 
     def forward(self, transitions: Transitions) -> Rewards:
         """Return R; there are no local rewards."""
@@ -52,15 +52,17 @@ class CentralReward(nn.Module):
 
     def now(self, steps: Transitions) -> Mixed:
         """Return Q(s, a) as a mixture of one part."""
-        return _whole(self._joint_q(self.norm.state(steps.state), steps.actions, steps.alive))
+        return _undecomposed(
+            self._joint_q(self.norm.state(steps.state), steps.actions, steps.alive)
+        )
 
     @torch.no_grad()
     def then(self, steps: Transitions) -> Mixed | None:
         """Return gamma_R (1 - terminated) V(s') as a mixture of one part; None if gamma_R is 0."""
         if self.gamma == 0.0:
             return None
-        next_v = self.slow_v(self.norm.state(steps.next_state)).squeeze(-1)
-        return _whole(self.gamma * (~steps.terminated).to(next_v.dtype) * next_v)
+        next_v = self.target_v(self.norm.state(steps.next_state)).squeeze(-1)
+        return _undecomposed(self.gamma * (~steps.terminated).to(next_v.dtype) * next_v)
 
     def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
         """Return R, without local rewards, and its bias part, which is zero."""
@@ -96,12 +98,12 @@ class CentralReward(nn.Module):
             loss = gumbel_loss(now.total, v, config.beta, config.exponent_clip)
         return masked_mean(loss, weights > 0)
 
-    def follow(self, rate: float) -> Tensor:
-        """Move the slow copy by the Polyak rate and return how far V is from its own."""
-        return follow(self.v, self.slow_v, rate)
+    def update_targets(self, rate: float) -> Tensor:
+        """Move the target network by the Polyak rate; return the distance of V from it."""
+        return polyak_update(self.v, self.target_v, rate)
 
 
-def _whole(total: Tensor) -> Mixed:
+def _undecomposed(total: Tensor) -> Mixed:
     """Return a value that is not decomposed in the form of one that is."""
     part = total.unsqueeze(-1)
     return Mixed(

@@ -17,21 +17,21 @@ from marl.rewards.trainer import RewardLearner
 
 
 @dataclass(frozen=True)
-class Bag:
+class BootstrapBatches:
     """The batches one member learns from: a random part of the answers, always the same."""
 
     source: PreferenceSource
     number: int
 
     def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
-        """Return a batch from the bag; members are not measured."""
-        return None if held_out else self.source.batch(bag=self.number)
+        """Return a batch from the bootstrap sample; members are not measured."""
+        return None if held_out else self.source.batch(member=self.number)
 
 
-class Committee:
-    """The run's own reward model and others, begun apart and taught from bags of the answers.
+class Ensemble:
+    """The run's own reward model and others, with other initial weights and bootstrapped answers.
 
-    The others only vote on questions; no policy learns from them.
+    The others only choose the questions; no policy learns from them.
     """
 
     def __init__(self, own: RewardLearner, others: list[RewardLearner]) -> None:
@@ -41,7 +41,7 @@ class Committee:
     def fit(self, source: PreferenceSource, policy: PolicySampler) -> None:
         """Fit the others as the run's own model is fitted."""
         for number, learner in enumerate(self.others):
-            learner.fit(Bag(source, number), policy)
+            learner.fit(BootstrapBatches(source, number), policy)
 
     def scores(
         self,
@@ -58,6 +58,6 @@ class Committee:
         return {"others": [learner.state_dict() for learner in self.others]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a committee of the same size."""
+        """Continue from `state_dict()` of an ensemble of the same size."""
         for learner, saved in zip(self.others, state["others"], strict=True):
             learner.load_state_dict(saved)

@@ -163,19 +163,19 @@ class TwoLayerMixer(nn.Module):
         return Mixed(total=total, utilities=utilities, weights=ones, bias=zero)
 
 
-# Slow copies: the decisive stabiliser of an implicit reward.
+# Target networks: the decisive stabiliser of an implicit reward.
 
 
 @torch.no_grad()
-def follow(fast: nn.Module, slow: nn.Module, rate: float) -> Tensor:
-    """Move a slow copy towards its original, slow += rate (fast - slow); return their distance.
+def polyak_update(online: nn.Module, target: nn.Module, rate: float) -> Tensor:
+    """Update a target network, target += rate (online - target); return their distance.
 
     The distance is the Euclidean norm over all parameters, after the move.
     """
     gaps: list[Tensor] = []
-    for there, here in zip(fast.parameters(), slow.parameters(), strict=True):
-        here.lerp_(there, rate)
-        gaps.append((there - here).norm())
+    for source, moved in zip(online.parameters(), target.parameters(), strict=True):
+        moved.lerp_(source, rate)
+        gaps.append((source - moved).norm())
     return torch.stack(gaps).norm()
 
 
@@ -192,8 +192,8 @@ class FactoredReward(nn.Module):
 
     so that R = sum_i r_i. Without the bracket (additive form) the local streams miss what only
     the state tells; the bracket is mere shaping (Ng et al. 1999) where gamma_R is the policy's
-    discount, and a reward of its own where it is smaller. Everything at s' comes from slow copies
-    and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
+    discount, and a reward of its own where it is smaller. Everything at s' comes from target
+    networks and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
     At gamma_R = 0 this is an explicit factored reward and V does not exist.
 
     With memory, q_i also depends on what agent i saw and did before in the episode and v_i on
@@ -221,8 +221,8 @@ class FactoredReward(nn.Module):
         if gamma > 0.0:
             self.v = make_utility(spec, config, input_size(spec), generator)
             self.v_mixer = self.q_mixer if config.shared_mixer else mixer(*size, generator)
-            self.slow_v = copy.deepcopy(self.v).requires_grad_(False)
-            self.slow_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
+            self.target_v = copy.deepcopy(self.v).requires_grad_(False)
+            self.target_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
 
     def forward(self, transitions: Transitions) -> Rewards:
         """Return R and r_i."""
@@ -244,9 +244,9 @@ class FactoredReward(nn.Module):
         if self.gamma == 0.0:
             return None
         obs, next_obs = self.norm.obs(steps.obs), self.norm.obs(steps.next_obs)
-        next_v, memory = read_next(self.slow_v, obs, next_obs, steps.history, "v")
+        next_v, memory = read_next(self.target_v, obs, next_obs, steps.history, "v")
         next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
-        mixed = self.slow_mixer(self.norm.state(steps.next_state), next_v)
+        mixed = self.target_mixer(self.norm.state(steps.next_state), next_v)
         discount = self.gamma * (~steps.terminated).to(next_v.dtype)
         return Mixed(
             total=discount * mixed.total,
@@ -333,7 +333,7 @@ class FactoredReward(nn.Module):
         present = present if steps.alive is None else present & steps.alive
         return masked_mean(loss, present) + masked_mean(bias_loss, real)
 
-    def follow(self, rate: float) -> Tensor:
-        """Move the slow copies by the Polyak rate and return how far V is from its own."""
-        follow(self.v_mixer, self.slow_mixer, rate)
-        return follow(self.v, self.slow_v, rate)
+    def update_targets(self, rate: float) -> Tensor:
+        """Move the target networks by the Polyak rate; return the distance of V from its own."""
+        polyak_update(self.v_mixer, self.target_mixer, rate)
+        return polyak_update(self.v, self.target_v, rate)

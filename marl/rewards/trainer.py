@@ -37,12 +37,13 @@ MEMORY = 20
 
 
 class DriftGuard:
-    """Slows the copies of V down when the preference loss rises.
+    """Slows the target networks of V down when the preference loss rises.
 
     With gamma_R near 1, V and Q can chase each other: the reward's scale grows, preferences that
     were once learned are lost again, and the loss that had fallen rises. When its running average
-    stands `tolerance` nats above the lowest so far, the Polyak rate is halved and the watch
-    begins anew. The first fits only fill the average. A tolerance of 0 switches the guard off.
+    stands `tolerance` nats above the lowest so far, the Polyak rate is halved and the
+    measurement begins anew. The first fits only fill the average. A tolerance of 0 switches the
+    guard off.
     """
 
     def __init__(self, rate: float, tolerance: float) -> None:
@@ -52,7 +53,7 @@ class DriftGuard:
         self.average = math.nan
         self.lowest = math.inf
 
-    def watch(self, loss: float) -> None:
+    def update(self, loss: float) -> None:
         """Take one fit's mean preference loss into account."""
         self.fits += 1
         seen = min(self.fits, MEMORY)
@@ -186,7 +187,7 @@ class RewardLearner:
         check_finite(preference_loss=means[0])
         metrics = dict(zip(names, means.tolist(), strict=True))
         if self.v_optimizer is not None:
-            self.guard.watch(metrics["preference/loss"])
+            self.guard.update(metrics["preference/loss"])
             metrics["reward/target_rate"] = self.guard.rate
         metrics["reward/gradient_steps"] = float(len(steps))
         return metrics | self._held_out(held_out or source.batch(held_out=True))
@@ -243,7 +244,7 @@ class RewardLearner:
             )
             self.q_optimizer.step()
             self.v_optimizer.step()
-            drift = self.own.follow(self.guard.rate)
+            drift = self.own.update_targets(self.guard.rate)
         share = split.bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
         ties = (segments.labels == 0.5).to(loss.dtype).mean()
         return torch.stack((preference_loss.detach(), ties, share, drift))

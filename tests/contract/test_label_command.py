@@ -9,7 +9,7 @@ from envs import Frame
 from marl.commands import label as command
 from marl.preferences.dataset import PreferenceDataset
 from marl.preferences.dataset.footage import EpisodeFrames, filmed_episodes, write_frames
-from marl.preferences.human.session import Labelling
+from marl.preferences.people.session import Labelling
 from tests.command_line import QUICK, run
 
 

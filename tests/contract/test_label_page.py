@@ -10,13 +10,13 @@ from envs import Frame
 from envs.frames import Circle
 from marl.preferences.dataset.footage import EpisodeFrames, frames_path, write_frames
 from marl.preferences.dataset.format import AnswerLog
-from marl.preferences.human.session import Labelling, Plan
+from marl.preferences.people.session import Labelling, Plan
 
 pytest.importorskip("fastapi", reason="needs the extra people")
 
 from fastapi.testclient import TestClient  # after the check that it is there
 
-from marl.preferences.human.server import make_app  # as above
+from marl.preferences.people.server import make_app  # as above
 
 TOKEN = "a-token-of-the-test"
 HEADERS = {"x-marl-token": TOKEN}

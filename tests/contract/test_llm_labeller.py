@@ -31,7 +31,7 @@ from marl.preferences.llm import LabellerWarning, LlmLabeller
 from marl.preferences.llm.cache import BudgetError
 from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
-from tests.llm_cases import SPEC, Patience, make, pairs_of, settings
+from tests.llm_cases import SPEC, FakeClock, make, pairs_of, settings
 from tests.llm_server import (
     POSITION_BIAS,
     Fault,
@@ -186,8 +186,8 @@ def outcomes(path: Path) -> list[str]:
 @pytest.mark.parametrize("name", PASSING)
 def test_a_passing_fault_is_tried_again(name: str, server: ModelServer, tmp_path: Path) -> None:
     fault, kind = PASSING[name]
-    patience = Patience()
-    labeller = make(server.base_url, tmp_path, patience, concurrency=1)
+    clock = FakeClock()
+    labeller = make(server.base_url, tmp_path, clock, concurrency=1)
     answers(labeller, [0.0], [3.0])
     server.faults = [fault, fault]
     assert answers(labeller, [1.0], [2.0]) == pytest.approx([sigmoid(-1.0)], abs=1e-5)
@@ -195,9 +195,9 @@ def test_a_passing_fault_is_tried_again(name: str, server: ModelServer, tmp_path
     assert outcomes(tmp_path)[-4:] == [kind, kind, "answered", "answered"]
     # Half a second and a second, half of each at random, or what the server asks for.
     if name.startswith("429"):
-        assert patience.slept == [3.0, 3.0]
+        assert clock.slept == [3.0, 3.0]
     else:
-        assert 0.25 <= patience.slept[0] <= 0.5 <= patience.slept[1] <= 1.0
+        assert 0.25 <= clock.slept[0] <= 0.5 <= clock.slept[1] <= 1.0
 
 
 LASTING: dict[str, tuple[Fault, str]] = {
@@ -223,8 +223,8 @@ def test_a_lasting_fault_is_no_answer_counted_and_passes(
     name: str, server: ModelServer, tmp_path: Path
 ) -> None:
     fault, kind = LASTING[name]
-    patience = Patience()
-    labeller = make(server.base_url, tmp_path, patience, concurrency=1, attempts=2)
+    clock = FakeClock()
+    labeller = make(server.base_url, tmp_path, clock, concurrency=1, attempts=2)
     answers(labeller, [0.0], [3.0])
     server.fault = fault
     with pytest.warns(LabellerWarning, match=f"no answer to any of 1 pairs .{kind}"):
@@ -235,7 +235,7 @@ def test_a_lasting_fault_is_no_answer_counted_and_passes(
     # What was answered before is answered still, and later questions are again.
     assert not math.isnan(answers(labeller, [0.0], [3.0])[0])
     server.fault = None
-    patience.now += 3600.0
+    clock.now += 3600.0
     assert not math.isnan(answers(labeller, [11.0], [-12.0])[0])
 
 
@@ -286,8 +286,8 @@ def test_a_server_that_is_down_costs_little_and_is_tried_again(tmp_path: Path) -
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    patience = Patience()
-    labeller = make(f"http://127.0.0.1:{port}/v1", tmp_path, patience, breaker_seconds=60.0)
+    clock = FakeClock()
+    labeller = make(f"http://127.0.0.1:{port}/v1", tmp_path, clock, breaker_seconds=60.0)
     with pytest.warns(LabellerWarning, match="not ready yet .refused"):
         labeller.start()
     with pytest.warns(LabellerWarning, match=r"no answer to any of 3 pairs .*Training goes on"):
@@ -295,14 +295,14 @@ def test_a_server_that_is_down_costs_little_and_is_tried_again(tmp_path: Path) -
     assert labeller.metrics()["llm_abstained_breaker"] == 3.0
     with ModelServer(port=port):
         assert all(math.isnan(label) for label in answers(labeller, *THREE))
-        patience.now += 61.0
+        clock.now += 61.0
         with pytest.warns(LabellerWarning, match="answers again"):
             assert not labeller(pairs_of(*THREE)).isnan().any()
 
 
 def test_the_server_stopped_in_the_middle(server: ModelServer, tmp_path: Path) -> None:
-    patience = Patience()
-    labeller = make(server.base_url, tmp_path, patience, concurrency=1)
+    clock = FakeClock()
+    labeller = make(server.base_url, tmp_path, clock, concurrency=1)
     before = answers(labeller, *THREE)
     server.stop()
     returns = [float(number) for number in range(10, 30)]
@@ -314,23 +314,23 @@ def test_the_server_stopped_in_the_middle(server: ModelServer, tmp_path: Path) -
     assert labeller.metrics()["llm_breaker_opened"] == 1.0
     assert answers(labeller, *THREE) == before
     # After a while one question tries, and its failure keeps the breaker open.
-    patience.now += 61.0
+    clock.now += 61.0
     calls = labeller.metrics()["llm_calls"]
     answers(labeller, returns, returns[::-1])
     assert labeller.metrics()["llm_calls"] == calls + 1.0
 
 
 def test_a_long_retry_after_leaves_the_server_alone(server: ModelServer, tmp_path: Path) -> None:
-    patience = Patience()
-    labeller = make(server.base_url, tmp_path, patience, concurrency=1)
+    clock = FakeClock()
+    labeller = make(server.base_url, tmp_path, clock, concurrency=1)
     answers(labeller, [0.0], [3.0])
     server.fault = status(429, {"Retry-After": "600"})
     answers(labeller, [1.0], [2.0])
-    assert patience.slept == []
+    assert clock.slept == []
     server.fault = None
-    patience.now += 599.0
+    clock.now += 599.0
     assert math.isnan(answers(labeller, [1.0], [2.0])[0])
-    patience.now += 2.0
+    clock.now += 2.0
     assert not math.isnan(answers(labeller, [1.0], [2.0])[0])
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from marl.config import ConfigError
 from marl.preferences.llm import LabellerWarning
-from tests.llm_cases import Patience, make, pairs_of
+from tests.llm_cases import FakeClock, make, pairs_of
 from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server
 
 REASON = f"needs a local model: {HOW_TO_INSTALL}"
@@ -91,7 +91,7 @@ def test_stopped_in_the_middle(server: list[Any], tmp_path: Path) -> None:
     labeller.close()
     address = f"{server[0].listening_address}/v1"
     server.clear()
-    again = make(address, tmp_path, Patience(), model=ALIAS,
+    again = make(address, tmp_path, FakeClock(), model=ALIAS,
                  min_mass=0.0, margin=0.0)  # fmt: skip
     with pytest.warns(LabellerWarning, match="no answer to any of 1 pairs"):
         assert again(pairs_of([2.0], [8.0])).isnan().all()

@@ -323,7 +323,7 @@ def test_the_time_limit_is_a_choice(game: Any, finite_horizon: bool) -> None:
 
 
 def test_a_game_that_dies_in_a_battle(game: Any) -> None:
-    game.trouble = {"step": {3}}
+    game.fault = {"step": {3}}
     env = terran()
     step = env.reset(0)
     for _ in range(2):
@@ -346,7 +346,7 @@ def test_a_game_that_dies_in_a_battle(game: Any) -> None:
 
 def test_a_game_that_cannot_be_launched_in_a_battle(game: Any) -> None:
     # Upstream's own restart fails, so the error reaches us.
-    game.trouble = {"step": {1}, "launch": {2}}
+    game.fault = {"step": {1}, "launch": {2}}
     env = terran()
     step = env.reset(0)
     with pytest.warns(UserWarning, match="ConnectError"):
@@ -358,7 +358,7 @@ def test_a_game_that_cannot_be_launched_in_a_battle(game: Any) -> None:
 def test_a_game_that_dies_between_battles(game: Any, call: str, when: int) -> None:
     whole = drawn(terran(max_steps=2))
     game.calls.clear()
-    game.trouble = {call: {when}}
+    game.fault = {call: {when}}
     env = terran(max_steps=2)
     with pytest.warns(UserWarning, match="at the start of a battle"):
         # The battle after the launch is the one that its seed asks for.
@@ -367,7 +367,7 @@ def test_a_game_that_dies_between_battles(game: Any, call: str, when: int) -> No
 
 
 def test_a_game_that_dies_again_and_again(game: Any) -> None:
-    game.trouble = {"launch": {3, 4, 5}, "step": {2, 5}}
+    game.fault = {"launch": {3, 4, 5}, "step": {2, 5}}
     env = terran(relaunches=2, max_steps=2)
     step = env.reset(0)
     step = env.step(stop(step))
@@ -385,7 +385,7 @@ def test_a_game_that_dies_again_and_again(game: Any) -> None:
 @pytest.mark.filterwarnings("ignore:.*StarCraft II died")
 def test_a_battle_that_ends_forgives(game: Any) -> None:
     # Battles of 2 steps. Steps 2, 5 and 8 find the game dead, a battle ends with 4 and 7.
-    game.trouble = {"step": {2, 5, 8}}
+    game.fault = {"step": {2, 5, 8}}
     env = terran(relaunches=1, max_steps=2)
     step, deaths = env.reset(0), []
     for _ in range(8):
@@ -436,7 +436,7 @@ def test_resuming_cuts_the_open_battles_off(game: Any) -> None:
         resumed.load_state_dict(state)
     for saved, again in zip(_leaves(state), _leaves(resumed.state_dict()), strict=True):
         np.testing.assert_array_equal(saved, again)
-    assert not game.trouble
+    assert not game.fault
     after = resumed.step(stop(step))
     assert after.truncated.all()
     assert not after.terminated.any()

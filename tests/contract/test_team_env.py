@@ -1,4 +1,4 @@
-"""`TeamEnv`: the same numbers in one process and in workers, replayed episodes, named troubles."""
+"""`TeamEnv`: the same numbers in one process and in workers, replayed episodes, named faults."""
 
 import os
 import signal
@@ -131,7 +131,7 @@ def test_a_task_that_does_not_repeat_cannot_be_continued(make: Make) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, workers: int) -> None:
-    env = make(5, workers, trouble="raise")
+    env = make(5, workers, fault="raise")
     env.reset(0)
     actions = np.zeros((5, 3), np.int64)
     before = env.step(actions)
@@ -140,7 +140,7 @@ def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, worke
     with pytest.raises(EnvError) as caught:
         env.step(actions)
     words = str(caught.value)
-    for part in ("copy 3 (episode 0, reset(seed=", "after 1 steps", "KeyError", "_make_trouble"):
+    for part in ("copy 3 (episode 0, reset(seed=", "after 1 steps", "KeyError", "_fail"):
         assert part in words
     np.testing.assert_array_equal(before.obs, kept)
     env.load_state_dict(env.state_dict())
@@ -149,14 +149,14 @@ def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, worke
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"),
+    ("fault", "words"),
     [
         ("hang", "within 0.3 s; if it may take that long, set `--env.options timeout 3`"),
         ("exit", "status 7"),
     ],
 )
-def test_a_worker_that_hangs_or_dies(make: Make, trouble: str, words: str) -> None:
-    env = make(4, 2, timeout=0.3, trouble=trouble, trouble_at=0)
+def test_a_worker_that_hangs_or_dies(make: Make, fault: str, words: str) -> None:
+    env = make(4, 2, timeout=0.3, fault=fault, fault_at=0)
     env.reset(0)
     actions = np.zeros((4, 3), np.int64)
     actions[2, 0] = 3
@@ -166,8 +166,8 @@ def test_a_worker_that_hangs_or_dies(make: Make, trouble: str, words: str) -> No
     assert time.perf_counter() - began < 5.0
     assert "copy 2 (episode 0, reset(seed=" in str(caught.value)
     assert words in str(caught.value)
-    if trouble == "hang":
-        assert "_make_trouble" in str(caught.value)
+    if fault == "hang":
+        assert "_fail" in str(caught.value)
     assert env.reset(0).obs.shape == (4, 3, 3)
 
 
@@ -345,7 +345,7 @@ def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.Monkey
 def test_a_copy_that_hangs_while_it_is_measured_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     # The first agent has four actions, so a random one is 3 within the first episodes.
-    hangs = partial(CountingTeam, trouble="hang", trouble_at=0)
+    hangs = partial(CountingTeam, fault="hang", fault_at=0)
     began = time.perf_counter()
     with pytest.raises(EnvError, match=r"counting, copy 0 .* within 0.3 s"):
         TeamEnv(hangs, 4, timeout=0.3)

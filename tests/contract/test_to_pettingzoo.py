@@ -188,7 +188,7 @@ def test_wrong_use_says_what_to_do() -> None:
 
 
 def test_closing_ends_the_workers() -> None:
-    options = {"workers": 1, "trouble": "none", "fails_at": 0}
+    options = {"workers": 1, "fault": "none", "fails_at": 0}
     env = to_pettingzoo("tests.fragile:fragile", reward_mode="episodic", **options)
     before = len(active_children())
     env.reset(seed=0)

@@ -234,7 +234,7 @@ def test_one_seed_one_run() -> None:
 
 LABELS: dict[str, dict[str, Any]] = {
     "disagreement": {"query": "disagreement", "queries_per_iteration": 8},
-    "entropy": {"query": "entropy", "queries_per_iteration": 8, "committee": 2},
+    "entropy": {"query": "entropy", "queries_per_iteration": 8, "ensemble_size": 2},
     "stratified": {"query": "stratified", "queries_per_iteration": 8, "max_labels": 20},
     "free stratified": {"query": "stratified"},
     "hyperbolic": {"schedule": "hyperbolic", "queries_per_iteration": 8, "retire_after": 100},

@@ -20,9 +20,9 @@ from marl.config.io import load_config
 from marl.preferences.dataset import PreferenceDataset
 from marl.preferences.dataset.footage import read_frames
 from marl.preferences.dataset.format import read_episode, read_manifest, read_questions
-from marl.preferences.human import Camera
-from marl.preferences.human.labeller import AGAIN, RunDataset
-from marl.preferences.human.session import Choice, Labelling, Plan
+from marl.preferences.people import Camera
+from marl.preferences.people.labeller import AGAIN, RunDataset
+from marl.preferences.people.session import Choice, Labelling, Plan
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
 

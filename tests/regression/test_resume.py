@@ -128,7 +128,7 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         "sparse",
         "soft",
         "queries",
-        "committee",
+        "ensemble",
         "teacher",
         "dying",
         "mujoco",
@@ -260,9 +260,9 @@ def test_an_error_keeps_the_checkpoints_and_saves_the_state_beside_them(
     assert "crash" in caught.value.__notes__[0]
 
 
-def fragile(trouble: Path, fails_at: int, workers: int, **changes: object) -> Config:
+def fragile(fault: Path, fails_at: int, workers: int, **changes: object) -> Config:
     """Return settings with rollouts of 6 steps, in which episodes of 4 stay open."""
-    options = {"workers": workers, "trouble": str(trouble), "fails_at": fails_at}
+    options = {"workers": workers, "fault": str(fault), "fails_at": fails_at}
     return small(
         **{
             "env.name": "tests.fragile:fragile",
@@ -288,11 +288,11 @@ def fragile(trouble: Path, fails_at: int, workers: int, **changes: object) -> Co
 def test_an_environment_that_fails_loses_no_whole_iteration(
     tmp_path: Path, how: str, workers: int, fails_at: int, kept: int, changes: dict[str, object]
 ) -> None:
-    trouble, folder = tmp_path / "trouble", tmp_path / "failed"
-    config = fragile(trouble, fails_at, workers, **changes)
+    fault, folder = tmp_path / "fault", tmp_path / "failed"
+    config = fragile(fault, fails_at, workers, **changes)
     for _ in train(config, tmp_path / "alone"):
         pass
-    trouble.write_text(how)
+    fault.write_text(how)
     with pytest.raises(EnvError, match=r"counting, copy \d") as caught:
         for _ in train(config, folder):
             pass
@@ -305,21 +305,21 @@ def test_an_environment_that_fails_loses_no_whole_iteration(
     np.testing.assert_array_equal(collector["open_lengths"], collector["env"]["lengths"])
     assert collector["steps_before"] == kept // 4
 
-    trouble.unlink()
+    fault.unlink()
     resumed = [int(row["steps"]) for row in train(config, folder, resume=True)]
     assert resumed == list(range(kept + 24, 145, 24))
     assert differences(tmp_path / "alone", folder) == []
 
 
 def test_an_iteration_that_failed_can_be_tried_again(tmp_path: Path) -> None:
-    config = fragile(tmp_path / "trouble", 10, 0)
+    config = fragile(tmp_path / "fault", 10, 0)
     plain, failing = Trainer(config), Trainer(config)
     plain.iterate()
     failing.iterate()
-    (tmp_path / "trouble").write_text("raise")
+    (tmp_path / "fault").write_text("raise")
     with pytest.raises(EnvError):
         failing.iterate()
-    (tmp_path / "trouble").unlink()
+    (tmp_path / "fault").unlink()
     one, other = plain.iterate(), failing.iterate()
     for name in one:
         if not name.startswith(("time/", "memory/")):

@@ -126,8 +126,8 @@ LANGUAGE_MODEL: dict[str, Any] = {"labeller": "llm", "queries_per_iteration": 2}
         ({"max_labels": 5}, "preferences.queries_per_iteration: got 0"),
         ({"retire_after": 5}, "preferences.queries_per_iteration: got 0"),
         (
-            {"query": "disagreement", "queries_per_iteration": 2, "committee": 1},
-            "preferences.committee: got 1",
+            {"query": "disagreement", "queries_per_iteration": 2, "ensemble_size": 1},
+            "preferences.ensemble_size: got 1",
         ),
         ({"teacher.mistakes": 1.5}, "preferences.teacher.mistakes: got 1.5"),
     ],

@@ -7,50 +7,50 @@ import pytest
 from marl.rewards.trainer import MEMORY, DriftGuard
 
 
-def watched(guard: DriftGuard, losses: list[float]) -> None:
+def updated(guard: DriftGuard, losses: list[float]) -> None:
     for loss in losses:
-        guard.watch(loss)
+        guard.update(loss)
 
 
 def test_a_falling_or_steady_loss_leaves_the_rate() -> None:
     guard = DriftGuard(0.005, 0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        watched(guard, [0.7, 0.5, 0.3, 0.1] + [0.15, 0.05] * 50)
+        updated(guard, [0.7, 0.5, 0.3, 0.1] + [0.15, 0.05] * 50)
     assert guard.rate == 0.005
 
 
 def test_one_outlier_is_forgiven() -> None:
     guard = DriftGuard(0.005, 0.1)
-    watched(guard, [0.2] * 100 + [2.0] + [0.2] * 100)  # the average rises by 1.8 / 20 = 0.09
+    updated(guard, [0.2] * 100 + [2.0] + [0.2] * 100)  # the average rises by 1.8 / 20 = 0.09
     assert guard.rate == 0.005
     assert guard.average == pytest.approx(0.2, abs=1e-3)
 
 
 def test_a_risen_loss_halves_the_rate_and_says_so() -> None:
     guard = DriftGuard(0.008, 0.1)
-    watched(guard, [0.2] * 50)
+    updated(guard, [0.2] * 50)
     # From 0.2 towards 0.4 by 1/20 of the way: above 0.3 once 0.95^n < 0.5, which is n = 14.
-    watched(guard, [0.4] * 13)
+    updated(guard, [0.4] * 13)
     assert guard.rate == 0.008
     with pytest.warns(UserWarning, match=r"rose from 0.20 to 0.30; .* halved to 0.004"):
-        guard.watch(0.4)
-    watched(guard, [0.4] * 200)  # 0.1 above the new lowest, 0.302, is never reached
+        guard.update(0.4)
+    updated(guard, [0.4] * 200)  # 0.1 above the new lowest, 0.302, is never reached
     assert guard.rate == 0.004
     assert MEMORY == 20
 
 
 def test_it_can_be_switched_off() -> None:
     guard = DriftGuard(0.005, 0.0)
-    watched(guard, [0.1] * 30 + [5.0] * 100)
+    updated(guard, [0.1] * 30 + [5.0] * 100)
     assert guard.rate == 0.005
 
 
 def test_its_state_round_trips() -> None:
     guard, other = DriftGuard(0.005, 0.1), DriftGuard(0.005, 0.1)
-    watched(guard, [0.2] * 50 + [0.4] * 10)
+    updated(guard, [0.2] * 50 + [0.4] * 10)
     other.load_state_dict(guard.state_dict())
     for each in (guard, other):
         with pytest.warns(UserWarning, match="halved"):
-            watched(each, [0.4] * 10)
+            updated(each, [0.4] * 10)
     assert vars(guard) == vars(other)

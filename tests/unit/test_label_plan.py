@@ -15,7 +15,7 @@ from marl.preferences.dataset.format import (
     read_questions,
     write_questions,
 )
-from marl.preferences.human.session import (
+from marl.preferences.people.session import (
     Labelling,
     Plan,
     SelfAgreement,

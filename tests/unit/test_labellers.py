@@ -27,11 +27,11 @@ from marl.preferences import (
 )
 from marl.preferences.labellers import (
     facts_labeller,
+    iter_labellers,
     labeller_metrics,
     labeller_state,
     load_labeller_state,
     novelty,
-    parts_of,
 )
 from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
@@ -267,7 +267,7 @@ def test_the_state_of_parts_is_saved_and_reported() -> None:
         return NoisyTeacher(inner, TeacherConfig(mistakes=0.5), 0)
 
     labeller, other = build(), build()
-    assert len(list(parts_of(labeller))) == 6
+    assert len(list(iter_labellers(labeller))) == 6
     labeller(pairs_by_return([1.0, 2.0], [2.0, 1.0]))
     load_labeller_state(other, labeller_state(labeller))
     assert labeller_metrics(other) == labeller_metrics(labeller)
@@ -290,7 +290,7 @@ def test_settings_choose_a_rule() -> None:
 
 def test_settings_compose() -> None:
     labeller = from_settings(tie_break=("-time",), teacher=TeacherConfig(mistakes=0.1))
-    kinds = [type(part).__name__ for part in parts_of(labeller)]
+    kinds = [type(part).__name__ for part in iter_labellers(labeller)]
     assert kinds == ["NoisyTeacher", "Cascade", "ReturnLabeller", "FactsLabeller"]
     assert type(from_settings(teacher=TeacherConfig(myopia=0.5))) is ReturnLabeller
 
@@ -311,7 +311,7 @@ def test_an_environment_without_an_outcome_says_what_it_has() -> None:
         make_labeller(PreferenceConfig(labeller="outcome"), spec_of(FACTS[1:]), Seeds(0))
 
 
-def making(spec: EnvSpec, generator: torch.Generator) -> Any:
+def build_labeller(spec: EnvSpec, generator: torch.Generator) -> Any:
     """Return a labeller that remembers what it was made with."""
     cascade = Cascade(ReturnLabeller())
     cascade.given = (spec.name, torch.rand((), generator=generator))  # type: ignore[attr-defined]
@@ -319,10 +319,10 @@ def making(spec: EnvSpec, generator: torch.Generator) -> Any:
 
 
 def test_a_factory_gets_what_it_asks_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labellers, "making", making, raising=False)
+    monkeypatch.setattr(labellers, "build_labeller", build_labeller, raising=False)
     monkeypatch.setattr(labellers, "made", Vote(ReturnLabeller()), raising=False)
     monkeypatch.setattr(labellers, "broken", lambda: 3, raising=False)
-    made = from_settings(labeller="marl.preferences.labellers:making()")
+    made = from_settings(labeller="marl.preferences.labellers:build_labeller()")
     expected = torch.rand((), generator=Seeds(0).torch("labeller"))
     assert made.given == ("toy", expected)
     assert from_settings(labeller="marl.preferences.labellers:made") is labellers.made  # type: ignore[attr-defined]

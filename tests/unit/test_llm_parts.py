@@ -29,7 +29,7 @@ from marl.preferences.llm.protocol import (
     score,
     verdict,
 )
-from tests.llm_cases import Patience
+from tests.llm_cases import FakeClock
 
 LETTERS = ("A", "B")
 GRADES = ("Good", "Bad")
@@ -260,8 +260,8 @@ def test_retry_after_in_both_its_forms() -> None:
 
 
 def test_the_breaker_opens_lets_one_try_and_closes() -> None:
-    patience = Patience()
-    breaker = Breaker(3, 60.0, patience.clock)
+    clock = FakeClock()
+    breaker = Breaker(3, 60.0, clock.clock)
     breaker.failed()
     breaker.failed()
     breaker.succeeded()
@@ -270,12 +270,12 @@ def test_the_breaker_opens_lets_one_try_and_closes() -> None:
     assert not breaker.is_open
     breaker.failed()
     assert breaker.is_open
-    patience.now += 60.0
+    clock.now += 60.0
     assert breaker.is_half_open
     breaker.failed(retry_after=300.0)
-    patience.now += 299.0
+    clock.now += 299.0
     assert breaker.is_open
-    patience.now += 1.0
+    clock.now += 1.0
     assert breaker.is_half_open
     breaker.succeeded()
     assert not breaker.is_open

@@ -397,11 +397,12 @@ def test_bags_are_two_thirds_of_the_answers_and_differ() -> None:
     observe(source, env, 60)
     everything = len(source._answered_pairs(False)[3])
     assert everything > 200
-    bags = [source._answered_pairs(False, bag) for bag in (0, 1)]
-    for _, _, _, labels in bags:  # standard deviation below .035
+    samples = [source._answered_pairs(False, member) for member in (0, 1)]
+    for _, _, _, labels in samples:  # standard deviation below .035
         assert abs(len(labels) / everything - 0.632) < 0.15
     sets = [
-        set(zip(n[first].tolist(), n[second].tolist(), strict=True)) for n, first, second, _ in bags
+        set(zip(n[first].tolist(), n[second].tolist(), strict=True))
+        for n, first, second, _ in samples
     ]
     assert sets[0] != sets[1]
     again = source._answered_pairs(False, 0)

@@ -1,4 +1,4 @@
-"""The implicit reward: its identity, its slow copies, and who gets which gradient.
+"""The implicit reward: its identity, its target networks, and who gets which gradient.
 
 Axes: M episodes, K steps, N agents; O, S, A features.
 """
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from marl.data.types import Transitions
 from marl.rewards import CentralReward, FactoredReward
-from marl.rewards.factored import LinearMixer, TwoLayerMixer, follow
+from marl.rewards.factored import LinearMixer, TwoLayerMixer, polyak_update
 from tests.reward_models import (
     GAMMA,
     N,
@@ -65,7 +65,7 @@ def test_the_global_reward_is_the_additive_local_ones_plus_shaping(
     if gamma > 0.0:
         going_on = (~steps.terminated).float()
         expected = (
-            now.bias - gamma * going_on * model.slow_mixer.hypernetwork(steps.next_state)[..., -1]
+            now.bias - gamma * going_on * model.target_mixer.hypernetwork(steps.next_state)[..., -1]
         )
     assert torch.allclose(bias, expected, atol=1e-6)
 
@@ -82,7 +82,7 @@ def test_a_terminated_step_is_worth_its_utility_alone() -> None:
 def test_the_plain_form_has_no_weights() -> None:
     model, steps = make_model(local_form="plain"), make_steps(0, 4, 5, terminated=-1.0)
     q = model.utilities(steps.obs, steps.actions, None)
-    next_v = model.slow_v(model.norm.obs(steps.next_obs)).squeeze(-1)
+    next_v = model.target_v(model.norm.obs(steps.next_obs)).squeeze(-1)
     assert torch.allclose(model(steps).local, q - GAMMA * next_v, atol=1e-6)
 
 
@@ -139,7 +139,7 @@ def test_the_value_loss_reaches_a_separate_mixer_of_v() -> None:
 
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
 def test_no_gradient_reaches_anything_at_the_next_state(kind: type) -> None:
-    """The preference loss reaches q and the mixer at s; v, slow copies and s' get nothing."""
+    """The preference loss reaches q and the mixer at s; v, target networks and s' get nothing."""
     model, steps = make_model(kind), make_steps(0, 4, 5, terminated=-1.0)
     inputs = {
         name: getattr(steps, name).requires_grad_()
@@ -153,11 +153,11 @@ def test_no_gradient_reaches_anything_at_the_next_state(kind: type) -> None:
     assert inputs["next_state"].grad is None
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert any(name.startswith("q.") for name in reached)
-    assert not any(name.startswith(("v.", "slow")) for name in reached)
+    assert not any(name.startswith(("v.", "target")) for name in reached)
 
 
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
-def test_the_next_state_is_seen_by_slow_copies_only(kind: type) -> None:
+def test_the_next_state_is_seen_by_target_networks_only(kind: type) -> None:
     model, steps = make_model(kind), make_steps(0, 4, 5, terminated=-1.0)
     before = model(steps)
     with torch.no_grad():
@@ -165,12 +165,12 @@ def test_the_next_state_is_seen_by_slow_copies_only(kind: type) -> None:
             parameter.add_(1.0)
     assert torch.equal(model(steps).team, before.team)
     with torch.no_grad():
-        for parameter in model.slow_v.parameters():
+        for parameter in model.target_v.parameters():
             parameter.add_(1.0)
     assert not torch.allclose(model(steps).team, before.team)
 
 
-def test_the_mixer_at_the_next_state_is_slow_too() -> None:
+def test_the_mixer_at_the_next_state_is_a_target_network_too() -> None:
     model, steps = make_model(), make_steps(0, 4, 5, terminated=-1.0)
     before, now, _ = parts_of(model, steps)
     with torch.no_grad():
@@ -181,37 +181,37 @@ def test_the_mixer_at_the_next_state_is_slow_too() -> None:
     assert torch.allclose(after.team - now_after.total, before.team - now.total, atol=1e-4)
 
 
-def test_slow_copies_move_by_exactly_the_rate() -> None:
+def test_target_networks_move_by_exactly_the_rate() -> None:
     model = make_model()
     pairs = [
         (
-            dict(getattr(model, fast).named_parameters()),
-            dict(getattr(model, slow).named_parameters()),
+            dict(getattr(model, online).named_parameters()),
+            dict(getattr(model, target).named_parameters()),
         )
-        for fast, slow in (("v", "slow_v"), ("v_mixer", "slow_mixer"))
+        for online, target in (("v", "target_v"), ("v_mixer", "target_mixer"))
     ]
-    before = [{name: p.clone() for name, p in slow.items()} for _, slow in pairs]
-    model.follow(0.25)
-    for (fast, slow), old in zip(pairs, before, strict=True):
-        for name, parameter in slow.items():
-            assert torch.allclose(parameter, old[name] + 0.25 * (fast[name] - old[name]))
+    before = [{name: p.clone() for name, p in target.items()} for _, target in pairs]
+    model.update_targets(0.25)
+    for (online, target), old in zip(pairs, before, strict=True):
+        for name, parameter in target.items():
+            assert torch.allclose(parameter, old[name] + 0.25 * (online[name] - old[name]))
             assert not torch.equal(parameter, old[name])
 
 
 def test_the_drift_is_the_distance_after_the_move() -> None:
-    fast, slow = nn.Linear(1, 1), nn.Linear(1, 1)
+    online, target = nn.Linear(1, 1), nn.Linear(1, 1)
     with torch.no_grad():
-        for layer, weight, bias in ((fast, 6.0, 8.0), (slow, 0.0, 0.0)):
+        for layer, weight, bias in ((online, 6.0, 8.0), (target, 0.0, 0.0)):
             layer.weight.fill_(weight)
             layer.bias.fill_(bias)
     # Half way: the gaps 6 and 8 become 3 and 4, the distance 5.
-    assert float(follow(fast, slow, 0.5)) == pytest.approx(5.0)
+    assert float(polyak_update(online, target, 0.5)) == pytest.approx(5.0)
 
 
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
 def test_gamma_zero_has_no_value_and_ignores_the_next_state(kind: type) -> None:
     model, steps = make_model(kind, gamma=0.0), make_steps(0, 4, 5)
-    assert not any(name.startswith(("v", "slow")) for name, _ in model.named_parameters())
+    assert not any(name.startswith(("v", "target")) for name, _ in model.named_parameters())
     other = make_steps(9, 4, 5)
     swapped = dataclasses.replace(
         steps,

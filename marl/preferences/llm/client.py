@@ -1,4 +1,7 @@
-"""Requests in, replies or faults out: the store first, then the server, patiently and frugally."""
+"""Requests in, replies or faults out: the store first, then the server, with retries.
+
+Calls, tokens, money and waiting are capped by a budget.
+"""
 
 import asyncio
 import itertools

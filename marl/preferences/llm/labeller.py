@@ -102,10 +102,10 @@ def _share(part: int, whole: int) -> float:
 
 
 class LabellerWarning(UserWarning):
-    """The labeller is in trouble; training goes on with the answers it has."""
+    """The labeller does not answer as it should; training goes on with the answers it has."""
 
 
-class Trouble:
+class FaultReporter:
     """Turns what happened into warnings: when it starts, and again when it is over."""
 
     def __init__(self, asker: Asker, config: LlmConfig) -> None:
@@ -177,7 +177,7 @@ class LlmLabeller:
         self.config = config
         self.template = load_template(config.prompt, config.ask)
         self._describe = make_description(config.describe, spec)
-        self.parts: tuple[Labeller, ...] = () if fallback is None else (fallback,)
+        self.labellers: tuple[Labeller, ...] = () if fallback is None else (fallback,)
         """The labeller that takes over at a cap, if there is one."""
         self._known = self._known_answers()
         transport = Transport(config)
@@ -189,7 +189,7 @@ class LlmLabeller:
         self.server = Server(config, self.template, self.store, self.asker)
         self._judge = Judge(config, self.template, self.asker, cleaned(config.task))
         self._outcomes = Outcomes(config.ask)
-        self._trouble = Trouble(self.asker, config)
+        self._faults = FaultReporter(self.asker, config)
         self.figures: Figures | None = None
         """What the preflight found; None before it is done, and without one."""
 
@@ -200,7 +200,7 @@ class LlmLabeller:
         started = time.monotonic()
         judgements = self._loop.run(self._judgements(texts))
         self._outcomes.add(judgements)
-        self._trouble.report(judgements)
+        self._faults.report(judgements)
         self._keep(time.monotonic() - started, self._labelled(pairs, texts, judgements))
         labels = [judgement.verdict.label for judgement in judgements]
         return self._at_cap(pairs, torch.tensor(labels), judgements)
@@ -219,7 +219,7 @@ class LlmLabeller:
                     f"preferences.llm: {self.asker.transport.base_url} turned the model "
                     f"{self.config.model!r} down ({fault})"
                 ) from None
-            self._trouble.tell_once("start", f"not ready yet ({fault}); training starts without it")
+            self._faults.tell_once("start", f"not ready yet ({fault}); training starts without it")
 
     def metrics(self) -> dict[str, float]:
         """Return counts of labels and their causes, and what they cost."""
@@ -264,9 +264,9 @@ class LlmLabeller:
                     "model, prompt or way to ask, or accept it by preferences.llm.preflight = "
                     '"allow"'
                 )
-            self._trouble.tell_once("preflight", f"carries little, but is allowed. {message}")
+            self._faults.tell_once("preflight", f"carries little, but is allowed. {message}")
         elif found.is_one_sided:
-            self._trouble.tell_once("preflight", f"is one-sided. {message}")
+            self._faults.tell_once("preflight", f"is one-sided. {message}")
 
     async def _judgements(self, texts: Texts) -> list[Judgement]:
         """Return a judgement per pair, within the time that is left."""
@@ -297,7 +297,7 @@ class LlmLabeller:
             self.store.set_note("seconds", self.asker.spending.seconds)
             self.store.add_labels(labelled)
         except sqlite3.Error as error:
-            self._trouble.tell_once("store", f"{self.store.path} cannot be written: {error}")
+            self._faults.tell_once("store", f"{self.store.path} cannot be written: {error}")
 
     def _labelled(
         self, pairs: EpisodePairs, texts: Texts, judgements: Sequence[Judgement]
@@ -334,7 +334,7 @@ class LlmLabeller:
                 f"{self.store.path}, where a run with a larger cap finds it for nothing"
             )
         rows = open_.nonzero().squeeze(-1)
-        for fallback in self.parts:
+        for fallback in self.labellers:
             self._outcomes.add_fallbacks(len(rows))
             answers = checked_labels(fallback, name_of(fallback), pairs.rows(rows))
             labels[rows] = answers.to(labels.device)

@@ -45,7 +45,7 @@ class Unit:
 
 
 class StarCraft2Env(MultiAgentEnv):
-    trouble = {}  # noqa: RUF012
+    fault = {}  # noqa: RUF012
     """Which calls, e.g. {"step": {3}}, find the game dead; counted over all games."""
     calls = Counter()  # noqa: RUF012
     launched = []  # noqa: RUF012
@@ -116,7 +116,7 @@ class StarCraft2Env(MultiAgentEnv):
 
     def _ask(self, what, error=protocol.ConnectionError):
         StarCraft2Env.calls[what] += 1
-        if StarCraft2Env.calls[what] in StarCraft2Env.trouble.get(what, ()):
+        if StarCraft2Env.calls[what] in StarCraft2Env.fault.get(what, ()):
             raise error(f"Error during {what}: SC2 probably crashed.")
 
     def _launch(self):

@@ -1,6 +1,6 @@
 """People as labeller, who answer on the page of ``marl label`` while training goes on."""
 
-from marl.preferences.human.labeller import (
+from marl.preferences.people.labeller import (
     Camera,
     PeopleLabeller,
     RunDataset,

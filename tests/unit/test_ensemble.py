@@ -1,4 +1,4 @@
-"""Reward models that choose the questions: begun apart, taught from bags, saved whole.
+"""Reward models that choose the questions: begun apart, taught from bootstrap samples, saved whole.
 
 Axes: V models, M episodes.
 """
@@ -32,37 +32,37 @@ def small(query: str, **overrides: Any) -> Config:
 
 def scores_of(trainer: Trainer) -> torch.Tensor:
     assert trainer.source is not None
-    assert trainer.committee is not None
+    assert trainer.ensemble is not None
     store = trainer.source.store
     numbers = store.available()[:5]
     lengths = store.episodes(numbers).lengths
     offsets = torch.arange(8).expand(5, 8)
-    return trainer.committee.scores(store.steps(numbers, offsets), torch.ones(5, 8), lengths)
+    return trainer.ensemble.scores(store.steps(numbers, offsets), torch.ones(5, 8), lengths)
 
 
 def test_members_begin_apart_and_learn() -> None:
-    trainer = Trainer(small("disagreement", **{"preferences.committee": 4}))
-    assert trainer.committee is not None
-    before = [copy.deepcopy(m.model.state_dict()) for m in trainer.committee.others]
+    trainer = Trainer(small("disagreement", **{"preferences.ensemble_size": 4}))
+    assert trainer.ensemble is not None
+    before = [copy.deepcopy(m.model.state_dict()) for m in trainer.ensemble.others]
     for _ in range(2):
         trainer.iterate()
     scores = scores_of(trainer)
     assert scores.shape == (4, 5)
     assert len(set(map(tuple, scores.tolist()))) == 4
-    for member, weights in zip(trainer.committee.others, before, strict=True):
+    for member, weights in zip(trainer.ensemble.others, before, strict=True):
         assert member.is_fitted
         after = member.model.state_dict()
         assert any(not torch.equal(after[name], weights[name]) for name in weights)
 
 
 def test_the_first_member_is_the_run_s_own_model() -> None:
-    trainer = Trainer(small("entropy", **{"preferences.committee": 1}))
+    trainer = Trainer(small("entropy", **{"preferences.ensemble_size": 1}))
     for _ in range(2):
         trainer.iterate()
-    assert trainer.committee is not None
-    assert trainer.committee.others == []
+    assert trainer.ensemble is not None
+    assert trainer.ensemble.others == []
     assert scores_of(trainer).shape == (1, 5)
 
 
-def test_other_queries_have_no_committee() -> None:
-    assert Trainer(small("uniform")).committee is None
+def test_other_queries_have_no_ensemble() -> None:
+    assert Trainer(small("uniform")).ensemble is None

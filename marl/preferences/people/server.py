@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marl.preferences.dataset.footage import FramesError, packed, read_frames
 from marl.preferences.dataset.format import DamagedLogError, QuestionsError
-from marl.preferences.human.session import Labelling, StaleError
+from marl.preferences.people.session import Labelling, StaleError
 
 # Who may talk to the page's server: the page itself, with its token, and nobody else.
 #

@@ -25,7 +25,7 @@ from marl.preferences.dataset.format import (
     now,
     read_questions,
 )
-from marl.preferences.human import Camera, RunDataset, manifest_of
+from marl.preferences.people import Camera, RunDataset, manifest_of
 from marl.utils.seeding import Seeds
 
 # One page at a time for each person and dataset.

@@ -18,7 +18,7 @@ from marl.data.types import Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.preferences import EpisodePairs
 from marl.preferences.dataset import EpisodeArchive, EpisodeRecord
-from marl.preferences.reward_labeller import LengthControl, ModelLabeller
+from marl.preferences.reward_labeller import LengthControl, RewardLabeller
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import load_reward, save_reward
 from marl.rewards.scoring import whole_scores
@@ -63,10 +63,10 @@ def archive_of(sums: list[float]) -> EpisodeArchive:
     return EpisodeArchive(numbers, records, holdout_every=1000, device=CPU)
 
 
-def labeller_of(model: StateReward, **settings: float) -> ModelLabeller:
+def labeller_of(model: StateReward, **settings: float) -> RewardLabeller:
     """Return a labeller whose S is the plain sum of the rewards: alpha / T_max is 1."""
     learner = RewardLearner(model, "mine", RewardConfig(alpha=10.0), 10, threads=1, device=CPU)
-    return ModelLabeller(ModelConfig(run="somewhere", **settings), learner)
+    return RewardLabeller(ModelConfig(run="somewhere", **settings), learner)
 
 
 def pairs_of(archive: EpisodeArchive, *pairs: tuple[int, int]) -> EpisodePairs:
@@ -215,7 +215,7 @@ def test_a_shipped_model_for_other_shapes_names_both_sides(tmp_path: Path) -> No
 
 
 def test_an_own_model_that_reads_agents_alone_fits_other_team_sizes(tmp_path: Path) -> None:
-    name = "tests.unit.test_model_labeller:PerAgentReward"
+    name = "tests.unit.test_reward_labeller:PerAgentReward"
     small = EnvSpec(**{**vars(make_spec()), "obs_sizes": (4,) * 2, "action_sizes": (2,) * 2})
     saved(tmp_path, small, {"reward.model": name})
     assert load_reward(tmp_path, make_spec(), "here").name == name
