@@ -34,7 +34,8 @@ import json, sys, time
 from marl import Trainer, load_config
 scenario, copies, hidden = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 work = json.loads(sys.argv[5])
-overrides = {"algorithm": "sparse", "env.num_envs": copies, "network.memory": "gru", "threads": 1}
+overrides = {"algorithm": "sparse", "env.num_envs": copies, "threads": 1}
+overrides |= {"network.recurrence": "gru"}
 overrides |= {"env.options": {"reward_mode": "dense"}, "network.hidden_sizes": hidden}
 overrides |= {f"learner.{name}": value for name, value in work.items()}
 trainer = Trainer(load_config(f"configs/smax_{scenario}.toml", overrides))
@@ -100,10 +101,10 @@ def report(found: dict[tuple[str, str], list[Measured]], options: argparse.Names
         "4 minibatches of whole sequences, three layers of 128 with the GRU in the middle,",
         "a critic row for every agent), collecting and learning compiled as one function. It is",
         "not their file. Ours: the files in `configs/` with `--algorithm sparse`, dense rewards,",
-        "`--network.memory gru` and as many steps, epochs and minibatches, of chunks of 10 steps;",
-        "the critic has one row for the team. Width 64 in two layers, of which the second is the",
-        "GRU, is this package's default. CPU seconds are the process's own, which others on the",
-        "machine lengthen less than the clock's.",
+        "`--network.recurrence gru` and as many steps, epochs and minibatches, of chunks of",
+        "10 steps; the critic has one row for the team. Width 64 in two layers, of which the",
+        "second is the GRU, is this package's default. CPU seconds are the process's own,",
+        "which others on the machine lengthen less than the clock's.",
         "",
         "| scenario | loop | steps/s | steps/CPU s | of the JaxMARL-style, by clock, by CPU "
         "| physics, inference, policy |",

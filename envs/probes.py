@@ -301,7 +301,7 @@ class _Masked:
         return arrays, chosen.mean(axis=1, dtype=np.float64), np.zeros(len(pay), np.bool_)
 
 
-# A cue that is gone when it is asked for: agents need memory.
+# A cue that is gone when it is asked for: agents need recurrent networks.
 #
 # Axes: C environment copies, N agents, K choices.
 
@@ -317,9 +317,9 @@ def recall(
     """Return agents that see a cue in the first step and must name it in the last but one.
 
     The last step shows each agent a light if it was right, and the team is paid the share of
-    lights. Optimum 1; random 1 / K (.5), which is also the best that agents without memory reach:
+    lights. Optimum 1; random 1 / K (.5), which is also the best that feed-forward agents reach:
     between the cue and the light all they see is whether the question is asked. Without `lights`
-    nobody is shown who was right, so that a model of the pay needs memory, too: added up over
+    nobody is shown who was right, so that a model of the pay must be recurrent, too: added up over
     the steps, cues and answers say nothing about each other. The task ends after T >= 3 steps.
     """
     if max_steps < 3:

@@ -40,7 +40,7 @@ class GreedyActor:
     def __init__(self, actor: CategoricalActor | GaussianActor) -> None:
         self.noise, self.log_prob, self.entropy = actor.noise, actor.log_prob, actor.entropy
         self.mode, self.forward = actor.mode, actor.forward
-        self.initial_memory, self.step = actor.initial_memory, actor.step
+        self.initial_hidden, self.step = actor.initial_hidden, actor.step
 
     def __call__(self, obs: Tensor) -> Tensor:
         return self.forward(obs)

@@ -51,20 +51,20 @@ class Policy:
         return reopened_env(self.config, self.spec, num_envs)
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin new episodes: forget all that is remembered of earlier steps.
+        """Begin new episodes: reset the hidden state; with `seed`, also the random draws.
 
-        With `seed`, the random draws start over as well. A feed-forward team remembers nothing;
-        one with memory takes successive calls of `act` for successive steps of the same teams.
+        A feed-forward team has no hidden state; a recurrent one takes successive calls of `act` for
+        successive steps of the same teams.
         """
-        self._memory: torch.Tensor | None = None
+        self._hidden: torch.Tensor | None = None
         if seed is not None:
             self._generator.manual_seed(seed)
 
-    def forget(self, done: npt.ArrayLike) -> None:
-        """Forget what is remembered of those of the E teams whose episode has ended."""
-        if self._memory is not None:
+    def reset_done(self, done: npt.ArrayLike) -> None:
+        """Reset the hidden state of those of the E teams whose episode has ended."""
+        if self._hidden is not None:
             ended = torch.from_numpy(np.asarray(done, np.bool_)).view(-1, 1, 1)
-            self._memory = self._memory.masked_fill(ended, 0.0)
+            self._hidden = self._hidden.masked_fill(ended, 0.0)
 
     @torch.no_grad()
     def act(
@@ -106,15 +106,15 @@ class Policy:
         return chosen if np.ndim(obs) == 3 else chosen[0]
 
     def _parameters(self, seen: torch.Tensor) -> torch.Tensor:
-        """Return the actor's parameters, with the memory of the calls since `reset`."""
-        if self._memory is None:
-            self._memory = self.actor.initial_memory(len(seen))
-        elif len(self._memory) != len(seen):
+        """Return the actor's parameters and carry the hidden state on."""
+        if self._hidden is None:
+            self._hidden = self.actor.initial_hidden(len(seen))
+        elif len(self._hidden) != len(seen):
             raise ValueError(
-                f"obs holds {len(seen)} teams, the policy remembers {len(self._memory)}; "
+                f"obs holds {len(seen)} teams, the policy's hidden state {len(self._hidden)}; "
                 "call reset() before acting for others"
             )
-        parameters, self._memory = self.actor.step(self._memory, self.norm.obs(seen))
+        parameters, self._hidden = self.actor.step(self._hidden, self.norm.obs(seen))
         return parameters
 
     def act_named(

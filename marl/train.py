@@ -58,7 +58,7 @@ class Trainer:
             seed=self.seeds.integer("environment"),
             generator=self.seeds.torch("actions", self.device),
             device=self.device,
-            hidden=config.sees_hidden,
+            hidden_rewards=config.sees_hidden,
             chunk_length=config.learner.chunk_length,
             watcher=None if self.people is None else self.people.camera,
             undoes=True,
@@ -118,16 +118,16 @@ class Trainer:
         5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A), PPO  `dual_advantages`, `Mappo`
         """
         clock = Clock()
-        rollout, hidden = self.collector.collect(self.mappo.actor)  # 1
+        rollout, hidden_rewards = self.collector.collect(self.mappo.actor)  # 1
         self.is_whole = False
         clock.lap("collect")
         rewards: Rewards | None
         metrics: dict[str, float] = {}
         if self.source is None or self.reward is None:
-            rewards = self._given_rewards(rollout, hidden)
+            rewards = self._given_rewards(rollout, hidden_rewards)
         else:
             scorer = None if self.ensemble is None else self.ensemble.scores
-            self.source.observe(rollout, hidden, scorer)  # 2
+            self.source.observe(rollout, hidden_rewards, scorer)  # 2
             metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()  # 3
             if self.ensemble is not None:
                 self.ensemble.fit(self.source, self.policy)
@@ -137,7 +137,7 @@ class Trainer:
             metrics |= reward_metrics
         clock.lap("reward")
         if rewards is None:
-            self.mappo.watch(rollout)
+            self.mappo.advance(rollout)
         else:
             remaining = 1.0 - self.iteration / self.config.num_iterations
             metrics |= self.mappo.update(rollout, rewards, remaining)  # 5
@@ -145,8 +145,9 @@ class Trainer:
         clock.lap("policy")
 
         self.iteration += 1
-        if self.config.diagnose_hidden and hidden is not None and rewards is not None:
-            metrics["benchmark/reward_correlation"] = float(correlation(rewards.team, hidden))
+        if self.config.diagnose_hidden and hidden_rewards is not None and rewards is not None:
+            similarity = correlation(rewards.team, hidden_rewards)
+            metrics["benchmark/reward_correlation"] = float(similarity)
         metrics = {
             "steps": float(self.steps),
             **episode_metrics(rollout, self.env.spec.facts),
@@ -156,13 +157,13 @@ class Trainer:
         self.is_whole = True
         return metrics
 
-    def _given_rewards(self, rollout: Rollout, hidden: Tensor | None) -> Rewards:
+    def _given_rewards(self, rollout: Rollout, hidden_rewards: Tensor | None) -> Rewards:
         """Return what the policy maximises where nothing is learned from preferences.
 
         The hidden reward reaches the oracle, a myopic teacher and nothing else.
         """
-        if self.config.algorithm == "dense" and hidden is not None:
-            return Rewards(team=hidden)
+        if self.config.algorithm == "dense" and hidden_rewards is not None:
+            return Rewards(team=hidden_rewards)
         return Rewards(team=rollout.task_rewards)
 
     @torch.no_grad()

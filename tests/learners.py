@@ -17,7 +17,7 @@ from marl.nn.normalisation import TeamNorm
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(hidden_sizes=(8,))
-RECURRENT = NetworkConfig(hidden_sizes=(8, 8), memory="gru")
+RECURRENT = NetworkConfig(hidden_sizes=(8, 8), recurrence="gru")
 ONE_STEP = LearnerConfig(epochs=1, minibatches=1)
 LENGTHS = [[3, 5], [4, 2, 6]]
 
@@ -92,7 +92,7 @@ def team_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
             rollout,
             mappo.config,
             per_agent=False,
-            memory=mappo.memory["team_critic"],
+            hidden=mappo.hidden["team_critic"],
         )
 
 
@@ -110,5 +110,5 @@ def local_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
             rollout,
             mappo.config,
             per_agent=True,
-            memory=mappo.memory["local_critics"],
+            hidden=mappo.hidden["local_critics"],
         )

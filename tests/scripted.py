@@ -139,10 +139,10 @@ class EchoActor:
     def __call__(self, obs: torch.Tensor) -> torch.Tensor:
         return obs
 
-    def initial_memory(self, rows: int) -> None:
+    def initial_hidden(self, rows: int) -> None:
         return None
 
-    def step(self, memory: None, obs: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def step(self, hidden: None, obs: torch.Tensor) -> tuple[torch.Tensor, None]:
         return obs, None
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:

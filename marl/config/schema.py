@@ -48,9 +48,9 @@ class NetworkConfig:
     """One actor and one local critic for all agents, told apart by a one-hot id; or one each."""
     normalise_inputs: bool = True
     """Standardise observations and states by their running mean and deviation."""
-    memory: Literal["none", "gru"] = "none"
-    """Gru: the second hidden layer of actors and critics is a gated recurrent unit (the only one,
-    if there is one), so that they remember the episode so far."""
+    recurrence: Literal["none", "gru"] = "none"
+    """Gru: the second hidden layer of actors and critics (the only one, if there is one) is a gated
+    recurrent unit, whose hidden state sums up the episode so far."""
     initial_log_std: float = -0.5
     """Logarithm of the Gaussian policy's initial standard deviation."""
 
@@ -66,8 +66,8 @@ class LearnerConfig:
     minibatches: int = 4
     """Gradient steps per pass."""
     chunk_length: int = 10
-    """With memory, steps that a gradient reaches back at most: minibatches then consist of chunks
-    of so many successive steps of one copy; a rollout's last ones may be shorter."""
+    """Recurrent networks: most steps that a gradient reaches back. Minibatches then consist of
+    chunks of so many successive steps of one copy; a rollout's last ones may be shorter."""
     learning_rate: float = 1e-3
     """Adam step size, annealed linearly to zero over the run."""
     anneal: bool = True
@@ -165,11 +165,11 @@ class RewardConfig:
     """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
     share_parameters: bool = True
     """One utility network for all agents, told apart by a one-hot id; or one each."""
-    memory: Literal["none", "gru"] = "none"
+    recurrence: Literal["none", "gru"] = "none"
     """Gru, for ``imap`` and ``slf``: the second hidden layer of q_i and v_i (the only one, if there
-    is one) is a gated recurrent unit. q_i then remembers what its agent saw and did in the episode,
-    v_i what it saw. It is fitted on whole episodes, whatever `sample_steps` says, of at most 500
-    steps; the mixer keeps no memory."""
+    is one) is a gated recurrent unit. q_i then depends on all that its agent saw and did in the
+    episode, v_i on what it saw. It is fitted on whole episodes, whatever `sample_steps` says, of at
+    most 500 steps; the mixer is feed-forward."""
     hidden_sizes: tuple[int, ...] = (64, 64)
     """Units of each hidden layer of the utilities; a central reward gets as many parameters."""
     mixer_hidden: int = 64
@@ -408,14 +408,14 @@ def check_ranges(config: "Config") -> None:
         )
     _check_preferences(config.preferences)
     asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
-    if asks_policy and config.network.memory != "none":
+    if asks_policy and config.network.recurrence != "none":
         raise ConfigError(
-            'reward.value_loss: "soft" asks the policy about single steps, which one with memory '
-            'cannot answer; set reward.value_loss = "gumbel" or network.memory = "none"'
+            'reward.value_loss: "soft" asks the policy about single steps, which a recurrent '
+            'one cannot answer; set reward.value_loss = "gumbel" or network.recurrence = "none"'
         )
-    _check_reward_memory(config)
+    _check_reward_recurrence(config)
     if config.learner.minibatches > config.batch_rows:
-        if config.network.memory == "none":
+        if config.network.recurrence == "none":
             rows = f"{config.batch_rows} steps (env.num_envs x learner.rollout_steps)"
         else:
             rows = (
@@ -428,22 +428,22 @@ def check_ranges(config: "Config") -> None:
         )
 
 
-def _check_reward_memory(config: "Config") -> None:
-    """Raise `ConfigError` where the reward is to remember and cannot."""
-    if config.reward.memory == "none":
+def _check_reward_recurrence(config: "Config") -> None:
+    """Raise `ConfigError` where the reward cannot be recurrent."""
+    if config.reward.recurrence == "none":
         return
     if config.algorithm in ("ipl", "sl") or config.reward.model:
         which = f"reward.model = {config.reward.model!r}"
         if not config.reward.model:
             which = f"algorithm = {config.algorithm!r}"
         raise ConfigError(
-            f"reward.memory: got {config.reward.memory!r}, but only the utilities of imap and slf "
-            f'have a memory, and this run has {which}; set reward.memory = "none"'
+            f"reward.recurrence: got {config.reward.recurrence!r}, but only the utilities of imap "
+            f'and slf can be recurrent, and this run has {which}; set reward.recurrence = "none"'
         )
     if config.algorithm == "imap" and config.reward.value_loss == "soft":
         raise ConfigError(
-            f'reward.memory: got {config.reward.memory!r}, but value_loss = "soft" values '
-            'actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
+            f'reward.recurrence: got {config.reward.recurrence!r}, but value_loss = "soft" '
+            'values actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
         )
 
 
@@ -581,8 +581,8 @@ class Config:
 
     @property
     def batch_rows(self) -> int:
-        """Rows of one iteration's minibatches: steps or, with memory, chunks of steps."""
-        if self.network.memory == "none":
+        """Rows of one iteration's minibatches: steps or, of recurrent networks, chunks of steps."""
+        if self.network.recurrence == "none":
             return self.batch_steps
         return self.env.num_envs * -(-self.learner.rollout_steps // self.learner.chunk_length)
 

@@ -285,11 +285,11 @@ def sampled(
 ) -> Sampled:
     """Return sampled steps of some episodes, the steps' weights, and the lengths.
 
-    Where episodes are read whole, there are as many steps as the longest one has. A reward model
-    with memory always gets whole episodes, and is told which steps follow which.
+    Where episodes are read whole, there are as many steps as the longest one has. A recurrent
+    reward model always gets whole episodes, and is told which steps follow which.
     """
     count = config.sample_steps
-    is_whole = config.memory != "none" or max_steps <= config.whole_episodes
+    is_whole = config.recurrence != "none" or max_steps <= config.whole_episodes
     if is_whole and len(episodes):
         count = max_steps = int(episodes.lengths.max())
     offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
@@ -300,7 +300,7 @@ def sampled(
 def in_order(
     steps: Transitions, offsets: Int64[Tensor, "M K"], config: RewardConfig
 ) -> Transitions:
-    """Return successive steps of whole episodes with what a model with memory must know."""
-    if config.memory == "none":
+    """Return successive steps of whole episodes with the history that a recurrent model needs."""
+    if config.recurrence == "none":
         return steps
     return replace(steps, history=History(starts=offsets == 0, time_axis=1))

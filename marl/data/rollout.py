@@ -27,7 +27,7 @@ from marl.nn.normalisation import TeamNorm
 # Axes: T time, E environments, N agents; O, S, A features, F facts.
 
 
-def allocate(spec: EnvSpec, num_steps: int, hidden: bool) -> dict[str, Tensor]:
+def allocate(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict[str, Tensor]:
     """Return zeroed buffers for one rollout, in the shapes of `Transitions`."""
     lead = (num_steps, spec.num_envs)
     team = (*lead, spec.num_agents)
@@ -52,56 +52,50 @@ def allocate(spec: EnvSpec, num_steps: int, hidden: bool) -> dict[str, Tensor]:
         buffers["next_alive"] = torch.ones(team, dtype=torch.bool)
     if spec.facts:
         buffers["facts"] = torch.zeros(*lead, len(spec.facts))
-    if hidden:
+    if hidden_rewards:
         buffers["hidden_rewards"] = torch.zeros(lead)
     return buffers
 
 
-# What a team remembers while it acts.
-#
-# Axes: T time, E environments, N agents, C chunks, I input features, A actions, H units of
-# memory.
+class ActorHidden:
+    """The actors' hidden state from step to step, and what each rollout keeps for the update.
 
-
-class ActingMemory:
-    """The actors' memory from step to step, and what each rollout keeps of it for the update.
-
-    An actor without memory leaves all of it None. The tensors of a rollout are reused by the next.
+    Of a feed-forward actor all of it is None. The tensors of a rollout are reused by the next.
     """
 
     def __init__(self, num_steps: int, chunk_length: int) -> None:
         self.num_steps = num_steps
         self.chunk_length = chunk_length
-        self.memory: Float[Tensor, "E N H"] | None = None
-        self.chunk_memory: Float[Tensor, "C E N H"] | None = None
-        """Memory before the first step of every chunk."""
+        self.hidden: Float[Tensor, "E N H"] | None = None
+        self.chunk_hidden: Float[Tensor, "C E N H"] | None = None
+        """Hidden state before the first step of every chunk."""
         self.parameters: Float[Tensor, "T E N A"] | None = None
         """What the actor put out at every step."""
 
     def begin(self, actor: Actor, num_envs: int) -> None:
-        """Start a rollout: with the memory of the last one, or of teams that know nothing."""
-        if self.memory is None:
-            self.memory = actor.initial_memory(num_envs)
-        if self.memory is not None and self.chunk_memory is None:
+        """Start a rollout: with the hidden state after the last one, or that of new episodes."""
+        if self.hidden is None:
+            self.hidden = actor.initial_hidden(num_envs)
+        if self.hidden is not None and self.chunk_hidden is None:
             chunks = -(-self.num_steps // self.chunk_length)
-            self.chunk_memory = self.memory.new_zeros(chunks, *self.memory.shape)
+            self.chunk_hidden = self.hidden.new_zeros(chunks, *self.hidden.shape)
 
     def step(self, actor: Actor, t: int, obs: Float[Tensor, "E N I"]) -> Float[Tensor, "E N A"]:
         """Return the actor's parameters at step `t`."""
-        if self.memory is None or self.chunk_memory is None:
+        if self.hidden is None or self.chunk_hidden is None:
             return actor(obs)
         if t % self.chunk_length == 0:
-            self.chunk_memory[t // self.chunk_length] = self.memory
-        parameters, self.memory = actor.step(self.memory, obs)
+            self.chunk_hidden[t // self.chunk_length] = self.hidden
+        parameters, self.hidden = actor.step(self.hidden, obs)
         if self.parameters is None:
             self.parameters = parameters.new_zeros(self.num_steps, *parameters.shape)
         self.parameters[t] = parameters
         return parameters
 
-    def forget(self, done: Bool[Tensor, "E"]) -> None:
-        """Reset the memory of copies whose episode has ended."""
-        if self.memory is not None:
-            self.memory = self.memory.masked_fill(done.to(self.memory.device).view(-1, 1, 1), 0.0)
+    def reset_done(self, done: Bool[Tensor, "E"]) -> None:
+        """Reset the hidden state of copies whose episode has ended."""
+        if self.hidden is not None:
+            self.hidden = self.hidden.masked_fill(done.to(self.hidden.device).view(-1, 1, 1), 0.0)
 
 
 @runtime_checkable
@@ -137,18 +131,18 @@ class Collector:
         seed: int,
         generator: torch.Generator,
         device: torch.device,
-        hidden: bool = False,
+        hidden_rewards: bool = False,
         chunk_length: int = 1,
         watcher: Watcher | None = None,
         undoes: bool = False,
     ) -> None:
-        """`hidden` also records the dense reward a sparse task hides: oracles and diagnosis.
+        """`hidden_rewards` also records the dense reward that a sparse task hides.
 
-        With memory, the rollout keeps what the actors remembered every `chunk_length` steps. With
+        A rollout keeps the hidden state of recurrent actors every `chunk_length` steps. With
         `undoes`, a rollout that raises leaves the state of its beginning.
         """
-        self.hidden_source = env if hidden and isinstance(env, HasHiddenRewards) else None
-        if hidden and self.hidden_source is None:
+        self.hidden_source = env if hidden_rewards and isinstance(env, HasHiddenRewards) else None
+        if hidden_rewards and self.hidden_source is None:
             raise ConfigError(
                 f'environment {env.spec.name} has no hidden_rewards(); algorithm = "dense", '
                 "diagnose_hidden and preferences.teacher.myopia need them. If its own reward is "
@@ -160,9 +154,9 @@ class Collector:
         self.watcher = watcher
         self.generator = generator
         self.device = device
-        self.acting = ActingMemory(num_steps, chunk_length)
+        self.acting = ActorHidden(num_steps, chunk_length)
         self.seconds = {"physics": 0.0, "inference": 0.0}
-        self._buffers = allocate(env.spec, num_steps, hidden)
+        self._buffers = allocate(env.spec, num_steps, hidden_rewards)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._is_checked = False
         """Whether the first step was compared with the spec; `marl check` compares many."""
@@ -224,7 +218,7 @@ class Collector:
             self._record_outcome(t, step)
             if self.watcher is not None:
                 self.watcher.after_step(step.terminated | step.truncated)
-            self.acting.forget(buffers["terminated"][t] | buffers["truncated"][t])
+            self.acting.reset_done(buffers["terminated"][t] | buffers["truncated"][t])
             self._current = step
         self._current = _copied(self._current)
         self._check_finite()
@@ -232,8 +226,8 @@ class Collector:
         self.seconds["physics"] += physics
         self.seconds["inference"] += time.perf_counter() - started - physics
         self._steps_before += self.num_steps
-        hidden = buffers.get("hidden_rewards")
-        return rollout, None if hidden is None else hidden.to(self.device)
+        hidden_rewards = buffers.get("hidden_rewards")
+        return rollout, None if hidden_rewards is None else hidden_rewards.to(self.device)
 
     def _stepped(self, actions: npt.NDArray[Any], t: int) -> EnvStep:
         """Return the environment's step; what it raises, or gets wrong at first, is an error."""
@@ -279,7 +273,7 @@ class Collector:
     def _rollout(self, actor: Actor) -> Rollout:
         """Return the buffers as a rollout.
 
-        Log-probabilities are computed in one batch; with memory, of the parameters that acted.
+        Log-probabilities are computed in one batch; of recurrent actors, as they acted.
         """
         tensors = {name: tensor.to(self.device) for name, tensor in self._buffers.items()}
         parameters = self.acting.parameters
@@ -303,7 +297,7 @@ class Collector:
             task_rewards=tensors["rewards"],
             episodes=self._finished_episodes(),
             facts=tensors.get("facts"),
-            memory=self.acting.chunk_memory,
+            hidden=self.acting.chunk_hidden,
         )
 
     def _finished_episodes(self) -> FinishedEpisodes:
@@ -353,7 +347,7 @@ class Collector:
                 )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the environment, what the agents see and remember now, and the open episodes.
+        """Return the environment, what the agents see now, hidden states, and the open episodes.
 
         After a rollout that was undone: as before it.
         """
@@ -371,8 +365,8 @@ class Collector:
             "open_lengths": self._open_lengths,
             "steps_before": self._steps_before,
         }
-        memory = self.acting.memory
-        return state if memory is None else state | {"memory": memory}
+        hidden = self.acting.hidden
+        return state if hidden is None else state | {"hidden": hidden}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a collector over the same environment."""
@@ -381,8 +375,8 @@ class Collector:
         self._open_returns = state["open_returns"]
         self._open_lengths = state["open_lengths"]
         self._steps_before = state["steps_before"]
-        memory = state.get("memory")
-        self.acting.memory = None if memory is None else memory.to(self.device)
+        hidden = state.get("hidden")
+        self.acting.hidden = None if hidden is None else hidden.to(self.device)
         self._undone = None
 
 

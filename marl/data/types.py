@@ -14,20 +14,20 @@ from torch import Tensor
 # Data that crosses modules.
 #
 # Axes: T time, E environments, N agents, M episodes, K sampled steps, B pairs; O observation, S
-# state, A action features, F facts, C chunks, H units of memory. ``*L`` stands for any leading
-# axes: (T, E) in a rollout, (M, K) in a batch of episodes.
+# state, A action features, F facts, C chunks, H hidden units. ``*L`` stands for any leading axes:
+# (T, E) in a rollout, (M, K) in a batch of episodes.
 
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """Which steps follow which, for a reward model that remembers the episode."""
+    """Which steps follow which, for a recurrent reward model."""
 
     starts: Bool[Tensor, "*L"]
-    """Steps at which an episode starts: nothing of what came before is remembered."""
+    """Steps at which an episode starts: the hidden state is reset before them."""
     time_axis: int
     """Along which steps follow each other: 0 in a rollout (T, E), 1 in a batch (M, K)."""
-    memory: Mapping[str, Tensor] | None = None
-    """What each network remembered before the first steps, (E, N, H). None: nothing."""
+    hidden: Mapping[str, Tensor] | None = None
+    """Each network's hidden state before the first steps, (E, N, H). None: zero."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,7 @@ class Transitions:
     action_mask: Bool[Tensor, "*L N A"] | None = None
     """Legal actions. None: all."""
     history: History | None = None
-    """Given to a reward model with memory; for others every step stands by itself."""
+    """Given to a recurrent reward model; for others every step stands by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,12 +80,12 @@ class Rollout:
     episodes: FinishedEpisodes
     facts: Float[Tensor, "T E F"] | None = None
     """What is known of each copy's episode after each step."""
-    memory: Float[Tensor, "C E N H"] | None = None
-    """What the actors remembered before the first step of every chunk. None: no memory."""
+    hidden: Float[Tensor, "C E N H"] | None = None
+    """The actors' hidden state before the first step of every chunk. None: feed-forward."""
 
     @property
     def starts(self) -> Bool[Tensor, "T E"]:
-        """Steps that start an episode, but for the first: memory before it is already reset."""
+        """Steps that start an episode, but for the first: the state before it is already reset."""
         return torch.cat((torch.zeros_like(self.done[:1]), self.done[:-1]))
 
     @property

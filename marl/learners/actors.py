@@ -1,7 +1,7 @@
 """Policies of all agents, discrete and continuous; they read what `TeamNorm` has standardised.
 
-Axes: T time, E environments, N agents, I input features, A actions, H units of memory; ``*L``
-any leading axes.
+Axes: T time, E environments, N agents, I input features, A actions, H hidden units; ``*L`` any
+leading axes.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import NetworkConfig
-from marl.nn.gru import Past, RecurrentBody, initial_memory
+from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
 from marl.nn.normalisation import input_size
 
@@ -24,14 +24,14 @@ class Actor(Protocol):
 
     def __call__(self, obs: Float[Tensor, "*L N I"]) -> Tensor: ...
 
-    def initial_memory(self, rows: int) -> Float[Tensor, "E N H"] | None:
-        """Return the memory of `rows` teams that start an episode; None if it keeps none."""
+    def initial_hidden(self, num_envs: int) -> Float[Tensor, "E N H"] | None:
+        """Return the hidden state at the start of an episode; None for a feed-forward policy."""
         ...
 
     def step(
-        self, memory: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
+        self, hidden: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
     ) -> tuple[Tensor, Float[Tensor, "E N H"] | None]:
-        """Return the parameters of one step and the memory after it."""
+        """Return the parameters of one step and the hidden state after it."""
         ...
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -60,7 +60,7 @@ class _ActorBase(nn.Module):
 
     def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
-        body = RecurrentBody if config.memory == "gru" else agent_mlp
+        body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
             input_size(spec),
@@ -78,24 +78,27 @@ class _ActorBase(nn.Module):
     def forward(self, obs: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N A"]:
         return self.body(obs)
 
-    def initial_memory(self, rows: int) -> Float[Tensor, "E N H"] | None:
-        """Return the memory of `rows` teams that start an episode; None without memory."""
-        return initial_memory(self.body, rows)
+    def initial_hidden(self, num_envs: int) -> Float[Tensor, "E N H"] | None:
+        """Return the hidden state at the start of an episode; None for a feed-forward policy."""
+        return initial_hidden(self.body, num_envs)
 
     def step(
-        self, memory: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
+        self, hidden: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
     ) -> tuple[Float[Tensor, "E N A"], Float[Tensor, "E N H"] | None]:
-        """Return the parameters of one step and the memory after it."""
+        """Return the parameters of one step and the hidden state after it."""
         if isinstance(self.body, RecurrentBody):
-            assert memory is not None
-            return self.body.step(obs, memory)
+            assert hidden is not None
+            return self.body.step(obs, hidden)
         return self.body(obs), None
 
     def unroll(
-        self, past: Past, obs: Float[Tensor, "T E N I"]
+        self,
+        obs: Float[Tensor, "T E N I"],
+        hidden: Float[Tensor, "E N H"],
+        starts: Bool[Tensor, "T E"],
     ) -> tuple[Float[Tensor, "T E N A"], Float[Tensor, "T E N H"]]:
-        """Return the parameters of successive steps and the memory after each."""
-        return self.body(obs, past)
+        """Return the parameters of successive steps and the hidden state after each."""
+        return self.body(obs, hidden, starts)
 
 
 class CategoricalActor(_ActorBase):

@@ -1,16 +1,16 @@
 """Critics of the team and of every agent; they read what `TeamNorm` has standardised.
 
-Axes: T time, N agents, I input features, S state features, H units; ``*L`` any leading axes and
-``*B`` those between time and agents.
+Axes: T time, N agents, I input features, S state features, H hidden units, M hidden
+states of a critic (1 or N); ``*L`` any leading axes and ``*B`` those between time and agents.
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import NetworkConfig
-from marl.nn.gru import Past, RecurrentBody
+from marl.nn.gru import RecurrentBody
 from marl.nn.layers import agent_mlp, mlp
 from marl.nn.normalisation import ValueNorm, input_size
 
@@ -23,7 +23,7 @@ class TeamCritic(nn.Module):
         self.value_norm = ValueNorm()
         self.body: nn.Module
         inputs, hidden = spec.state_size, config.hidden_sizes
-        if config.memory == "gru":
+        if config.recurrence == "gru":
             self.body = RecurrentBody(
                 1, inputs, hidden, 1, shared=True, output_gain=1.0, generator=generator
             )
@@ -36,11 +36,15 @@ class TeamCritic(nn.Module):
         return self.body(state).squeeze(-1)
 
     def unroll(
-        self, past: Past, obs: Float[Tensor, "T *B N I"], state: Float[Tensor, "T *B S"]
+        self,
+        obs: Float[Tensor, "T *B N I"],
+        state: Float[Tensor, "T *B S"],
+        hidden: Float[Tensor, "*B M H"],
+        starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B"], Float[Tensor, "T *B 1 H"]]:
-        """Return the values of successive steps and the memory after each."""
-        values, memories = self.body(state.unsqueeze(-2), past)
-        return values.squeeze(-1).squeeze(-1), memories
+        """Return the values of successive steps and the hidden state after each."""
+        values, hidden_states = self.body(state.unsqueeze(-2), hidden, starts)
+        return values.squeeze(-1).squeeze(-1), hidden_states
 
 
 class LocalCritics(nn.Module):
@@ -49,7 +53,7 @@ class LocalCritics(nn.Module):
     def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.value_norm = ValueNorm()
-        body = RecurrentBody if config.memory == "gru" else agent_mlp
+        body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
             input_size(spec) + spec.state_size,
@@ -66,11 +70,15 @@ class LocalCritics(nn.Module):
         return self.body(_each_with_the_state(obs, state)).squeeze(-1)
 
     def unroll(
-        self, past: Past, obs: Float[Tensor, "T *B N I"], state: Float[Tensor, "T *B S"]
+        self,
+        obs: Float[Tensor, "T *B N I"],
+        state: Float[Tensor, "T *B S"],
+        hidden: Float[Tensor, "*B M H"],
+        starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N"], Float[Tensor, "T *B N H"]]:
-        """Return the values of successive steps and the memory after each."""
-        values, memories = self.body(_each_with_the_state(obs, state), past)
-        return values.squeeze(-1), memories
+        """Return the values of successive steps and the hidden state after each."""
+        values, hidden_states = self.body(_each_with_the_state(obs, state), hidden, starts)
+        return values.squeeze(-1), hidden_states
 
 
 def _each_with_the_state(

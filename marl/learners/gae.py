@@ -1,8 +1,8 @@
 """A reward stream: one reward signal, its critic, and the advantages they give.
 
 Axes: T time, E environments, N agents, D rows where an episode or the rollout ends, C chunks,
-H units of memory; ``*X`` is nothing for the team's stream and N for the local ones, and M the
-memories of a critic: one or N.
+H hidden units; ``*X`` is nothing for the team's stream and N for the local ones, and M the hidden
+states of a critic: one or N.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,6 @@ from marl.config import LearnerConfig
 from marl.config.schema import Absence
 from marl.data.types import Rollout
 from marl.learners.critics import LocalCritics, TeamCritic
-from marl.nn.gru import Past
 from marl.nn.normalisation import TeamNorm
 
 # Advantages of one or several reward streams.
@@ -112,15 +111,15 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True)
 class Values:
-    """What a critic says of a rollout, in normalised units, and what it remembers."""
+    """A critic's values of a rollout, in normalised units, and its hidden states."""
 
     steps: Float[Tensor, "T E *X"]
     ends: Float[Tensor, "D *X"]
     """Of what the steps in `Inputs.ends` led to."""
-    chunk_memory: Float[Tensor, "C E M H"] | None = None
-    """Memory before the first step of every chunk. None: no memory."""
-    next_memory: Float[Tensor, "E M H"] | None = None
-    """Memory before the first step of the next rollout."""
+    chunk_hidden: Float[Tensor, "C E M H"] | None = None
+    """Hidden state before the first step of every chunk. None: feed-forward."""
+    next_hidden: Float[Tensor, "E M H"] | None = None
+    """Hidden state before the first step of the next rollout."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,9 +133,9 @@ class Stream:
     advantages: Float[Tensor, "T E *X"]
     """In units of the reward."""
     explained_variance: Tensor
-    chunk_memory: Float[Tensor, "C E M H"] | None
+    chunk_hidden: Float[Tensor, "C E M H"] | None
     """See `Values`."""
-    next_memory: Float[Tensor, "E M H"] | None
+    next_hidden: Float[Tensor, "E M H"] | None
 
 
 def read_inputs(rollout: Rollout, norm: TeamNorm) -> Inputs:
@@ -173,36 +172,32 @@ def read_values(
     critic: TeamCritic | LocalCritics,
     inputs: Inputs,
     rollout: Rollout,
-    memory: Float[Tensor, "E M H"] | None,
+    hidden: Float[Tensor, "E M H"] | None,
     chunk_length: int,
 ) -> Values:
     """Return a critic's values of a rollout.
 
-    A critic with memory starts from `memory`, the one it had at the end of the last rollout: it
-    is older than the critic by an update, and not computed anew from the episode's start.
+    A recurrent critic starts from `hidden`, its state after the last rollout: older than the critic
+    by an update, and not computed anew from the episode's start.
     """
-    if memory is None:
+    if hidden is None:
         return Values(
             steps=critic(inputs.obs, inputs.state), ends=critic(inputs.end_obs, inputs.end_state)
         )
-    steps, memories = critic.unroll(
-        Past(memory=memory, starts=inputs.starts), inputs.obs, inputs.state
-    )
-    at_ends = memories.flatten(0, 1)[inputs.ends]
-    going_on = torch.zeros((1, len(at_ends)), dtype=torch.bool, device=at_ends.device)
+    steps, hidden_states = critic.unroll(inputs.obs, inputs.state, hidden, inputs.starts)
+    at_ends = hidden_states.flatten(0, 1)[inputs.ends]
+    no_starts = torch.zeros((1, len(at_ends)), dtype=torch.bool, device=at_ends.device)
     ends, _ = critic.unroll(
-        Past(memory=at_ends, starts=going_on),
-        inputs.end_obs.unsqueeze(0),
-        inputs.end_state.unsqueeze(0),
+        inputs.end_obs.unsqueeze(0), inputs.end_state.unsqueeze(0), at_ends, no_starts
     )
-    before = torch.cat((memory.unsqueeze(0), memories[chunk_length - 1 : -1 : chunk_length]))
-    forgotten = rollout.done.view(*rollout.done.shape, 1, 1)
-    before[1:].masked_fill_(forgotten[chunk_length - 1 : -1 : chunk_length], 0.0)
+    before = torch.cat((hidden.unsqueeze(0), hidden_states[chunk_length - 1 : -1 : chunk_length]))
+    reset = rollout.done.view(*rollout.done.shape, 1, 1)
+    before[1:].masked_fill_(reset[chunk_length - 1 : -1 : chunk_length], 0.0)
     return Values(
         steps=steps,
         ends=ends.squeeze(0),
-        chunk_memory=before,
-        next_memory=memories[-1].masked_fill(forgotten[-1], 0.0),
+        chunk_hidden=before,
+        next_hidden=hidden_states[-1].masked_fill(reset[-1], 0.0),
     )
 
 
@@ -214,7 +209,7 @@ def reward_stream(
     config: LearnerConfig,
     *,
     per_agent: bool,
-    memory: Float[Tensor, "E M H"] | None = None,
+    hidden: Float[Tensor, "E M H"] | None = None,
 ) -> Stream:
     """Return values, advantages and targets, and take the targets into the value normaliser.
 
@@ -232,7 +227,7 @@ def reward_stream(
     present = steps.alive if per_agent else None
     if present is not None and config.absence != "ends":
         reward, present = with_absent(reward, present, config.absence), None
-    read = read_values(critic, inputs, rollout, memory, config.chunk_length)
+    read = read_values(critic, inputs, rollout, hidden, config.chunk_length)
     values = critic.value_norm.denormalise(read.steps)
     end_values = critic.value_norm.denormalise(read.ends)
     stream_ends = rollout.done
@@ -260,8 +255,8 @@ def reward_stream(
         targets=critic.value_norm.normalise(targets),
         advantages=advantages,
         explained_variance=explained_variance(advantages, targets, present),
-        chunk_memory=read.chunk_memory,
-        next_memory=read.next_memory,
+        chunk_hidden=read.chunk_hidden,
+        next_hidden=read.next_hidden,
     )
 
 

@@ -1,7 +1,7 @@
 """MAPPO: clipped policy and value updates on the team's and the local advantage streams.
 
-Axes: T time, E environments, N agents, B rows; O, S, A features. A row is a step of any copy;
-with memory it is a chunk of successive steps, and ``*B`` are a chunk's steps and the rows.
+Axes: T time, E environments, N agents, B rows; O, S, A features. A row is a step of any copy; of
+recurrent networks it is a chunk of successive steps, and ``*B`` are a chunk's steps and the rows.
 """
 
 from collections.abc import Generator, Sequence
@@ -28,7 +28,7 @@ from marl.learners.gae import (
     reward_stream,
 )
 from marl.learners.optimizer import Optimizer, SideBySide
-from marl.nn.gru import Past, initial_memory
+from marl.nn.gru import initial_hidden
 from marl.nn.layers import check_finite, correlation, masked_mean
 from marl.nn.normalisation import TeamNorm
 
@@ -75,10 +75,10 @@ def policy_metrics(
     return torch.stack((loss, kl, masked_mean(clipped, alive)))
 
 
-# The rows that gradient steps are taken on: steps or, with memory, chunks of steps.
+# The rows that gradient steps are taken on: steps or, of recurrent networks, chunks of steps.
 #
 # Axes: T time, E environments, L steps of a chunk, C chunks, R rows, B of them in a minibatch, M
-# memories of a network (one, or one an agent), H units of memory.
+# hidden states of a network (1 or N), H hidden units.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,26 +86,26 @@ class Rows:
     """A rollout cut into rows: row t * E + e is step (or chunk) t of copy e."""
 
     tensors: dict[str, Tensor]
-    """By name, (T * E, ...); with memory (L, C * E, ...)."""
-    memory: Float[Tensor, "R M H"] | None
-    """Memory before each chunk; no gradient goes further back. None: rows are steps."""
+    """By name, (T * E, ...); recurrent (L, C * E, ...)."""
+    hidden: Float[Tensor, "R M H"] | None
+    """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
 
-    def take(self, order: Int64[Tensor, "B"]) -> tuple[dict[str, Tensor], Past | None]:
-        """Return some rows, and what a network with memory needs to read them."""
-        if self.memory is None:
-            return {name: tensor[order] for name, tensor in self.tensors.items()}, None
+    def take(self, order: Int64[Tensor, "B"]) -> dict[str, Tensor]:
+        """Return some rows; with recurrent networks also ``hidden``, the state before them."""
+        if self.hidden is None:
+            return {name: tensor[order] for name, tensor in self.tensors.items()}
         batch = {name: tensor.index_select(1, order) for name, tensor in self.tensors.items()}
-        return batch, Past(memory=self.memory[order], starts=batch["starts"])
+        return batch | {"hidden": self.hidden[order]}
 
 
 def step_rows(**tensors: Tensor | None) -> Rows:
     """Return those (T, E, ...) tensors that there are, every step of every copy a row."""
     flat = {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
-    return Rows(tensors=flat, memory=None)
+    return Rows(tensors=flat, hidden=None)
 
 
 def chunk_rows(
-    memory: Float[Tensor, "C E M H"],
+    hidden: Float[Tensor, "C E M H"],
     starts: Bool[Tensor, "T E"],
     length: int,
     *,
@@ -119,7 +119,7 @@ def chunk_rows(
     chunks = {"starts": starts, "present": present} | tensors
     return Rows(
         tensors={name: chunked(x, length) for name, x in chunks.items() if x is not None},
-        memory=memory.flatten(0, 1),
+        hidden=hidden.flatten(0, 1),
     )
 
 
@@ -183,14 +183,14 @@ class Mappo:
             for name, network in self.networks.items()
         }
         self._side_by_side = SideBySide(threads, device)
-        self.has_memory = network.memory != "none"
+        self.is_recurrent = network.recurrence != "none"
         critics = {"team_critic": self.team_critic, "local_critics": self.local_critics}
         self.critics = {name: critic for name, critic in critics.items() if critic is not None}
-        self.memory = {
-            name: initial_memory(critic.body, spec.num_envs)
+        self.hidden = {
+            name: initial_hidden(critic.body, spec.num_envs)
             for name, critic in self.critics.items()
         }
-        """What each critic remembers of the rollouts so far; None without memory."""
+        """Each critic's hidden state after the rollouts so far; None if feed-forward."""
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
@@ -206,15 +206,15 @@ class Mappo:
             inputs = read_inputs(rollout, self.norm)
             own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
             stream = partial(reward_stream, rollout=rollout, config=self.config)
-            memory = self.memory
+            hidden = self.hidden
             team = stream(
                 self.team_critic,
                 rewards.team,
                 inputs=inputs,
                 per_agent=False,
-                memory=memory["team_critic"],
+                hidden=hidden["team_critic"],
             )
-            memory["team_critic"] = team.next_memory
+            hidden["team_critic"] = team.next_hidden
             local = None
             if self.local_critics is not None and rewards.local is not None:
                 local = stream(
@@ -222,9 +222,9 @@ class Mappo:
                     rewards.local,
                     inputs=own_inputs,
                     per_agent=True,
-                    memory=memory["local_critics"],
+                    hidden=hidden["local_critics"],
                 )
-                memory["local_critics"] = local.next_memory
+                hidden["local_critics"] = local.next_hidden
             advantages = dual_advantages(
                 team.advantages,
                 None if local is None else local.advantages,
@@ -235,7 +235,7 @@ class Mappo:
             check_finite(advantages=advantages)
 
         num_steps, num_envs = steps.terminated.shape
-        length = self.config.chunk_length if self.has_memory else 1
+        length = self.config.chunk_length if self.is_recurrent else 1
         epochs = self._minibatches(-(-num_steps // length) * num_envs)
         jobs = [
             self._improve_actor(rollout, inputs, advantages, epochs),
@@ -256,16 +256,16 @@ class Mappo:
         return metrics
 
     @torch.no_grad()
-    def watch(self, rollout: Rollout) -> None:
-        """Let critics with memory see a rollout that nothing is learned from."""
-        if self.has_memory:
+    def advance(self, rollout: Rollout) -> None:
+        """Carry recurrent critics' hidden states over a rollout that nothing is learned from."""
+        if self.is_recurrent:
             inputs = read_inputs(rollout, self.norm)
             own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
             for name, critic in self.critics.items():
                 read_by = own_inputs if name == "local_critics" else inputs
                 length = self.config.chunk_length
-                read = read_values(critic, read_by, rollout, self.memory[name], length)
-                self.memory[name] = read.next_memory
+                read = read_values(critic, read_by, rollout, self.hidden[name], length)
+                self.hidden[name] = read.next_hidden
 
     def _minibatches(self, rows: int) -> list[Epoch]:
         """Return the rows of every minibatch, epoch by epoch."""
@@ -285,7 +285,7 @@ class Mappo:
 
     def _rows(
         self,
-        memory: Tensor | None,
+        hidden: Tensor | None,
         starts: Bool[Tensor, "T E"],
         *,
         like: Tensor,
@@ -293,12 +293,12 @@ class Mappo:
         **tensors: Tensor | None,
     ) -> Rows:
         """Return the rows of a network's minibatches; its loss has the shape of `like`."""
-        if memory is None:
+        if hidden is None:
             return step_rows(present=present, **tensors)
         length = self.config.chunk_length
         if present is None and len(starts) % length:
             present = torch.ones_like(like, dtype=torch.bool)
-        return chunk_rows(memory, starts, length, present=present, **tensors)
+        return chunk_rows(hidden, starts, length, present=present, **tensors)
 
     def _improve_actor(
         self,
@@ -310,7 +310,7 @@ class Mappo:
         """Improve the actor on every minibatch and return mean metrics."""
         steps = rollout.transitions
         rows = self._rows(
-            rollout.memory,
+            rollout.hidden,
             inputs.starts,
             like=advantages,
             present=steps.alive,
@@ -323,15 +323,15 @@ class Mappo:
         sums = torch.zeros(3, device=advantages.device)
         for epoch in epochs:
             for order in epoch:
-                sums += self._actor_step(*rows.take(order))
+                sums += self._actor_step(rows.take(order))
             yield
         names = ("policy/loss", "policy/kl", "policy/clip_fraction")
         return dict(zip(names, sums / _count(epochs), strict=True))
 
-    def _actor_step(self, batch: dict[str, Tensor], past: Past | None) -> Tensor:
+    def _actor_step(self, batch: dict[str, Tensor]) -> Tensor:
         """Take one gradient step and return its metrics."""
         alive, mask = batch.get("present"), batch.get("action_mask")
-        parameters = _outputs(self.actor, past, batch["obs"])
+        parameters = _outputs(self.actor, batch, "obs")
         surrogate, log_ratio = clipped_policy_loss(
             self.actor.log_prob(parameters, batch["actions"], mask),
             batch["log_probs"],
@@ -357,7 +357,7 @@ class Mappo:
         critic = "team_critic" if name == "team" else "local_critics"
         network, optimizer = self.networks[critic], self.optimizers[critic]
         rows = self._rows(
-            stream.chunk_memory,
+            stream.chunk_hidden,
             inputs.starts,
             like=stream.targets,
             present=present,
@@ -369,9 +369,9 @@ class Mappo:
         total = torch.zeros((), device=stream.values.device)
         for epoch in epochs:
             for order in epoch:
-                batch, past = rows.take(order)
+                batch = rows.take(order)
                 loss = clipped_value_loss(
-                    _outputs(network, past, batch["obs"], batch["state"]),
+                    _outputs(network, batch, "obs", "state"),
                     batch["values"],
                     batch["targets"],
                     self.config.value_clip,
@@ -383,7 +383,7 @@ class Mappo:
         return {f"value/loss_{name}": total / _count(epochs)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every network (value normaliser included) with its optimizer, and the memory."""
+        """Return every network (value normaliser included), its optimizer, and hidden states."""
         state: dict[str, Any] = {
             name: {
                 "network": network.state_dict(),
@@ -391,15 +391,15 @@ class Mappo:
             }
             for name, network in self.networks.items()
         }
-        return state | {"memory": self.memory} if self.has_memory else state
+        return state | {"hidden": self.hidden} if self.is_recurrent else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner built with the same settings."""
-        if self.has_memory:
+        if self.is_recurrent:
             device = self.generator.device
-            self.memory = {
-                name: None if memory is None else memory.to(device)
-                for name, memory in state["memory"].items()
+            self.hidden = {
+                name: None if hidden is None else hidden.to(device)
+                for name, hidden in state["hidden"].items()
             }
         for name, network in self.networks.items():
             network.load_state_dict(state[name]["network"])
@@ -411,6 +411,9 @@ def _count(epochs: Sequence[Epoch]) -> int:
     return sum(len(epoch) for epoch in epochs)
 
 
-def _outputs(network: Any, past: Past | None, *inputs: Tensor) -> Tensor:
-    """Return what a network makes of a minibatch."""
-    return network(*inputs) if past is None else network.unroll(past, *inputs)[0]
+def _outputs(network: Any, batch: dict[str, Tensor], *names: str) -> Tensor:
+    """Return a network's outputs for a minibatch, given the inputs of these names."""
+    inputs = [batch[name] for name in names]
+    if "hidden" not in batch:
+        return network(*inputs)
+    return network.unroll(*inputs, batch["hidden"], batch["starts"])[0]

@@ -1,11 +1,10 @@
-"""Gated recurrent units for a team: memory of what an episode has shown so far.
+"""Gated recurrent units for a team: a hidden state that sums up the episode so far.
 
-Axes: T time, E environments, N agents, I input features, H units, A outputs; G sets of
-weights, 1 if shared and else N; ``*B`` the axes between time and agents.
+Axes: T time, E environments, N agents, I input features, H hidden units, A outputs; ``*B`` the
+axes between time and agents.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,21 +13,11 @@ from torch import Tensor, nn
 from marl.nn.layers import AgentLinear, Tanh, agent_mlp
 
 
-@dataclass(frozen=True, kw_only=True)
-class Past:
-    """What a network with memory reads beside its inputs."""
-
-    memory: Float[Tensor, "*B N H"]
-    """Memory before the first step."""
-    starts: Bool[Tensor, "T *B"]
-    """Steps at which an episode starts: the memory is zero there."""
-
-
 class AgentGRU(nn.Module):
     """A gated recurrent unit (Cho et al. 2014) of every agent, with shared weights or its own.
 
-    A dead agent's memory goes on with what the environment shows of it; like everyone's it is
-    zero again when the next episode starts.
+    A dead agent's hidden state goes on with what the environment shows of it; like everyone's it
+    is reset to zero at the start of the next episode.
     """
 
     def __init__(
@@ -38,45 +27,52 @@ class AgentGRU(nn.Module):
         self.shared = shared
         groups = 1 if shared else num_agents
         self.weight_input = nn.Parameter(torch.empty(groups, 3 * size, inputs))
-        self.weight_memory = nn.Parameter(torch.empty(groups, 3 * size, size))
+        self.weight_hidden = nn.Parameter(torch.empty(groups, 3 * size, size))
         self.bias_input = nn.Parameter(torch.zeros(groups, 3 * size))
-        self.bias_memory = nn.Parameter(torch.zeros(groups, 3 * size))
-        for weight in (self.weight_input, self.weight_memory):
+        self.bias_hidden = nn.Parameter(torch.zeros(groups, 3 * size))
+        for weight in (self.weight_input, self.weight_hidden):
             for gate in weight.data.view(3 * groups, size, -1):
                 nn.init.orthogonal_(gate, generator=generator)
 
-    def forward(self, x: Float[Tensor, "T *B N I"], past: Past) -> Float[Tensor, "T *B N H"]:
-        """Return the memory after every step, which is also the output.
+    def forward(
+        self,
+        x: Float[Tensor, "T *B N I"],
+        hidden: Float[Tensor, "*B N H"],
+        starts: Bool[Tensor, "T *B"],
+    ) -> Float[Tensor, "T *B N H"]:
+        """Return the hidden state after every step, which is also the output.
 
-        On a CPU `torch.gru_cell` step by step is as fast as `torch.nn.GRU`, which cannot forget
+        `hidden` is the state before the first step; it is reset before the steps `starts`.
+
+        On a CPU `torch.gru_cell` step by step is as fast as `torch.nn.GRU`, which cannot reset
         at an episode's start; a gradient written by hand saved 10 to 20 % of it. Indexing `x[t]`
         instead of unbinding would make the gradient's cost quadratic in the steps.
         """
-        keep = (~past.starts).to(x.dtype).unsqueeze(-1).unsqueeze(-1)
-        memory, memories = past.memory, []
+        keep = (~starts).to(x.dtype).unsqueeze(-1).unsqueeze(-1)
+        hidden_states = []
         for step, kept in zip(x.unbind(0), keep.unbind(0), strict=True):
-            memory = self.step(step, memory * kept)
-            memories.append(memory)
-        return torch.stack(memories)
+            hidden = self.step(step, hidden * kept)
+            hidden_states.append(hidden)
+        return torch.stack(hidden_states)
 
     def step(
-        self, x: Float[Tensor, "*B N I"], memory: Float[Tensor, "*B N H"]
+        self, x: Float[Tensor, "*B N I"], hidden: Float[Tensor, "*B N H"]
     ) -> Float[Tensor, "*B N H"]:
-        """Return the memory after one step."""
+        """Return the hidden state after one step."""
         if self.shared:
-            return self._cell(0, x.flatten(0, -2), memory.flatten(0, -2)).view_as(memory)
-        agents = zip(x.flatten(0, -3).unbind(1), memory.flatten(0, -3).unbind(1), strict=True)
+            return self._cell(0, x.flatten(0, -2), hidden.flatten(0, -2)).view_as(hidden)
+        agents = zip(x.flatten(0, -3).unbind(1), hidden.flatten(0, -3).unbind(1), strict=True)
         cells = [self._cell(index, *agent) for index, agent in enumerate(agents)]
-        return torch.stack(cells, dim=1).view_as(memory)
+        return torch.stack(cells, dim=1).view_as(hidden)
 
-    def _cell(self, group: int, x: Tensor, memory: Tensor) -> Tensor:
+    def _cell(self, group: int, x: Tensor, hidden: Tensor) -> Tensor:
         return torch.gru_cell(
             x,
-            memory,
+            hidden,
             self.weight_input[group],
-            self.weight_memory[group],
+            self.weight_hidden[group],
             self.bias_input[group],
-            self.bias_memory[group],
+            self.bias_hidden[group],
         )
 
 
@@ -87,7 +83,7 @@ class RecurrentBody(nn.Module):
         self,
         num_agents: int,
         inputs: int,
-        hidden: tuple[int, ...],
+        hidden_sizes: tuple[int, ...],
         outputs: int,
         *,
         shared: bool,
@@ -95,10 +91,11 @@ class RecurrentBody(nn.Module):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        before, size, after = hidden[:1], hidden[min(1, len(hidden) - 1)], hidden[2:]
-        self.memory_shape = (num_agents, size)
+        before, after = hidden_sizes[:1], hidden_sizes[2:]
+        size = hidden_sizes[min(1, len(hidden_sizes) - 1)]
+        self.hidden_shape = (num_agents, size)
         self.before = nn.Sequential()
-        if len(hidden) > 1:
+        if len(hidden_sizes) > 1:
             linear = AgentLinear(
                 num_agents,
                 inputs,
@@ -121,22 +118,25 @@ class RecurrentBody(nn.Module):
         )
 
     def forward(
-        self, x: Float[Tensor, "T *B N I"], past: Past
+        self,
+        x: Float[Tensor, "T *B N I"],
+        hidden: Float[Tensor, "*B N H"],
+        starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N A"], Float[Tensor, "T *B N H"]]:
-        """Return the outputs of successive steps and the memory after each."""
-        memories = self.gru(self.before(x), past)
-        return self.after(memories), memories
+        """Return the outputs of successive steps and the hidden state after each (`AgentGRU`)."""
+        hidden_states = self.gru(self.before(x), hidden, starts)
+        return self.after(hidden_states), hidden_states
 
     def step(
-        self, x: Float[Tensor, "*B N I"], memory: Float[Tensor, "*B N H"]
+        self, x: Float[Tensor, "*B N I"], hidden: Float[Tensor, "*B N H"]
     ) -> tuple[Float[Tensor, "*B N A"], Float[Tensor, "*B N H"]]:
-        """Return the outputs of one step and the memory after it."""
-        memory = self.gru.step(self.before(x), memory)
-        return self.after(memory), memory
+        """Return the outputs of one step and the hidden state after it."""
+        hidden = self.gru.step(self.before(x), hidden)
+        return self.after(hidden), hidden
 
 
-def initial_memory(body: nn.Module, rows: int) -> Float[Tensor, "E N H"] | None:
-    """Return the memory of `rows` teams that start an episode; None for a body without."""
+def initial_hidden(body: nn.Module, num_envs: int) -> Float[Tensor, "E N H"] | None:
+    """Return the hidden state at the start of an episode; None for a feed-forward body."""
     if not isinstance(body, RecurrentBody):
         return None
-    return body.gru.weight_memory.new_zeros(rows, *body.memory_shape)
+    return body.gru.weight_hidden.new_zeros(num_envs, *body.hidden_shape)

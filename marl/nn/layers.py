@@ -1,4 +1,4 @@
-"""Layers and networks without memory, for a team of agents and for its state.
+"""Layers and networks without hidden state, for a team of agents and for its state.
 
 Axes: N agents, I inputs, H units; ``*L`` any leading axes.
 """

@@ -15,32 +15,32 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import ConfigError, RewardConfig
 from marl.data.types import History, Rewards, Transitions
-from marl.nn.gru import Past, RecurrentBody, initial_memory
+from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp, masked_mean, mlp
 from marl.nn.normalisation import TeamNorm, input_size
 from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
 
-# The networks of the local utilities, with or without memory of the episode.
+# The networks of the local utilities, feed-forward or recurrent.
 #
-# Axes: T time, N agents, I input features, H units of memory; ``*B`` the axes beside time and
-# ``*L`` any leading axes.
+# Axes: T time, N agents, I input features, H hidden units; ``*B`` the axes beside time and ``*L``
+# any leading axes.
 
 
-LONGEST_REMEMBERED = 500
-"""Steps of the longest episodes that a reward with memory is fitted on: it reads whole ones."""
+MAX_RECURRENT_STEPS = 500
+"""Longest episodes, in steps, that a recurrent reward is fitted on: it reads whole ones."""
 
 
 def make_utility(
     spec: EnvSpec, config: RewardConfig, inputs: int, generator: torch.Generator
 ) -> nn.Module:
-    """Return a network of one number per agent, with memory if the configuration says so."""
-    if config.memory == "gru" and spec.max_steps > LONGEST_REMEMBERED:
+    """Return a network of one number per agent, recurrent if the configuration says so."""
+    if config.recurrence == "gru" and spec.max_steps > MAX_RECURRENT_STEPS:
         raise ConfigError(
-            f'reward.memory: "gru" reads whole episodes, of at most {LONGEST_REMEMBERED} steps, '
-            f"and those of {spec.name} have up to {spec.max_steps}; give the environment a smaller "
-            'max_steps or set reward.memory = "none"'
+            f'reward.recurrence: "gru" reads whole episodes, of at most {MAX_RECURRENT_STEPS} '
+            f"steps, and those of {spec.name} have up to {spec.max_steps}; give the environment a "
+            'smaller max_steps or set reward.recurrence = "none"'
         )
-    body = RecurrentBody if config.memory == "gru" else agent_mlp
+    body = RecurrentBody if config.recurrence == "gru" else agent_mlp
     return body(
         spec.num_agents,
         inputs,
@@ -55,26 +55,26 @@ def make_utility(
 def read(
     body: nn.Module, x: Float[Tensor, "*L N I"], history: History | None, name: str
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
-    """Return a network's utilities and what it remembers after each step; None without memory.
+    """Return a network's utilities and the hidden state after each step; None if feed-forward.
 
-    `name` is the network's in `History.memory`.
+    `name` is the network's in `History.hidden`.
     """
     if not isinstance(body, RecurrentBody):
         return body(x).squeeze(-1), None
     if history is None:
         raise ValueError(
-            "a reward model with memory got Transitions without history; it reads the steps of "
+            "a recurrent reward model got Transitions without history; it reads the steps of "
             "episodes in their order, so say in Transitions.history which follow which"
         )
     axis = history.time_axis
     x, starts = x.movedim(axis, 0), history.starts.movedim(axis, 0)
-    memory = None if history.memory is None else history.memory[name]
-    if memory is None:
-        nothing = initial_memory(body, starts[0].numel())
-        assert nothing is not None
-        memory = nothing.view(*starts.shape[1:], *nothing.shape[1:])
-    outputs, memories = body(x, Past(memory=memory, starts=starts))
-    return outputs.squeeze(-1).movedim(0, axis), memories.movedim(0, axis)
+    hidden = None if history.hidden is None else history.hidden[name]
+    if hidden is None:
+        zero = initial_hidden(body, starts[0].numel())
+        assert zero is not None
+        hidden = zero.view(*starts.shape[1:], *zero.shape[1:])
+    outputs, hidden_states = body(x, hidden, starts)
+    return outputs.squeeze(-1).movedim(0, axis), hidden_states.movedim(0, axis)
 
 
 def read_next(
@@ -84,20 +84,20 @@ def read_next(
     history: History | None,
     name: str,
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
-    """Return the utilities of what every step led to, and what is remembered after each step.
+    """Return the utilities of what every step led to, and the hidden state after each step.
 
-    What a step led to is read with the memory of the episode up to that step.
+    What a step led to is read with the hidden state of its episode up to that step.
     """
     if not isinstance(body, RecurrentBody):
         return body(next_x).squeeze(-1), None
-    _, memories = read(body, x, history, name)
-    assert memories is not None
-    return body.step(next_x, memories)[0].squeeze(-1), memories
+    _, hidden_states = read(body, x, history, name)
+    assert hidden_states is not None
+    return body.step(next_x, hidden_states)[0].squeeze(-1), hidden_states
 
 
 # Mixers: how agents' utilities add up to the team's value.
 #
-# Axes: N agents, S state features, H units of memory; ``*L`` any leading axes.
+# Axes: N agents, S state features, H hidden units; ``*L`` any leading axes.
 
 
 _ONE = math.log(math.e - 1.0)
@@ -115,8 +115,8 @@ class Mixed:
     """w_i(s) >= 0; ones where the mixer is not linear."""
     bias: Float[Tensor, "*L"]
     """b(s)."""
-    memory: Float[Tensor, "*L N H"] | None = None
-    """What the utilities remember after each step. None: they have no memory."""
+    hidden: Float[Tensor, "*L N H"] | None = None
+    """The utilities' hidden state after each step. None: they are feed-forward."""
 
 
 class LinearMixer(nn.Module):
@@ -196,8 +196,8 @@ class FactoredReward(nn.Module):
     networks and carries no gradient: with V as fast as Q, V chases Q and the scale drifts.
     At gamma_R = 0 this is an explicit factored reward and V does not exist.
 
-    With memory, q_i also depends on what agent i saw and did before in the episode and v_i on
-    what it saw; v_i(o'_i) is read with the memory of the episode up to the step that led to o'_i.
+    Recurrent, q_i also depends on what agent i saw and did before in the episode and v_i on what it
+    saw; v_i(o'_i) is read with the hidden state of the episode up to the step that led to o'_i.
     """
 
     def __init__(
@@ -231,9 +231,9 @@ class FactoredReward(nn.Module):
 
     def now(self, steps: Transitions) -> Mixed:
         """Return Q_tot(s, a) and its parts."""
-        q, memory = read(self.q, self._q_inputs(steps.obs, steps.actions), steps.history, "q")
+        q, hidden = read(self.q, self._q_inputs(steps.obs, steps.actions), steps.history, "q")
         q = q if steps.alive is None else q * steps.alive
-        return replace(self.q_mixer(self.norm.state(steps.state), q), memory=memory)
+        return replace(self.q_mixer(self.norm.state(steps.state), q), hidden=hidden)
 
     @torch.no_grad()
     def then(self, steps: Transitions) -> Mixed | None:
@@ -244,7 +244,7 @@ class FactoredReward(nn.Module):
         if self.gamma == 0.0:
             return None
         obs, next_obs = self.norm.obs(steps.obs), self.norm.obs(steps.next_obs)
-        next_v, memory = read_next(self.target_v, obs, next_obs, steps.history, "v")
+        next_v, hidden = read_next(self.target_v, obs, next_obs, steps.history, "v")
         next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
         mixed = self.target_mixer(self.norm.state(steps.next_state), next_v)
         discount = self.gamma * (~steps.terminated).to(next_v.dtype)
@@ -253,7 +253,7 @@ class FactoredReward(nn.Module):
             utilities=discount.unsqueeze(-1) * mixed.utilities,
             weights=mixed.weights,
             bias=discount * mixed.bias,
-            memory=memory,
+            hidden=hidden,
         )
 
     def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
@@ -282,7 +282,7 @@ class FactoredReward(nn.Module):
     def utilities(
         self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
     ) -> Float[Tensor, "*L N"]:
-        """Return q_i(o_i, a_i) of a model without memory; a dead agent's is zero."""
+        """Return q_i(o_i, a_i) of a feed-forward model; a dead agent's is zero."""
         q = self.q(self._q_inputs(obs, actions)).squeeze(-1)
         return q if alive is None else q * alive
 

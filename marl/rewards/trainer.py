@@ -32,7 +32,7 @@ from marl.utils.plugins import PluginError
 # The guard against a value that runs away.
 
 
-MEMORY = 20
+AVERAGED_FITS = 20
 """Fits over which the preference loss is averaged."""
 
 
@@ -56,9 +56,9 @@ class DriftGuard:
     def update(self, loss: float) -> None:
         """Take one fit's mean preference loss into account."""
         self.fits += 1
-        seen = min(self.fits, MEMORY)
+        seen = min(self.fits, AVERAGED_FITS)
         self.average = loss if seen == 1 else self.average + (loss - self.average) / seen
-        if seen < MEMORY:
+        if seen < AVERAGED_FITS:
             return
         self.lowest = min(self.lowest, self.average)
         if self.tolerance > 0.0 and self.average > self.lowest + self.tolerance:
@@ -160,8 +160,8 @@ class RewardLearner:
         self.side_by_side = SideBySide(threads, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
-        self.memory: dict[str, Tensor] | None = None
-        """What a model with memory remembers of the rollouts so far; None: nothing."""
+        self.hidden: dict[str, Tensor] | None = None
+        """Hidden state of a recurrent model after the last rollout; None: zero."""
 
     @property
     def is_fitted(self) -> bool:
@@ -306,40 +306,40 @@ class RewardLearner:
         self,
         transitions: Transitions,
         done: Bool[Tensor, "T E"] | None,
-        memory: dict[str, Tensor] | None,
+        hidden: dict[str, Tensor] | None,
     ) -> tuple[Rewards, dict[str, Tensor] | None]:
-        """Return raw rewards of a rollout and what is remembered at its end; `done` ends episodes.
+        """Return raw rewards of a rollout and the hidden state after it; `done` ends episodes.
 
-        A model with memory begins with `memory`: in training, with what that model, a fit ago,
-        remembered at the end of the last rollout. It needs `done`.
+        A recurrent model begins with `hidden`: in training, with its own hidden state, a fit ago,
+        after the last rollout. It needs `done`.
         """
-        if self.config.memory == "none" or self.own is None:
+        if self.config.recurrence == "none" or self.own is None:
             return self._split(transitions).rewards, None
-        assert done is not None, "a reward model with memory must know where episodes end"
+        assert done is not None, "a recurrent reward model must know where episodes end"
         starts = torch.cat((torch.zeros_like(done[:1]), done[:-1]))
-        history = History(starts=starts, time_axis=0, memory=memory)
+        history = History(starts=starts, time_axis=0, hidden=hidden)
         split = self._split(replace(transitions, history=history))
         parts = {"q": split.now, "v": split.then}
-        remembered = {
-            name: part.memory[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
+        next_hidden = {
+            name: part.hidden[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
             for name, part in parts.items()
-            if part is not None and part.memory is not None
+            if part is not None and part.hidden is not None
         }
-        return split.rewards, remembered
+        return split.rewards, next_hidden
 
     def rewards(
         self,
         transitions: Transitions,
         done: Bool[Tensor, "T E"] | None = None,
         *,
-        memory: dict[str, Tensor] | None = None,
+        hidden: dict[str, Tensor] | None = None,
     ) -> Rewards:
         """Return rewards of a rollout, divided by their deviation as it stands; to look at them.
 
-        Nothing here changes by it. A model with memory needs `done`; it takes the first steps for
-        those of new episodes, or follows on from `memory`, such as its own of the last rollout.
+        Nothing here changes by it. A recurrent model needs `done`; it takes the first steps for
+        those of new episodes, or follows on from `hidden`, such as its own after the last rollout.
         """
-        return self._scaled(self._raw(transitions, done, memory)[0])
+        return self._scaled(self._raw(transitions, done, hidden)[0])
 
     def rollout_rewards(
         self, transitions: Transitions, done: Bool[Tensor, "T E"], *, informed: bool
@@ -350,11 +350,11 @@ class RewardLearner:
         mean is not shifted: a constant reward must stay a reason to live or to end.
         """
         known = self.is_fitted and informed
-        if not known and self.config.memory == "none":
+        if not known and self.config.recurrence == "none":
             return None, {}
-        raw, self.memory = self._raw(transitions, done, self.memory)
+        raw, self.hidden = self._raw(transitions, done, self.hidden)
         if not known:
-            return None, {}  # read all the same, so that a model with memory follows the episodes
+            return None, {}  # read all the same: a recurrent model follows the episodes
         check_finite(learned_reward=raw.team)
         self.team_scale.update(raw.team)
         if raw.local is not None:
@@ -381,7 +381,7 @@ class RewardLearner:
             "guard": self.guard.state_dict(),
             "num_fits": self.num_fits,
         }
-        return state if self.memory is None else state | {"memory": self.memory}
+        return state if self.hidden is None else state | {"hidden": self.hidden}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner with the same settings."""
@@ -393,8 +393,8 @@ class RewardLearner:
         self.local_scale.load_state_dict(state["local_scale"])
         self.guard.load_state_dict(state["guard"])
         self.num_fits = state["num_fits"]
-        memory = state.get("memory")
-        self.memory = memory and {name: tensor.to(self.device) for name, tensor in memory.items()}
+        hidden = state.get("hidden")
+        self.hidden = hidden and {name: tensor.to(self.device) for name, tensor in hidden.items()}
 
 
 def checked_rewards(returned: object, name: str, transitions: Transitions) -> Rewards:

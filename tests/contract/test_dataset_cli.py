@@ -218,10 +218,10 @@ def test_a_set_of_peoples_answers_says_what_was_left_out(
         )
 
 
-def test_a_model_with_memory_is_fitted_and_labels(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "memory.toml").write_text('[reward]\nmemory = "gru"\n')
+def test_a_recurrent_model_is_fitted_and_labels(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "recurrent.toml").write_text('[reward]\nrecurrence = "gru"\n')
     out = f"{tmp_path}/fit"
-    settings = ["--config", f"{tmp_path}/memory.toml", "--steps", "30", "--out", out]
+    settings = ["--config", f"{tmp_path}/recurrent.toml", "--steps", "30", "--out", out]
     assert run("fit-reward", f"{folder}/dataset", *settings) == 0
     archive, spec = (
         PreferenceDataset(folder / "dataset").archive(),

@@ -24,9 +24,9 @@ SMALL: dict[str, Any] = {
 }
 
 
-def untrained(name: str, seed: int = 0, memory: Literal["none", "gru"] = "none") -> marl.Policy:
+def untrained(name: str, seed: int = 0, recurrence: Literal["none", "gru"] = "none") -> marl.Policy:
     """Return a policy with random weights."""
-    config = Config(env=EnvConfig(name=name), network=NetworkConfig(memory=memory))
+    config = Config(env=EnvConfig(name=name), network=NetworkConfig(recurrence=recurrence))
     spec = make_env(name, 1).spec
     actor = make_actor(spec, config.network, torch.Generator().manual_seed(3))
     norm = TeamNorm(spec, enabled=True)
@@ -79,20 +79,22 @@ def test_draws_come_from_the_policys_own_seed(run: Path) -> None:
     np.testing.assert_array_equal(policy.act(obs), first)
 
 
-def test_a_team_with_memory_remembers_until_it_is_told_to_forget() -> None:
-    policy = untrained("particles/nav_3", memory="gru")
+def test_a_recurrent_team_keeps_its_hidden_state_until_it_is_reset() -> None:
+    policy = untrained("particles/nav_3", recurrence="gru")
     obs = make_env("particles/nav_3", 4).reset(0).obs
-    first, memory = policy.actor.step(torch.zeros(4, 3, 64), policy.norm.obs(torch.tensor(obs)))
-    second, _ = policy.actor.step(memory, policy.norm.obs(torch.tensor(obs)))
+    first, hidden = policy.actor.step(torch.zeros(4, 3, 64), policy.norm.obs(torch.tensor(obs)))
+    second, _ = policy.actor.step(hidden, policy.norm.obs(torch.tensor(obs)))
     assert not torch.equal(first, second)
 
     policy.act(obs)
     assert torch.equal(policy._parameters(torch.tensor(obs)), second)
-    policy.forget([True, False, False, True])
+    policy.reset_done([True, False, False, True])
     mixed = policy._parameters(torch.tensor(obs))
     assert torch.equal(mixed[[0, 3]], first[[0, 3]])
     assert not torch.isclose(mixed[[1, 2]], first[[1, 2]]).all()
-    with pytest.raises(ValueError, match=r"obs holds 3 teams, the policy remembers 4; call reset"):
+    with pytest.raises(
+        ValueError, match=r"obs holds 3 teams, the policy.s hidden state 4; call reset"
+    ):
         policy.act(obs[:3])
     policy.reset()
     assert torch.equal(policy._parameters(torch.tensor(obs)), first)

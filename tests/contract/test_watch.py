@@ -35,9 +35,9 @@ def imap(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def remembering(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny run whose learned rewards remember the episode."""
-    return trained(tmp_path_factory.mktemp("watch") / "gru", ["--reward.memory=gru"])
+def recurrent(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny run whose learned rewards are recurrent."""
+    return trained(tmp_path_factory.mktemp("watch") / "gru", ["--reward.recurrence=gru"])
 
 
 def test_a_run_becomes_a_film(imap: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,15 +121,15 @@ def walked(policy: Policy, seed: int, episode: int) -> Walked:
     return Walked(frames=tuple(frames), paid=paid, transitions=transitions, done=done)
 
 
-@pytest.mark.parametrize("memory", ["none", "gru"])
+@pytest.mark.parametrize("recurrence", ["none", "gru"])
 @pytest.mark.parametrize("episode", [0, 2])
 def test_learned_rewards_belong_to_the_steps_shown(
-    imap: Path, remembering: Path, memory: str, episode: int
+    imap: Path, recurrent: Path, recurrence: str, episode: int
 ) -> None:
     """Those of the same steps read alone, one episode from its start; a second look is the same."""
-    policy, reward = load_team(imap if memory == "none" else remembering)
+    policy, reward = load_team(imap if recurrence == "none" else recurrent)
     assert reward is not None
-    assert reward.config.memory == memory
+    assert reward.config.recurrence == recurrence
     expected = walked(policy, 5, episode)
     learned = reward.rewards(expected.transitions, expected.done)
     assert learned.local is not None

@@ -84,28 +84,29 @@ def test_central_rewards_reach_the_optimum(algorithm: str) -> None:
     assert last > 7.8
 
 
-MEMORY = {"network.memory": "gru", "network.hidden_sizes": [32, 32]}
+RECURRENT = {"network.recurrence": "gru", "network.hidden_sizes": [32, 32]}
 
 
 @pytest.mark.parametrize(("algorithm", "steps"), [("sparse", 15_000), ("imap", 24_000)])
-def test_memory_recalls_what_is_no_longer_seen(algorithm: str, steps: int) -> None:
-    # Optimum 1; random, and the best without memory, .5. Episodes of 6 steps span rollouts of 8.
-    _, first, last = trained("probe/recall", algorithm, steps, **MEMORY)
+def test_recurrent_networks_recall_what_is_no_longer_seen(algorithm: str, steps: int) -> None:
+    # Optimum 1; random, and the best of feed-forward networks, .5. Episodes of 6 steps span
+    # rollouts of 8.
+    _, first, last = trained("probe/recall", algorithm, steps, **RECURRENT)
     assert first < 0.75
     assert last > 0.95
 
 
-def test_nobody_recalls_without_memory() -> None:
+def test_feed_forward_networks_recall_nothing() -> None:
     _, _, last = trained("probe/recall", "sparse", 15_000)
     assert last < 0.6
 
 
 @pytest.mark.parametrize("algorithm", ["imap", "slf"])
-def test_a_reward_with_memory_tells_who_recalled(algorithm: str) -> None:
+def test_a_recurrent_reward_tells_who_recalled(algorithm: str) -> None:
     """Which of two episodes of random play is better: a guess is right in half of the pairs.
 
     Without lights the pay is a matter of the first and the last but one step together, so that
-    a sum over single steps can do no better than guess, and memory can be always right.
+    a sum over single steps can do no better than guess, and a recurrent model can be always right.
     """
     options = {
         "env.name": "probe/recall",
@@ -117,19 +118,21 @@ def test_a_reward_with_memory_tells_who_recalled(algorithm: str) -> None:
         "reward.hidden_sizes": [32, 32],
     }
     accuracy = {}
-    for memory in ("none", "gru"):
-        trainer = Trainer(load_config(overrides=SMALL | options | {"reward.memory": memory}))
+    for recurrence in ("none", "gru"):
+        trainer = Trainer(
+            load_config(overrides=SMALL | options | {"reward.recurrence": recurrence})
+        )
         rows = [trainer.iterate() for _ in range(trainer.config.num_iterations)]
-        accuracy[memory] = np.nanmean([row["preference/accuracy"] for row in rows[-10:]])
+        accuracy[recurrence] = np.nanmean([row["preference/accuracy"] for row in rows[-10:]])
     assert accuracy["none"] < 0.65
     assert accuracy["gru"] > 0.97
 
 
-def test_a_reward_with_memory_teaches_to_recall() -> None:
+def test_a_recurrent_reward_teaches_to_recall() -> None:
     # Optimum 1, random .5; with a reward of single steps it stays there.
     options = {"env.options": {"lights": False}, "reward.hidden_sizes": [32, 32]}
-    memory = {"reward.memory": "gru"}
-    _, first, last = trained("probe/recall", "imap", 15_000, **MEMORY, **options, **memory)
+    reward = {"reward.recurrence": "gru"}
+    _, first, last = trained("probe/recall", "imap", 15_000, **RECURRENT, **options, **reward)
     assert first < 0.75
     assert last > 0.95
 

@@ -76,7 +76,7 @@ class Forgetful:
         self.asked = state["asked"]
 
 
-def test_a_labeller_with_a_memory_continues_exactly(
+def test_a_labeller_with_state_continues_exactly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preferences, "Forgetful", Forgetful, raising=False)
@@ -118,8 +118,8 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         {"preferences.teacher.myopia": 0.9, "preferences.tie_break": ["novelty"]},
         {"env.name": "probe/dying", "learner.rollout_steps": 10},
         {"env.name": "mamujoco/reacher_2x1", "preferences.store_steps": 2000},
-        {"network.memory": "gru", "learner.chunk_length": 8, "network.hidden_sizes": [8, 8]},
-        {"reward.memory": "gru", "reward.hidden_sizes": [8, 8]},
+        {"network.recurrence": "gru", "learner.chunk_length": 8, "network.hidden_sizes": [8, 8]},
+        {"reward.recurrence": "gru", "reward.hidden_sizes": [8, 8]},
         {"reward.gradient_steps": 0, "reward.whole_episodes": 25, "reward.held_out_fall": 0.0},
         {"env.name": "probe/dying", "learner.rollout_steps": 10, "learner.absence": "alive_mean"},
     ],
@@ -279,7 +279,7 @@ def fragile(fault: Path, fails_at: int, workers: int, **changes: object) -> Conf
     ("how", "workers", "fails_at", "kept", "changes"),
     [
         ("raise", 0, 10, 24, {}),
-        ("raise", 2, 17, 48, {"network.memory": "gru", "network.hidden_sizes": [8, 8]}),
+        ("raise", 2, 17, 48, {"network.recurrence": "gru", "network.hidden_sizes": [8, 8]}),
         ("exit", 2, 10, 24, {"algorithm": "sparse"}),
         ("raise", 0, 2, 0, {"algorithm": "sparse"}),
     ],

@@ -91,9 +91,9 @@ def test_conflicts_are_refused() -> None:
     assert "learner.minibatches: got 5000" in refused(learner__minibatches=5000)
     assert "reward.hidden_sizes: got ()" in refused(reward__hidden_sizes=[])
     # 16 copies x 125 steps are 16 x 13 chunks of up to 10.
-    message = refused(learner__minibatches=209, network__memory="gru")
+    message = refused(learner__minibatches=209, network__recurrence="gru")
     assert "one rollout has only 208 chunks" in message
-    message = refused(reward__value_loss="soft", network__memory="gru")
+    message = refused(reward__value_loss="soft", network__recurrence="gru")
     assert 'set reward.value_loss = "gumbel"' in message
 
 

@@ -81,12 +81,12 @@ def test_what_cannot_be_used_is_counted(tmp_path: Path) -> None:
     assert batches.batch(held_out=True) is None
 
 
-def test_a_reward_with_memory_reads_no_further_than_the_longest_episode(tmp_path: Path) -> None:
+def test_a_recurrent_reward_reads_no_further_than_the_longest_episode(tmp_path: Path) -> None:
     """And finds what it finds with the time limit's rows, whose last ones are padding."""
     archive = archive_of(tmp_path / "dataset")
     of = {int(archive.lengths[i]): n for i, n in enumerate(archive.numbers.tolist()) if n % 3 < 2}
     answers = [answer(of[3], of[5], 1.0)]  # the time limit is 7
-    config = RewardConfig(memory="gru", hidden_sizes=(8,), mixer_hidden=8)
+    config = RewardConfig(recurrence="gru", hidden_sizes=(8,), mixer_hidden=8)
     batch = DatasetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0)).batch()
     assert batch is not None
     assert batch.transitions.obs.shape[1] == 5

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from marl.rewards.trainer import MEMORY, DriftGuard
+from marl.rewards.trainer import AVERAGED_FITS, DriftGuard
 
 
 def updated(guard: DriftGuard, losses: list[float]) -> None:
@@ -37,7 +37,7 @@ def test_a_risen_loss_halves_the_rate_and_says_so() -> None:
         guard.update(0.4)
     updated(guard, [0.4] * 200)  # 0.1 above the new lowest, 0.302, is never reached
     assert guard.rate == 0.004
-    assert MEMORY == 20
+    assert AVERAGED_FITS == 20
 
 
 def test_it_can_be_switched_off() -> None:

@@ -174,7 +174,7 @@ def test_threads_change_no_number(network: NetworkConfig) -> None:
 def test_loading_continues_an_update_bit_for_bit(
     network: NetworkConfig, share_parameters: bool
 ) -> None:
-    """Optimizer moments, value statistics and memory come back, not only the networks."""
+    """Optimizer moments, value statistics and hidden states come back, not only the networks."""
     env = ScriptedEnv(LENGTHS)
     network = dataclasses.replace(network, share_parameters=share_parameters)
     learner = LearnerConfig(epochs=2, minibatches=2)

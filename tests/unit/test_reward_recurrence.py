@@ -1,4 +1,4 @@
-"""A reward with memory: which steps it reads as one episode, and what it still promises.
+"""A recurrent reward: which steps it reads as one episode, and what it still promises.
 
 Axes: T time, E copies, M episodes, K steps, N agents.
 """
@@ -16,7 +16,7 @@ from marl.config import Config, ConfigError, RewardConfig
 from marl.data.types import History, LabelledSegments, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward, RewardLearner
-from marl.rewards.factored import LONGEST_REMEMBERED
+from marl.rewards.factored import MAX_RECURRENT_STEPS
 from tests.reward_models import (
     CPU,
     GAMMA,
@@ -57,7 +57,7 @@ def from_nothing(*lead: int, axis: int = 0) -> Tensor:
 
 
 def make_learner(gamma: float = GAMMA, **options: Any) -> RewardLearner:
-    model = make_model(gamma=gamma, memory="gru", **options)
+    model = make_model(gamma=gamma, recurrence="gru", **options)
     return RewardLearner(model, "", model.config, 10, threads=1, device=CPU)
 
 
@@ -78,7 +78,7 @@ def test_an_episode_is_read_as_if_nothing_had_been_before(gamma: float, shared: 
     parts = []
     for span in spans:
         steps_of = cut(steps, span), DONE[span]
-        parts.append(learner.rewards(*steps_of, memory=learner.memory))
+        parts.append(learner.rewards(*steps_of, hidden=learner.hidden))
         learner.rollout_rewards(*steps_of, informed=False)
     whole = Rewards(
         team=torch.cat([part.team for part in parts]),
@@ -100,7 +100,7 @@ def test_an_episode_is_read_as_if_nothing_had_been_before(gamma: float, shared: 
 
 @GAMMAS
 def test_batches_have_time_second(gamma: float) -> None:
-    model, steps = make_model(gamma=gamma, memory="gru"), make_steps(0, 6, 4)
+    model, steps = make_model(gamma=gamma, recurrence="gru"), make_steps(0, 6, 4)
     turned = Transitions(
         **{k: None if v is None else v.transpose(0, 1) for k, v in vars(steps).items()}
     )
@@ -111,7 +111,7 @@ def test_batches_have_time_second(gamma: float) -> None:
 
 
 def test_a_reward_depends_on_the_past_of_its_own_episode_only() -> None:
-    model, steps = make_model(memory="gru"), make_steps(0, 8, 1)
+    model, steps = make_model(recurrence="gru"), make_steps(0, 8, 1)
     starts = from_nothing(8, 1)
     starts[5] = True
     before = model(followed(steps, starts)).team
@@ -127,8 +127,10 @@ def test_a_reward_depends_on_the_past_of_its_own_episode_only() -> None:
 def test_local_rewards_still_add_up(gamma: float, shared: bool) -> None:
     # The identity R = sum_i r_i of the complete form, and of the additive one up to the bias part.
     steps = followed(make_steps(0, 5, 4, dies=True), from_nothing(5, 4))
-    rewards, _, bias = parts_of(make_model(gamma=gamma, memory="gru"), steps)
-    additive = make_model(gamma=gamma, memory="gru", share_parameters=shared, local_form="additive")
+    rewards, _, bias = parts_of(make_model(gamma=gamma, recurrence="gru"), steps)
+    additive = make_model(
+        gamma=gamma, recurrence="gru", share_parameters=shared, local_form="additive"
+    )
     others, _, other_bias = parts_of(additive, steps)
     assert steps.alive is not None
     someone = steps.alive.any(dim=-1)
@@ -140,18 +142,18 @@ def test_local_rewards_still_add_up(gamma: float, shared: bool) -> None:
 
 
 def test_gradients_of_the_two_losses_reach_disjoint_parameters() -> None:
-    model = make_model(memory="gru")
+    model = make_model(recurrence="gru")
     steps = followed(make_steps(0, 4, 6), from_nothing(4, 6, axis=1), axis=1)
     rewards, now, _ = parts_of(model, steps)
     rewards.team.sum().backward(retain_graph=True)
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert {name.partition(".")[0] for name in reached} == {"q", "q_mixer"}
-    assert "q.gru.weight_memory" in reached
+    assert "q.gru.weight_hidden" in reached
     model.zero_grad()
     model.value_loss(steps, now, torch.ones(4, 6), uniform_policy).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert {name.partition(".")[0] for name in reached} == {"v"}
-    assert "v.gru.weight_memory" in reached
+    assert "v.gru.weight_hidden" in reached
 
 
 def test_what_stands_behind_an_episode_changes_nothing() -> None:
@@ -182,14 +184,14 @@ def test_what_stands_behind_an_episode_changes_nothing() -> None:
     )
 
 
-def test_the_memory_is_saved_and_only_where_there_is_one() -> None:
+def test_the_hidden_state_is_saved_and_only_where_there_is_one() -> None:
     learner, steps = make_learner(), make_steps(0, T, E)
-    assert "memory" not in learner.state_dict()
+    assert "hidden" not in learner.state_dict()
     learner.rollout_rewards(steps, DONE[:T], informed=False)
     other = make_learner()
     other.load_state_dict(learner.state_dict())
-    found = other.rewards(steps, DONE[T:], memory=other.memory)
-    same(found, learner.rewards(steps, DONE[T:], memory=learner.memory))
+    found = other.rewards(steps, DONE[T:], hidden=other.hidden)
+    same(found, learner.rewards(steps, DONE[T:], hidden=learner.hidden))
     anew = learner.rewards(steps, DONE[T:])
     assert not torch.allclose(found.team, anew.team, atol=1e-3)
 
@@ -203,10 +205,10 @@ def test_looking_at_rewards_changes_nothing_of_the_next_rollout() -> None:
         learner.rollout_rewards(cut(steps, slice(0, T)), DONE[:T], informed=True)
     before = copy.deepcopy(learners[0].state_dict())
     learners[0].rewards(others, DONE[:T])
-    learners[0].rewards(cut(steps, slice(T, 2 * T)), DONE[T:], memory=learners[0].memory)
+    learners[0].rewards(cut(steps, slice(T, 2 * T)), DONE[T:], hidden=learners[0].hidden)
     after = learners[0].state_dict()
-    for name, memory in before["memory"].items():
-        assert torch.equal(after["memory"][name], memory), name
+    for name, hidden in before["hidden"].items():
+        assert torch.equal(after["hidden"][name], hidden), name
     follows = cut(steps, slice(T, 2 * T)), DONE[T:]
     looked, untouched = (one.rollout_rewards(*follows, informed=True)[0] for one in learners)
     assert looked is not None
@@ -215,13 +217,13 @@ def test_looking_at_rewards_changes_nothing_of_the_next_rollout() -> None:
 
 
 def test_steps_without_history_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"with memory got Transitions without history"):
-        make_model(memory="gru")(make_steps(0, 3, 2))
+    with pytest.raises(ValueError, match=r"recurrent reward model got Transitions without history"):
+        make_model(recurrence="gru")(make_steps(0, 3, 2))
 
 
 def test_long_episodes_are_refused() -> None:
-    spec: EnvSpec = dataclasses.replace(make_spec(), max_steps=LONGEST_REMEMBERED + 1)
-    config, norm = RewardConfig(memory="gru"), TeamNorm(spec, enabled=False)
+    spec: EnvSpec = dataclasses.replace(make_spec(), max_steps=MAX_RECURRENT_STEPS + 1)
+    config, norm = RewardConfig(recurrence="gru"), TeamNorm(spec, enabled=False)
     with pytest.raises(
         ConfigError, match=r"at most 500 steps, and those of nowhere have up to 501"
     ):
@@ -231,13 +233,16 @@ def test_long_episodes_are_refused() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"algorithm": "ipl"}, r"memory: got 'gru', but .* this run has algorithm = 'ipl'; set"),
-        ({"algorithm": "sl"}, r"this run has algorithm = 'sl'; set reward\.memory = \"none\""),
+        (
+            {"algorithm": "ipl"},
+            r"recurrence: got 'gru', but .* this run has algorithm = 'ipl'; set",
+        ),
+        ({"algorithm": "sl"}, r"this run has algorithm = 'sl'; set reward\.recurrence = \"none\""),
         ({"model": "mine:Model"}, r"this run has reward\.model = 'mine:Model'"),
         ({"value_loss": "soft"}, r"values actions that were not taken; set reward\.value_loss"),
     ],
 )
-def test_what_cannot_remember_is_refused(settings: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_recurrent_is_refused(settings: dict[str, Any], message: str) -> None:
     algorithm = settings.pop("algorithm", "imap")
     with pytest.raises(ConfigError, match=message):
-        Config(algorithm=algorithm, reward=RewardConfig(memory="gru", **settings))
+        Config(algorithm=algorithm, reward=RewardConfig(recurrence="gru", **settings))

@@ -1,6 +1,6 @@
-"""Memory: what is remembered, when it is forgotten, and how far gradients reach.
+"""Recurrent networks: the hidden state, its reset, and how far gradients reach.
 
-Axes: T time, E environments, N agents, L steps of a chunk, H units of memory.
+Axes: T time, E environments, N agents, L steps of a chunk, H units of a hidden state.
 """
 
 import copy
@@ -19,7 +19,7 @@ from marl.data.types import Rewards, Rollout
 from marl.evaluate import GreedyActor
 from marl.learners.gae import read_inputs, read_values
 from marl.learners.mappo import Mappo, chunk_rows
-from marl.nn.gru import AgentGRU, Past, RecurrentBody
+from marl.nn.gru import AgentGRU, RecurrentBody
 from tests.learners import (
     CPU,
     LENGTHS,
@@ -43,7 +43,7 @@ FIVES = LearnerConfig(epochs=1, minibatches=1, chunk_length=5)
 def learner(
     network: NetworkConfig = RECURRENT, config: LearnerConfig = FIVES, **options: Any
 ) -> tuple[Mappo, Collector]:
-    """Return a learner whose outputs depend on its memory, and a collector of 12 steps."""
+    """Return a learner whose outputs depend on its hidden state, and a collector of 12 steps."""
     env = ScriptedEnv(LENGTHS, **options)
     mappo = make_mappo(env.spec, config, network=network)
     with torch.no_grad():
@@ -78,42 +78,42 @@ def test_a_unit_by_hand() -> None:
     gru = AgentGRU(1, 1, 1, shared=True, generator=generator())
     with torch.no_grad():
         gru.weight_input.copy_(torch.tensor([0.0, 0.0, 1.0]).view(1, 3, 1))
-        gru.weight_memory.copy_(torch.tensor([0.0, 0.0, 2.0]).view(1, 3, 1))
+        gru.weight_hidden.copy_(torch.tensor([0.0, 0.0, 2.0]).view(1, 3, 1))
     # Both gates are open by half. x = 1: h = tanh(1) / 2. x = 0: n = tanh(2 h / 2) and
     # h <- (n + h) / 2. Then an episode starts with x = 1: tanh(1) / 2 again.
     x = torch.tensor([1.0, 0.0, 1.0]).view(3, 1, 1, 1)
     starts = torch.tensor([[False], [False], [True]])
-    memories = gru(x, Past(memory=torch.zeros(1, 1, 1), starts=starts)).flatten().tolist()
+    hidden_states = gru(x, torch.zeros(1, 1, 1), starts).flatten().tolist()
     first = math.tanh(1.0) / 2.0
-    assert memories == pytest.approx([first, (math.tanh(first) + first) / 2.0, first])
+    assert hidden_states == pytest.approx([first, (math.tanh(first) + first) / 2.0, first])
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_every_agent_remembers_what_it_saw_itself(shared: bool) -> None:
+def test_every_agent_s_hidden_state_holds_what_it_saw_itself(shared: bool) -> None:
     gru = AgentGRU(3, 2, 4, shared=shared, generator=generator())
     x = torch.randn(5, 7, 3, 2, generator=generator(1))
-    past = Past(memory=torch.zeros(7, 3, 4), starts=torch.zeros(5, 7, dtype=torch.bool))
-    before, moved = gru(x, past), x.clone()
+    start = torch.zeros(7, 3, 4), torch.zeros(5, 7, dtype=torch.bool)
+    before, moved = gru(x, *start), x.clone()
     moved[0, :, 1] += 1.0
-    after = gru(moved, past)
+    after = gru(moved, *start)
     assert not torch.isclose(before[:, :, 1], after[:, :, 1]).all(dim=-1).any()
     assert torch.equal(before[:, :, [0, 2]], after[:, :, [0, 2]])
-    same = gru(x[:, :, :1].expand(x.shape), past)
+    same = gru(x[:, :, :1].expand(x.shape), *start)
     assert torch.equal(same[:, :, 0], same[:, :, 2]) == shared
 
 
-@pytest.mark.parametrize(("hidden", "size"), [((6,), 6), ((6, 5), 5), ((6, 5, 7, 3), 5)])
-def test_the_second_hidden_layer_remembers(hidden: tuple[int, ...], size: int) -> None:
-    body = RecurrentBody(2, 4, hidden, 3, shared=True, output_gain=1.0, generator=generator())
-    past = Past(memory=torch.zeros(1, 2, size), starts=torch.zeros(5, 1, dtype=torch.bool))
-    outputs, memories = body(torch.randn(5, 1, 2, 4, generator=generator()), past)
-    assert body.memory_shape == (2, size)
+@pytest.mark.parametrize(("sizes", "size"), [((6,), 6), ((6, 5), 5), ((6, 5, 7, 3), 5)])
+def test_the_second_hidden_layer_is_recurrent(sizes: tuple[int, ...], size: int) -> None:
+    body = RecurrentBody(2, 4, sizes, 3, shared=True, output_gain=1.0, generator=generator())
+    start = torch.zeros(1, 2, size), torch.zeros(5, 1, dtype=torch.bool)
+    outputs, hidden_states = body(torch.randn(5, 1, 2, 4, generator=generator()), *start)
+    assert body.hidden_shape == (2, size)
     assert outputs.shape == (5, 1, 2, 3)
-    assert memories.shape == (5, 1, 2, size)
+    assert hidden_states.shape == (5, 1, 2, size)
 
 
 @NETWORKS
-def test_an_episode_is_acted_as_if_nothing_had_been_before(network: NetworkConfig) -> None:
+def test_an_episode_is_acted_as_if_it_were_the_first(network: NetworkConfig) -> None:
     """Recorded log-probabilities are those of every episode read by itself, across rollouts."""
     mappo, collector = learner(network)
     both = rollouts(mappo, collector)
@@ -125,14 +125,12 @@ def test_an_episode_is_acted_as_if_nothing_had_been_before(network: NetworkConfi
     assert any(first < 12 <= last for _, first, last in spans)
     for copy_, first, last in spans:
         span = slice(first, last + 1)
-        past = Past(memory=torch.zeros(1, 2, 8), starts=from_nothing(last + 1 - first))
-        parameters, _ = mappo.actor.unroll(past, mappo.norm.obs(obs[span, copy_, None]))
+        start = torch.zeros(1, 2, 8), from_nothing(last + 1 - first)
+        parameters, _ = mappo.actor.unroll(mappo.norm.obs(obs[span, copy_, None]), *start)
         expected = mappo.actor.log_prob(parameters, actions[span, copy_, None], None)
         assert torch.allclose(recorded[span, copy_], expected[:, 0], atol=1e-5)
-    without = mappo.actor.unroll(
-        Past(memory=torch.zeros(2, 2, 8), starts=torch.ones(24, 2, dtype=torch.bool)),
-        mappo.norm.obs(obs),
-    )[0]
+    always = torch.ones(24, 2, dtype=torch.bool)
+    without, _ = mappo.actor.unroll(mappo.norm.obs(obs), torch.zeros(2, 2, 8), always)
     forgetful = mappo.actor.log_prob(without, actions, None)
     assert (forgetful - recorded).abs().max() > 1e-2
 
@@ -142,9 +140,9 @@ def test_the_ratio_starts_at_one_in_every_chunk(network: NetworkConfig) -> None:
     mappo, collector = learner(network)
     for rollout in rollouts(mappo, collector):
         steps = rollout.transitions
-        assert rollout.memory is not None
+        assert rollout.hidden is not None
         rows = chunk_rows(
-            rollout.memory,
+            rollout.hidden,
             rollout.starts,
             5,
             present=torch.ones_like(rollout.log_probs, dtype=torch.bool),
@@ -152,9 +150,8 @@ def test_the_ratio_starts_at_one_in_every_chunk(network: NetworkConfig) -> None:
             actions=steps.actions,
             log_probs=rollout.log_probs,
         )
-        batch, past = rows.take(torch.tensor([5, 0, 3, 2, 1, 4]))
-        assert past is not None
-        parameters, _ = mappo.actor.unroll(past, batch["obs"])
+        batch = rows.take(torch.tensor([5, 0, 3, 2, 1, 4]))
+        parameters, _ = mappo.actor.unroll(batch["obs"], batch["hidden"], batch["starts"])
         found = mappo.actor.log_prob(parameters, batch["actions"], None)
         present = batch["present"]
         assert int(present.sum()) == rollout.log_probs.numel()  # 3 chunks of 5 hold 12 steps
@@ -165,11 +162,10 @@ def test_a_gradient_stays_in_its_chunk_and_its_episode() -> None:
     mappo, collector = learner()
     rollout = rollouts(mappo, collector, 1)[0]
     obs = mappo.norm.obs(rollout.transitions.obs).requires_grad_()
-    assert rollout.memory is not None
-    rows = chunk_rows(rollout.memory, rollout.starts, 5, present=None, obs=obs)
-    batch, past = rows.take(torch.arange(6))
-    assert past is not None
-    outputs, _ = mappo.actor.unroll(past, batch["obs"])
+    assert rollout.hidden is not None
+    rows = chunk_rows(rollout.hidden, rollout.starts, 5, present=None, obs=obs)
+    batch = rows.take(torch.arange(6))
+    outputs, _ = mappo.actor.unroll(batch["obs"], batch["hidden"], batch["starts"])
     # Rows 2 and 3 are steps 5 to 9 of copies 0 and 1; look back from step 9 of each.
     (grad,) = torch.autograd.grad(outputs[4, 2:4].square().sum(), obs)
     reached = grad.flatten(2).abs().sum(dim=-1) > 0.0
@@ -183,15 +179,15 @@ def test_a_gradient_stays_in_its_chunk_and_its_episode() -> None:
 def test_critics_value_an_episode_as_if_nothing_had_been_before(
     network: NetworkConfig, kind: str
 ) -> None:
-    """Also where it ends: what the last step led to is read with the memory of that episode."""
+    """Also where it ends: what the last step led to is read with that episode's hidden state."""
     mappo, collector = learner(network)
     critic = mappo.critics["team_critic" if kind == "team" else "local_critics"]
     first, second = rollouts(mappo, collector)
-    mappo.watch(first)
+    mappo.advance(first)
     inputs = read_inputs(second, mappo.norm)
-    memory = mappo.memory["team_critic" if kind == "team" else "local_critics"]
-    assert memory is not None
-    read = read_values(critic, inputs, second, memory, 5)
+    hidden = mappo.hidden["team_critic" if kind == "team" else "local_critics"]
+    assert hidden is not None
+    read = read_values(critic, inputs, second, hidden, 5)
     both = [read_inputs(first, mappo.norm), inputs]
     obs, state = (torch.cat([getattr(part, name) for part in both]) for name in ("obs", "state"))
     ends = {row: index for index, row in enumerate(inputs.ends.tolist())}
@@ -201,8 +197,8 @@ def test_critics_value_an_episode_as_if_nothing_had_been_before(
         end = ends.pop((last - 12) * 2 + copy_)
         seen = torch.cat((obs[start : last + 1, copy_], inputs.end_obs[end, None]))
         told = torch.cat((state[start : last + 1, copy_], inputs.end_state[end, None]))
-        past = Past(memory=torch.zeros(1, *memory.shape[1:]), starts=from_nothing(len(seen)))
-        expected = critic.unroll(past, seen.unsqueeze(1), told.unsqueeze(1))[0][:, 0]
+        zero, no_starts = torch.zeros(1, *hidden.shape[1:]), from_nothing(len(seen))
+        expected = critic.unroll(seen.unsqueeze(1), told.unsqueeze(1), zero, no_starts)[0][:, 0]
         inside = slice(max(start, 12), last + 1)
         found = read.steps[inside.start - 12 : last + 1 - 12, copy_]
         assert torch.allclose(found, expected[inside.start - start : -1], atol=1e-5)
@@ -210,18 +206,18 @@ def test_critics_value_an_episode_as_if_nothing_had_been_before(
     assert not ends
 
 
-def test_an_update_carries_the_critics_memory_as_watching_does() -> None:
+def test_an_update_carries_the_critics_hidden_state_as_advancing_does() -> None:
     mappo, collector = learner()
     rollout = rollouts(mappo, collector, 1)[0]
-    watching = copy.deepcopy(mappo)
-    watching.watch(rollout)
+    advanced = copy.deepcopy(mappo)
+    advanced.advance(rollout)
     mappo.update(rollout, random_rewards(rollout), 1.0)
-    for name, memory in mappo.memory.items():
-        expected = watching.memory[name]
-        assert memory is not None
+    for name, hidden in mappo.hidden.items():
+        expected = advanced.hidden[name]
+        assert hidden is not None
         assert expected is not None
-        assert torch.equal(memory, expected)
-        assert memory.abs().sum() > 0.0
+        assert torch.equal(hidden, expected)
+        assert hidden.abs().sum() > 0.0
 
 
 def test_steps_that_fill_up_a_chunk_do_not_count() -> None:
@@ -232,7 +228,7 @@ def test_steps_that_fill_up_a_chunk_do_not_count() -> None:
     before = copy.deepcopy(mappo)
     metrics = mappo.update(rollout, rewards, 1.0)
     inputs = read_inputs(rollout, before.norm)
-    values = read_values(before.team_critic, inputs, rollout, before.memory["team_critic"], 5).steps
+    values = read_values(before.team_critic, inputs, rollout, before.hidden["team_critic"], 5).steps
     targets = team_stream(before, rollout, rewards).targets
     expected = 0.5 * (values - targets).square().mean()
     assert metrics["value/loss_team"] == pytest.approx(expected.item(), rel=1e-4)
@@ -252,7 +248,7 @@ def test_the_dead_do_not_count(network: NetworkConfig) -> None:
     assert_same(parameters_after(mappo, rollout, rewards), parameters_after(mappo, rollout, other))
 
 
-def test_a_collector_continues_with_its_memory() -> None:
+def test_a_collector_continues_with_its_hidden_state() -> None:
     mappo, collector = learner()
     collector.collect(mappo.actor)
     saved = copy.deepcopy(collector.state_dict())
@@ -263,24 +259,24 @@ def test_a_collector_continues_with_its_memory() -> None:
     other.actor.noise((12, 2), again.generator)  # what the first rollout drew
     found = again.collect(other.actor)[0]
     assert torch.equal(found.log_probs, expected.log_probs)
-    assert found.memory is not None
-    assert expected.memory is not None
-    assert torch.equal(found.memory, expected.memory)
-    assert found.memory[0].abs().sum() > 0.0
+    assert found.hidden is not None
+    assert expected.hidden is not None
+    assert torch.equal(found.hidden, expected.hidden)
+    assert found.hidden[0].abs().sum() > 0.0
 
 
-def test_a_greedy_actor_remembers_too() -> None:
+def test_a_greedy_actor_is_recurrent_too() -> None:
     mappo, collector = learner()
     actions = collector.collect(GreedyActor(mappo.actor))[0]
     steps = actions.transitions
-    past = Past(memory=torch.zeros(2, 2, 8), starts=actions.starts)
-    parameters, _ = mappo.actor.unroll(past, mappo.norm.obs(steps.obs))
+    obs = mappo.norm.obs(steps.obs)
+    parameters, _ = mappo.actor.unroll(obs, torch.zeros(2, 2, 8), actions.starts)
     assert torch.equal(steps.actions, parameters.argmax(dim=-1))
 
 
-def test_without_memory_nothing_of_it_is_kept() -> None:
+def test_feed_forward_networks_keep_no_hidden_state() -> None:
     env = ScriptedEnv(LENGTHS)
     mappo = make_mappo(env.spec, ONE_STEP)
     rollout = collect(mappo, env)
-    assert rollout.memory is None
-    assert "memory" not in mappo.state_dict()
+    assert rollout.hidden is None
+    assert "hidden" not in mappo.state_dict()
