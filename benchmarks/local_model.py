@@ -28,7 +28,7 @@ from benchmarks.cells import commit, machine
 from envs import EnvSpec, make_env
 from marl.config import NetworkConfig
 from marl.config.llm import AskForm, LlmConfig
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.rollout import Collector
 from marl.learners.actors import make_actor
 from marl.nn.normalisation import TeamNorm
@@ -83,7 +83,7 @@ def played_pairs(env_name: str, count: int, seed: int) -> tuple[EpisodePairs, En
         device=torch.device("cpu"),
     )
     rounds = -(-2 * count // COPIES) + 1  # a round holds one episode of each copy, at least
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         spec,
         spec.max_steps,
         max_steps=(rounds + 2) * spec.max_steps * COPIES,
@@ -91,13 +91,13 @@ def played_pairs(env_name: str, count: int, seed: int) -> tuple[EpisodePairs, En
         holdout_every=2**30,
         device=torch.device("cpu"),
     )
-    while len(store.available()) < 2 * count:
-        store.append(collector.collect(actor)[0])
+    while len(replay.available()) < 2 * count:
+        replay.append(collector.collect(actor)[0])
     draw = seeds.torch("pairs")
-    numbers = store.available()
+    numbers = replay.available()
     numbers = numbers[torch.randperm(len(numbers), generator=draw)][: 2 * count]
     first, second = disjoint_pairs(numbers, draw)
-    return EpisodePairs(first=store.episodes(first), second=store.episodes(second)), spec
+    return EpisodePairs(first=replay.episodes(first), second=replay.episodes(second)), spec
 
 
 def label(pairs: EpisodePairs, spec: EnvSpec, config: LlmConfig) -> Row:

@@ -70,7 +70,7 @@ def main() -> None:
         "80000",
         "--checkpoint-every",
         "6000",
-        "--preferences.store-steps",
+        "--preferences.replay-steps",
         "48000",
     ]
     rng = random.Random(options.seed)

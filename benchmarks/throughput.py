@@ -24,7 +24,7 @@ import json, sys, time
 from marl import Trainer, load_config
 algorithm, copies, steps, threads = sys.argv[1], *map(int, sys.argv[2:])
 overrides = {"algorithm": algorithm, "env.num_envs": copies, "threads": threads}
-config = load_config(None, overrides | {"preferences.store_steps": 16_000 * copies})
+config = load_config(None, overrides | {"preferences.replay_steps": 16_000 * copies})
 trainer = Trainer(config)
 while trainer.steps < 1100 * copies:
     trainer.iterate()

@@ -10,7 +10,7 @@ QUICK = [
     "--env.name=particles/nav_3",
     "--env.num-envs=4",
     "--learner.rollout-steps=25",
-    "--preferences.store-steps=1000",
+    "--preferences.replay-steps=1000",
     "--total-steps=300",
 ]
 """Settings of `marl train`."""

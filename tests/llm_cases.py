@@ -12,7 +12,7 @@ import torch
 
 from envs import EnvSpec
 from marl.config.llm import LlmConfig
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences.labellers import EpisodePairs, Labeller
 from marl.preferences.llm import LlmLabeller
@@ -26,14 +26,14 @@ OLD_STORE = Path(__file__).parent / "data" / "llm_store_v1.sql"
 
 def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
     """Return pairs of episodes with these returns and nothing else."""
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         SPEC, 5, max_steps=100, max_episodes=4, holdout_every=2, device=torch.device("cpu")
     )
 
     def side(returns: list[float]) -> Episodes:
         numbers = torch.arange(len(returns))
         return Episodes(
-            store=store,
+            replay=replay,
             numbers=numbers,
             returns=torch.tensor(returns),
             lengths=torch.full_like(numbers, 5),

@@ -299,9 +299,9 @@ class PreferenceConfig:
     """Answered pairs that are kept."""
     holdout_every: int = 8
     """Every so many-th episode is held out and only measures preference accuracy."""
-    store_steps: int = 256_000
+    replay_steps: int = 256_000
     """Steps of experience that are kept."""
-    store_episodes: int = 2_048
+    replay_episodes: int = 2_048
     """Finished episodes that are kept."""
     llm: LlmConfig = field(default_factory=LlmConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -372,8 +372,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "preferences.newest_share": (0, 1),
     "preferences.buffer_pairs": (1, 1e8),
     "preferences.holdout_every": (2, 1e6),
-    "preferences.store_steps": (1, 1e10),
-    "preferences.store_episodes": (2, 1e8),
+    "preferences.replay_steps": (1, 1e10),
+    "preferences.replay_episodes": (2, 1e8),
     "preferences.people.filmed_copies": (1, 1e6),
     **{f"preferences.llm.{name}": limits for name, limits in LLM_RANGES.items()},
     **{f"preferences.model.{name}": limits for name, limits in MODEL_RANGES.items()},

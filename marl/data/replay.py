@@ -4,7 +4,7 @@ Axes: M episodes, K sampled steps.
 """
 
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -20,7 +20,7 @@ from marl.data.types import Episodes, History, Rollout, Transitions, transitions
 # S, A features, F facts. Memory is allocated once and never grows.
 
 
-class TrajectoryStore:
+class ReplayBuffer:
     """A ring of rollouts and a ring of the episodes that ended in them.
 
     An episode stays available until its first step is overwritten. Its observations are rows of
@@ -43,7 +43,7 @@ class TrajectoryStore:
         if self.ring_steps < spec.max_steps + rollout_steps:
             needed = (spec.max_steps + 2 * rollout_steps) * spec.num_envs
             raise ConfigError(
-                f"preferences.store_steps: got {max_steps}, but {spec.num_envs} copies with "
+                f"preferences.replay_steps: got {max_steps}, but {spec.num_envs} copies with "
                 f"episodes of up to {spec.max_steps} steps need at least {needed}"
             )
         self.max_episodes = max_episodes
@@ -126,7 +126,7 @@ class TrajectoryStore:
         """Return a view of some episodes, for labellers."""
         slots = numbers % self.max_episodes
         return Episodes(
-            store=self,
+            replay=self,
             numbers=numbers,
             returns=self._episodes["returns"][slots],
             lengths=self._episodes["length"][slots],
@@ -211,15 +211,14 @@ class TrajectoryStore:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a store with the same settings."""
+        """Continue from `state_dict()` of a buffer with the same settings."""
         self.time = state["time"]
         self.num_finished = state["num_finished"]
         self.latest = state["latest"]
         self._facts.copy_(state["facts"])
-        finals = _with_alive(state) if "alive" in self._finals else state["finals"]
         for mine, theirs in (
             (self._steps, state["steps"]),
-            (self._finals, finals),
+            (self._finals, state["finals"]),
             (self._episodes, state["episodes"]),
         ):
             for key, tensor in mine.items():
@@ -243,18 +242,6 @@ def sample_steps(
     offsets = ((strata + jitter) * spans / count).to(torch.int64)
     offsets = torch.minimum(offsets, lengths.unsqueeze(-1) - 1)
     return offsets, (spans / count).expand(len(lengths), count)
-
-
-def _with_alive(state: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the ends of the episodes in a saved state, with who was alive there.
-
-    States of checkpoint format 2 do not say: whoever took part in the last step, as was assumed.
-    """
-    finals, episodes, alive = state["finals"], state["episodes"], state["steps"]["alive"]
-    if "alive" in finals:
-        return cast(dict[str, Tensor], finals)
-    last = (episodes["start"] + episodes["length"] - 1) % len(alive)
-    return finals | {"alive": alive[last, episodes["env"]]}
 
 
 def _ring(spec: EnvSpec, lead: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
@@ -293,7 +280,7 @@ def sampled(
     if is_whole and len(episodes):
         count = max_steps = int(episodes.lengths.max())
     offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
-    steps = episodes.store.steps(episodes.numbers, offsets)
+    steps = episodes.replay.steps(episodes.numbers, offsets)
     return in_order(steps, offsets, config), weights, episodes.lengths
 
 

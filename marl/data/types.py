@@ -122,7 +122,7 @@ class LabelledSegments:
 
 
 @runtime_checkable
-class EpisodeStore(Protocol):
+class EpisodeReplay(Protocol):
     """Where the steps of finished episodes lie, every episode named by its number."""
 
     def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
@@ -158,7 +158,7 @@ class EpisodeStore(Protocol):
 class Episodes:
     """M finished episodes as a labeller sees them."""
 
-    store: EpisodeStore
+    replay: EpisodeReplay
     numbers: Int64[Tensor, "M"]
     """Running number of each episode in its run."""
     returns: Float[Tensor, "M"]
@@ -174,22 +174,22 @@ class Episodes:
         """Return all steps, (M, L) with L the longest length; later rows repeat the last step."""
         longest = int(self.lengths.max()) if len(self.lengths) else 0
         steps = torch.arange(longest, device=self.lengths.device)
-        return self.store.steps(self.numbers, steps.expand(len(self.numbers), longest))
+        return self.replay.steps(self.numbers, steps.expand(len(self.numbers), longest))
 
     def alive(self) -> Bool[Tensor, "M L N"] | None:
         """Return who took part in each step, as in `transitions`; None if nobody ever dies."""
         longest = int(self.lengths.max()) if len(self.lengths) else 0
         steps = torch.arange(longest, device=self.lengths.device)
-        return self.store.alive_at(self.numbers, steps.expand(len(self.numbers), longest))
+        return self.replay.alive_at(self.numbers, steps.expand(len(self.numbers), longest))
 
     def facts_at(self, offsets: Int64[Tensor, "M K"]) -> Float[Tensor, "M K F"]:
         """Return the facts after some steps, counted from 0 and clamped to the last."""
-        return self.store.facts_at(self.numbers, offsets)
+        return self.replay.facts_at(self.numbers, offsets)
 
     def rows(self, index: Int64[Tensor, "B"] | Bool[Tensor, "M"]) -> "Episodes":
         """Return some of these episodes."""
         return Episodes(
-            store=self.store,
+            replay=self.replay,
             numbers=self.numbers[index],
             returns=self.returns[index],
             lengths=self.lengths[index],

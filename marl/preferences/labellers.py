@@ -19,7 +19,7 @@ from torch import Tensor
 from envs import EnvSpec
 from envs.plugins import place_of
 from marl.config import ConfigError
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.utils.plugins import PluginError
 
@@ -142,8 +142,8 @@ class LateAnswers:
 class AnswersLate(Protocol):
     """A labeller whose answers may come long after the question: its NaN means not yet."""
 
-    def late_answers(self, store: TrajectoryStore) -> LateAnswers:
-        """Return what has been answered since the last call, about whole episodes of `store`."""
+    def late_answers(self, replay: ReplayBuffer) -> LateAnswers:
+        """Return what has been answered since the last call, about whole episodes of `replay`."""
         ...
 
 
@@ -263,7 +263,7 @@ def within(seconds: float, name: str) -> Iterator[None]:
 
 # Labellers that judge by what is known of finished episodes: named numbers, one after another.
 #
-# Axes: M episodes, B pairs, P stored episodes.
+# Axes: M episodes, B pairs, P kept episodes.
 
 
 NEIGHBOURS = 5
@@ -276,13 +276,13 @@ def novelty(episodes: Episodes) -> Float[Tensor, "M"]:
     Euclidean distance to the fifth nearest (the farthest, of fewer), every feature in its
     deviations over the kept episodes.
     """
-    store = episodes.store
-    known = torch.cat((store.available(), store.available(held_out=True)))
-    others = store.final_states(known)
+    replay = episodes.replay
+    known = torch.cat((replay.available(), replay.available(held_out=True)))
+    others = replay.final_states(known)
     scale = others.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     mine, places = episodes.numbers.unique(return_inverse=True)
-    distances = torch.cdist(store.final_states(mine) / scale, others / scale)
+    distances = torch.cdist(replay.final_states(mine) / scale, others / scale)
     nearest = min(NEIGHBOURS + 1, len(known))  # the nearest of all is the episode itself
     return distances.kthvalue(nearest, dim=1).values[places]
 

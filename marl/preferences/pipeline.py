@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import PreferenceConfig, RewardConfig
-from marl.data.replay import TrajectoryStore, sampled
+from marl.data.replay import ReplayBuffer, sampled
 from marl.data.types import LabelledSegments, Rollout, Transitions
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import (
@@ -208,7 +208,7 @@ Scorer = Callable[
 
 
 class PreferenceSource:
-    """Stores trajectories, asks the labeller, and serves batches to train and to measure on.
+    """Fills the replay buffer, asks the labeller, and serves batches to train and to measure on.
 
     A labeller that costs nothing (``queries_per_iteration = 0``) is asked for every pair of a
     batch. One that costs something is asked for a few pairs an iteration; the answers are kept
@@ -238,11 +238,11 @@ class PreferenceSource:
         labellers = list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
         self.selective = [child for child in labellers if isinstance(child, IsSelective)]
-        self.store = TrajectoryStore(
+        self.replay = ReplayBuffer(
             spec,
             rollout_steps,
-            max_steps=preferences.store_steps,
-            max_episodes=preferences.store_episodes,
+            max_steps=preferences.replay_steps,
+            max_episodes=preferences.replay_episodes,
             holdout_every=preferences.holdout_every,
             device=device,
         )
@@ -261,7 +261,7 @@ class PreferenceSource:
         hidden: Float[Tensor, "T E"] | None = None,
         scorer: Scorer | None = None,
     ) -> None:
-        """Store a rollout and, for a labeller that costs something, ask about new episodes.
+        """Keep a rollout for replay and ask a labeller that costs something about new episodes.
 
         `hidden` is for a myopic teacher only, which judges by it. `scorer` is for queries by
         ``disagreement`` and ``entropy`` only.
@@ -270,7 +270,7 @@ class PreferenceSource:
             assert hidden is not None, "a myopic teacher sees the hidden rewards"
             returns = self.myopic.observe(rollout, hidden)
             rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
-        self.store.append(rollout)
+        self.replay.append(rollout)
         self._take_late_answers()
         progress = self.num_rollouts / self.num_iterations
         self.num_rollouts += 1
@@ -285,20 +285,20 @@ class PreferenceSource:
                     self.budget.asked += len(first)
                     labels = self._ask(first, second)
                     given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
-                    self.buffer.add(first[given], second[given], labels[given], self.store.time)
+                    self.buffer.add(first[given], second[given], labels[given], self.replay.time)
 
     def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
         """Return the whole episodes of one side that the labeller can judge."""
-        available = self.store.available(held_out=held_out)
+        available = self.replay.available(held_out=held_out)
         for child in self.selective:
-            available = available[child.can_judge(self.store.episodes(available))]
+            available = available[child.can_judge(self.replay.episodes(available))]
         return available
 
     def _take_late_answers(self) -> None:
         """Keep what was answered to earlier questions; each counts once it is closed."""
         for child in self.late:
-            late = child.late_answers(self.store)
-            self.buffer.correct(late.first, late.second, late.labels, self.store.time)
+            late = child.late_answers(self.replay)
+            self.buffer.correct(late.first, late.second, late.labels, self.replay.time)
             self.tally.add(late.labels)
 
     def _choose(
@@ -310,12 +310,12 @@ class PreferenceSource:
         held_out: bool,
     ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
         """Return up to `count` disjoint pairs, as ``preferences.query`` says."""
-        query, latest = self.config.query, self.store.latest
+        query, latest = self.config.query, self.replay.latest
         share = self.config.newest_share
         if query in ("stratified", "disagreement", "entropy") and held_out:
             query = "uniform"  # to measure on pairs chosen for their difficulty would mislead
         if query == "stratified":
-            returns = self.store.episodes(available).returns
+            returns = self.replay.episodes(available).returns
             drawn = draw_stratified(available, returns, 2 * count, self.generator)
             return disjoint_pairs(drawn, self.generator)
         if query not in ("disagreement", "entropy"):
@@ -357,7 +357,7 @@ class PreferenceSource:
         self, numbers: Int64[Tensor, "M"]
     ) -> tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]:
         """Return sampled steps of some episodes, the steps' weights, and the lengths."""
-        episodes = self.store.episodes(numbers)
+        episodes = self.replay.episodes(numbers)
         return sampled(episodes, self.reward_config, self.max_steps, self.generator)
 
     def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -365,7 +365,7 @@ class PreferenceSource:
         numbers = self._free_episodes(held_out)
         first, second = all_pairs(len(numbers), self.device)
         if self.config.query == "recent_with_older" and not held_out:
-            is_new = numbers >= self.store.latest
+            is_new = numbers >= self.replay.latest
             across = is_new[first] != is_new[second]
             first, second = first[across], second[across]
         if len(first) == 0:
@@ -377,15 +377,15 @@ class PreferenceSource:
 
     def _free_episodes(self, held_out: bool) -> Int64[Tensor, "M"]:
         """Return the episodes of a batch for a free labeller; held-out ones are always uniform."""
-        available = self.store.available(held_out=held_out)
+        available = self.replay.available(held_out=held_out)
         count = self.reward_config.batch_episodes
         if self.config.query == "stratified" and not held_out and len(available):
-            returns = self.store.episodes(available).returns
+            returns = self.replay.episodes(available).returns
             return draw_stratified(available, returns, count, self.generator)
         uniformly = held_out or self.config.query == "uniform"
         return draw_episodes(
             available,
-            self.store.num_finished if uniformly else self.store.latest,
+            self.replay.num_finished if uniformly else self.replay.latest,
             count,
             0.0 if uniformly else self.config.newest_share,
             self.generator,
@@ -398,11 +398,11 @@ class PreferenceSource:
         size = len(self.buffer)
         first, second = self.buffer.first[:size], self.buffer.second[:size]
         every = self.config.holdout_every
-        usable = self.store.holds(first) & self.store.holds(second)
+        usable = self.replay.holds(first) & self.replay.holds(second)
         usable &= (first % every == every - 1) == held_out
         usable &= ~self.buffer.labels[:size].isnan()
         if self.config.retire_after:
-            age = (self.store.time - self.buffer.asked_at[:size]) * self.store.num_envs
+            age = (self.replay.time - self.buffer.asked_at[:size]) * self.replay.num_envs
             usable &= age <= self.config.retire_after
         if member is not None:
             usable &= in_bootstrap(first, second, member)
@@ -413,7 +413,7 @@ class PreferenceSource:
         return numbers, inverse[0], inverse[1], self.buffer.labels[rows]
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
-        pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
+        pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
         name = self.config.labeller
         with within(self.config.deadline if ":" in name else 0.0, name):
             labels = checked_labels(self.labeller, name, pairs).to(self.device)
@@ -428,17 +428,17 @@ class PreferenceSource:
     def metrics(self) -> dict[str, float]:
         """Return sizes, counts, and what became of the questions since the last call."""
         metrics = {
-            "preference/episodes": float(self.store.num_finished),
+            "preference/episodes": float(self.replay.num_finished),
             "preference/answered": float(self.buffer.num_answered),
             "preference/unanswered": float(self.buffer.num_unanswered),
-            "memory/store_mib": self.store.num_bytes / 2**20,
+            "memory/replay_mib": self.replay.num_bytes / 2**20,
         }
         return metrics | self.tally.take() | labeller_metrics(self.labeller)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the trajectories, the answers, and what the labeller remembers."""
+        """Return the replay buffer, the answers, and what the labeller remembers."""
         return {
-            "store": self.store.state_dict(),
+            "replay": self.replay.state_dict(),
             "buffer": self.buffer.state_dict(),
             "budget": self.budget.state_dict(),
             "tally": self.tally.state_dict(),
@@ -449,7 +449,7 @@ class PreferenceSource:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a source with the same settings."""
-        self.store.load_state_dict(state["store"])
+        self.replay.load_state_dict(state["replay"])
         self.buffer.load_state_dict(state["buffer"])
         self.budget.load_state_dict(state["budget"])
         self.tally.load_state_dict(state["tally"])

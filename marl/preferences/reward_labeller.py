@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from marl.config.schema import ModelConfig
-from marl.data.types import Episodes, EpisodeStore
+from marl.data.types import EpisodeReplay, Episodes
 from marl.preferences.labellers import EpisodePairs
 from marl.rewards.scoring import whole_scores
 from marl.rewards.trainer import RewardLearner
@@ -69,7 +69,7 @@ class RewardLabeller:
         """(P,) ascending."""
         self._scores = torch.zeros(0)
         """(P,) of these episodes."""
-        self._store: EpisodeStore | None = None
+        self._replay: EpisodeReplay | None = None
         """Where those episodes lie; None: nowhere asked yet, or restored."""
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
@@ -85,9 +85,9 @@ class RewardLabeller:
 
     def _scored(self, first: Episodes, second: Episodes) -> tuple[Tensor, Tensor]:
         """Return the scores (B,) of both sides."""
-        if self._store is not None and self._store is not first.store:
+        if self._replay is not None and self._replay is not first.replay:
             self._numbers, self._scores = self._numbers[:0], self._scores[:0]
-        self._store = first.store
+        self._replay = first.replay
         device = first.numbers.device
         self.learner.model.to(device)
         self._numbers, self._scores = self._numbers.to(device), self._scores.to(device)
@@ -131,5 +131,5 @@ class RewardLabeller:
         """Continue exactly from `state_dict()`, with the model of then."""
         self.control.load_state_dict(state["control"])
         self._numbers, self._scores = state["numbers"], state["scores"]
-        self._store = None
+        self._replay = None
         self.learner.model.load_state_dict(state["model"])

@@ -32,7 +32,7 @@ class NoisyTeacher:
         self._seed = np.uint64(seed)
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-        mean, deviation = pairs.first.store.return_moments()
+        mean, deviation = pairs.first.replay.return_moments()
         first = (pairs.first.returns.to(torch.float64) - mean) / deviation
         second = (pairs.second.returns.to(torch.float64) - mean) / deviation
         gap = (first - second).abs()

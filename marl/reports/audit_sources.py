@@ -21,7 +21,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.policy import restored
 from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError, episode_path
 from marl.preferences.describe import describe, one_line
@@ -194,20 +194,20 @@ class Saved:
         self.steps = policy.steps
         self._source: dict[str, Any] = saved["trainer"]["source"]
         preferences = self.config.preferences
-        self.store = TrajectoryStore(
+        self.replay = ReplayBuffer(
             self.spec,
             self.config.learner.rollout_steps,
-            max_steps=preferences.store_steps,
-            max_episodes=preferences.store_episodes,
+            max_steps=preferences.replay_steps,
+            max_episodes=preferences.replay_episodes,
             holdout_every=preferences.holdout_every,
             device=torch.device("cpu"),
         )
-        self.store.load_state_dict(self._source["store"])
+        self.replay.load_state_dict(self._source["replay"])
         self.scores: dict[int, float] = {}
         """Learned score S of each episode whose steps are kept; empty before anything is
         learned."""
         if self.reward is not None:
-            self.scores = _scores(self.reward, self.store)
+            self.scores = _scores(self.reward, self.replay)
 
     def kept(self, *, ask_again: bool) -> Kept:
         """Return the answers training uses.
@@ -226,7 +226,7 @@ class Saved:
         labels = buffer["labels"][:size][stands]
         if asks:
             draw = torch.Generator().manual_seed(0)
-            numbers = self.store.available()
+            numbers = self.replay.available()
             order = numbers[torch.randperm(len(numbers), generator=draw)]
             first, second = disjoint_pairs(order, draw)
             labels = self._asked(first, second)
@@ -244,7 +244,7 @@ class Saved:
 
     def _remembers(self, numbers: Int64[Tensor, "B"]) -> Tensor:
         """Return of which episodes the end, at least, is known."""
-        return numbers >= self.store.num_finished - self.store.max_episodes
+        return numbers >= self.replay.num_finished - self.replay.max_episodes
 
     def _asked(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Tensor:
         """Return what the run's labeller says now."""
@@ -253,11 +253,11 @@ class Saved:
         load_labeller_state(labeller, self._source["labeller"])
         if len(first) == 0:
             return torch.zeros(0)
-        pairs = EpisodePairs(first=self.store.episodes(first), second=self.store.episodes(second))
+        pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
         return checked_labels(labeller, preferences.labeller, pairs)
 
     def _pairs(self, first: Tensor, second: Tensor, labels: Tensor) -> list[Pair]:
-        one, two = self.store.episodes(first), self.store.episodes(second)
+        one, two = self.replay.episodes(first), self.replay.episodes(second)
         texts = (describe(one, self.spec.facts), describe(two, self.spec.facts))
         rows = zip(
             labels.tolist(),
@@ -279,15 +279,15 @@ def _outcome(label: float) -> str:
     return "tie" if label == 0.5 else "answered"
 
 
-def _scores(reward: RewardLearner, store: TrajectoryStore) -> dict[int, float]:
+def _scores(reward: RewardLearner, replay: ReplayBuffer) -> dict[int, float]:
     """Return the learned score S of each episode whose steps are kept, from all its steps."""
-    every = torch.cat((store.available(), store.available(held_out=True)))
+    every = torch.cat((replay.available(), replay.available(held_out=True)))
     scores: dict[int, float] = {}
     for numbers in every.split(_BATCH):
-        lengths = store.episodes(numbers).lengths
+        lengths = replay.episodes(numbers).lengths
         offsets = torch.arange(int(lengths.max())).expand(len(numbers), -1)
         weights = (offsets < lengths.unsqueeze(-1)).to(torch.float32)
-        found = reward.scores(store.steps(numbers, offsets), weights, lengths)
+        found = reward.scores(replay.steps(numbers, offsets), weights, lengths)
         scores |= dict(zip(numbers.tolist(), found.tolist(), strict=True))
     return scores
 

@@ -10,45 +10,46 @@ import torch
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.rollout import allocate
 
 
 def check_room(config: Config, spec: EnvSpec) -> None:
-    """Raise `ConfigError` unless the rollout and the store of trajectories fit into memory."""
-    rollout, store = rollout_bytes(config, spec), store_bytes(config, spec)
+    """Raise `ConfigError` unless the rollout and the replay buffer fit into memory."""
+    rollout, replay = rollout_bytes(config, spec), replay_bytes(config, spec)
     device = torch.device(config.device)
     if device.type == "cpu":
-        rooms = [(rollout + store, available_bytes(), "this machine")]
+        rooms = [(rollout + replay, available_bytes(), "this machine")]
     else:
         on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        rooms = [(rollout, available_bytes(), "this machine"), (store, on_device, str(device))]
+        rooms = [(rollout, available_bytes(), "this machine"), (replay, on_device, str(device))]
     for needed, there, where in rooms:
         if there is not None and needed > there:
             raise ConfigError(
                 f"environment {spec.name}: {spec.num_agents} agents that observe "
                 f"{spec.obs_size:,} numbers each and a state of {spec.state_size:,} need "
-                f"{_size(store)} for preferences.store_steps = {config.preferences.store_steps:,} "
-                f"and {_size(rollout)} for a rollout of env.num_envs = {spec.num_envs} copies x "
+                f"{_size(replay)} for preferences.replay_steps = "
+                f"{config.preferences.replay_steps:,} and {_size(rollout)} for a rollout of "
+                f"env.num_envs = {spec.num_envs} copies x "
                 f"learner.rollout_steps = {config.learner.rollout_steps}, but {where} has "
                 f"{_size(there)} available; lower those three, or wrap the environment so that it "
                 "observes less (images: smaller, grey, or a few features of them)"
             )
 
 
-def store_bytes(config: Config, spec: EnvSpec) -> int:
-    """Return what the store of trajectories would take; 0 where no reward is learned."""
+def replay_bytes(config: Config, spec: EnvSpec) -> int:
+    """Return what the replay buffer would take; 0 where no reward is learned."""
     if not config.learns_reward:
         return 0
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         spec,
         config.learner.rollout_steps,
-        max_steps=config.preferences.store_steps,
-        max_episodes=config.preferences.store_episodes,
+        max_steps=config.preferences.replay_steps,
+        max_episodes=config.preferences.replay_episodes,
         holdout_every=config.preferences.holdout_every,
         device=torch.device("meta"),
     )
-    return store.num_bytes
+    return replay.num_bytes
 
 
 def rollout_bytes(config: Config, spec: EnvSpec) -> int:

@@ -21,7 +21,7 @@ CONFIG = load_config(
         "env.options": {"reward_mode": "episodic"},
         "env.num_envs": 4,
         "learner.rollout_steps": 10,
-        "preferences.store_steps": 1000,
+        "preferences.replay_steps": 1000,
         "total_steps": 80,
     }
 )

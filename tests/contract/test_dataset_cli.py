@@ -22,7 +22,7 @@ QUICK = [
     "--env.num-envs=8",
     "--learner.rollout-steps=25",
     "--learner.epochs=1",
-    "--preferences.store-steps=1000",
+    "--preferences.replay-steps=1000",
     "--total-steps=1000",
     "--threads=1",
 ]
@@ -44,12 +44,12 @@ def test_an_exported_set_holds_what_the_run_holds(folder: Path) -> None:
     for _ in range(5):
         trainer.iterate()
     assert trainer.source is not None
-    store = trainer.source.store
+    replay = trainer.source.replay
     archive = exported.archive()
     for held_out in (False, True):
-        numbers = store.available(held_out=held_out)
+        numbers = replay.available(held_out=held_out)
         assert torch.equal(archive.available(held_out=held_out), numbers)
-        mine, theirs = (s.episodes(numbers).transitions() for s in (archive, store))
+        mine, theirs = (s.episodes(numbers).transitions() for s in (archive, replay))
         for field in dataclasses.fields(mine):
             one, other = getattr(mine, field.name), getattr(theirs, field.name)
             assert (one is other is None) or torch.equal(one, other), field.name

@@ -33,7 +33,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def trainer() -> Trainer:
-    """Return a trainer whose store holds 60 episodes."""
+    """Return a trainer whose replay buffer holds 60 episodes."""
     trainer = Trainer(
         load_config(
             overrides={
@@ -41,7 +41,7 @@ def trainer() -> Trainer:
                 "env.num_envs": 20,
                 "learner.rollout_steps": 25,
                 "learner.epochs": 1,
-                "preferences.store_steps": 2000,
+                "preferences.replay_steps": 2000,
                 "threads": 1,
             }
         )
@@ -61,8 +61,8 @@ def model(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Prefere
 
 def pairs_of(trainer: Trainer, first: torch.Tensor, second: torch.Tensor) -> EpisodePairs:
     assert trainer.source is not None
-    store = trainer.source.store
-    return EpisodePairs(first=store.episodes(first), second=store.episodes(second))
+    replay = trainer.source.replay
+    return EpisodePairs(first=replay.episodes(first), second=replay.episodes(second))
 
 
 def labeller_of(trainer: Trainer, name: str, model: PreferenceConfig) -> Labeller:

@@ -17,7 +17,7 @@ SMALL = [
     "--env.name=particles/nav_3",
     "--env.num-envs=4",
     "--learner.rollout-steps=25",
-    "--preferences.store-steps=2000",
+    "--preferences.replay-steps=2000",
     "--total-steps=600",
 ]
 MINE = """

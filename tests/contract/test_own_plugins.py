@@ -43,7 +43,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 )
 def test_trains(flags: list[str], folder: Path) -> None:
     quick = ["--env.num-envs=4", "--learner.rollout-steps=25", "--total-steps=300"]
-    quick += ["--preferences.store-steps=1000", "--run-dir", str(folder / "run")]
+    quick += ["--preferences.replay-steps=1000", "--run-dir", str(folder / "run")]
     assert run("train", *flags, *quick) == 0
     assert (folder / "run" / "curve.png").exists()
 

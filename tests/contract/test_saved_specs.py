@@ -33,7 +33,7 @@ FLAGS = [
     "--env.name=my_battles:battle",
     "--env.num-envs=4",
     "--learner.rollout-steps=10",
-    "--preferences.store-steps=1000",
+    "--preferences.replay-steps=1000",
     "--total-steps=240",
 ]
 

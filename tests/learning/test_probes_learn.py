@@ -25,8 +25,8 @@ SMALL: dict[str, Any] = {
     "reward.mixer_hidden": 32,
     "reward.learning_rate": 3e-3,
     "reward.gradient_steps": 6,
-    "preferences.store_steps": 8192,
-    "preferences.store_episodes": 512,
+    "preferences.replay_steps": 8192,
+    "preferences.replay_episodes": 512,
 }
 
 
@@ -140,8 +140,8 @@ def test_a_recurrent_reward_teaches_to_recall() -> None:
 def test_imap_navigates() -> None:
     # Greedy pursuit -6.4, standing still -26.1, random -28.6.
     options = {"learner.rollout_steps": 25, "learner.minibatches": 4, "learner.epochs": 6}
-    store = {"preferences.store_steps": 40_000, "reward.gradient_steps": 10}
-    _, first, last = trained("particles/nav_3", "imap", 48_000, **options, **store)
+    replay = {"preferences.replay_steps": 40_000, "reward.gradient_steps": 10}
+    _, first, last = trained("particles/nav_3", "imap", 48_000, **options, **replay)
     assert first < -22.0
     assert last > -12.0
 

@@ -25,7 +25,7 @@ SETTINGS: dict[str, Any] = {
     "reward.mixer_hidden": 32,
     "reward.learning_rate": 3e-3,
     "reward.gradient_steps": 6,
-    "preferences.store_steps": 32_000,
+    "preferences.replay_steps": 32_000,
 }
 
 

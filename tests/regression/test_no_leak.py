@@ -28,7 +28,7 @@ SMALL: dict[str, Any] = {
     "reward.mixer_hidden": 8,
     "reward.gradient_steps": 3,
     "reward.batch_episodes": 8,
-    "preferences.store_steps": 400,
+    "preferences.replay_steps": 400,
 }
 """Six iterations; episodes of 8 steps span the rollouts of 12."""
 

@@ -34,7 +34,7 @@ SMALL = {
     "learner.minibatches": 2,
     "reward.gradient_steps": 2,
     "reward.batch_episodes": 8,
-    "preferences.store_steps": 800,
+    "preferences.replay_steps": 800,
     "preferences.holdout_every": 3,
     "preferences.labeller": "people",
     "preferences.queries_per_iteration": 2,
@@ -127,13 +127,13 @@ def test_answers_mean_what_they_say(tmp_path: Path) -> None:
     answered = Person(tmp_path).answer()
     trainer.iterate()
     assert trainer.source is not None
-    buffer, store = trainer.source.buffer, trainer.source.store
+    buffer, replay = trainer.source.buffer, trainer.source.replay
     size = len(buffer)
     assert size >= answered
     for first, second, label in zip(
         buffer.first[:size], buffer.second[:size], buffer.labels[:size], strict=True
     ):
-        returns = store.episodes(first.new_tensor([int(first), int(second)])).returns
+        returns = replay.episodes(first.new_tensor([int(first), int(second)])).returns
         assert float(label) == float(returns[0] > returns[1])
 
 
@@ -175,7 +175,7 @@ def test_skipped_pairs_are_closed_without_an_answer(tmp_path: Path) -> None:
 
 
 def test_questions_about_forgotten_episodes_expire(tmp_path: Path) -> None:
-    run = train(small(**{"preferences.store_steps": 320}), tmp_path / "run")
+    run = train(small(**{"preferences.replay_steps": 320}), tmp_path / "run")
     with pytest.warns(UserWarning, match="answered none of"):
         metrics = list(run)[-1]
     assert metrics["labeller/expired"] > 0
@@ -190,9 +190,9 @@ def test_only_filmed_copies_are_asked_about(tmp_path: Path) -> None:
         trainer.iterate()
     assert trainer.source is not None
     assert trainer.people is not None
-    store = trainer.source.store
-    everything = store.episodes(store.available())
-    copies, _ = store.origins(everything.numbers)
+    replay = trainer.source.replay
+    everything = replay.episodes(replay.available())
+    copies, _ = replay.origins(everything.numbers)
     np.testing.assert_array_equal(trainer.people.can_judge(everything), copies < 2)
 
 

@@ -31,7 +31,7 @@ SMALL = {
     "learner.minibatches": 2,
     "reward.gradient_steps": 2,
     "reward.batch_episodes": 8,
-    "preferences.store_steps": 800,
+    "preferences.replay_steps": 800,
     "checkpoint_every": 240,
     "total_steps": 1200,
 }
@@ -117,7 +117,7 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         {"preferences.queries_per_iteration": 6, "preferences.query": "disagreement"},
         {"preferences.teacher.myopia": 0.9, "preferences.tie_break": ["novelty"]},
         {"env.name": "probe/dying", "learner.rollout_steps": 10},
-        {"env.name": "mamujoco/reacher_2x1", "preferences.store_steps": 2000},
+        {"env.name": "mamujoco/reacher_2x1", "preferences.replay_steps": 2000},
         {"network.recurrence": "gru", "learner.chunk_length": 8, "network.hidden_sizes": [8, 8]},
         {"reward.recurrence": "gru", "reward.hidden_sizes": [8, 8]},
         {"reward.gradient_steps": 0, "reward.whole_episodes": 25, "reward.held_out_fall": 0.0},
@@ -142,7 +142,7 @@ def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, obje
     stopped_as_alone(tmp_path, changes)
 
 
-ADAPTED = {"preferences.store_steps": 2000, "total_steps": 640, "checkpoint_every": 160}
+ADAPTED = {"preferences.replay_steps": 2000, "total_steps": 640, "checkpoint_every": 160}
 
 
 @pytest.mark.parametrize("workers", [0, 2])

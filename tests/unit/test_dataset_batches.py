@@ -16,7 +16,7 @@ from marl.preferences.dataset.dataset import DatasetBatches
 from marl.rewards import FactoredReward
 from marl.rewards.base import Batches
 from marl.rewards.losses import episode_scores
-from tests.unit.test_preference_dataset import dataset_of, store_of
+from tests.unit.test_preference_dataset import dataset_of, replay_of
 
 
 def answer(first: int, second: int, label: float | None) -> Answer:
@@ -92,7 +92,7 @@ def test_a_recurrent_reward_reads_no_further_than_the_longest_episode(tmp_path: 
     assert batch.transitions.obs.shape[1] == 5
     assert sorted(batch.step_weights.sum(dim=1).tolist()) == [3.0, 5.0]
 
-    spec = store_of("plain")[1]
+    spec = replay_of("plain")[1]
     norm, draws = TeamNorm(spec, enabled=False), torch.Generator().manual_seed(0)
     model = FactoredReward(spec, config, 0.9, norm, draws)
     cut = episode_scores(

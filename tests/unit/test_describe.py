@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from envs import Fact
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences import describe, describe_whole
 from tests.scripted import FACTS, ScriptedEnv, scripted_collector
@@ -17,13 +17,13 @@ from tests.scripted import FACTS, ScriptedEnv, scripted_collector
 def episodes_of(lengths: list[int], *, agents_die: bool = False, facts: bool = True) -> Episodes:
     """Return the first two episodes of one copy."""
     env = ScriptedEnv([lengths], tells_facts=facts, agents_die=agents_die)
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         env.spec, 4, max_steps=64, max_episodes=8, holdout_every=4, device=torch.device("cpu")
     )
     collector, actor = scripted_collector(env, 4)
     for _ in range(4):
-        store.append(collector.collect(actor)[0])
-    return store.episodes(torch.arange(2))
+        replay.append(collector.collect(actor)[0])
+    return replay.episodes(torch.arange(2))
 
 
 def test_the_final_state_form() -> None:

@@ -21,7 +21,7 @@ SMALL: dict[str, Any] = {
     "reward.hidden_sizes": [8],
     "reward.mixer_hidden": 8,
     "reward.batch_episodes": 8,
-    "preferences.store_steps": 1600,
+    "preferences.replay_steps": 1600,
     "preferences.queries_per_iteration": 6,
 }
 
@@ -33,11 +33,11 @@ def small(query: str, **overrides: Any) -> Config:
 def scores_of(trainer: Trainer) -> torch.Tensor:
     assert trainer.source is not None
     assert trainer.ensemble is not None
-    store = trainer.source.store
-    numbers = store.available()[:5]
-    lengths = store.episodes(numbers).lengths
+    replay = trainer.source.replay
+    numbers = replay.available()[:5]
+    lengths = replay.episodes(numbers).lengths
     offsets = torch.arange(8).expand(5, 8)
-    return trainer.ensemble.scores(store.steps(numbers, offsets), torch.ones(5, 8), lengths)
+    return trainer.ensemble.scores(replay.steps(numbers, offsets), torch.ones(5, 8), lengths)
 
 
 def test_members_begin_apart_and_learn() -> None:

@@ -23,7 +23,7 @@ from tests.reward_models import (
     segments_of,
     uniform_policy,
 )
-from tests.unit.test_trajectories import filled
+from tests.unit.test_replay import filled
 
 ROWS = 6 * 5
 """Rows of a batch."""
@@ -113,8 +113,8 @@ def test_the_budget_by_hand() -> None:
 
 
 def test_short_episodes_are_read_whole() -> None:
-    store, _ = filled([[3, 5, 7], [6, 2]], 4)
-    episodes = store.episodes(store.available())
+    replay, _ = filled([[3, 5, 7], [6, 2]], 4)
+    episodes = replay.episodes(replay.available())
     longest = int(episodes.lengths.max())
     for whole, rows in ((0, 2), (6, 2), (7, longest), (100, longest)):
         config = RewardConfig(sample_steps=2, whole_episodes=whole)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs import EnvSpec, Fact
 from marl.config import ConfigError, PreferenceConfig, TeacherConfig
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences import (
     Cascade,
@@ -59,22 +59,22 @@ def spec_of(facts: tuple[Fact, ...] = FACTS) -> EnvSpec:
     )
 
 
-def store_of(rollouts: int = 0) -> TrajectoryStore:
-    """Return a store of copies with episodes of 1, 2, 3 and 4 steps."""
+def replay_of(rollouts: int = 0) -> ReplayBuffer:
+    """Return a replay buffer of copies with episodes of 1, 2, 3 and 4 steps."""
     env = ScriptedEnv([[1], [2], [3], [4]], tells_facts=True)
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         env.spec, 4, max_steps=400, max_episodes=64, holdout_every=4, device=torch.device("cpu")
     )
     collector, actor = scripted_collector(env, 4)
     for _ in range(rollouts):
-        store.append(collector.collect(actor)[0])
-    return store
+        replay.append(collector.collect(actor)[0])
+    return replay
 
 
 def side(returns: list[float], facts: list[list[float]], lengths: list[int]) -> Episodes:
     count = len(returns)
     return Episodes(
-        store=store_of(),
+        replay=replay_of(),
         numbers=torch.arange(count),
         returns=torch.tensor(returns),
         lengths=torch.tensor(lengths),
@@ -172,14 +172,14 @@ def test_a_sign_overrides_the_direction(name: str) -> None:
 def test_novelty_is_the_distance_to_the_fifth_nearest() -> None:
     # One copy; final states (0, e, 1) of episodes e = 0..7: only e varies.
     env = ScriptedEnv([[1]])
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         env.spec, 4, max_steps=64, max_episodes=64, holdout_every=4, device=torch.device("cpu")
     )
     collector, actor = scripted_collector(env, 4)
     for _ in range(2):
-        store.append(collector.collect(actor)[0])
+        replay.append(collector.collect(actor)[0])
     # In deviations of 0..7 (2.2913): the fifth nearest of 0 is 5 away, of 3 (0 1 2 4 5): 3.
-    values = novelty(store.episodes(torch.tensor([0, 3, 0])))
+    values = novelty(replay.episodes(torch.tensor([0, 3, 0])))
     assert values.tolist() == pytest.approx([5 / 2.29129, 3 / 2.29129, 5 / 2.29129], rel=1e-4)
 
 

@@ -16,7 +16,7 @@ from envs import EnvSpec
 from marl.config import PreferenceConfig, TeacherConfig
 from marl.config.llm import LlmConfig
 from marl.config.schema import ModelConfig
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.preferences.dataset import Answer, DatasetError, EpisodeRecord, PreferenceDataset, now
 from marl.preferences.dataset.export import _kept, record_of, source_name
 from marl.preferences.dataset.format import episode_path
@@ -31,31 +31,31 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def store_of(kind: str) -> tuple[TrajectoryStore, EnvSpec]:
-    """Return a store with episodes of 3 to 7 steps whose ring has wrapped around."""
+def replay_of(kind: str) -> tuple[ReplayBuffer, EnvSpec]:
+    """Return a replay buffer with episodes of 3 to 7 steps whose ring has wrapped around."""
     env = ScriptedEnv([[3, 5, 7], [6, 2]], **KINDS[kind])
     collector, actor = scripted_collector(env, 4)
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         env.spec, 4, max_steps=64, max_episodes=64, holdout_every=3, device=torch.device("cpu")
     )
     if kind == "continuous":
         actor.sample = lambda parameters, noise, mask: parameters[..., :3] / 7.0
     for _ in range(11):
-        store.append(collector.collect(actor)[0])
-    return store, env.spec
+        replay.append(collector.collect(actor)[0])
+    return replay, env.spec
 
 
-def dataset_of(folder: Path, kind: str = "plain") -> tuple[PreferenceDataset, TrajectoryStore]:
-    """Return a dataset of all whole episodes of a store, and that store."""
-    store, spec = store_of(kind)
+def dataset_of(folder: Path, kind: str = "plain") -> tuple[PreferenceDataset, ReplayBuffer]:
+    """Return a dataset of all whole episodes of a replay buffer, and that buffer."""
+    replay, spec = replay_of(kind)
     made = PreferenceDataset.create(folder, spec, origin={"by": "a test"})
-    for number in torch.cat((store.available(), store.available(held_out=True))).tolist():
-        made.add_episode(record_of(store, spec, number), number)
-    return made, store
+    for number in torch.cat((replay.available(), replay.available(held_out=True))).tolist():
+        made.add_episode(record_of(replay, spec, number), number)
+    return made, replay
 
 
 def tensors_of(value: Any) -> dict[str, torch.Tensor | None]:
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "store"}
+    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name != "replay"}
 
 
 def assert_equal(left: Any, right: Any) -> None:
@@ -70,30 +70,30 @@ def assert_equal(left: Any, right: Any) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_was_stored_comes_back_bit_for_bit(kind: str, tmp_path: Path) -> None:
-    _, store = dataset_of(tmp_path / "dataset", kind)
+    _, replay = dataset_of(tmp_path / "dataset", kind)
     opened = PreferenceDataset(tmp_path / "dataset")
     archive = opened.archive(holdout_every=3)
     assert opened.manifest.origin == {"by": "a test"}
-    assert opened.spec == dataclasses.replace(store_of(kind)[1], num_envs=1)
+    assert opened.spec == dataclasses.replace(replay_of(kind)[1], num_envs=1)
     for held_out in (False, True):
-        numbers = store.available(held_out=held_out)
+        numbers = replay.available(held_out=held_out)
         assert len(numbers) > 1
         assert torch.equal(archive.available(held_out=held_out), numbers)
-        here, there = archive.episodes(numbers), store.episodes(numbers)
+        here, there = archive.episodes(numbers), replay.episodes(numbers)
         assert_equal(here, there)
         assert_equal(here.transitions(), there.transitions())
         offsets = torch.tensor([[0, 2, 9]]).expand(len(numbers), 3)
         assert torch.equal(here.facts_at(offsets), there.facts_at(offsets))
-        assert torch.equal(archive.final_states(numbers), store.final_states(numbers))
+        assert torch.equal(archive.final_states(numbers), replay.final_states(numbers))
         alive, expected = here.alive(), there.alive()
         assert (alive is None) == (expected is None)
         assert alive is None or torch.equal(alive, expected)
 
 
 def test_the_moments_are_over_all_episodes(tmp_path: Path) -> None:
-    made, store = dataset_of(tmp_path / "dataset")
+    made, replay = dataset_of(tmp_path / "dataset")
     numbers = torch.tensor(made.numbers())
-    returns = store.episodes(numbers).returns.double()
+    returns = replay.episodes(numbers).returns.double()
     mean, deviation = made.archive().return_moments()
     assert mean == pytest.approx(float(returns.mean()))
     assert deviation == pytest.approx(float(returns.std(correction=0)))
@@ -110,7 +110,7 @@ def test_numbers_go_on_and_are_never_used_twice(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path: Path) -> None:
-    _, spec = store_of("plain")
+    _, spec = replay_of("plain")
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DatasetError, match="already holds something; choose another folder"):
         PreferenceDataset.create(tmp_path, spec)
@@ -182,14 +182,14 @@ def record() -> EpisodeRecord:
 def test_an_episode_that_does_not_fit_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    made = PreferenceDataset.create(tmp_path / "dataset", store_of("plain")[1])
+    made = PreferenceDataset.create(tmp_path / "dataset", replay_of("plain")[1])
     with pytest.raises(DatasetError, match=message):
         made.add_episode(dataclasses.replace(record(), **changes))
     assert made.numbers() == []
 
 
 def test_an_environment_with_deaths_needs_to_know_who_lived(tmp_path: Path) -> None:
-    made = PreferenceDataset.create(tmp_path / "dataset", store_of("deaths, masks and facts")[1])
+    made = PreferenceDataset.create(tmp_path / "dataset", replay_of("deaths, masks and facts")[1])
     facts = np.zeros((2, 2), np.float32)
     with pytest.raises(DatasetError, match=r"alive is missing; scripted needs shape \(2, 2\)"):
         made.add_episode(dataclasses.replace(record(), facts_on_the_way=facts))
@@ -198,7 +198,7 @@ def test_an_environment_with_deaths_needs_to_know_who_lived(tmp_path: Path) -> N
 
 
 def test_damaged_episodes_are_named(tmp_path: Path) -> None:
-    made = PreferenceDataset.create(tmp_path / "dataset", store_of("plain")[1])
+    made = PreferenceDataset.create(tmp_path / "dataset", replay_of("plain")[1])
     path = episode_path(made.folder, made.add_episode(record()))
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
@@ -223,7 +223,7 @@ def test_damaged_episodes_are_named(tmp_path: Path) -> None:
 
 def test_foreign_data_comes_in_and_a_kill_leaves_no_half_episode(tmp_path: Path) -> None:
     made = PreferenceDataset.create(
-        tmp_path / "dataset", store_of("plain")[1], environment="my_envs:keys", options={"size": 3}
+        tmp_path / "dataset", replay_of("plain")[1], environment="my_envs:keys", options={"size": 3}
     )
     numbers = [made.add_episode(record()) for _ in range(3)]
     made.answers.extend(

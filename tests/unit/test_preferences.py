@@ -30,12 +30,12 @@ CPU = torch.device("cpu")
 
 def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
     """Return pairs of episodes with these returns and nothing else."""
-    store = make_source()[0].store
+    replay = make_source()[0].replay
 
     def side(returns: list[float]) -> Episodes:
         count = torch.zeros(len(returns), dtype=torch.int64)
         return Episodes(
-            store=store,
+            replay=replay,
             numbers=count,
             returns=torch.tensor(returns),
             lengths=count + 1,
@@ -171,7 +171,7 @@ def make_source(**options: Any) -> tuple[PreferenceSource, ScriptedEnv]:
     """Return a source over four copies with episodes of 1, 2, 3 and 4 steps."""
     env = ScriptedEnv([[1], [2], [3], [4]])
     reward = RewardConfig(batch_episodes=options.pop("batch_episodes", 8))
-    settings: dict[str, Any] = {"store_steps": 400, "holdout_every": 4} | options
+    settings: dict[str, Any] = {"replay_steps": 400, "holdout_every": 4} | options
     iterations = settings.pop("num_iterations", 10)
     config = PreferenceConfig(**settings)
     source = PreferenceSource(env.spec, 4, config, reward, Seeds(0), CPU, num_iterations=iterations)
@@ -235,7 +235,7 @@ def drawn_numbers(source: PreferenceSource, draws: int, *, held_out: bool = Fals
 def test_a_uniform_batch_does_not_avoid_the_newest_episodes(held_out: bool) -> None:
     source, env = make_source(query="uniform", batch_episodes=2)
     observe(source, env, 4)
-    available = source.store.available(held_out=held_out)
+    available = source.replay.available(held_out=held_out)
     counts = torch.bincount(drawn_numbers(source, 1000, held_out=held_out))[available]
     share = 2000 / len(available)
     assert (counts - share).abs().max() < 5 * share**0.5
@@ -245,7 +245,7 @@ def test_half_of_a_batch_is_new() -> None:
     source, env = make_source(query="newest_share", newest_share=0.5, batch_episodes=8)
     observe(source, env, 4)
     numbers = drawn_numbers(source, 50)
-    assert int((numbers >= source.store.latest).sum()) == 50 * 4
+    assert int((numbers >= source.replay.latest).sum()) == 50 * 4
 
 
 def silent_half(pairs: EpisodePairs) -> Tensor:
@@ -299,7 +299,7 @@ def test_costly_labels_are_asked_once_and_batches_use_them_only() -> None:
         for a, b in zip(numbers[first].tolist(), numbers[second].tolist(), strict=True):
             assert (a, b) in asked_pairs
             assert (a % 4 == 3) == (b % 4 == 3) == held_out
-        returns = source.store.episodes(numbers).returns
+        returns = source.replay.episodes(numbers).returns
         gap = returns[first] - returns[second]
         assert torch.equal(labels, torch.where(gap == 0, 0.5, (gap > 0).float()))
     assert source.buffer.num_answered == asked
@@ -307,12 +307,12 @@ def test_costly_labels_are_asked_once_and_batches_use_them_only() -> None:
 
 def test_answers_about_overwritten_episodes_are_not_used() -> None:
     # Four copies, so 64 steps are a ring of 16 per copy.
-    source, env = make_source(queries_per_iteration=8, store_steps=64)
+    source, env = make_source(queries_per_iteration=8, replay_steps=64)
     observe(source, env, 12)
     for _ in range(20):
         numbers = source._answered_pairs(False)[0]
-        assert source.store.holds(numbers).all()
-    stale = ~source.store.holds(source.buffer.first[: len(source.buffer)])
+        assert source.replay.holds(numbers).all()
+    stale = ~source.replay.holds(source.buffer.first[: len(source.buffer)])
     assert stale.any()
 
 
@@ -393,7 +393,7 @@ def test_old_answers_retire() -> None:
 
 
 def test_bags_are_two_thirds_of_the_answers_and_differ() -> None:
-    source, env = make_source(queries_per_iteration=8, batch_episodes=4000, store_steps=4000)
+    source, env = make_source(queries_per_iteration=8, batch_episodes=4000, replay_steps=4000)
     observe(source, env, 60)
     everything = len(source._answered_pairs(False)[3])
     assert everything > 200
@@ -426,7 +426,7 @@ def test_reward_models_choose_the_questions(query: str, gap: int) -> None:
     size = len(source.buffer)
     first, second = source.buffer.first[:size], source.buffer.second[:size]
     trained = first % 4 != 3
-    gaps = source.store.episodes(first).lengths - source.store.episodes(second).lengths
+    gaps = source.replay.episodes(first).lengths - source.replay.episodes(second).lengths
     assert gaps[trained].abs().tolist()[-4:] == [gap] * 4
     assert len(gaps[~trained].abs().unique()) > 1  # held-out pairs are drawn uniformly
 
@@ -440,7 +440,7 @@ def test_a_myopic_teacher_sees_the_latest_rewards() -> None:
         source.observe(rollout, hidden)
     # Hidden rewards 0 1 2 3 in each rollout. Copy 3: one episode of 4 steps a rollout:
     # 3 + 2/2 + 1/4 + 0. Copy 1: two of 2 steps: 1 + 0/2, then 3 + 2/2.
-    episodes = source.store.episodes(torch.arange(source.store.num_finished))
+    episodes = source.replay.episodes(torch.arange(source.replay.num_finished))
     by_length = [episodes.returns[episodes.lengths == n].tolist() for n in (4, 2)]
     assert by_length == [[4.25, 4.25], [1.0, 4.0, 1.0, 4.0]]
     # Copy 2, episodes of 3 steps: 0 1 2 | 3 0 1 | 2 3 ...: 2 + 1/2, then 1 + 0/2 + 3/4.
@@ -468,4 +468,4 @@ def test_a_source_continues_exactly() -> None:
             each.observe(rollout, hidden)
         assert str(other.metrics()) == str(source.metrics())  # NaN equals NaN
     assert torch.equal(other.buffer.labels, source.buffer.labels)
-    assert torch.equal(other.store._episodes["returns"], source.store._episodes["returns"])
+    assert torch.equal(other.replay._episodes["returns"], source.replay._episodes["returns"])

@@ -159,7 +159,7 @@ def test_an_episode_is_scored_once_and_the_oldest_are_forgotten(
     assert model.calls == calls + 1
 
 
-def test_numbers_of_another_store_are_other_episodes() -> None:
+def test_numbers_of_another_replay_are_other_episodes() -> None:
     labeller = labeller_of(StateReward(), length_control=False)
     one, other = archive_of([1.0, 2.0, 0, 0, 0]), archive_of([2.0, 1.0, 0, 0, 0])
     assert labeller(pairs_of(one, (0, 1))).tolist() == [0.0]

@@ -7,7 +7,7 @@ import pytest
 from envs import EnvSpec, make_env
 from marl.config import Config, ConfigError, EnvConfig, LearnerConfig
 from marl.train import Trainer
-from marl.utils.memory_check import available_bytes, check_room, rollout_bytes, store_bytes
+from marl.utils.memory_check import available_bytes, check_room, replay_bytes, rollout_bytes
 
 IMAGES = EnvSpec(
     name="images",
@@ -22,13 +22,13 @@ IMAGES = EnvSpec(
 CONFIG = Config(env=EnvConfig(num_envs=64), learner=LearnerConfig(rollout_steps=100))
 
 
-def test_the_store_of_images_is_refused_with_what_it_needs() -> None:
+def test_the_replay_of_images_is_refused_with_what_it_needs() -> None:
     # 256,000 steps are 40 rollouts of 64 x 100. A step: 20 x 164,520 observed numbers, 1,478,400
     # of the state and 20 actions, 4 bytes each: 4.9 TB; the ends of 2,048 episodes: 0.04 TB.
     with pytest.raises(ConfigError) as caught:
         check_room(CONFIG, IMAGES)
     message = str(caught.value)
-    assert "need 4.9 TB for preferences.store_steps = 256,000" in message
+    assert "need 4.9 TB for preferences.replay_steps = 256,000" in message
     assert "env.num_envs = 64 copies x learner.rollout_steps = 100" in message
     assert "this machine has" in message
     assert "\n" not in message
@@ -36,7 +36,7 @@ def test_the_store_of_images_is_refused_with_what_it_needs() -> None:
 
 def test_without_a_learned_reward_only_the_rollout_counts() -> None:
     config = dataclasses.replace(CONFIG, algorithm="sparse")
-    assert store_bytes(config, IMAGES) == 0
+    assert replay_bytes(config, IMAGES) == 0
     # Now and next: 2 x 4 bytes x (20 x 164,520 + 1,478,400) for each of 6,400 steps: 244 GB.
     assert rollout_bytes(config, IMAGES) // 10**9 == 244
 
@@ -45,8 +45,8 @@ def test_what_is_said_is_what_is_allocated() -> None:
     config = dataclasses.replace(CONFIG, env=EnvConfig(name="particles/nav_3", num_envs=64))
     trainer = Trainer(config)
     assert trainer.source is not None
-    assert store_bytes(config, make_env("particles/nav_3", 64).spec) == (
-        trainer.source.store.num_bytes
+    assert replay_bytes(config, make_env("particles/nav_3", 64).spec) == (
+        trainer.source.replay.num_bytes
     )
 
 

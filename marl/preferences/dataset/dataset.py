@@ -44,7 +44,7 @@ _BY_STEP = ("obs", "state", "actions", "facts_on_the_way", "alive", "action_mask
 
 
 class EpisodeArchive:
-    """An `EpisodeStore` that never changes: all steps of all episodes, one after another."""
+    """An `EpisodeReplay` that never changes: all steps of all episodes, one after another."""
 
     def __init__(
         self,
@@ -90,7 +90,7 @@ class EpisodeArchive:
         """Return a view of some episodes, for labellers."""
         places = self._places(numbers)
         return Episodes(
-            store=self,
+            replay=self,
             numbers=numbers,
             returns=self._returns[places],
             lengths=self.lengths[places],

@@ -19,7 +19,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
 from marl.config.io import config_from_dict
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.policy import spec_in
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import Answer, EpisodeRecord, now
@@ -69,16 +69,16 @@ def export_run(
             "export one that learns a reward (imap, slf, ipl, sl)"
         )
     spec = spec_in(saved, config, str(run))
-    store = _store(config, spec, saved["trainer"]["source"]["store"])
-    numbers = torch.cat((store.available(), store.available(held_out=True))).sort().values
+    replay = _replay(config, spec, saved["trainer"]["source"]["replay"])
+    numbers = torch.cat((replay.available(), replay.available(held_out=True))).sort().values
     numbers = numbers[-episodes:] if episodes else numbers
     if len(numbers) == 0:
         raise ConfigError(f"{run}: no episode has ended yet; export it later")
     if labeller or config.preferences.queries_per_iteration == 0:
         asked = _renamed(config.preferences, labeller)
-        first, second = _random_pairs(store, numbers, pairs, seed)
+        first, second = _random_pairs(replay, numbers, pairs, seed)
         state = None if labeller else saved["trainer"]["source"]["labeller"]
-        labels = _labels(asked, spec, config.seed, state, store, first, second)
+        labels = _labels(asked, spec, config.seed, state, replay, first, second)
     else:
         asked = config.preferences
         first, second, labels = _kept(asked, saved["trainer"]["source"]["buffer"], numbers)
@@ -98,7 +98,7 @@ def export_run(
         )
         quiet = not get_console().is_terminal
         for number in track(numbers.tolist(), "writing episodes", transient=True, disable=quiet):
-            made.add_episode(record_of(store, spec, number), number)
+            made.add_episode(record_of(replay, spec, number), number)
         made.answers.extend(_answers(first, second, labels, source))
         os.replace(partial, folder)
     finally:
@@ -113,11 +113,11 @@ def export_run(
     )
 
 
-def record_of(store: TrajectoryStore, spec: EnvSpec, number: int) -> EpisodeRecord:
-    """Return one whole episode of a store as arrays."""
-    episode = store.episodes(torch.tensor([number], device=store.device))
+def record_of(replay: ReplayBuffer, spec: EnvSpec, number: int) -> EpisodeRecord:
+    """Return one whole episode of a replay buffer as arrays."""
+    episode = replay.episodes(torch.tensor([number], device=replay.device))
     steps, length = episode.transitions(), int(episode.lengths)
-    facts = episode.facts_at(torch.arange(length, device=store.device).unsqueeze(0))
+    facts = episode.facts_at(torch.arange(length, device=replay.device).unsqueeze(0))
     tensors: dict[str, Tensor | None] = {
         "obs": steps.obs,
         "state": steps.state,
@@ -167,18 +167,18 @@ def _refuse_occupied(folder: Path) -> None:
         raise ConfigError(f"{folder} already exists and is not empty; choose another folder")
 
 
-def _store(config: Config, spec: EnvSpec, state: dict[str, Any]) -> TrajectoryStore:
-    """Return the trajectory store of a checkpoint, on the CPU."""
-    store = TrajectoryStore(
+def _replay(config: Config, spec: EnvSpec, state: dict[str, Any]) -> ReplayBuffer:
+    """Return the replay buffer of a checkpoint, on the CPU."""
+    replay = ReplayBuffer(
         replace(spec, num_envs=config.env.num_envs),
         config.learner.rollout_steps,
-        max_steps=config.preferences.store_steps,
-        max_episodes=config.preferences.store_episodes,
+        max_steps=config.preferences.replay_steps,
+        max_episodes=config.preferences.replay_episodes,
         holdout_every=config.preferences.holdout_every,
         device=torch.device("cpu"),
     )
-    store.load_state_dict(state)
-    return store
+    replay.load_state_dict(state)
+    return replay
 
 
 def _renamed(config: PreferenceConfig, labeller: str) -> PreferenceConfig:
@@ -189,15 +189,15 @@ def _renamed(config: PreferenceConfig, labeller: str) -> PreferenceConfig:
 
 
 def _random_pairs(
-    store: TrajectoryStore, numbers: Int64[Tensor, "M"], count: int, seed: int
+    replay: ReplayBuffer, numbers: Int64[Tensor, "M"], count: int, seed: int
 ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"]]:
     """Return up to `count` different pairs of episodes, both of one side of the split.
 
     The held-out side gets the share of pairs that it has of the episodes.
     """
     generator = torch.Generator().manual_seed(seed)
-    held_out = torch.isin(numbers, store.available(held_out=True))
-    of_held_out = round(count / store.holdout_every)
+    held_out = torch.isin(numbers, replay.available(held_out=True))
+    of_held_out = round(count / replay.holdout_every)
     drawn = []
     for side, wanted in (
         (numbers[~held_out], count - of_held_out),
@@ -215,7 +215,7 @@ def _labels(
     spec: EnvSpec,
     seed: int,
     state: list[dict[str, Any]] | None,
-    store: TrajectoryStore,
+    replay: ReplayBuffer,
     first: Int64[Tensor, "B"],
     second: Int64[Tensor, "B"],
 ) -> Float[Tensor, "B"]:
@@ -223,7 +223,7 @@ def _labels(
     labeller = make_labeller(config, spec, Seeds(seed))
     if state is not None:
         load_labeller_state(labeller, state)
-    pairs = EpisodePairs(first=store.episodes(first), second=store.episodes(second))
+    pairs = EpisodePairs(first=replay.episodes(first), second=replay.episodes(second))
     return checked_labels(labeller, config.labeller, pairs).cpu()
 
 

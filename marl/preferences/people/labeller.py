@@ -17,7 +17,7 @@ from torch import Tensor
 from envs import EnvSpec, EnvStep, VecEnv
 from envs.frames import frame_of
 from marl.config import Config, ConfigError, Option
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences.dataset.export import record_of
 from marl.preferences.dataset.footage import Footage, packed, write_frames
@@ -232,26 +232,26 @@ class PeopleLabeller:
 
     def can_judge(self, episodes: Episodes) -> Bool[Tensor, "M"]:
         """Return which episodes were filmed from their first step."""
-        store = self._store(episodes)
-        copies, starts = store.origins(episodes.numbers)
+        replay = self._replay(episodes)
+        copies, starts = replay.origins(episodes.numbers)
         films = (
             self.camera.film(copy, start) is not None
             for copy, start in zip(copies.tolist(), starts.tolist(), strict=True)
         )
         return torch.tensor(list(films), dtype=torch.bool, device=episodes.numbers.device)
 
-    def late_answers(self, store: TrajectoryStore) -> LateAnswers:
+    def late_answers(self, replay: ReplayBuffer) -> LateAnswers:
         """Return what people have said since the last call about episodes that are still whole.
 
         Questions about others are closed without an answer.
         """
-        self.camera.forget_before(store.time - store.ring_steps)
+        self.camera.forget_before(replay.time - replay.ring_steps)
         given = self._given()
         kept: list[_Asked] = []
         changed: list[_Asked] = []
         for asked in self._asked:
-            pair = torch.tensor([asked.first, asked.second], device=store.device)
-            if not bool(store.holds(pair).all()):
+            pair = torch.tensor([asked.first, asked.second], device=replay.device)
+            if not bool(replay.holds(pair).all()):
                 if asked.is_open:
                     self._expired += 1
                     changed.append(asked)
@@ -264,11 +264,11 @@ class PeopleLabeller:
             self._asked = kept
             self._write_questions()
         return LateAnswers(
-            first=torch.tensor([a.first for a in changed], dtype=torch.int64, device=store.device),
+            first=torch.tensor([a.first for a in changed], dtype=torch.int64, device=replay.device),
             second=torch.tensor(
-                [a.second for a in changed], dtype=torch.int64, device=store.device
+                [a.second for a in changed], dtype=torch.int64, device=replay.device
             ),
-            labels=torch.tensor([a.label for a in changed], device=store.device),
+            labels=torch.tensor([a.label for a in changed], device=replay.device),
         )
 
     def num_open(self) -> int:
@@ -301,14 +301,14 @@ class PeopleLabeller:
 
     def _added(self, episodes: Episodes) -> list[int]:
         """Return the episodes' numbers in the dataset, to which they are added."""
-        store = self._store(episodes)
-        copies, starts = store.origins(episodes.numbers)
+        replay = self._replay(episodes)
+        copies, starts = replay.origins(episodes.numbers)
         added = []
         rows = zip(episodes.numbers.tolist(), copies.tolist(), starts.tolist(), strict=True)
         for number, copy, start in rows:
             film = self.camera.film(copy, start)
             assert film is not None, "asked about an episode that can_judge has refused"
-            added.append(self._dataset.add(number, record_of(store, self._spec, number), film))
+            added.append(self._dataset.add(number, record_of(replay, self._spec, number), film))
         return added
 
     def _given(self) -> dict[Pair, float | None]:
@@ -320,13 +320,13 @@ class PeopleLabeller:
         return first_answers(answer for answer in answers if answer.source.startswith("person:"))
 
     def _write_questions(self) -> None:
-        """Tell the page what is open, the newest first: old episodes leave the store soon."""
+        """Tell the page what is open, the newest first: old episodes leave the buffer soon."""
         write_questions(self.folder, [a.shown for a in reversed(self._asked) if a.is_open])
 
-    def _store(self, episodes: Episodes) -> TrajectoryStore:
-        store = episodes.store
-        assert isinstance(store, TrajectoryStore), "people are asked about a run's own episodes"
-        return store
+    def _replay(self, episodes: Episodes) -> ReplayBuffer:
+        replay = episodes.replay
+        assert isinstance(replay, ReplayBuffer), "people are asked about a run's own episodes"
+        return replay
 
 
 def make_people(config: Config, spec: EnvSpec, camera: Camera, run: Path) -> PeopleLabeller:

@@ -12,7 +12,7 @@ import torch
 
 from envs import EnvError, VecEnv
 from marl.config import ConfigError
-from marl.data.replay import TrajectoryStore
+from marl.data.replay import ReplayBuffer
 from marl.data.rollout import Collector
 from marl.policy import Policy
 from marl.preferences.dataset.export import record_of
@@ -178,16 +178,16 @@ def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, by
         watcher=camera,
     )
     rollout = collector.collect(policy.actor)[0]
-    store = TrajectoryStore(
+    replay = ReplayBuffer(
         spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
     )
-    store.append(rollout)
+    replay.append(rollout)
     film = camera.film(0, 0)
     if film is None:
         raise EnvError(
             f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests it"
         )
-    return record_of(store, spec, 0), film
+    return record_of(replay, spec, 0), film
 
 
 Choice = Literal["first", "second", "tie", "skip"]

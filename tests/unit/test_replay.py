@@ -1,4 +1,4 @@
-"""The store gives back exactly what was collected, never a row of another episode."""
+"""The replay buffer gives back exactly what was collected, never a row of another episode."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marl.config import ConfigError
-from marl.data.replay import TrajectoryStore, sample_steps
+from marl.data.replay import ReplayBuffer, sample_steps
 from marl.data.types import Rollout
 from tests.scripted import ScriptedEnv, scripted_collector
 
@@ -18,40 +18,40 @@ STEPS = 4
 """T, steps of a rollout."""
 
 
-def make_store(env: ScriptedEnv, max_steps: int = 32, **options: int) -> TrajectoryStore:
-    """Return a store of `max_steps` steps; nearly nothing is held out."""
+def make_replay(env: ScriptedEnv, max_steps: int = 32, **options: int) -> ReplayBuffer:
+    """Return a buffer of `max_steps` steps; nearly nothing is held out."""
     settings = {"max_episodes": 64, "holdout_every": 1000} | options
-    return TrajectoryStore(
+    return ReplayBuffer(
         env.spec, STEPS, max_steps=max_steps, device=torch.device("cpu"), **settings
     )
 
 
 def filled(
     lengths: list[list[int]], rollouts: int, max_steps: int = 32, **options: Any
-) -> tuple[TrajectoryStore, list[Rollout]]:
-    """Return a store after some rollouts, and copies of those."""
+) -> tuple[ReplayBuffer, list[Rollout]]:
+    """Return a buffer after some rollouts, and copies of those."""
     names = ("agents_die", "tells_final_alive", "masks_actions", "tells_facts")
     kinds = {k: options.pop(k) for k in names if k in options}
     env = ScriptedEnv(lengths, **kinds)
     collector, actor = scripted_collector(env, STEPS)
-    store, seen = make_store(env, max_steps, **options), []
+    replay, seen = make_replay(env, max_steps, **options), []
     for _ in range(rollouts):
         rollout = collector.collect(actor)[0]
-        store.append(rollout)
+        replay.append(rollout)
         seen.append(copy.deepcopy(rollout))
-    return store, seen
+    return replay, seen
 
 
-def all_steps(store: TrajectoryStore, number: int) -> Any:
-    return store.episodes(torch.tensor([number])).transitions()
+def all_steps(replay: ReplayBuffer, number: int) -> Any:
+    return replay.episodes(torch.tensor([number])).transitions()
 
 
 @pytest.mark.parametrize("rollouts", range(1, 13))
 def test_facts_on_the_way_are_those_of_their_step(rollouts: int) -> None:
     """Also after the ring has wrapped around; steps beyond the end repeat the last."""
-    store, _ = filled([[3, 5, 7], [6, 2]], rollouts, tells_facts=True)
-    numbers = store.available()
-    episodes = store.episodes(numbers)
+    replay, _ = filled([[3, 5, 7], [6, 2]], rollouts, tells_facts=True)
+    numbers = replay.available()
+    episodes = replay.episodes(numbers)
     facts = episodes.facts_at(torch.arange(8).expand(len(numbers), 8))
     for index, length in enumerate(episodes.lengths.tolist()):
         assert facts[index, :, 1].tolist() == [min(t + 1, length) for t in range(8)]
@@ -60,8 +60,8 @@ def test_facts_on_the_way_are_those_of_their_step(rollouts: int) -> None:
 
 
 def test_some_of_the_episodes_are_a_view_too() -> None:
-    store, _ = filled([[3, 5, 7], [6, 2]], 4, tells_facts=True)
-    every = store.episodes(store.available())
+    replay, _ = filled([[3, 5, 7], [6, 2]], 4, tells_facts=True)
+    every = replay.episodes(replay.available())
     chosen = torch.tensor([2, 0])
     some = every.rows(chosen)
     assert some.numbers.tolist() == every.numbers[chosen].tolist()
@@ -74,9 +74,9 @@ def test_some_of_the_episodes_are_a_view_too() -> None:
 def test_every_available_episode_is_whole(rollouts: int) -> None:
     """Also after the ring of 16 steps (4 rollouts) has wrapped around, several times."""
     lengths = [[3, 5, 7], [6, 2]]
-    store, _ = filled(lengths, rollouts)
-    for number in store.available().tolist():
-        episode = store.episodes(torch.tensor([number]))
+    replay, _ = filled(lengths, rollouts)
+    for number in replay.available().tolist():
+        episode = replay.episodes(torch.tensor([number]))
         steps, length = episode.transitions(), int(episode.lengths)
         env, index = (int(x) for x in steps.state[0, 0, :2])
         assert length == lengths[env][index % len(lengths[env])]
@@ -90,8 +90,8 @@ def test_every_available_episode_is_whole(rollouts: int) -> None:
 
 
 def test_facts_of_the_end_stay_with_their_episode() -> None:
-    store, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64, tells_facts=True)
-    episodes = store.episodes(store.available())
+    replay, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64, tells_facts=True)
+    episodes = replay.episodes(replay.available())
     indices = episodes.transitions().state[:, 0, 1]
     expected = torch.stack((indices, episodes.lengths.to(torch.float32)), dim=-1)
     assert torch.equal(episodes.facts, expected)
@@ -99,78 +99,78 @@ def test_facts_of_the_end_stay_with_their_episode() -> None:
 
 def test_episodes_are_numbered_by_their_end() -> None:
     # Ends: copy 0 at steps 3, 8, 15, 18; copy 1 at 6, 8, 14, 16 (1-based), in 20 steps.
-    store, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64)
+    replay, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64)
     expected = [(0, 0), (1, 0), (0, 1), (1, 1), (1, 2), (0, 2), (1, 3), (0, 3)]
-    found = [tuple(all_steps(store, n).state[0, 0, :2].int().tolist()) for n in range(8)]
+    found = [tuple(all_steps(replay, n).state[0, 0, :2].int().tolist()) for n in range(8)]
     assert found == expected
-    assert store.num_finished == 8
+    assert replay.num_finished == 8
 
 
 def test_an_episode_expires_when_its_first_step_is_overwritten() -> None:
     # One copy, episodes of 3, a ring of 8 steps. After 8 steps: episodes 0 (steps 0-2) and
     # 1 (3-5). After 12: rows of steps 0-3 are gone, so 0 and 1 go and 2 (6-8), 3 (9-11) stay.
-    store, _ = filled([[3]], 2, max_steps=8)
-    assert store.available().tolist() == [0, 1]
-    store, _ = filled([[3]], 3, max_steps=8)
-    assert store.available().tolist() == [2, 3]
-    assert store.holds(torch.tensor([0, 1, 2, 3])).tolist() == [False, False, True, True]
+    replay, _ = filled([[3]], 2, max_steps=8)
+    assert replay.available().tolist() == [0, 1]
+    replay, _ = filled([[3]], 3, max_steps=8)
+    assert replay.available().tolist() == [2, 3]
+    assert replay.holds(torch.tensor([0, 1, 2, 3])).tolist() == [False, False, True, True]
 
 
 def test_the_newest_batch_is_known() -> None:
-    store, _ = filled([[3]], 3, max_steps=8)
-    assert store.latest == 2  # episodes 2 and 3 ended in steps 8 to 11
-    store, _ = filled([[5]], 4, max_steps=40)
-    assert store.latest == 2  # ends at 4, 9, 14: the fourth rollout holds episode 2
-    store, _ = filled([[6]], 5, max_steps=40)
-    assert store.latest == 2  # ends at 5, 11, 17: the fifth rollout (16 to 19) holds episode 2
-    store, _ = filled([[6]], 4, max_steps=40)
-    assert store.latest == 1  # the fourth (12 to 15) holds none
+    replay, _ = filled([[3]], 3, max_steps=8)
+    assert replay.latest == 2  # episodes 2 and 3 ended in steps 8 to 11
+    replay, _ = filled([[5]], 4, max_steps=40)
+    assert replay.latest == 2  # ends at 4, 9, 14: the fourth rollout holds episode 2
+    replay, _ = filled([[6]], 5, max_steps=40)
+    assert replay.latest == 2  # ends at 5, 11, 17: the fifth rollout (16 to 19) holds episode 2
+    replay, _ = filled([[6]], 4, max_steps=40)
+    assert replay.latest == 1  # the fourth (12 to 15) holds none
 
 
 def test_more_episodes_than_fit_keep_the_newest() -> None:
     # Copies end episodes of one step: 12 in a rollout of 4 steps, of which 5 fit.
-    store, _ = filled([[1], [1], [1]], 1, max_episodes=5)
-    assert store.num_finished == 12
-    assert store.available().tolist() == [7, 8, 9, 10, 11]
+    replay, _ = filled([[1], [1], [1]], 1, max_episodes=5)
+    assert replay.num_finished == 12
+    assert replay.available().tolist() == [7, 8, 9, 10, 11]
     # Episode 11 is the third copy's fourth.
-    assert all_steps(store, 11).state[0, 0].tolist() == [2, 3, 0]
-    store, _ = filled([[1], [1], [1]], 2, max_episodes=5)
-    assert store.available().tolist() == [19, 20, 21, 22, 23]
+    assert all_steps(replay, 11).state[0, 0].tolist() == [2, 3, 0]
+    replay, _ = filled([[1], [1], [1]], 2, max_episodes=5)
+    assert replay.available().tolist() == [19, 20, 21, 22, 23]
 
 
 def test_memory_is_bounded_and_constant() -> None:
     env = ScriptedEnv([[3, 5, 7], [6, 2]], agents_die=True, masks_actions=True)
     collector, actor = scripted_collector(env, STEPS)
-    store = make_store(env)
+    replay = make_replay(env)
     # Per step of a copy, N = 2, O = 4, S = 3, A = 3: obs 32, state 12, actions 16, alive 2,
     # mask 6 bytes; 32 steps. Per episode: obs 32, state 12, alive 2, start, env, length 24,
     # terminated 1, return 4 bytes; 64 episodes.
     expected = 32 * 68 + 64 * 75
-    addresses = {t.data_ptr() for t in store._steps.values()}
+    addresses = {t.data_ptr() for t in replay._steps.values()}
     for _ in range(10):
-        assert store.num_bytes == expected
-        store.append(collector.collect(actor)[0])
-    assert {t.data_ptr() for t in store._steps.values()} == addresses
+        assert replay.num_bytes == expected
+        replay.append(collector.collect(actor)[0])
+    assert {t.data_ptr() for t in replay._steps.values()} == addresses
 
 
-def test_the_store_owns_its_memory() -> None:
+def test_the_buffer_owns_its_memory() -> None:
     """The collector reuses a rollout's tensors; what is stored must not change with them."""
     env = ScriptedEnv([[3]])
     collector, actor = scripted_collector(env, STEPS)
-    store = make_store(env)
+    replay = make_replay(env)
     rollout = collector.collect(actor)[0]
-    store.append(rollout)
-    before = copy.deepcopy(all_steps(store, 0))
+    replay.append(rollout)
+    before = copy.deepcopy(all_steps(replay, 0))
     for tensor in (rollout.transitions.obs, rollout.transitions.next_obs, rollout.task_rewards):
         tensor.fill_(-1.0)
-    for name, tensor in vars(all_steps(store, 0)).items():
+    for name, tensor in vars(all_steps(replay, 0)).items():
         if tensor is not None:
             assert torch.equal(tensor, getattr(before, name)), name
 
 
 def test_the_held_out_episodes_are_every_so_many_th() -> None:
-    store, _ = filled([[1], [1], [1]], 2, holdout_every=4)
-    held_out, rest = store.available(held_out=True).tolist(), store.available().tolist()
+    replay, _ = filled([[1], [1], [1]], 2, holdout_every=4)
+    held_out, rest = replay.available(held_out=True).tolist(), replay.available().tolist()
     assert held_out == [3, 7, 11, 15, 19, 23]
     assert sorted(held_out + rest) == list(range(24))
 
@@ -178,9 +178,9 @@ def test_the_held_out_episodes_are_every_so_many_th() -> None:
 @pytest.mark.parametrize("tells", [True, False])
 def test_steps_equal_the_rollouts_they_came_from(tells: bool) -> None:
     kinds = {"agents_die": True, "tells_final_alive": tells, "masks_actions": True}
-    store, rollouts = filled([[3, 6]], 4, max_steps=40, **kinds)
+    replay, rollouts = filled([[3, 6]], 4, max_steps=40, **kinds)
     # One copy: episode 1 spans steps 3 to 8, the first three rollouts.
-    steps = all_steps(store, 1)
+    steps = all_steps(replay, 1)
     for name in ("obs", "state", "actions", "next_obs", "next_state", "alive", "action_mask"):
         whole = torch.cat([getattr(r.transitions, name)[:, 0] for r in rollouts])
         assert torch.equal(getattr(steps, name)[0], whole[3:9]), name
@@ -188,61 +188,53 @@ def test_steps_equal_the_rollouts_they_came_from(tells: bool) -> None:
     assert torch.equal(steps.next_alive[0], next_alive[3:9])
 
 
-def test_an_older_state_says_nothing_of_deaths_in_the_last_step() -> None:
-    """There, whoever took part counts as alive; those of new episodes are told."""
+def test_deaths_in_the_last_step_are_kept_and_saved() -> None:
     # Agent 0 acts in step 0, agent 1 in steps 0 and 1: in episodes of 1 step, agent 0 dies at the
     # end, and in those of 2 steps agent 1 does.
     kinds = {"agents_die": True, "tells_final_alive": True}
-    store, _ = filled([[1, 2]], 2, max_steps=40, **kinds)
-    state = copy.deepcopy(store.state_dict())
-    del state["finals"]["alive"]
-    older, _ = filled([[1, 2]], 0, max_steps=40, **kinds)
-    older.load_state_dict(state)
-
-    def last(found: TrajectoryStore, number: int) -> list[bool]:
-        next_alive = all_steps(found, number).next_alive
-        return next_alive[0, -1].tolist()
-
-    assert [last(store, number) for number in (0, 1)] == [[False, True], [False, False]]
-    assert [last(older, number) for number in (0, 1)] == [[True, True], [False, True]]
-    assert torch.equal(all_steps(older, 1).obs, all_steps(store, 1).obs)
+    replay, _ = filled([[1, 2]], 2, max_steps=40, **kinds)
+    other, _ = filled([[1, 2]], 0, max_steps=40, **kinds)
+    other.load_state_dict(copy.deepcopy(replay.state_dict()))
+    for buffer in (replay, other):
+        last = [all_steps(buffer, number).next_alive[0, -1].tolist() for number in (0, 1)]
+        assert last == [[False, True], [False, False]]
 
 
 def test_steps_beyond_the_end_repeat_the_last() -> None:
-    store, _ = filled([[3, 6]], 4, max_steps=40)
-    steps = store.episodes(torch.tensor([0, 1])).transitions()
+    replay, _ = filled([[3, 6]], 4, max_steps=40)
+    steps = replay.episodes(torch.tensor([0, 1])).transitions()
     assert steps.obs.shape == (2, 6, 2, 4)
     assert steps.state[0, :, 2].tolist() == [0, 1, 2, 2, 2, 2]
     assert steps.next_state[0, :, 2].tolist() == [1, 2, 3, 3, 3, 3]
 
 
 def test_state_round_trip() -> None:
-    store, _ = filled([[3, 5, 7], [6, 2]], 7)
+    replay, _ = filled([[3, 5, 7], [6, 2]], 7)
     env = ScriptedEnv([[3, 5, 7], [6, 2]])
-    other = make_store(env)
-    other.load_state_dict(copy.deepcopy(store.state_dict()))
-    assert torch.equal(other.available(), store.available())
-    assert other.latest == store.latest
+    other = make_replay(env)
+    other.load_state_dict(copy.deepcopy(replay.state_dict()))
+    assert torch.equal(other.available(), replay.available())
+    assert other.latest == replay.latest
     collector, actor = scripted_collector(env, STEPS)
     rollout = collector.collect(actor)[0]
-    for each in (store, other):
+    for each in (replay, other):
         each.append(rollout)
-    numbers = store.available()
+    numbers = replay.available()
     assert torch.equal(other.available(), numbers)
-    for name, tensor in vars(store.episodes(numbers).transitions()).items():
+    for name, tensor in vars(replay.episodes(numbers).transitions()).items():
         if tensor is not None:
             assert torch.equal(getattr(other.episodes(numbers).transitions(), name), tensor), name
 
 
-def test_a_store_too_small_for_one_episode_is_refused() -> None:
+def test_a_buffer_too_small_for_one_episode_is_refused() -> None:
     # Two copies, episodes of 7, rollouts of 4: at least 7 + 4 steps a copy, in whole rollouts.
     env = ScriptedEnv([[7], [7]])
-    with pytest.raises(ConfigError, match=r"preferences.store_steps: got 16, but 2 copies"):
-        make_store(env, max_steps=16)
+    with pytest.raises(ConfigError, match=r"preferences.replay_steps: got 16, but 2 copies"):
+        make_replay(env, max_steps=16)
     with pytest.raises(ConfigError) as caught:
-        make_store(env, max_steps=8)
+        make_replay(env, max_steps=8)
     needed = int(str(caught.value).split()[-1])
-    assert make_store(env, max_steps=needed).ring_steps >= 11
+    assert make_replay(env, max_steps=needed).ring_steps >= 11
 
 
 def generator() -> torch.Generator:
