@@ -18,7 +18,7 @@ from marl.data.types import Rewards, Rollout, Transitions
 from marl.learners.mappo import Mappo
 from marl.nn.layers import correlation
 from marl.nn.normalisation import TeamNorm
-from marl.preferences import PreferenceSource
+from marl.preferences import FeedbackPipeline
 from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_learner
 from marl.utils.memory_check import check_room
@@ -73,11 +73,11 @@ class Trainer:
             generator=self.seeds.torch("learner", self.device),
             device=self.device,
         )
-        self.source: PreferenceSource | None = None
+        self.feedback: FeedbackPipeline | None = None
         self.reward: RewardLearner | None = None
         self.ensemble: Ensemble | None = None
         if config.learns_reward:
-            self.source = PreferenceSource(
+            self.feedback = FeedbackPipeline(
                 spec,
                 config.learner.rollout_steps,
                 config.preferences,
@@ -112,7 +112,7 @@ class Trainer:
         With tau a finished episode, S its score and y = P(tau_1 preferred):
 
         1. collect   T steps of E copies under the current policy
-        2. store     the episodes for replay; query pairs, label them y     `PreferenceSource`
+        2. store     the episodes for replay; query pairs, label them y     `FeedbackPipeline`
         3. fit       L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2),  L_v    `RewardLearner`
         4. reward    R = Q_tot(s, a) - gamma_R V_tot(s'),  r_i        `FactoredReward.rewards`
         5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A), PPO  `dual_advantages`, `Mappo`
@@ -123,16 +123,16 @@ class Trainer:
         clock.lap("collect")
         rewards: Rewards | None
         metrics: dict[str, float] = {}
-        if self.source is None or self.reward is None:
+        if self.feedback is None or self.reward is None:
             rewards = self._given_rewards(rollout, hidden_rewards)
         else:
             scorer = None if self.ensemble is None else self.ensemble.scores
-            self.source.observe(rollout, hidden_rewards, scorer)  # 2
-            metrics = self.reward.fit(self.source, self.policy) | self.source.metrics()  # 3
+            self.feedback.observe(rollout, hidden_rewards, scorer)  # 2
+            metrics = self.reward.fit(self.feedback, self.policy) | self.feedback.metrics()  # 3
             if self.ensemble is not None:
-                self.ensemble.fit(self.source, self.policy)
+                self.ensemble.fit(self.feedback, self.policy)
             rewards, reward_metrics = self.reward.rollout_rewards(  # 4
-                rollout.transitions, rollout.done, informed=self.source.is_informative
+                rollout.transitions, rollout.done, informed=self.feedback.is_informative
             )
             metrics |= reward_metrics
         clock.lap("reward")
@@ -200,8 +200,8 @@ class Trainer:
             "collector": self.collector.state_dict(),
             "mappo": self.mappo.state_dict(),
         }
-        if self.source is not None and self.reward is not None:
-            state |= {"source": self.source.state_dict(), "reward": self.reward.state_dict()}
+        if self.feedback is not None and self.reward is not None:
+            state |= {"feedback": self.feedback.state_dict(), "reward": self.reward.state_dict()}
         if self.ensemble is not None:
             state["ensemble"] = self.ensemble.state_dict()
         return state
@@ -213,8 +213,8 @@ class Trainer:
         self.norm.load_state_dict(state["norm"])
         self.collector.load_state_dict(state["collector"])
         self.mappo.load_state_dict(state["mappo"])
-        if self.source is not None and self.reward is not None:
-            self.source.load_state_dict(state["source"])
+        if self.feedback is not None and self.reward is not None:
+            self.feedback.load_state_dict(state["feedback"])
             self.reward.load_state_dict(state["reward"])
         if self.ensemble is not None:
             self.ensemble.load_state_dict(state["ensemble"])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import RewardConfig
-from marl.data.types import LabelledSegments, Rewards, Transitions
+from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward
 from marl.rewards.factored import Mixed
@@ -85,11 +85,11 @@ def uniform_policy(steps: Transitions) -> tuple[Tensor, Tensor]:
     return actions, torch.full(actions.shape, -math.log(A))
 
 
-def segments_of(weights: list[list[float]], lengths: list[int], **labels: Any) -> LabelledSegments:
-    """Return segments of one-number rewards with these step weights."""
+def batch_of(weights: list[list[float]], lengths: list[int], **labels: Any) -> EpisodeBatch:
+    """Return a batch of episodes with these step weights."""
     steps = make_steps(0, len(lengths), len(weights[0]))
     pairs: dict[str, Any] = {"first": [0], "second": [1], "labels": [1.0]} | labels
-    return LabelledSegments(
+    return EpisodeBatch(
         transitions=steps,
         step_weights=torch.tensor(weights),
         lengths=torch.tensor(lengths),

@@ -105,7 +105,7 @@ class Rewards:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LabelledSegments:
+class EpisodeBatch:
     """M episodes, K steps of each, and the answered pairs among them."""
 
     transitions: Transitions

@@ -11,7 +11,7 @@ from marl.preferences.labellers import (
     ReturnLabeller,
     Vote,
 )
-from marl.preferences.pipeline import PreferenceSource
+from marl.preferences.pipeline import FeedbackPipeline
 from marl.preferences.teachers import NoisyTeacher
 
 __all__ = [
@@ -19,9 +19,9 @@ __all__ = [
     "EpisodePairs",
     "FactRule",
     "FactsLabeller",
+    "FeedbackPipeline",
     "Labeller",
     "NoisyTeacher",
-    "PreferenceSource",
     "ReturnLabeller",
     "Vote",
     "describe",

@@ -15,7 +15,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import PreferenceConfig, RewardConfig
 from marl.data.replay import ReplayBuffer, sampled
-from marl.data.types import LabelledSegments, Rollout, Transitions
+from marl.data.types import EpisodeBatch, Rollout, Transitions
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import (
     AnswersLate,
@@ -207,7 +207,7 @@ Scorer = Callable[
 """From sampled steps, their weights and the episodes' lengths to each model's scores S."""
 
 
-class PreferenceSource:
+class FeedbackPipeline:
     """Fills the replay buffer, asks the labeller, and serves batches to train and to measure on.
 
     A labeller that costs nothing (``queries_per_iteration = 0``) is asked for every pair of a
@@ -330,9 +330,7 @@ class PreferenceSource:
         best = worth.topk(min(count, len(worth))).indices
         return first[best], second[best]
 
-    def batch(
-        self, *, held_out: bool = False, member: int | None = None
-    ) -> LabelledSegments | None:
+    def batch(self, *, held_out: bool = False, member: int | None = None) -> EpisodeBatch | None:
         """Return M episodes with every answered pair among them; None if there is no pair.
 
         `member` leaves out the answers that this member of an ensemble does not learn from.
@@ -344,7 +342,7 @@ class PreferenceSource:
         if len(labels) == 0:
             return None
         transitions, weights, lengths = self._sampled(numbers)
-        return LabelledSegments(
+        return EpisodeBatch(
             transitions=transitions,
             step_weights=weights,
             lengths=lengths,

@@ -192,7 +192,7 @@ class Saved:
         self.config: Config = policy.config
         self.spec: EnvSpec = replace(policy.spec, num_envs=self.config.env.num_envs)
         self.steps = policy.steps
-        self._source: dict[str, Any] = saved["trainer"]["source"]
+        self._source: dict[str, Any] = saved["trainer"]["feedback"]
         preferences = self.config.preferences
         self.replay = ReplayBuffer(
             self.spec,

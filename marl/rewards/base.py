@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from marl.data.types import LabelledSegments, Rewards, Transitions
+from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.rewards.factored import Mixed, PolicySampler
 
 
@@ -58,6 +58,6 @@ class ImplicitReward(RewardModel, Protocol):
 class Batches(Protocol):
     """Where labelled batches come from."""
 
-    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+    def batch(self, *, held_out: bool = False) -> EpisodeBatch | None:
         """Return a batch to train on or to measure with; None while there is none."""
         ...

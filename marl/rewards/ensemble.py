@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from marl.data.types import LabelledSegments, Transitions
-from marl.preferences import PreferenceSource
+from marl.data.types import EpisodeBatch, Transitions
+from marl.preferences import FeedbackPipeline
 from marl.rewards.factored import PolicySampler
 from marl.rewards.trainer import RewardLearner
 
@@ -20,10 +20,10 @@ from marl.rewards.trainer import RewardLearner
 class BootstrapBatches:
     """The batches one member learns from: a random part of the answers, always the same."""
 
-    source: PreferenceSource
+    source: FeedbackPipeline
     number: int
 
-    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+    def batch(self, *, held_out: bool = False) -> EpisodeBatch | None:
         """Return a batch from the bootstrap sample; members are not measured."""
         return None if held_out else self.source.batch(member=self.number)
 
@@ -38,7 +38,7 @@ class Ensemble:
         self.own = own
         self.others = others
 
-    def fit(self, source: PreferenceSource, policy: PolicySampler) -> None:
+    def fit(self, source: FeedbackPipeline, policy: PolicySampler) -> None:
         """Fit the others as the run's own model is fitted."""
         for number, learner in enumerate(self.others):
             learner.fit(BootstrapBatches(source, number), policy)

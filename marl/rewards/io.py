@@ -40,7 +40,7 @@ def restored_reward(
     the first answer that is no tie.
     """
     trainer = saved["trainer"]
-    if not config.learns_reward or not trainer["source"]["tally"]["is_informative"]:
+    if not config.learns_reward or not trainer["feedback"]["tally"]["is_informative"]:
         return None
     learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
     learner.load_state_dict(trainer["reward"])

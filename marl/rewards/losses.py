@@ -8,7 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
-from marl.data.types import LabelledSegments
+from marl.data.types import EpisodeBatch
 
 
 def episode_scores(
@@ -31,15 +31,13 @@ def episode_scores(
 
 def preference_logits(
     team_rewards: Float[Tensor, "M K"],
-    segments: LabelledSegments,
+    batch: EpisodeBatch,
     config: RewardConfig,
     max_steps: int,
 ) -> Float[Tensor, "B"]:
     """Return S(tau_1) - S(tau_2) of every pair."""
-    scores = episode_scores(
-        team_rewards, segments.step_weights, segments.lengths, config, max_steps
-    )
-    return scores[segments.first] - scores[segments.second]
+    scores = episode_scores(team_rewards, batch.step_weights, batch.lengths, config, max_steps)
+    return scores[batch.first] - scores[batch.second]
 
 
 def bradley_terry_loss(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) -> Tensor:

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from marl.config import Config, RewardConfig
-from marl.data.types import History, LabelledSegments, Rewards, Transitions
+from marl.data.types import EpisodeBatch, History, Rewards, Transitions
 from marl.learners.optimizer import Optimizer, SideBySide
 from marl.nn.layers import check_finite, masked_mean
 from marl.nn.normalisation import ValueNorm
@@ -194,7 +194,7 @@ class RewardLearner:
 
     def _descend(
         self, source: Batches, policy: PolicySampler
-    ) -> tuple[list[Tensor], LabelledSegments | None]:
+    ) -> tuple[list[Tensor], EpisodeBatch | None]:
         """Take one block of gradient steps, and more while they help and the budget lasts.
 
         Return each step's metrics and, if more than one block was possible, the held-out batch.
@@ -207,29 +207,29 @@ class RewardLearner:
         while True:
             end = len(steps) + block
             while len(steps) < end and (len(steps) < block or num_rows < max_rows):
-                segments = source.batch()
-                if segments is None:
+                batch = source.batch()
+                if batch is None:
                     return steps, held_out
-                steps.append(self._step(segments, policy))
-                num_rows += segments.step_weights.numel()
+                steps.append(self._step(batch, policy))
+                num_rows += batch.step_weights.numel()
             if held_out is None or num_rows >= max_rows:
                 return steps, held_out
             before, loss = loss, self._held_out_loss(held_out)
             if loss > (1.0 - self.config.held_out_fall) * before:
                 return steps, held_out
 
-    def _step(self, segments: LabelledSegments, policy: PolicySampler) -> Tensor:
-        split = self._split(segments.transitions)
+    def _step(self, batch: EpisodeBatch, policy: PolicySampler) -> Tensor:
+        split = self._split(batch.transitions)
         rewards, now = split.rewards, split.now
-        logits = preference_logits(rewards.team, segments, self.config, self.max_steps)
-        preference_loss = bradley_terry_loss(logits, segments.labels)
-        present = segments.step_weights > 0
+        logits = preference_logits(rewards.team, batch, self.config, self.max_steps)
+        preference_loss = bradley_terry_loss(logits, batch.labels)
+        present = batch.step_weights > 0
         loss = preference_loss + self.config.regularisation * masked_mean(rewards.team**2, present)
         if self.config.split_regularisation > 0.0 and rewards.local is not None:
             local_scores = episode_scores(
                 rewards.local.movedim(-1, 0),
-                segments.step_weights,
-                segments.lengths,
+                batch.step_weights,
+                batch.lengths,
                 self.config,
                 self.max_steps,
             )
@@ -240,27 +240,25 @@ class RewardLearner:
         else:
             self.side_by_side(
                 partial(self.q_optimizer.backward, loss),
-                partial(self._backward_value, self.own, self.v_optimizer, segments, now, policy),
+                partial(self._backward_value, self.own, self.v_optimizer, batch, now, policy),
             )
             self.q_optimizer.step()
             self.v_optimizer.step()
             drift = self.own.update_targets(self.guard.rate)
         share = split.bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
-        ties = (segments.labels == 0.5).to(loss.dtype).mean()
+        ties = (batch.labels == 0.5).to(loss.dtype).mean()
         return torch.stack((preference_loss.detach(), ties, share, drift))
 
     @staticmethod
     def _backward_value(
         model: ImplicitReward,
         optimizer: Optimizer,
-        segments: LabelledSegments,
+        batch: EpisodeBatch,
         now: Mixed,
         policy: PolicySampler,
     ) -> None:
         """Set the gradient of the parameters of V to that of L_v."""
-        optimizer.backward(
-            model.value_loss(segments.transitions, now, segments.step_weights, policy)
-        )
+        optimizer.backward(model.value_loss(batch.transitions, now, batch.step_weights, policy))
 
     def _split(self, transitions: Transitions) -> Split:
         """Return checked rewards and, for our own models, what they are made of."""
@@ -274,20 +272,20 @@ class RewardLearner:
         rewards, bias = self.own.rewards(transitions, now, then)
         return Split(rewards=rewards, bias=bias, now=now, then=then)
 
-    def _held_out_loss(self, segments: LabelledSegments | None) -> float:
+    def _held_out_loss(self, batch: EpisodeBatch | None) -> float:
         """Return the preference loss of a held-out batch; NaN without one."""
-        return self._held_out(segments).get("preference/held_out_loss", float("nan"))
+        return self._held_out(batch).get("preference/held_out_loss", float("nan"))
 
     @torch.no_grad()
-    def _held_out(self, segments: LabelledSegments | None) -> dict[str, float]:
+    def _held_out(self, batch: EpisodeBatch | None) -> dict[str, float]:
         """Return accuracy and loss on pairs that were never trained on."""
-        if segments is None:
+        if batch is None:
             return {}
-        team = self._split(segments.transitions).rewards.team
-        logits = preference_logits(team, segments, self.config, self.max_steps)
+        team = self._split(batch.transitions).rewards.team
+        logits = preference_logits(team, batch, self.config, self.max_steps)
         return {
-            "preference/accuracy": float(preference_accuracy(logits, segments.labels)),
-            "preference/held_out_loss": float(bradley_terry_loss(logits, segments.labels)),
+            "preference/accuracy": float(preference_accuracy(logits, batch.labels)),
+            "preference/held_out_loss": float(bradley_terry_loss(logits, batch.labels)),
         }
 
     @torch.no_grad()

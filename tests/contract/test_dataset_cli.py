@@ -43,8 +43,8 @@ def test_an_exported_set_holds_what_the_run_holds(folder: Path) -> None:
     trainer = Trainer(load_config(folder / "run" / "config.toml"))
     for _ in range(5):
         trainer.iterate()
-    assert trainer.source is not None
-    replay = trainer.source.replay
+    assert trainer.feedback is not None
+    replay = trainer.feedback.replay
     archive = exported.archive()
     for held_out in (False, True):
         numbers = replay.available(held_out=held_out)

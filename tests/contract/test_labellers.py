@@ -60,8 +60,8 @@ def model(trainer: Trainer, tmp_path_factory: pytest.TempPathFactory) -> Prefere
 
 
 def pairs_of(trainer: Trainer, first: torch.Tensor, second: torch.Tensor) -> EpisodePairs:
-    assert trainer.source is not None
-    replay = trainer.source.replay
+    assert trainer.feedback is not None
+    replay = trainer.feedback.replay
     return EpisodePairs(first=replay.episodes(first), second=replay.episodes(second))
 
 

@@ -196,9 +196,9 @@ class SwitchedOff(Trainer):
 
     def iterate(self) -> dict[str, float]:
         """Return the metrics that plain MAPPO has, too."""
-        assert self.source is not None
+        assert self.feedback is not None
         assert self.reward is not None
-        observe, rewards = self.source.observe, self.reward.rollout_rewards
+        observe, rewards = self.feedback.observe, self.reward.rollout_rewards
         seen: list[Rollout] = []
 
         def observing(rollout: Rollout, *others: Any) -> None:
@@ -211,7 +211,7 @@ class SwitchedOff(Trainer):
             return Rewards(team=seen[0].task_rewards, local=nonsense), {}
 
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(self.source, "observe", observing)
+            patch.setattr(self.feedback, "observe", observing)
             patch.setattr(self.reward, "rollout_rewards", unused)
             metrics = super().iterate()
         return {k: v for k, v in metrics.items() if not k.startswith(("preference/", "reward/"))}

@@ -126,8 +126,8 @@ def test_answers_mean_what_they_say(tmp_path: Path) -> None:
         trainer.iterate()
     answered = Person(tmp_path).answer()
     trainer.iterate()
-    assert trainer.source is not None
-    buffer, replay = trainer.source.buffer, trainer.source.replay
+    assert trainer.feedback is not None
+    buffer, replay = trainer.feedback.buffer, trainer.feedback.replay
     size = len(buffer)
     assert size >= answered
     for first, second, label in zip(
@@ -144,8 +144,8 @@ def test_a_changed_or_withdrawn_answer_is_put_right(tmp_path: Path) -> None:
     person = Person(tmp_path)
     assert person.answer(1) == 1
     trainer.iterate()
-    assert trainer.source is not None
-    buffer = trainer.source.buffer
+    assert trainer.feedback is not None
+    buffer = trainer.feedback.buffer
     assert len(buffer) == 1
     label = float(buffer.labels[0])
     question = person.labelling.question()
@@ -188,9 +188,9 @@ def test_only_filmed_copies_are_asked_about(tmp_path: Path) -> None:
     trainer = Trainer(small(**{"preferences.people.filmed_copies": 2}), tmp_path)
     for _ in range(8):
         trainer.iterate()
-    assert trainer.source is not None
+    assert trainer.feedback is not None
     assert trainer.people is not None
-    replay = trainer.source.replay
+    replay = trainer.feedback.replay
     everything = replay.episodes(replay.available())
     copies, _ = replay.origins(everything.numbers)
     np.testing.assert_array_equal(trainer.people.can_judge(everything), copies < 2)
@@ -265,7 +265,7 @@ def test_it_resumes_exactly_given_the_same_answers_at_the_same_times(
 def asked_in(run: Path) -> list[Any]:
     """Return the questions that a run's newest checkpoint remembers."""
     trainer = load_checkpoint(run / "checkpoints")[1]["trainer"]
-    asked: list[Any] = trainer["source"]["labeller"][0]["asked"]
+    asked: list[Any] = trainer["feedback"]["labeller"][0]["asked"]
     return asked
 
 

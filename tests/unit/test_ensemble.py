@@ -31,9 +31,9 @@ def small(query: str, **overrides: Any) -> Config:
 
 
 def scores_of(trainer: Trainer) -> torch.Tensor:
-    assert trainer.source is not None
+    assert trainer.feedback is not None
     assert trainer.ensemble is not None
-    replay = trainer.source.replay
+    replay = trainer.feedback.replay
     numbers = replay.available()[:5]
     lengths = replay.episodes(numbers).lengths
     offsets = torch.arange(8).expand(5, 8)

@@ -12,15 +12,15 @@ import torch
 
 from marl.config import Config, EnvConfig, LearnerConfig, RewardConfig
 from marl.data.replay import sampled
-from marl.data.types import LabelledSegments
+from marl.data.types import EpisodeBatch
 from marl.rewards import FactoredReward, RewardLearner
 from marl.rewards.trainer import FitBudget, fit_budget
 from tests.reward_models import (
     CPU,
+    batch_of,
     generator,
     make_model,
     make_steps,
-    segments_of,
     uniform_policy,
 )
 from tests.unit.test_replay import filled
@@ -32,22 +32,22 @@ ROWS = 6 * 5
 class Counting:
     """Serves the same batch, counts how often, and holds some pairs out or none."""
 
-    def __init__(self, held_out: LabelledSegments | None) -> None:
-        self.segments = ordered()
+    def __init__(self, held_out: EpisodeBatch | None) -> None:
+        self.served = ordered()
         self.held_out = held_out
         self.trained, self.measured = 0, 0
 
-    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+    def batch(self, *, held_out: bool = False) -> EpisodeBatch | None:
         self.trained += not held_out
         self.measured += held_out
-        return self.held_out if held_out else self.segments
+        return self.held_out if held_out else self.served
 
 
-def ordered() -> LabelledSegments:
+def ordered() -> EpisodeBatch:
     """Return six episodes of random steps in order of preference."""
     pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
     return dataclasses.replace(
-        segments_of([[1.0] * 5] * 6, [5] * 6),
+        batch_of([[1.0] * 5] * 6, [5] * 6),
         transitions=make_steps(0, 6, 5),
         first=pairs[:, 0],
         second=pairs[:, 1],
@@ -55,10 +55,10 @@ def ordered() -> LabelledSegments:
     )
 
 
-def reversed_order() -> LabelledSegments:
+def reversed_order() -> EpisodeBatch:
     """Return the same pairs with the other answer: fitting can only make this loss worse."""
-    segments = ordered()
-    return dataclasses.replace(segments, labels=1.0 - segments.labels)
+    batch = ordered()
+    return dataclasses.replace(batch, labels=1.0 - batch.labels)
 
 
 def steps_taken(source: Counting, budget: FitBudget, **options: Any) -> float:

@@ -20,7 +20,7 @@ from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
 from marl.data.types import Episodes
 from marl.preferences import make_labeller
 from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
-from marl.preferences.pipeline import PreferenceBuffer, PreferenceSource
+from marl.preferences.pipeline import FeedbackPipeline, PreferenceBuffer
 from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
 from tests.scripted import ScriptedEnv, scripted_collector
@@ -167,18 +167,18 @@ def test_the_buffer_state_round_trips() -> None:
     assert (other.num_answered, other.num_unanswered) == (2, 1)
 
 
-def make_source(**options: Any) -> tuple[PreferenceSource, ScriptedEnv]:
+def make_source(**options: Any) -> tuple[FeedbackPipeline, ScriptedEnv]:
     """Return a source over four copies with episodes of 1, 2, 3 and 4 steps."""
     env = ScriptedEnv([[1], [2], [3], [4]])
     reward = RewardConfig(batch_episodes=options.pop("batch_episodes", 8))
     settings: dict[str, Any] = {"replay_steps": 400, "holdout_every": 4} | options
     iterations = settings.pop("num_iterations", 10)
     config = PreferenceConfig(**settings)
-    source = PreferenceSource(env.spec, 4, config, reward, Seeds(0), CPU, num_iterations=iterations)
+    source = FeedbackPipeline(env.spec, 4, config, reward, Seeds(0), CPU, num_iterations=iterations)
     return source, env
 
 
-def observe(source: PreferenceSource, env: ScriptedEnv, rollouts: int) -> None:
+def observe(source: FeedbackPipeline, env: ScriptedEnv, rollouts: int) -> None:
     collector, actor = scripted_collector(env, 4)
     for _ in range(rollouts):
         source.observe(collector.collect(actor)[0])
@@ -207,26 +207,26 @@ def test_nothing_stored_gives_no_batch() -> None:
 def test_a_free_labeller_labels_every_pair_of_a_batch(query: str) -> None:
     source, env = make_source(query=query)
     observe(source, env, 3)
-    segments = source.batch()
-    assert segments is not None
-    returns = (segments.step_weights.sum(dim=-1)).round()  # a step pays 1
-    returns = returns + 10 * segments.transitions.state[:, 0, 1]
+    batch = source.batch()
+    assert batch is not None
+    returns = (batch.step_weights.sum(dim=-1)).round()  # a step pays 1
+    returns = returns + 10 * batch.transitions.state[:, 0, 1]
     expected = torch.where(
-        returns[segments.first] == returns[segments.second],
+        returns[batch.first] == returns[batch.second],
         0.5,
-        (returns[segments.first] > returns[segments.second]).float(),
+        (returns[batch.first] > returns[batch.second]).float(),
     )
-    assert torch.equal(segments.labels, expected)
-    assert torch.equal(segments.lengths, segments.step_weights.sum(dim=-1).round().long())
-    pairs = set(zip(segments.first.tolist(), segments.second.tolist(), strict=True))
-    assert len(pairs) == len(segments.first)
+    assert torch.equal(batch.labels, expected)
+    assert torch.equal(batch.lengths, batch.step_weights.sum(dim=-1).round().long())
+    pairs = set(zip(batch.first.tolist(), batch.second.tolist(), strict=True))
+    assert len(pairs) == len(batch.first)
     if query == "recent_with_older":
         assert len(pairs) == 4 * 4  # half of the eight are from the newest rollout
     else:
         assert len(pairs) == 8 * 7 // 2
 
 
-def drawn_numbers(source: PreferenceSource, draws: int, *, held_out: bool = False) -> Tensor:
+def drawn_numbers(source: FeedbackPipeline, draws: int, *, held_out: bool = False) -> Tensor:
     """Return the episodes of many free batches."""
     return torch.cat([source._free_pairs(held_out)[0] for _ in range(draws)])
 
@@ -264,10 +264,10 @@ def _half_labeller(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_free_pairs_without_an_answer_are_dropped_and_counted() -> None:
     source, env = make_source(labeller="marl.preferences:silent_half")
     observe(source, env, 3)
-    segments = source.batch()
-    assert segments is not None
-    assert len(segments.labels) == 14  # of 28
-    assert not segments.labels.isnan().any()
+    batch = source.batch()
+    assert batch is not None
+    assert len(batch.labels) == 14  # of 28
+    assert not batch.labels.isnan().any()
     assert source.metrics()["preference/unanswered"] == 14
 
 

@@ -14,32 +14,32 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import Config, RewardConfig
-from marl.data.types import LabelledSegments, Rewards, Transitions
+from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
-from marl.preferences import PreferenceSource
+from marl.preferences import FeedbackPipeline
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
 from marl.rewards.losses import split_penalty
 from marl.rewards.trainer import checked_rewards
 from tests.reward_models import (
     CPU,
     GAMMA,
+    batch_of,
     generator,
     make_model,
     make_spec,
     make_steps,
-    segments_of,
     uniform_policy,
 )
 
 
-class OneSource(PreferenceSource):
-    """A preference source that always serves the same segments."""
+class OneBatch(FeedbackPipeline):
+    """A preference source that always serves the same batch."""
 
-    def __init__(self, segments: LabelledSegments) -> None:
-        self.segments = segments
+    def __init__(self, batch: EpisodeBatch) -> None:
+        self.served = batch
 
-    def batch(self, *, held_out: bool = False) -> LabelledSegments:
-        return self.segments
+    def batch(self, *, held_out: bool = False) -> EpisodeBatch:
+        return self.served
 
 
 def make_learner(kind: type, gamma: float = GAMMA, **options: Any) -> RewardLearner:
@@ -50,7 +50,7 @@ def make_learner(kind: type, gamma: float = GAMMA, **options: Any) -> RewardLear
 def test_reward_models_never_see_a_reward() -> None:
     names = {field.name for field in dataclasses.fields(Transitions)}
     assert not {name for name in names if "reward" in name or "return" in name}
-    names = {field.name for field in dataclasses.fields(LabelledSegments)}
+    names = {field.name for field in dataclasses.fields(EpisodeBatch)}
     assert names == {"transitions", "step_weights", "lengths", "first", "second", "labels"}
 
 
@@ -61,7 +61,7 @@ def test_reward_models_never_see_a_reward() -> None:
 def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     """Six episodes of random steps in order of preference: the order is learned."""
     pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
-    segments = LabelledSegments(
+    batch = EpisodeBatch(
         transitions=make_steps(0, 6, 5),
         step_weights=torch.ones(6, 5),
         lengths=torch.full((6,), 5),
@@ -71,9 +71,9 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     )
     learner = make_learner(kind, gamma, gradient_steps=30, learning_rate=2e-2)
     assert not learner.is_fitted
-    learner.fit(OneSource(segments), uniform_policy)
+    learner.fit(OneBatch(batch), uniform_policy)
     assert learner.is_fitted
-    metrics = learner.fit(OneSource(segments), uniform_policy)
+    metrics = learner.fit(OneBatch(batch), uniform_policy)
     assert metrics["preference/accuracy"] == 1.0
     assert metrics["preference/loss"] < 0.1
 
@@ -81,8 +81,8 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
 def test_split_regularisation_pays_agents_alike_and_still_learns_the_order() -> None:
     """Preferences tell nothing about the split, so nothing is lost by evening it out."""
     pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
-    segments = dataclasses.replace(
-        segments_of([[1.0] * 5] * 6, [5] * 6),
+    batch = dataclasses.replace(
+        batch_of([[1.0] * 5] * 6, [5] * 6),
         transitions=make_steps(0, 6, 5),
         first=pairs[:, 0],
         second=pairs[:, 1],
@@ -93,24 +93,24 @@ def test_split_regularisation_pays_agents_alike_and_still_learns_the_order() -> 
         learner = make_learner(
             FactoredReward, gradient_steps=60, learning_rate=2e-2, split_regularisation=weight
         )
-        metrics = learner.fit(OneSource(segments), uniform_policy)
+        metrics = learner.fit(OneBatch(batch), uniform_policy)
         assert metrics["preference/accuracy"] == 1.0
         with torch.no_grad():
-            sums = learner.model(segments.transitions).local.sum(dim=1)
+            sums = learner.model(batch.transitions).local.sum(dim=1)
         unequal.append(float(split_penalty(sums.T) / sums.sum(dim=-1).var()))
     assert unequal[1] < 0.2 * unequal[0]
 
 
 def test_a_huge_gradient_of_v_does_not_shrink_that_of_q() -> None:
     """L_q and L_v are clipped apart."""
-    segments = segments_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
     gradients = []
     for wrong_by in (0.0, -1e4):
         learner = make_learner(FactoredReward, max_grad_norm=1e-3, gradient_steps=1)
         assert isinstance(learner.model, FactoredReward)
         with torch.no_grad():
             list(learner.model.v.parameters())[-1].add_(wrong_by)
-        learner.fit(OneSource(segments), uniform_policy)
+        learner.fit(OneBatch(batch), uniform_policy)
         gradients.append([p.grad for p in learner.model.q.parameters()])
         assert learner.v_optimizer is not None
         norm = torch.stack([p.grad.norm() for p in learner.v_optimizer.parameters]).norm()
@@ -121,12 +121,12 @@ def test_a_huge_gradient_of_v_does_not_shrink_that_of_q() -> None:
 
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
 def test_threads_do_not_change_the_numbers(kind: type) -> None:
-    segments = segments_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
     fitted = []
     for threads in (1, 2):
         model = make_model(kind)
         learner = RewardLearner(model, "", model.config, 10, threads=threads, device=CPU)
-        learner.fit(OneSource(segments), uniform_policy)
+        learner.fit(OneBatch(batch), uniform_policy)
         fitted.append(model.state_dict())
     for name, tensor in fitted[0].items():
         assert torch.equal(tensor, fitted[1][name]), name
@@ -135,19 +135,19 @@ def test_threads_do_not_change_the_numbers(kind: type) -> None:
 def test_padded_steps_change_no_parameter() -> None:
     """Whatever stands in rows of weight zero."""
     learners = [make_learner(FactoredReward) for _ in range(2)]
-    segments = segments_of([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [2, 1])
+    batch = batch_of([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [2, 1])
     noise = make_steps(8, 2, 3)
-    padding = segments.step_weights == 0
+    padding = batch.step_weights == 0
     other = {
         name: torch.where(
             padding.view(2, 3, *([1] * (value.ndim - 2))), getattr(noise, name), value
         )
-        for name, value in vars(segments.transitions).items()
+        for name, value in vars(batch.transitions).items()
         if value is not None
     }
-    changed = dataclasses.replace(segments, transitions=Transitions(**other))
-    for learner, batch in zip(learners, (segments, changed), strict=True):
-        learner.fit(OneSource(batch), uniform_policy)
+    changed = dataclasses.replace(batch, transitions=Transitions(**other))
+    for learner, served in zip(learners, (batch, changed), strict=True):
+        learner.fit(OneBatch(served), uniform_policy)
     for mine, theirs in zip(*(learner.parameters for learner in learners), strict=True):
         assert torch.allclose(mine, theirs, atol=1e-6)
 
@@ -172,8 +172,8 @@ def test_rewards_are_divided_by_their_deviation_and_not_shifted() -> None:
 
 
 def test_the_learner_state_round_trips() -> None:
-    segments = segments_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
-    source, steps = OneSource(segments), make_steps(0, 6, 5)
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    source, steps = OneBatch(batch), make_steps(0, 6, 5)
     learner, other = make_learner(FactoredReward), make_learner(FactoredReward)
     learner.fit(source, uniform_policy)
     learner.rollout_rewards(steps, steps.terminated, informed=True)

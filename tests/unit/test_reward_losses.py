@@ -21,7 +21,7 @@ from marl.rewards.losses import (
     soft_value_loss,
     split_penalty,
 )
-from tests.reward_models import segments_of
+from tests.reward_models import batch_of
 
 
 def minimiser(loss: Callable[[Tensor], Tensor]) -> float:
@@ -92,18 +92,18 @@ REWARDS = torch.tensor([[1.0, 2.0, 100.0], [2.0, 4.0, 6.0]])
 def test_preference_logits_by_hand() -> None:
     # alpha 10, T_max 20: S_1 = 10 / 20 (1 + 2) = 1.5 (padding weighs 0); four steps estimated
     # from three drawn weigh 1.5 each: S_2 = .5 * 1.5 * 12 = 9. The pairs (0, 1), (1, 0).
-    segments = segments_of(
+    batch = batch_of(
         [[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4], first=[0, 1], second=[1, 0], labels=[1.0, 0.0]
     )
-    logits = preference_logits(REWARDS, segments, RewardConfig(alpha=10.0), 20)
+    logits = preference_logits(REWARDS, batch, RewardConfig(alpha=10.0), 20)
     assert logits.tolist() == [-7.5, 7.5]
 
 
 def test_length_normalised_logits_by_hand() -> None:
     # alpha times the mean reward: 10 * 3 / 2 = 15 and 10 * 18 / 4 = 45.
-    segments = segments_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4])
+    batch = batch_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4])
     config = RewardConfig(alpha=10.0, length_normalised=True)
-    assert preference_logits(REWARDS, segments, config, 20).tolist() == [-30.0]
+    assert preference_logits(REWARDS, batch, config, 20).tolist() == [-30.0]
 
 
 def test_bradley_terry_loss_by_hand() -> None:
@@ -141,9 +141,9 @@ def test_the_split_penalty_by_hand() -> None:
 
 def test_scores_of_every_agent_by_hand() -> None:
     # As above for an agent paid REWARDS: 1.5 and 9; for one paid nothing: 0.
-    segments = segments_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4])
+    batch = batch_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4])
     rewards = torch.stack((REWARDS, torch.zeros_like(REWARDS)))
     scores = episode_scores(
-        rewards, segments.step_weights, segments.lengths, RewardConfig(alpha=10.0), 20
+        rewards, batch.step_weights, batch.lengths, RewardConfig(alpha=10.0), 20
     )
     assert scores.tolist() == [[1.5, 9.0], [0.0, 0.0]]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError, RewardConfig
-from marl.data.types import History, LabelledSegments, Rewards, Transitions
+from marl.data.types import EpisodeBatch, History, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward, RewardLearner
 from marl.rewards.factored import MAX_RECURRENT_STEPS
@@ -167,7 +167,7 @@ def test_what_stands_behind_an_episode_changes_nothing() -> None:
     for obs in (steps.obs, other):
         mine = copy.deepcopy(learner)
         history = History(starts=from_nothing(2, 6, axis=1), time_axis=1)
-        segments = LabelledSegments(
+        batch = EpisodeBatch(
             transitions=dataclasses.replace(steps, obs=obs, history=history),
             step_weights=weights,
             lengths=torch.tensor([3, 6]),
@@ -175,7 +175,7 @@ def test_what_stands_behind_an_episode_changes_nothing() -> None:
             second=torch.tensor([1]),
             labels=torch.tensor([1.0]),
         )
-        mine._step(segments, uniform_policy)
+        mine._step(batch, uniform_policy)
         fitted.append(mine.model.state_dict())
     for name, tensor in fitted[0].items():
         assert torch.equal(tensor, fitted[1][name]), name

@@ -44,9 +44,9 @@ def test_without_a_learned_reward_only_the_rollout_counts() -> None:
 def test_what_is_said_is_what_is_allocated() -> None:
     config = dataclasses.replace(CONFIG, env=EnvConfig(name="particles/nav_3", num_envs=64))
     trainer = Trainer(config)
-    assert trainer.source is not None
+    assert trainer.feedback is not None
     assert replay_bytes(config, make_env("particles/nav_3", 64).spec) == (
-        trainer.source.replay.num_bytes
+        trainer.feedback.replay.num_bytes
     )
 
 

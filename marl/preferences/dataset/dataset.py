@@ -17,7 +17,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Option, RewardConfig
 from marl.data.replay import sampled
-from marl.data.types import Episodes, LabelledSegments, Transitions, transitions_at
+from marl.data.types import EpisodeBatch, Episodes, Transitions, transitions_at
 from marl.preferences.dataset.format import (
     Answer,
     AnswerLog,
@@ -274,7 +274,7 @@ class DatasetBatches:
         self.labels = torch.tensor(labels, dtype=torch.float32, device=device)
         self.held_out = archive.is_held_out(self.first) | archive.is_held_out(self.second)
 
-    def batch(self, *, held_out: bool = False) -> LabelledSegments | None:
+    def batch(self, *, held_out: bool = False) -> EpisodeBatch | None:
         """Return random answered pairs, M/2 of them at most; None if there is none."""
         first, second, labels = self.pairs(held_out=held_out)
         if len(labels) == 0:
@@ -285,7 +285,7 @@ class DatasetBatches:
         steps, weights, lengths = sampled(
             self.archive.episodes(numbers), self.config, self.max_steps, self.generator
         )
-        return LabelledSegments(
+        return EpisodeBatch(
             transitions=steps,
             step_weights=weights,
             lengths=lengths,

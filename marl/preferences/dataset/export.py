@@ -63,13 +63,13 @@ def export_run(
     config = config_from_dict(saved["config"], str(run))
     if "trainer" not in saved:
         raise ConfigError(f"{run} holds a fitted reward model; only a run has episodes to export")
-    if "source" not in saved["trainer"]:
+    if "feedback" not in saved["trainer"]:
         raise ConfigError(
             f"{run}: a run of algorithm {config.algorithm} keeps no episodes and no answers; "
             "export one that learns a reward (imap, slf, ipl, sl)"
         )
     spec = spec_in(saved, config, str(run))
-    replay = _replay(config, spec, saved["trainer"]["source"]["replay"])
+    replay = _replay(config, spec, saved["trainer"]["feedback"]["replay"])
     numbers = torch.cat((replay.available(), replay.available(held_out=True))).sort().values
     numbers = numbers[-episodes:] if episodes else numbers
     if len(numbers) == 0:
@@ -77,11 +77,11 @@ def export_run(
     if labeller or config.preferences.queries_per_iteration == 0:
         asked = _renamed(config.preferences, labeller)
         first, second = _random_pairs(replay, numbers, pairs, seed)
-        state = None if labeller else saved["trainer"]["source"]["labeller"]
+        state = None if labeller else saved["trainer"]["feedback"]["labeller"]
         labels = _labels(asked, spec, config.seed, state, replay, first, second)
     else:
         asked = config.preferences
-        first, second, labels = _kept(asked, saved["trainer"]["source"]["buffer"], numbers)
+        first, second, labels = _kept(asked, saved["trainer"]["feedback"]["buffer"], numbers)
     source = source_name(asked)
     origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
     origin |= {"seed": config.seed, "steps": step}
