@@ -12,7 +12,8 @@ import torch
 
 from envs import EnvSpec, VecEnv, open_env
 from marl.config import Config, ConfigError
-from marl.config.io import build, config_from_dict, plain
+from marl.config.io import config_from_dict, plain
+from marl.config.validation import build
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 from marl.utils.checkpoint import load_checkpoint

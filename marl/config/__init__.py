@@ -8,7 +8,6 @@ from marl.config.llm import LlmConfig
 from marl.config.schema import (
     Algorithm,
     Config,
-    ConfigError,
     EnvConfig,
     LearnerConfig,
     ModelConfig,
@@ -19,6 +18,7 @@ from marl.config.schema import (
     RewardConfig,
     TeacherConfig,
 )
+from marl.config.validation import ConfigError
 
 __all__ = [
     "Algorithm",

@@ -1,15 +1,13 @@
-"""Settings of the language-model labeller, the section ``[preferences.llm]``.
+"""Settings of the language-model labeller, the section ``[preferences.llm]``."""
 
-Defaults live here and nowhere else; `Config` holds one and checks the ranges.
-"""
+from typing import Annotated, Literal
 
-from dataclasses import dataclass
-from typing import Literal
+from marl.config.validation import Range, settings
 
 AskForm = Literal["pointwise", "pairwise"]
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("preferences.llm")
 class LlmConfig:
     """A language model behind any endpoint that speaks OpenAI's chat protocol.
 
@@ -33,59 +31,59 @@ class LlmConfig:
     """``final`` (how an episode ended: the environment's named numbers, its length; the return
     where there are none), ``whole`` (also what happened on the way), or an import path of a
     function from `Episodes` to a list of texts."""
-    margin: float = 0.05
+    margin: Annotated[float, Range(0, 0.5)] = 0.05
     """No answer where |P - 0.5| is smaller."""
     below_margin: Literal["abstain", "tie"] = "abstain"
     """Whether such a pair has no answer or counts as a tie."""
     disagreement: Literal["average", "abstain", "tie"] = "average"
     """Pairwise, when the two orders prefer different episodes: average their log-odds, which takes
     a constant bias out (a model that always says "A" disagrees always), or give no answer."""
-    min_mass: float = 0.5
+    min_mass: Annotated[float, Range(0, 1)] = 0.5
     """No answer where the choices together carry less of the probability (or of the votes)."""
-    votes: int = 5
+    votes: Annotated[int, Range(1, 1000)] = 5
     """Samples of each question where the server gives no log-probabilities."""
-    vote_temperature: float = 1.0
+    vote_temperature: Annotated[float, Range(0, 2)] = 1.0
     """Temperature of those samples; questions with log-probabilities are asked at 0."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**31 - 1)] = 0
     """Sent with every question if the server takes one; sample k gets `seed` + k."""
-    max_tokens: int = 64
+    max_tokens: Annotated[int, Range(1, 1e6)] = 64
     """Most tokens of a reply that is a vote (llama.cpp wrote a one-letter JSON answer in up to 30);
     raise it to some thousands for a model that thinks first."""
-    soft_tokens: int = 2
+    soft_tokens: Annotated[int, Range(1, 1e6)] = 2
     """Most tokens of a reply of which only the log-probabilities at the answer are read."""
     thinking: Literal["default", "off", "low", "medium", "high"] = "default"
     """Off asks the server to switch thinking off, the levels to limit it, default says nothing."""
-    top_logprobs: int = 20
+    top_logprobs: Annotated[int, Range(2, 200)] = 20
     """Candidates asked for at the answer's token; OpenAI's own cap is 20."""
     use_grammar: bool = False
     """Whether a server without JSON schemas is tried with a grammar (llama.cpp)."""
-    concurrency: int = 8
+    concurrency: Annotated[int, Range(1, 1024)] = 8
     """Most questions under way at once."""
-    timeout: float = 30.0
+    timeout: Annotated[float, Range(1e-3, 3600)] = 30.0
     """Seconds for one attempt, from its first to its last byte."""
-    deadline: float = 90.0
+    deadline: Annotated[float, Range(1e-3, 1e5)] = 90.0
     """Seconds for one question with all its attempts and waits."""
-    attempts: int = 4
+    attempts: Annotated[int, Range(1, 100)] = 4
     """Most attempts of one question."""
-    backoff: float = 0.5
+    backoff: Annotated[float, Range(0, 3600)] = 0.5
     """Seconds before the second attempt; doubles with each, half of it at random."""
-    max_backoff: float = 20.0
+    max_backoff: Annotated[float, Range(0, 3600)] = 20.0
     """Longest wait between two attempts, unless the server asks for more."""
-    breaker_failures: int = 5
+    breaker_failures: Annotated[int, Range(1, 1e6)] = 5
     """Failures in a row after which the server is left alone for a while."""
-    breaker_seconds: float = 60.0
+    breaker_seconds: Annotated[float, Range(0, 1e6)] = 60.0
     """How long it is left alone before one question tries it again."""
-    max_calls: int = 0
+    max_calls: Annotated[int, Range(0, 1e12)] = 0
     """Cap on attempts, summed over the life of the store; 0: none."""
-    max_total_tokens: int = 0
+    max_total_tokens: Annotated[int, Range(0, 1e15)] = 0
     """Cap on tokens of questions and replies together; 0: none."""
-    max_cost: float = 0.0
+    max_cost: Annotated[float, Range(0, 1e12)] = 0.0
     """Cap on money, in the unit of the prices; 0: none."""
-    max_seconds: float = 0.0
+    max_seconds: Annotated[float, Range(0, 1e12)] = 0.0
     """Cap on seconds spent waiting for the model; 0: none."""
-    prompt_price: float = 0.0
+    prompt_price: Annotated[float, Range(0, 1e9)] = 0.0
     """Price of a million tokens of questions."""
-    reply_price: float = 0.0
+    reply_price: Annotated[float, Range(0, 1e9)] = 0.0
     """Price of a million tokens of replies."""
     at_cap: Literal["stop", "fallback", "abort"] = "stop"
     """Stop: no more answers. Fallback: ask the labeller `fallback`. Abort: end the run."""
@@ -94,7 +92,7 @@ class LlmConfig:
     preflight: Literal["refuse", "allow", "off"] = "refuse"
     """Before training, pairs with known answers are asked. Refuse: a model that is right on fewer
     than `preflight_accuracy` is refused, with the figures. Allow: the figures are a warning."""
-    preflight_accuracy: float = 0.7
+    preflight_accuracy: Annotated[float, Range(0, 1)] = 0.7
     """Smallest share right; a pair without an answer counts half."""
     store: str = "runs/llm.sqlite"
     """SQLite file that keeps every question and answer; what it holds is never asked again."""
@@ -103,31 +101,3 @@ class LlmConfig:
     again. Ask: do (a local server costs nothing, and a resumed run then gets every answer)."""
     offline: bool = False
     """Answer from the store alone and never touch the network."""
-
-
-LLM_RANGES: dict[str, tuple[float, float]] = {
-    "margin": (0, 0.5),
-    "min_mass": (0, 1),
-    "votes": (1, 1000),
-    "vote_temperature": (0, 2),
-    "seed": (0, 2**31 - 1),
-    "max_tokens": (1, 1e6),
-    "soft_tokens": (1, 1e6),
-    "top_logprobs": (2, 200),
-    "concurrency": (1, 1024),
-    "timeout": (1e-3, 3600),
-    "deadline": (1e-3, 1e5),
-    "attempts": (1, 100),
-    "backoff": (0, 3600),
-    "max_backoff": (0, 3600),
-    "breaker_failures": (1, 1e6),
-    "breaker_seconds": (0, 1e6),
-    "max_calls": (0, 1e12),
-    "max_total_tokens": (0, 1e15),
-    "max_cost": (0, 1e12),
-    "max_seconds": (0, 1e12),
-    "prompt_price": (0, 1e9),
-    "reply_price": (0, 1e9),
-    "preflight_accuracy": (0, 1),
-}
-"""Smallest and largest legal value of each number."""

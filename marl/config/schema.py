@@ -1,34 +1,33 @@
-"""All settings of a run."""
+"""Every setting: its default, its meaning and its range, each in one place."""
 
 import math
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import field
+from typing import Annotated, Literal
 
-from marl.config.llm import LLM_RANGES, LlmConfig
+from pydantic import Field
 
-# What is raised for a wrong setting.
-
-
-class ConfigError(ValueError):
-    """A setting is unknown, of the wrong type, or out of range."""
-
-
-# Settings of the task, the networks, the learner and the reward.
-
+from marl.config.conflicts import check_conflicts
+from marl.config.llm import LlmConfig
+from marl.config.validation import Range, settings
 
 Option = bool | int | float | str
+
+Algorithm = Literal["imap", "ipl", "sl", "slf", "sparse", "dense"]
+
+Sizes = Annotated[tuple[Annotated[int, Range(1, 1e6)], ...], Field(min_length=1)]
+"""Units of each hidden layer; at least one layer."""
 
 Absence = Literal["ends", "alive_mean", "team_share", "centred"]
 """See `LearnerConfig.absence`."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("env")
 class EnvConfig:
     """The task."""
 
     name: str = "mamujoco/halfcheetah_2x3"
     """A shipped environment (`marl envs` lists them) or an import path ``package.module:Class``."""
-    num_envs: int = 16
+    num_envs: Annotated[int, Range(1, 1e6)] = 16
     """E, copies stepped together. At least 1."""
     options: dict[str, Option] = field(default_factory=dict)
     """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take
@@ -38,11 +37,11 @@ class EnvConfig:
     as they do."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("network")
 class NetworkConfig:
     """Bodies of the actors and critics."""
 
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: Sizes = (64, 64)
     """Units of each hidden layer (tanh)."""
     share_parameters: bool = True
     """One actor and one local critic for all agents, told apart by a one-hot id; or one each."""
@@ -51,40 +50,40 @@ class NetworkConfig:
     recurrence: Literal["none", "gru"] = "none"
     """Gru: the second hidden layer of actors and critics (the only one, if there is one) is a gated
     recurrent unit, whose hidden state sums up the episode so far."""
-    initial_log_std: float = -0.5
+    initial_log_std: Annotated[float, Range(-20, 20)] = -0.5
     """Logarithm of the Gaussian policy's initial standard deviation."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("learner")
 class LearnerConfig:
     """MAPPO (arXiv 2103.01955) on two advantage streams."""
 
-    rollout_steps: int = 125
+    rollout_steps: Annotated[int, Range(1, 1e6)] = 125
     """T, steps of every copy between two updates."""
-    epochs: int = 8
+    epochs: Annotated[int, Range(1, 1000)] = 8
     """Passes over a rollout."""
-    minibatches: int = 4
+    minibatches: Annotated[int, Range(1, 1e5)] = 4
     """Gradient steps per pass."""
-    chunk_length: int = 10
+    chunk_length: Annotated[int, Range(1, 1e6)] = 10
     """Recurrent networks: most steps that a gradient reaches back. Minibatches then consist of
     chunks of so many successive steps of one copy; a rollout's last ones may be shorter."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(0, 1)] = 1e-3
     """Adam step size, annealed linearly to zero over the run."""
     anneal: bool = True
     """Whether the step size is annealed."""
-    clip_coef: float = 0.2
+    clip_coef: Annotated[float, Range(1e-6, 1)] = 0.2
     """PPO's clip range of the probability ratio."""
-    value_clip: float = 0.2
+    value_clip: Annotated[float, Range(0, 1e6)] = 0.2
     """Clip range of a value's change, in units of the normalised value; 0 switches it off."""
-    gamma: float = 0.99
+    gamma: Annotated[float, Range(0, 1)] = 0.99
     """Discount of both advantage streams."""
-    gae_lambda: float = 0.95
+    gae_lambda: Annotated[float, Range(0, 1)] = 0.95
     """Generalised advantage estimation's lambda."""
-    entropy_coef: float = 0.0
+    entropy_coef: Annotated[float, Range(0, 1e3)] = 0.0
     """Weight of the entropy bonus."""
-    max_grad_norm: float = 0.5
+    max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 0.5
     """Largest gradient norm of each network."""
-    local_weight: float = 0.5
+    local_weight: Annotated[float, Range(0, 1)] = 0.5
     """omega: share of the local advantages in the actors' advantage; 0 is shared, 1 local only."""
     absence: Absence = "ends"
     """What an agent that is absent (dead) earns in its local stream. Ends: nothing, and its stream
@@ -97,41 +96,41 @@ class LearnerConfig:
     absence neither better nor worse with alive_mean and centred."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("reward")
 class RewardConfig:
     """The reward learned from preferences (algorithm ``imap``, ``ipl``, ``slf`` or ``sl``)."""
 
     model: str = ""
     """Import path of your own reward model; empty: the algorithm's own."""
-    gamma: float = 0.9
+    gamma: Annotated[float, Range(0, 1)] = 0.9
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
-    target_rate: float = 0.001
+    target_rate: Annotated[float, Range(0, 1)] = 0.001
     """Polyak rate per gradient step of the target networks: V and the mixer used at s'."""
-    drift_tolerance: float = 0.1
+    drift_tolerance: Annotated[float, Range(0, 1e6)] = 0.1
     """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;
     0 switches this guard off."""
-    alpha: float = 10.0
+    alpha: Annotated[float, Range(1e-9, 1e9)] = 10.0
     """Logit scale: S = (alpha / T_max) * sum of R."""
     length_normalised: bool = False
     """Average R over each episode's own length instead of T_max: length then does not count."""
-    sample_steps: int = 50
+    sample_steps: Annotated[int, Range(1, 1e6)] = 50
     """K, steps drawn from each episode to estimate its sum; all of them if T_max <= K."""
-    whole_episodes: int = 0
+    whole_episodes: Annotated[int, Range(0, 1e6)] = 0
     """Where T_max is at most this, all steps are read whatever `sample_steps` says: as many as the
     longest episode of the batch has."""
-    batch_episodes: int = 32
+    batch_episodes: Annotated[int, Range(2, 1e5)] = 32
     """M, episodes in one gradient step; every labelled pair among them is trained on."""
-    gradient_steps: int = 10
+    gradient_steps: Annotated[int, Range(0, 1e5)] = 10
     """K_R, gradient steps per iteration; 0: as many as the data and the fit ask for, by the next
     three settings."""
-    env_steps_per_gradient_step: int = 256
+    env_steps_per_gradient_step: Annotated[int, Range(1, 1e9)] = 256
     """With ``gradient_steps = 0``, one block of gradient steps is always taken: one step for every
     so many environment steps of the iteration, rounded up."""
-    held_out_fall: float = 0.01
+    held_out_fall: Annotated[float, Range(0, 1)] = 0.01
     """With ``gradient_steps = 0``, another block follows as long as the last one lowered the
     preference loss by at least this share of itself, measured on one held-out batch, drawn once
     per fit. Without held-out answers there is one block."""
-    fit_share: float = 0.6
+    fit_share: Annotated[float, Range(0, 0.99)] = 0.6
     """With ``gradient_steps = 0``, further blocks end where the fit's share of the work reaches
     this. Work is counted, not timed, so that runs can be repeated exactly: the rows (steps of the
     sampled episodes, padding included) that the fit passes through its networks, against these and
@@ -139,22 +138,22 @@ class RewardConfig:
     a row of the fit takes 0.6 to 1 times as long as one of the update, so that this is about, and
     at most, the fit's share of an iteration's time without the environment's. The first block is
     taken in any case."""
-    learning_rate: float = 1e-3
+    learning_rate: Annotated[float, Range(0, 1)] = 1e-3
     """Adam step size."""
-    regularisation: float = 0.01
+    regularisation: Annotated[float, Range(0, 1e6)] = 0.01
     """lambda in lambda * mean(R^2)."""
-    split_regularisation: float = 0.01
+    split_regularisation: Annotated[float, Range(0, 1e6)] = 0.01
     """mu in mu * mean(sum_i (S_i - S_bar)^2), S_i the score of agent i's local rewards over an
     episode, S_bar the agents' mean. Preferences fix only the sum of the S_i: at 0, where agents see
     one another, the split may drift until each is paid at the others' cost."""
-    beta: float = 1.0
+    beta: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Temperature of the value loss."""
-    exponent_clip: float = 5.0
+    exponent_clip: Annotated[float, Range(0.1, 50)] = 5.0
     """Largest exponent in the Gumbel loss."""
     value_loss: Literal["gumbel", "soft", "expectile"] = "gumbel"
     """Gumbel: v -> beta log E exp(q / beta). Soft: v -> E_pi[q - beta log pi].
     Expectile: v -> the `expectile` of q."""
-    expectile: float = 0.7
+    expectile: Annotated[float, Range(1e-6, 1 - 1e-6)] = 0.7
     """Level of the expectile loss."""
     local_form: Literal["complete", "additive", "plain"] = "complete"
     """Additive: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. Complete: the same plus an equal share of
@@ -170,20 +169,15 @@ class RewardConfig:
     is one) is a gated recurrent unit. q_i then depends on all that its agent saw and did in the
     episode, v_i on what it saw. It is fitted on whole episodes, whatever `sample_steps` says, of at
     most 500 steps; the mixer is feed-forward."""
-    hidden_sizes: tuple[int, ...] = (64, 64)
+    hidden_sizes: Sizes = (64, 64)
     """Units of each hidden layer of the utilities; a central reward gets as many parameters."""
-    mixer_hidden: int = 64
+    mixer_hidden: Annotated[int, Range(1, 1e5)] = 64
     """Units of the mixer's hypernetwork."""
-    max_grad_norm: float = 1.0
+    max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
     """Largest gradient norm of the reward model."""
 
 
-# Settings of the labeller that is another reward model, the section ``[preferences.model]``.
-#
-# Defaults live here and nowhere else; `Config` holds one and checks the ranges.
-
-
-@dataclass(frozen=True, kw_only=True)
+@settings("preferences.model")
 class ModelConfig:
     """A reward model learned before, from a run or by `marl fit-reward`."""
 
@@ -193,19 +187,12 @@ class ModelConfig:
     """Judge by S - c * length, with c such that longer episodes are worth as much as shorter ones
     in the mean over all pairs seen: the model's habit of preferring long or short episodes is not
     passed on. Switch it off where the length is what counts."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Range(0, 1e6)] = 0.0
     """t > 0 gives soft labels sigmoid(gap / t), where 1 is the model's own probability; 0 gives
     hard ones."""
 
 
-MODEL_RANGES: dict[str, tuple[float, float]] = {"temperature": (0, 1e6)}
-"""Smallest and largest legal value of each number."""
-
-
-# Settings of the preferences: which episodes are compared, and by whom.
-
-
-@dataclass(frozen=True, kw_only=True)
+@settings("preferences.teacher")
 class TeacherConfig:
     """Simulated human error around the labeller (Lee et al. 2021, arXiv 2111.03026).
 
@@ -214,34 +201,34 @@ class TeacherConfig:
     defaults add no error.
     """
 
-    rationality: float = math.inf
+    rationality: Annotated[float, Range(0, math.inf)] = math.inf
     """beta: the answer is turned round with probability sigmoid(-beta |G_1 - G_2| / std G), which
     is the Boltzmann choice; inf never errs, 0 guesses."""
-    mistakes: float = 0.0
+    mistakes: Annotated[float, Range(0, 1)] = 0.0
     """Probability that an answer is turned round, however clear the pair."""
-    skip_below: float = -math.inf
+    skip_below: Annotated[float, Range(-math.inf, 1e6)] = -math.inf
     """No answer where both returns lie below mean G + this many deviations."""
-    tie_within: float = 0.0
+    tie_within: Annotated[float, Range(0, 1e6)] = 0.0
     """Tie where the returns differ by less than this many deviations."""
-    myopia: float = 1.0
+    myopia: Annotated[float, Range(0, 1)] = 1.0
     """Benchmarks only: discount by which a step weighs less than the next one in the return that
     the teacher judges by, a sum of the hidden dense rewards. 1: the true return."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("preferences.people")
 class PeopleConfig:
     """People who answer on the page of ``marl label RUN``, while the run trains."""
 
     wait: bool = False
     """Whether training stands still while a question is open, rather than go on and use the
     answers as they come."""
-    filmed_copies: int = 8
+    filmed_copies: Annotated[int, Range(1, 1e6)] = 8
     """Copies that are filmed; questions are about their episodes only. Fewer save time."""
     task: str = ""
     """What the team should achieve, in a sentence or two; shown on the page."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@settings("preferences")
 class PreferenceConfig:
     """Which episodes are compared, and by whom."""
 
@@ -250,14 +237,14 @@ class PreferenceConfig:
     `facts`), ``llm`` (a language model, see `llm`), ``model`` (a reward learned before, see
     `model`), ``people`` (who answer on a page, see `people`), or an import path: ``my_labels:f``
     is the labeller (a class is first made), and ``my_labels:make()`` returns it."""
-    deadline: float = 600.0
+    deadline: Annotated[float, Range(0, 1e9)] = 600.0
     """Seconds after which a labeller of your own (an import path) that has not answered stops the
     run, its state saved; 0: never."""
-    margin: float = 0.0
+    margin: Annotated[float, Range(0, 1e12)] = 0.0
     """Returns closer than this are a tie."""
-    sharpness: float = 0.0
+    sharpness: Annotated[float, Range(0, 1e6)] = 0.0
     """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
-    discount: float = 1.0
+    discount: Annotated[float, Range(1e-6, 1)] = 1.0
     """Compare G discount^(T - 1), what a return paid in the last of T steps is worth at the first.
     At `learner.gamma` the labels mean what the policy maximises: of two equal losses, such as a
     fall, the later one is better. 1: the plain return."""
@@ -266,18 +253,18 @@ class PreferenceConfig:
     tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).
     ``time+`` says that more of it is better, ``time-`` that less is; files also take ``+time`` and
     ``-time``, which on the command line would read as a flag."""
-    fact_margins: tuple[float, ...] = ()
+    fact_margins: tuple[Annotated[float, Range(0, math.inf)], ...] = ()
     """One per entry of `facts`: closer than this is a tie. Empty: only equal ones are."""
     tie_break: tuple[str, ...] = ()
     """What decides where the labeller says tie, in the form of `facts`, e.g. while no early
     return differs from another."""
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    queries_per_iteration: int = 0
+    queries_per_iteration: Annotated[int, Range(0, 1e6)] = 0
     """Pairs asked per iteration in which an episode ended, and kept; 0: the labeller is free and
     labels every pair."""
     schedule: Literal["constant", "hyperbolic"] = "constant"
     """Hyperbolic: `queries_per_iteration` / (1 + 10 t), where t is the share of the run done."""
-    max_labels: int = 0
+    max_labels: Annotated[int, Range(0, 1e9)] = 0
     """Most pairs asked in the whole run, answered or not; 0: no limit."""
     query: Literal[
         "uniform", "recent_with_older", "newest_share", "stratified", "disagreement", "entropy"
@@ -286,22 +273,22 @@ class PreferenceConfig:
     them from the newest rollout, or every range of returns alike. Disagreement and entropy ask
     the `newest_share` pairs on which an ensemble of reward models disagrees, or is undecided,
     most."""
-    ensemble_size: int = 3
+    ensemble_size: Annotated[int, Range(1, 100)] = 3
     """Reward models behind ``disagreement`` and ``entropy``, the run's own among them."""
-    candidates: int = 10
+    candidates: Annotated[int, Range(1, 1e4)] = 10
     """Pairs drawn for each that ``disagreement`` or ``entropy`` asks."""
-    retire_after: int = 0
+    retire_after: Annotated[int, Range(0, 1e12)] = 0
     """Environment steps after which an answer is not used any more; 0: as long as both episodes
     are kept."""
-    newest_share: float = 0.5
+    newest_share: Annotated[float, Range(0, 1)] = 0.5
     """Share of a batch that comes from the newest finished episodes."""
-    buffer_pairs: int = 10_000
+    buffer_pairs: Annotated[int, Range(1, 1e8)] = 10_000
     """Answered pairs that are kept."""
-    holdout_every: int = 8
+    holdout_every: Annotated[int, Range(2, 1e6)] = 8
     """Every so many-th episode is held out and only measures preference accuracy."""
-    replay_steps: int = 256_000
+    replay_steps: Annotated[int, Range(1, 1e10)] = 256_000
     """Steps of experience that are kept."""
-    replay_episodes: int = 2_048
+    replay_episodes: Annotated[int, Range(2, 1e8)] = 2_048
     """Finished episodes that are kept."""
     llm: LlmConfig = field(default_factory=LlmConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -314,228 +301,24 @@ class PreferenceConfig:
         return (self.labeller, self.llm.fallback) if has_fallback else (self.labeller,)
 
 
-# The range of every number, and settings that contradict each other.
-
-
-RANGES: dict[str, tuple[float, float]] = {
-    "total_steps": (1, 1e12),
-    "seed": (0, 2**63 - 1),
-    "threads": (1, 1024),
-    "checkpoint_every": (1, 1e12),
-    "keep_checkpoints": (1, 1000),
-    "env.num_envs": (1, 1e6),
-    "learner.rollout_steps": (1, 1e6),
-    "learner.epochs": (1, 1000),
-    "learner.minibatches": (1, 1e5),
-    "learner.chunk_length": (1, 1e6),
-    "learner.learning_rate": (0, 1),
-    "learner.clip_coef": (1e-6, 1),
-    "learner.value_clip": (0, 1e6),
-    "learner.gamma": (0, 1),
-    "learner.gae_lambda": (0, 1),
-    "learner.entropy_coef": (0, 1e3),
-    "learner.max_grad_norm": (1e-9, 1e9),
-    "learner.local_weight": (0, 1),
-    "reward.gamma": (0, 1),
-    "reward.target_rate": (0, 1),
-    "reward.drift_tolerance": (0, 1e6),
-    "reward.alpha": (1e-9, 1e9),
-    "reward.sample_steps": (1, 1e6),
-    "reward.batch_episodes": (2, 1e5),
-    "reward.whole_episodes": (0, 1e6),
-    "reward.gradient_steps": (0, 1e5),
-    "reward.env_steps_per_gradient_step": (1, 1e9),
-    "reward.held_out_fall": (0, 1),
-    "reward.fit_share": (0, 0.99),
-    "reward.learning_rate": (0, 1),
-    "reward.regularisation": (0, 1e6),
-    "reward.split_regularisation": (0, 1e6),
-    "reward.beta": (1e-6, 1e6),
-    "reward.exponent_clip": (0.1, 50),
-    "reward.expectile": (1e-6, 1 - 1e-6),
-    "reward.mixer_hidden": (1, 1e5),
-    "reward.max_grad_norm": (1e-9, 1e9),
-    "preferences.deadline": (0, 1e9),
-    "preferences.margin": (0, 1e12),
-    "preferences.sharpness": (0, 1e6),
-    "preferences.discount": (1e-6, 1),
-    "preferences.teacher.rationality": (0, math.inf),
-    "preferences.teacher.mistakes": (0, 1),
-    "preferences.teacher.skip_below": (-math.inf, 1e6),
-    "preferences.teacher.tie_within": (0, 1e6),
-    "preferences.teacher.myopia": (0, 1),
-    "preferences.queries_per_iteration": (0, 1e6),
-    "preferences.max_labels": (0, 1e9),
-    "preferences.ensemble_size": (1, 100),
-    "preferences.candidates": (1, 1e4),
-    "preferences.retire_after": (0, 1e12),
-    "preferences.newest_share": (0, 1),
-    "preferences.buffer_pairs": (1, 1e8),
-    "preferences.holdout_every": (2, 1e6),
-    "preferences.replay_steps": (1, 1e10),
-    "preferences.replay_episodes": (2, 1e8),
-    "preferences.people.filmed_copies": (1, 1e6),
-    **{f"preferences.llm.{name}": limits for name, limits in LLM_RANGES.items()},
-    **{f"preferences.model.{name}": limits for name, limits in MODEL_RANGES.items()},
-}
-
-
-def check_ranges(config: "Config") -> None:
-    """Raise `ConfigError` for the first value out of its range or in conflict with another."""
-    for key, (low, high) in RANGES.items():
-        value: Any = config
-        for part in key.split("."):
-            value = getattr(value, part)
-        if not low <= value <= high:
-            raise ConfigError(f"{key}: got {value!r}, expected a number from {low:g} to {high:g}")
-    for key, sizes in (
-        ("network.hidden_sizes", config.network.hidden_sizes),
-        ("reward.hidden_sizes", config.reward.hidden_sizes),
-    ):
-        if not sizes or min(sizes) < 1:
-            raise ConfigError(f"{key}: got {sizes!r}, expected at least one positive size")
-    if config.device != "cpu" and not config.device.startswith("cuda"):
-        raise ConfigError(f"device: got {config.device!r}, expected cpu, cuda or cuda:N")
-    if config.reward.mixer == "two_layer" and config.reward.local_form != "plain":
-        raise ConfigError(
-            'reward.mixer: "two_layer" has no additive split into local rewards; '
-            'set reward.local_form = "plain" or reward.mixer = "linear"'
-        )
-    if config.reward.mixer == "two_layer" and not config.reward.shared_mixer:
-        raise ConfigError(
-            "reward.shared_mixer: a mixer of V's own is learned in the linear form only; "
-            'set reward.shared_mixer = true or reward.mixer = "linear"'
-        )
-    _check_preferences(config.preferences)
-    asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
-    if asks_policy and config.network.recurrence != "none":
-        raise ConfigError(
-            'reward.value_loss: "soft" asks the policy about single steps, which a recurrent '
-            'one cannot answer; set reward.value_loss = "gumbel" or network.recurrence = "none"'
-        )
-    _check_reward_recurrence(config)
-    if config.learner.minibatches > config.batch_rows:
-        if config.network.recurrence == "none":
-            rows = f"{config.batch_rows} steps (env.num_envs x learner.rollout_steps)"
-        else:
-            rows = (
-                f"{config.batch_rows} chunks "
-                "(env.num_envs x learner.rollout_steps / learner.chunk_length)"
-            )
-        raise ConfigError(
-            f"learner.minibatches: got {config.learner.minibatches}, but one rollout has only "
-            + rows
-        )
-
-
-def _check_reward_recurrence(config: "Config") -> None:
-    """Raise `ConfigError` where the reward cannot be recurrent."""
-    if config.reward.recurrence == "none":
-        return
-    if config.algorithm in ("ipl", "sl") or config.reward.model:
-        which = f"reward.model = {config.reward.model!r}"
-        if not config.reward.model:
-            which = f"algorithm = {config.algorithm!r}"
-        raise ConfigError(
-            f"reward.recurrence: got {config.reward.recurrence!r}, but only the utilities of imap "
-            f'and slf can be recurrent, and this run has {which}; set reward.recurrence = "none"'
-        )
-    if config.algorithm == "imap" and config.reward.value_loss == "soft":
-        raise ConfigError(
-            f'reward.recurrence: got {config.reward.recurrence!r}, but value_loss = "soft" '
-            'values actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
-        )
-
-
-def _check_preferences(config: PreferenceConfig) -> None:
-    """Raise `ConfigError` for settings that say nothing together."""
-    if ("facts" in config.labellers) != bool(config.facts):
-        raise ConfigError(
-            f"preferences.facts: got {list(config.facts)}, but pairs are judged by "
-            f'{" and ".join(config.labellers)}; "facts", as preferences.labeller or as the '
-            "preferences.llm.fallback in use, needs at least one, others use none"
-        )
-    if ("model" in config.labellers) != bool(config.model.run):
-        raise ConfigError(
-            f"preferences.model.run: got {config.model.run!r}, but pairs are judged by "
-            f'{" and ".join(config.labellers)}; "model" needs the folder of a run or of '
-            "`marl fit-reward`, others use none"
-        )
-    if any(margin < 0.0 for margin in config.fact_margins):
-        raise ConfigError(
-            f"preferences.fact_margins: got {list(config.fact_margins)}, expected none below 0"
-        )
-    if config.fact_margins and len(config.fact_margins) != len(config.facts):
-        raise ConfigError(
-            f"preferences.fact_margins: got {len(config.fact_margins)} for {len(config.facts)} "
-            "facts; give one for each, or none"
-        )
-    if config.teacher.myopia < 1.0 and config.labeller != "return":
-        raise ConfigError(
-            f"preferences.teacher.myopia: got {config.teacher.myopia}, but only "
-            'preferences.labeller = "return" judges by rewards; leave it at 1'
-        )
-    if config.labeller == "llm" and config.queries_per_iteration == 0:
-        raise ConfigError(
-            "preferences.queries_per_iteration: got 0, which asks about every pair anew; a "
-            "language model costs time or money, so say how many pairs an iteration"
-        )
-    _check_people(config)
-    if config.queries_per_iteration == 0 and (
-        config.query in ("disagreement", "entropy") or config.max_labels or config.retire_after
-    ):
-        raise ConfigError(
-            "preferences.queries_per_iteration: got 0, which asks about every pair anew; a query "
-            "by disagreement or entropy, max_labels and retire_after need at least 1"
-        )
-    if config.query == "disagreement" and config.ensemble_size < 2:
-        raise ConfigError(
-            f"preferences.ensemble_size: got {config.ensemble_size}; to disagree takes at least 2"
-        )
-
-
-def _check_people(config: PreferenceConfig) -> None:
-    """Raise `ConfigError` for settings that people cannot be asked with."""
-    if "people" not in config.labellers:
-        return
-    if config.labeller != "people":
-        raise ConfigError(
-            'preferences.llm.fallback: got "people", whose answers come later than a fallback\'s '
-            'must; choose a rule such as "return", or set preferences.labeller = "people"'
-        )
-    if config.queries_per_iteration == 0:
-        raise ConfigError(
-            "preferences.queries_per_iteration: got 0, which asks about every pair anew; people "
-            "answer a few, so say how many pairs an iteration, e.g. 1"
-        )
-    if config.teacher != TeacherConfig() or config.tie_break:
-        raise ConfigError(
-            "preferences.teacher and preferences.tie_break: people err and tie by themselves, and "
-            "their answers are taken as they are; leave both at their defaults"
-        )
-
-
-Algorithm = Literal["imap", "ipl", "sl", "slf", "sparse", "dense"]
-
-
-@dataclass(frozen=True, kw_only=True)
+@settings()
 class Config:
     """One run."""
 
     algorithm: Algorithm = "imap"
     """imap: factored implicit reward. ipl: central implicit. slf: factored explicit (gamma_R = 0).
     sl: central explicit. sparse: the task's own reward. dense: oracle on the hidden reward."""
-    total_steps: int = 1_000_000
+    total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
     """Environment steps, summed over copies."""
-    seed: int = 0
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """The one seed; every generator derives from it."""
     device: str = "cpu"
     """Where the networks live: ``cpu`` or ``cuda``."""
-    threads: int = 2
+    threads: Annotated[int, Range(1, 1024)] = 2
     """Threads of the physics; with 2 or more, actors and critics also learn side by side."""
-    checkpoint_every: int = 200_000
+    checkpoint_every: Annotated[int, Range(1, 1e12)] = 200_000
     """Environment steps between checkpoints."""
-    keep_checkpoints: int = 3
+    keep_checkpoints: Annotated[int, Range(1, 1000)] = 3
     """Newest checkpoints kept."""
     diagnose_hidden: bool = False
     """Benchmarks only: report how the learned reward correlates with the hidden one."""
@@ -546,7 +329,7 @@ class Config:
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        check_conflicts(self)
 
     @property
     def learns_reward(self) -> bool:

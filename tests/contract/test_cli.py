@@ -44,7 +44,7 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         (["trian"], 2, "did you mean `marl train`"),
         (["train", "--algorithm=imapp"], 2, "imap"),
         (["train", "--learner.gama=1"], 2, "--learner.gamma"),
-        (["train", "--learner.gamma=3"], 1, "learner.gamma: got 3.0, expected a number from 0 to"),
+        (["train", "--learner.gamma=3"], 2, "learner.gamma: got 3.0, expected a number from 0 to"),
         (["train", "--config=no.toml"], 1, "no.toml: no such config file"),
         (["train", "--env.name=mamujoco/halfcheetah_2x4"], 1, "nearest: '2x3'"),
         (["train", "--env.name=no_such_module:Env"], 1, "no_such_module"),

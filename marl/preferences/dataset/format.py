@@ -23,7 +23,8 @@ import tomli_w
 
 from envs import EnvSpec
 from marl.config import ConfigError, Option
-from marl.config.io import build, plain, read_toml
+from marl.config.io import plain, read_toml
+from marl.config.validation import build
 from marl.utils.checkpoint import sync_folder, write_whole
 
 # What a preference dataset says of itself: ``dataset.toml``.

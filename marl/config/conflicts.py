@@ -1,0 +1,127 @@
+"""Settings that contradict each other, each with what to set instead."""
+
+from typing import TYPE_CHECKING
+
+from marl.config.validation import ConfigError
+
+if TYPE_CHECKING:
+    from marl.config.schema import Config, PreferenceConfig
+
+
+def check_conflicts(config: "Config") -> None:
+    """Raise `ConfigError` for the first setting in conflict with another."""
+    if config.device != "cpu" and not config.device.startswith("cuda"):
+        raise ConfigError(f"device: got {config.device!r}, expected cpu, cuda or cuda:N")
+    if config.reward.mixer == "two_layer" and config.reward.local_form != "plain":
+        raise ConfigError(
+            'reward.mixer: "two_layer" has no additive split into local rewards; '
+            'set reward.local_form = "plain" or reward.mixer = "linear"'
+        )
+    if config.reward.mixer == "two_layer" and not config.reward.shared_mixer:
+        raise ConfigError(
+            "reward.shared_mixer: a mixer of V's own is learned in the linear form only; "
+            'set reward.shared_mixer = true or reward.mixer = "linear"'
+        )
+    _check_preferences(config.preferences)
+    asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
+    if asks_policy and config.network.recurrence != "none":
+        raise ConfigError(
+            'reward.value_loss: "soft" asks the policy about single steps, which a recurrent '
+            'one cannot answer; set reward.value_loss = "gumbel" or network.recurrence = "none"'
+        )
+    _check_reward_recurrence(config)
+    if config.learner.minibatches > config.batch_rows:
+        if config.network.recurrence == "none":
+            rows = f"{config.batch_rows} steps (env.num_envs x learner.rollout_steps)"
+        else:
+            rows = (
+                f"{config.batch_rows} chunks "
+                "(env.num_envs x learner.rollout_steps / learner.chunk_length)"
+            )
+        raise ConfigError(
+            f"learner.minibatches: got {config.learner.minibatches}, but one rollout has only "
+            + rows
+        )
+
+
+def _check_reward_recurrence(config: "Config") -> None:
+    """Raise `ConfigError` where the reward cannot be recurrent."""
+    if config.reward.recurrence == "none":
+        return
+    if config.algorithm in ("ipl", "sl") or config.reward.model:
+        which = f"reward.model = {config.reward.model!r}"
+        if not config.reward.model:
+            which = f"algorithm = {config.algorithm!r}"
+        raise ConfigError(
+            f"reward.recurrence: got {config.reward.recurrence!r}, but only the utilities of imap "
+            f'and slf can be recurrent, and this run has {which}; set reward.recurrence = "none"'
+        )
+    if config.algorithm == "imap" and config.reward.value_loss == "soft":
+        raise ConfigError(
+            f'reward.recurrence: got {config.reward.recurrence!r}, but value_loss = "soft" '
+            'values actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
+        )
+
+
+def _check_preferences(config: "PreferenceConfig") -> None:
+    """Raise `ConfigError` for settings that say nothing together."""
+    if ("facts" in config.labellers) != bool(config.facts):
+        raise ConfigError(
+            f"preferences.facts: got {list(config.facts)}, but pairs are judged by "
+            f'{" and ".join(config.labellers)}; "facts", as preferences.labeller or as the '
+            "preferences.llm.fallback in use, needs at least one, others use none"
+        )
+    if ("model" in config.labellers) != bool(config.model.run):
+        raise ConfigError(
+            f"preferences.model.run: got {config.model.run!r}, but pairs are judged by "
+            f'{" and ".join(config.labellers)}; "model" needs the folder of a run or of '
+            "`marl fit-reward`, others use none"
+        )
+    if config.fact_margins and len(config.fact_margins) != len(config.facts):
+        raise ConfigError(
+            f"preferences.fact_margins: got {len(config.fact_margins)} for {len(config.facts)} "
+            "facts; give one for each, or none"
+        )
+    if config.teacher.myopia < 1.0 and config.labeller != "return":
+        raise ConfigError(
+            f"preferences.teacher.myopia: got {config.teacher.myopia}, but only "
+            'preferences.labeller = "return" judges by rewards; leave it at 1'
+        )
+    if config.labeller == "llm" and config.queries_per_iteration == 0:
+        raise ConfigError(
+            "preferences.queries_per_iteration: got 0, which asks about every pair anew; a "
+            "language model costs time or money, so say how many pairs an iteration"
+        )
+    _check_people(config)
+    if config.queries_per_iteration == 0 and (
+        config.query in ("disagreement", "entropy") or config.max_labels or config.retire_after
+    ):
+        raise ConfigError(
+            "preferences.queries_per_iteration: got 0, which asks about every pair anew; a query "
+            "by disagreement or entropy, max_labels and retire_after need at least 1"
+        )
+    if config.query == "disagreement" and config.ensemble_size < 2:
+        raise ConfigError(
+            f"preferences.ensemble_size: got {config.ensemble_size}; to disagree takes at least 2"
+        )
+
+
+def _check_people(config: "PreferenceConfig") -> None:
+    """Raise `ConfigError` for settings that people cannot be asked with."""
+    if "people" not in config.labellers:
+        return
+    if config.labeller != "people":
+        raise ConfigError(
+            'preferences.llm.fallback: got "people", whose answers come later than a fallback\'s '
+            'must; choose a rule such as "return", or set preferences.labeller = "people"'
+        )
+    if config.queries_per_iteration == 0:
+        raise ConfigError(
+            "preferences.queries_per_iteration: got 0, which asks about every pair anew; people "
+            "answer a few, so say how many pairs an iteration, e.g. 1"
+        )
+    if config.teacher != type(config.teacher)() or config.tie_break:
+        raise ConfigError(
+            "preferences.teacher and preferences.tie_break: people err and tie by themselves, and "
+            "their answers are taken as they are; leave both at their defaults"
+        )
