@@ -131,9 +131,9 @@ class EnvStep:
     alive: BoolArray | None = None
     """(E, N) True while the agent takes part. None: nobody dies."""
     final_alive: BoolArray | None = None
-    """(E, N) who would go on after this step, before any reset: an agent that died in the last step
-    of an interrupted episode has no future to value. None: nobody dies, or the environment does not
-    tell, and whoever took part in a last step counts as alive after it."""
+    """(E, N) agents alive after this step, before any reset: one that died in the final step of a
+    truncated episode has no value to bootstrap from. None: nobody dies, or the environment does not
+    tell, and whoever acted in a final step counts as alive after it."""
     facts: FloatArray | None = None
     """(E, F) float32, one column per `EnvSpec.facts`: what is known of each copy's episode up to
     and including this step, before any reset. None: the environment tells none."""

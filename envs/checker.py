@@ -226,8 +226,8 @@ def _check_deaths(played: Played, problems: Problems) -> None:
         problems.warn(
             "final_alive",
             "agents die and episodes are truncated, but final_alive is missing: an agent that dies "
-            "in the last step is valued as if it lived on; fine if that cannot be, else return who "
-            "would go on, before the reset",
+            "in the last step is valued as if it lived on; fine if that cannot be, else return the "
+            "agents alive after the final step, before the reset",
         )
 
 

@@ -21,7 +21,7 @@ class Evaluation:
     """Episodic returns under one way of acting."""
 
     returns: npt.NDArray[np.float64]
-    """(B,) true returns, the same number from every copy."""
+    """(B,) true returns, the same number from every environment."""
     low: float
     """Lower end of the 95 % bootstrap interval of the mean."""
     high: float
@@ -53,13 +53,13 @@ class GreedyActor:
 def evaluate(
     policy: Policy, *, greedy: bool, episodes: int, seed: int, num_envs: int = 16
 ) -> Evaluation:
-    """Return at least `episodes` whole episodes, equally many from each of `num_envs` copies.
+    """Return at least `episodes` whole episodes, equally many from each of `num_envs` environments.
 
     Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
     those of training: two calls with one seed return the same.
     """
     num_envs = min(num_envs, episodes)
-    per_copy = -(-episodes // num_envs)
+    per_env = -(-episodes // num_envs)
     seeds = Seeds(seed)
     actor = GreedyActor(policy.actor) if greedy else policy.actor
     returns: list[list[float]] = [[] for _ in range(num_envs)]
@@ -73,13 +73,15 @@ def evaluate(
             generator=seeds.torch("evaluation actions"),
             device=torch.device("cpu"),
         )
-        while min(len(r) for r in returns) < per_copy:
+        while min(len(r) for r in returns) < per_env:
             finished = collector.collect(actor)[0].episodes
-            for index, copy in enumerate(finished.env.tolist()):
-                returns[copy].append(float(finished.returns[index]))
-                facts[copy].append([] if finished.facts is None else finished.facts[index].tolist())
-    counted = np.array([r[:per_copy] for r in returns]).flatten()
-    told = np.array([f[:per_copy] for f in facts]).mean(axis=(0, 1))
+            for index, env_index in enumerate(finished.env.tolist()):
+                returns[env_index].append(float(finished.returns[index]))
+                facts[env_index].append(
+                    [] if finished.facts is None else finished.facts[index].tolist()
+                )
+    counted = np.array([r[:per_env] for r in returns]).flatten()
+    told = np.array([f[:per_env] for f in facts]).mean(axis=(0, 1))
     low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))
     return Evaluation(
         returns=counted,

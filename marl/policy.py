@@ -20,7 +20,7 @@ from marl.utils.checkpoint import load_checkpoint
 
 # A trained team outside the trainer: observations in, actions out, both NumPy.
 #
-# Axes: E copies, N agents, O observation features, A actions.
+# Axes: E environments, N agents, O observation features, A actions.
 
 
 class Policy:
@@ -48,7 +48,7 @@ class Policy:
         self.reset(seed)
 
     def open_env(self, num_envs: int) -> AbstractContextManager[VecEnv]:
-        """Open copies of the environment it was trained in, or raise if that has changed."""
+        """Open the environment it was trained in, or raise if that has changed."""
         return reopened_env(self.config, self.spec, num_envs)
 
     def reset(self, seed: int | None = None) -> None:
@@ -207,7 +207,7 @@ def spec_in(saved: dict[str, Any], config: Config, where: str) -> EnvSpec:
 
 @contextmanager
 def reopened_env(config: Config, spec: EnvSpec, num_envs: int) -> Iterator[VecEnv]:
-    """Yield copies of the environment in which a policy with this `spec` was trained, to be closed.
+    """Yield the environment in which a policy with this `spec` was trained, and close it.
 
     Raises `ConfigError` if it has changed since.
     """
@@ -219,7 +219,7 @@ def reopened_env(config: Config, spec: EnvSpec, num_envs: int) -> Iterator[VecEn
 def check_same_spec(before: EnvSpec, now: EnvSpec, what: str) -> None:
     """Raise `ConfigError` naming what has changed in an environment since `what` was the case.
 
-    The number of copies may differ, and the words in which facts are described.
+    The number of environments may differ, and the words in which facts are described.
     """
     then, here = _compared(before), _compared(now)
     changed = [name for name in then if then[name] != here[name]]

@@ -108,7 +108,11 @@ def _train_in(
     except CheckpointError:
         raise
     except Exception as error:
-        if trainer.is_whole and trainer.steps == written and not _has_diverged(trainer, error):
+        if (
+            trainer.safe_to_checkpoint
+            and trainer.steps == written
+            and not _has_diverged(trainer, error)
+        ):
             save()
             error.add_note(
                 f"the run is saved as it was after {trainer.steps:,} steps, its last whole "

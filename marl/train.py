@@ -42,10 +42,10 @@ class Trainer:
         check_room(config, spec)
         self.people: PeopleLabeller | None = None
         if config.asks_people and folder is not None:
-            camera = Camera(self.env, config.preferences.people.filmed_copies)
+            camera = Camera(self.env, config.preferences.people.filmed_envs)
             self.people = make_people(config, spec, camera, folder)
         self.iteration = 0
-        self.is_whole = True
+        self.safe_to_checkpoint = True
         """Whether the state is that after the last whole iteration; an error may leave half of one.
 
         One in the environment does not: the collector undoes its steps.
@@ -60,7 +60,7 @@ class Trainer:
             device=self.device,
             hidden_rewards=config.sees_hidden,
             chunk_length=config.learner.chunk_length,
-            watcher=None if self.people is None else self.people.camera,
+            callback=None if self.people is None else self.people.camera,
             undoes=True,
         )
         self.mappo = Mappo(
@@ -97,7 +97,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Environment steps taken, summed over copies."""
+        """Environment steps taken, summed over environments."""
         return self.iteration * self.config.batch_steps
 
     @property
@@ -119,7 +119,7 @@ class Trainer:
         """
         clock = Clock()
         rollout, hidden_rewards = self.collector.collect(self.mappo.actor)  # 1
-        self.is_whole = False
+        self.safe_to_checkpoint = False
         clock.lap("collect")
         rewards: Rewards | None
         metrics: dict[str, float] = {}
@@ -154,7 +154,7 @@ class Trainer:
             **metrics,
             **self._time_metrics(clock.laps),
         }
-        self.is_whole = True
+        self.safe_to_checkpoint = True
         return metrics
 
     def _given_rewards(self, rollout: Rollout, hidden_rewards: Tensor | None) -> Rewards:

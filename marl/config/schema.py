@@ -222,7 +222,7 @@ class PeopleConfig:
     wait: bool = False
     """Whether training stands still while a question is open, rather than go on and use the
     answers as they come."""
-    filmed_copies: Annotated[int, Range(1, 1e6)] = 8
+    filmed_envs: Annotated[int, Range(1, 1e6)] = 8
     """Copies that are filmed; questions are about their episodes only. Fewer save time."""
     task: str = ""
     """What the team should achieve, in a sentence or two; shown on the page."""
@@ -309,7 +309,7 @@ class Config:
     """imap: factored implicit reward. ipl: central implicit. slf: factored explicit (gamma_R = 0).
     sl: central explicit. sparse: the task's own reward. dense: oracle on the hidden reward."""
     total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
-    """Environment steps, summed over copies."""
+    """Environment steps, summed over environments."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """The one seed; every generator derives from it."""
     device: str = "cpu"

@@ -1,6 +1,7 @@
-"""Sampled steps of finished episodes, as reward models are fitted to them.
+"""The replay buffer: recent steps, the finished episodes in them, and batches of both.
 
-Axes: M episodes, K sampled steps.
+Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of an episode; O, S, A
+features, F facts.
 """
 
 from dataclasses import replace
@@ -11,21 +12,25 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from envs import EnvSpec
-from marl.config import ConfigError, RewardConfig
-from marl.data.types import Episodes, History, Rollout, Transitions, transitions_at
-
-# Recent experience, and the finished episodes in it.
-#
-# Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of an episode; O,
-# S, A features, F facts. Memory is allocated once and never grows.
+from marl.config import ConfigError, PreferenceConfig, RewardConfig
+from marl.data.types import (
+    FINAL_FIELDS,
+    Episodes,
+    History,
+    Rollout,
+    Transitions,
+    allocate,
+    step_fields,
+    transitions_at,
+)
 
 
 class ReplayBuffer:
-    """A ring of rollouts and a ring of the episodes that ended in them.
+    """A ring of steps and a ring of the episodes that ended in them, allocated once.
 
     An episode stays available until its first step is overwritten. Its observations are rows of
-    the rollout ring; only what its last step led to is kept beside it, because the row that follows
-    belongs to the next episode.
+    the ring of steps; only what its last step led to is kept beside it, because the row that
+    follows belongs to the next episode.
     """
 
     def __init__(
@@ -43,27 +48,23 @@ class ReplayBuffer:
         if self.ring_steps < spec.max_steps + rollout_steps:
             needed = (spec.max_steps + 2 * rollout_steps) * spec.num_envs
             raise ConfigError(
-                f"preferences.replay_steps: got {max_steps}, but {spec.num_envs} copies with "
+                f"preferences.replay_steps: got {max_steps}, but {spec.num_envs} environments with "
                 f"episodes of up to {spec.max_steps} steps need at least {needed}"
             )
         self.max_episodes = max_episodes
         self.holdout_every = holdout_every
         self.device = device
         self.time = 0
-        """Steps of every copy seen so far; a step's ring row is its time modulo the ring."""
+        """Steps of every environment so far; a step's row is its time modulo the ring's steps."""
         self.num_finished = 0
         self.latest = 0
         """Number (counted from 0) of the first episode of the newest batch that ended."""
-        self._steps = _ring(spec, (self.ring_steps, spec.num_envs), device)
+        fields = step_fields(spec)
+        self._steps = allocate(fields, (self.ring_steps, spec.num_envs), device)
         self._facts = torch.zeros(self.ring_steps, spec.num_envs, len(spec.facts), device=device)
         """Apart from the steps: labellers see facts, reward models do not."""
-        self._finals = {
-            "obs": torch.zeros(max_episodes, spec.num_agents, spec.obs_size, device=device),
-            "state": torch.zeros(max_episodes, spec.state_size, device=device),
-        }
-        if spec.agents_die:
-            team = (max_episodes, spec.num_agents)
-            self._finals["alive"] = torch.ones(team, dtype=torch.bool, device=device)
+        finals = {name: fields[name] for name in FINAL_FIELDS if name in fields}
+        self._finals = allocate(finals, (max_episodes,), device)
         self._episodes = {
             "start": torch.full((max_episodes,), -1, dtype=torch.int64, device=device),
             "env": torch.zeros(max_episodes, dtype=torch.int64, device=device),
@@ -135,7 +136,7 @@ class ReplayBuffer:
         )
 
     def origins(self, numbers: Int64[Tensor, "M"]) -> tuple[Int64[Tensor, "M"], Int64[Tensor, "M"]]:
-        """Return the copy in which each episode was played, and the time of its first step."""
+        """Return the environment of each episode, and the time of its first step."""
         slots = numbers % self.max_episodes
         return self._episodes["env"][slots], self._episodes["start"][slots]
 
@@ -156,14 +157,14 @@ class ReplayBuffer:
     def facts_at(
         self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
     ) -> Float[Tensor, "M K F"]:
-        """Return what was known of episodes after their steps `offsets`, clamped to the last."""
+        """Return the facts after the steps `offsets`, clamped to the last."""
         row, env, _ = self._locate(numbers, offsets)
         return self._facts[row, env]
 
     def alive_at(
         self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
     ) -> Bool[Tensor, "M K N"] | None:
-        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
+        """Return who was alive in the steps `offsets`, clamped to the last; None: all, always."""
         if "alive" not in self._steps:
             return None
         row, env, _ = self._locate(numbers, offsets)
@@ -172,7 +173,7 @@ class ReplayBuffer:
     def _locate(
         self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
     ) -> tuple[Int64[Tensor, "M K"], Int64[Tensor, "M 1"], Bool[Tensor, "M K"]]:
-        """Return ring rows and copies of steps, and which are the last of their episode."""
+        """Return steps' rows in the ring, environments, and which are the last of an episode."""
         slots = numbers % self.max_episodes
         start, length = self._episodes["start"][slots], self._episodes["length"][slots]
         last = (length - 1).unsqueeze(-1)
@@ -244,23 +245,18 @@ def sample_steps(
     return offsets, (spans / count).expand(len(lengths), count)
 
 
-def _ring(spec: EnvSpec, lead: tuple[int, int], device: torch.device) -> dict[str, Tensor]:
-    """Return zeroed rings, named as the fields of `Transitions`."""
-    team = (*lead, spec.num_agents)
-    discrete = spec.action_kind == "discrete"
-    ring = {
-        "obs": torch.zeros(*team, spec.obs_size, device=device),
-        "state": torch.zeros(*lead, spec.state_size, device=device),
-        "actions": torch.zeros(team, dtype=torch.int64, device=device)
-        if discrete
-        else torch.zeros(*team, spec.action_size, device=device),
-    }
-    if spec.agents_die:
-        ring["alive"] = torch.ones(team, dtype=torch.bool, device=device)
-    if spec.masks_actions:
-        mask = torch.ones(*team, spec.action_size, dtype=torch.bool, device=device)
-        ring["action_mask"] = mask
-    return ring
+def make_replay(
+    spec: EnvSpec, rollout_steps: int, config: PreferenceConfig, device: torch.device
+) -> ReplayBuffer:
+    """Return an empty replay buffer of the configured size."""
+    return ReplayBuffer(
+        spec,
+        rollout_steps,
+        max_steps=config.replay_steps,
+        max_episodes=config.replay_episodes,
+        holdout_every=config.holdout_every,
+        device=device,
+    )
 
 
 Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]

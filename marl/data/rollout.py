@@ -1,4 +1,4 @@
-"""Collects T steps from E environment copies into preallocated tensors.
+"""Collects T steps of E environments into preallocated tensors.
 
 Axes: T time, E environments, N agents, B finished episodes; O, S, A features,
 F facts.
@@ -17,39 +17,30 @@ from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
 from envs.checker_rules import fitting_step
 from envs.plugins import explained
 from marl.config import ConfigError
-from marl.data.types import FinishedEpisodes, Rollout, Transitions
+from marl.data.types import (
+    FINAL_FIELDS,
+    FinishedEpisodes,
+    Rollout,
+    Transitions,
+    allocate,
+    step_fields,
+)
 from marl.learners.actors import Actor
 from marl.nn.layers import NonFiniteError
 from marl.nn.normalisation import TeamNorm
 
-# The preallocated tensors of a rollout.
-#
-# Axes: T time, E environments, N agents; O, S, A features, F facts.
 
-
-def allocate(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict[str, Tensor]:
-    """Return zeroed buffers for one rollout, in the shapes of `Transitions`."""
+def rollout_buffers(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict[str, Tensor]:
+    """Return buffers for one rollout, in the shapes of `Rollout` and its transitions."""
     lead = (num_steps, spec.num_envs)
-    team = (*lead, spec.num_agents)
-    buffers = {
-        "obs": torch.zeros(*team, spec.obs_size),
-        "state": torch.zeros(*lead, spec.state_size),
-        "next_obs": torch.zeros(*team, spec.obs_size),
-        "next_state": torch.zeros(*lead, spec.state_size),
+    fields = step_fields(spec)
+    finals = {f"next_{name}": fields[name] for name in FINAL_FIELDS if name in fields}
+    buffers = allocate(fields | finals, lead)
+    buffers |= {
         "rewards": torch.zeros(lead),
         "terminated": torch.zeros(lead, dtype=torch.bool),
         "truncated": torch.zeros(lead, dtype=torch.bool),
-        "actions": (
-            torch.zeros(team, dtype=torch.int64)
-            if spec.action_kind == "discrete"
-            else torch.zeros(*team, spec.action_size)
-        ),
     }
-    if spec.masks_actions:
-        buffers["action_mask"] = torch.ones(*team, spec.action_size, dtype=torch.bool)
-    if spec.agents_die:
-        buffers["alive"] = torch.ones(team, dtype=torch.bool)
-        buffers["next_alive"] = torch.ones(team, dtype=torch.bool)
     if spec.facts:
         buffers["facts"] = torch.zeros(*lead, len(spec.facts))
     if hidden_rewards:
@@ -93,29 +84,29 @@ class ActorHidden:
         return parameters
 
     def reset_done(self, done: Bool[Tensor, "E"]) -> None:
-        """Reset the hidden state of copies whose episode has ended."""
+        """Reset the hidden state where the episode has ended."""
         if self.hidden is not None:
             self.hidden = self.hidden.masked_fill(done.to(self.hidden.device).view(-1, 1, 1), 0.0)
 
 
 @runtime_checkable
-class Watcher(Protocol):
-    """Someone who looks on while steps are collected, and changes nothing."""
+class StepCallback(Protocol):
+    """Called around every step of a rollout; must not change what it is given."""
 
     def before_rollout(self) -> None:
-        """Remember what was seen so far, in case that the rollout has to be undone."""
+        """Save the state to return to if the rollout has to be undone."""
         ...
 
     def undo_rollout(self) -> None:
-        """Forget what was seen since `before_rollout`."""
+        """Return to the state at the last `before_rollout`."""
         ...
 
     def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
-        """See what the agents see, and the actions that they are about to take."""
+        """Take the step that the agents observe, and the actions that are about to be applied."""
         ...
 
     def after_step(self, done: npt.NDArray[np.bool_]) -> None:
-        """Learn which of the E episodes the step has ended."""
+        """Take which of the E episodes the step has ended."""
         ...
 
 
@@ -133,7 +124,7 @@ class Collector:
         device: torch.device,
         hidden_rewards: bool = False,
         chunk_length: int = 1,
-        watcher: Watcher | None = None,
+        callback: StepCallback | None = None,
         undoes: bool = False,
     ) -> None:
         """`hidden_rewards` also records the dense reward that a sparse task hides.
@@ -151,21 +142,20 @@ class Collector:
         self.env = env
         self.norm = norm
         self.num_steps = num_steps
-        self.watcher = watcher
+        self.callback = callback
         self.generator = generator
         self.device = device
         self.acting = ActorHidden(num_steps, chunk_length)
         self.seconds = {"physics": 0.0, "inference": 0.0}
-        self._buffers = allocate(env.spec, num_steps, hidden_rewards)
+        self._buffers = rollout_buffers(env.spec, num_steps, hidden_rewards)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._is_checked = False
         """Whether the first step was compared with the spec; `marl check` compares many."""
         with explained(f"{env.spec.name}: reset"):
             first = env.reset(seed)
         self._current = _copied(fitting_step(env.spec, first, "reset"))
-        copies = env.spec.num_envs
-        self._open_returns = torch.zeros(copies, dtype=torch.float64)
-        self._open_lengths = torch.zeros(copies, dtype=torch.int64)
+        self._open_returns = torch.zeros(env.spec.num_envs, dtype=torch.float64)
+        self._open_lengths = torch.zeros(env.spec.num_envs, dtype=torch.int64)
         self._steps_before = 0
         self._undoes = undoes
         self._undone: dict[str, Any] | None = None
@@ -182,15 +172,15 @@ class Collector:
         if self._undone is not None:
             self.load_state_dict(self._undone)
         before, draws = self.state_dict(), self.generator.get_state()
-        if self.watcher is not None:
-            self.watcher.before_rollout()
+        if self.callback is not None:
+            self.callback.before_rollout()
         try:
             return self._collect(actor)
         except BaseException:
             self._undone = before
             self.generator.set_state(draws)
-            if self.watcher is not None:
-                self.watcher.undo_rollout()
+            if self.callback is not None:
+                self.callback.undo_rollout()
             raise
 
     @torch.no_grad()
@@ -210,14 +200,14 @@ class Collector:
             buffers["actions"][t] = actions
             sent = actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
             taken = sent.cpu().numpy()
-            if self.watcher is not None:
-                self.watcher.before_step(self._current, taken)
+            if self.callback is not None:
+                self.callback.before_step(self._current, taken)
             before = time.perf_counter()
             step = self._stepped(taken, t)
             physics += time.perf_counter() - before
             self._record_outcome(t, step)
-            if self.watcher is not None:
-                self.watcher.after_step(step.terminated | step.truncated)
+            if self.callback is not None:
+                self.callback.after_step(step.terminated | step.truncated)
             self.acting.reset_done(buffers["terminated"][t] | buffers["truncated"][t])
             self._current = step
         self._current = _copied(self._current)
@@ -337,12 +327,12 @@ class Collector:
                 continue
             bad = (~torch.isfinite(tensor)).nonzero()
             if len(bad):
-                t, copy, *rest = bad[0].tolist()
+                t, index, *rest = bad[0].tolist()
                 spec = self.env.spec
                 agent = f", {spec.agent_name(rest[0])}" if name.endswith("obs") else ""
                 raise NonFiniteError(
                     f"environment {spec.name} returned NaN or an infinite number in {name} at step "
-                    f"{self._steps_before + t} of copy {copy}{agent}; "
+                    f"{self._steps_before + t} of copy {index}{agent}; "
                     "the run is stopped with its state saved. `marl check` tests an environment"
                 )
 
@@ -382,5 +372,5 @@ class Collector:
 
 def _copied(step: EnvStep) -> EnvStep:
     """Return a step that survives the environment's next call."""
-    copies: dict[str, Any] = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
-    return EnvStep(**copies)
+    arrays: dict[str, Any] = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
+    return EnvStep(**arrays)

@@ -1,6 +1,8 @@
-"""Finished episodes as labellers see them, wherever they are kept.
+"""Data that crosses modules: transitions, rollouts, rewards, batches, and finished episodes.
 
-Axes: M episodes, B of them chosen, K sampled steps, L steps of the longest, N agents; F facts.
+Axes: T time, E environments, N agents, M episodes, B pairs (or chosen episodes), K sampled steps,
+L steps of the longest episode; O observation, S state, A action features, F facts, C chunks, H
+hidden units. ``*L`` are any leading axes: (T, E) in a rollout, (M, K) in a batch of episodes.
 """
 
 from collections.abc import Mapping
@@ -11,11 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-# Data that crosses modules.
-#
-# Axes: T time, E environments, N agents, M episodes, K sampled steps, B pairs; O observation, S
-# state, A action features, F facts, C chunks, H hidden units. ``*L`` stands for any leading axes:
-# (T, E) in a rollout, (M, K) in a batch of episodes.
+from envs import EnvSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +42,7 @@ class Transitions:
     alive: Bool[Tensor, "*L N"] | None = None
     """Agents that acted in this step. None: all."""
     next_alive: Bool[Tensor, "*L N"] | None = None
-    """Agents that go on after it; at an episode's end as `EnvStep.final_alive` says. None: all."""
+    """Agents alive after it; at an episode's end as `EnvStep.final_alive` says. None: all."""
     action_mask: Bool[Tensor, "*L N A"] | None = None
     """Legal actions. None: all."""
     history: History | None = None
@@ -61,15 +59,15 @@ class FinishedEpisodes:
     lengths: Int64[Tensor, "B"]
     """Steps, also those taken in earlier rollouts."""
     returns: Float[Tensor, "B"]
-    """Sum of the task rewards, revealed by now."""
+    """Sum of the task rewards."""
     terminated: Bool[Tensor, "B"]
     facts: Float[Tensor, "B F"] | None = None
-    """What the environment tells about each, in the order of `EnvSpec.facts`."""
+    """Facts of each, in the order of `EnvSpec.facts`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollout:
-    """T steps of E copies under one policy. Never edited after it is collected."""
+    """T steps of E environments under one policy. Never edited after it is collected."""
 
     transitions: Transitions
     truncated: Bool[Tensor, "T E"]
@@ -79,7 +77,7 @@ class Rollout:
     """The environment's own reward: sparse unless the task is dense."""
     episodes: FinishedEpisodes
     facts: Float[Tensor, "T E F"] | None = None
-    """What is known of each copy's episode after each step."""
+    """Facts of the running episodes after each step."""
     hidden: Float[Tensor, "C E N H"] | None = None
     """The actors' hidden state before the first step of every chunk. None: feed-forward."""
 
@@ -96,7 +94,7 @@ class Rollout:
 
 @dataclass(frozen=True, kw_only=True)
 class Rewards:
-    """What a reward model makes of some transitions."""
+    """Rewards of some transitions."""
 
     team: Float[Tensor, "*L"]
     """R, the global reward."""
@@ -123,7 +121,7 @@ class EpisodeBatch:
 
 @runtime_checkable
 class EpisodeReplay(Protocol):
-    """Where the steps of finished episodes lie, every episode named by its number."""
+    """Finished episodes and their steps; every episode has a running number."""
 
     def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
         """Return the numbers of all whole episodes, oldest first, of one side of the split."""
@@ -144,13 +142,13 @@ class EpisodeReplay(Protocol):
     def facts_at(
         self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
     ) -> Float[Tensor, "M K F"]:
-        """Return what was known after the steps `offsets`, clamped to the last."""
+        """Return the facts after the steps `offsets`, clamped to the last."""
         ...
 
     def alive_at(
         self, numbers: Int64[Tensor, "M"], offsets: Int64[Tensor, "M K"]
     ) -> Bool[Tensor, "M K N"] | None:
-        """Return who took part in the steps `offsets`, clamped to the last; None: all, always."""
+        """Return who was alive in the steps `offsets`, clamped to the last; None: all, always."""
         ...
 
 
@@ -162,13 +160,13 @@ class Episodes:
     numbers: Int64[Tensor, "M"]
     """Running number of each episode in its run."""
     returns: Float[Tensor, "M"]
-    """Sum of the task rewards, which the end revealed."""
+    """Sum of the task rewards."""
     lengths: Int64[Tensor, "M"]
     """Steps."""
     terminated: Bool[Tensor, "M"]
     """Whether the task ended, rather than being interrupted."""
     facts: Float[Tensor, "M F"]
-    """What the environment tells about each episode, in the order of `EnvSpec.facts`."""
+    """Facts of each, in the order of `EnvSpec.facts`."""
 
     def transitions(self) -> Transitions:
         """Return all steps, (M, L) with L the longest length; later rows repeat the last step."""
@@ -177,7 +175,7 @@ class Episodes:
         return self.replay.steps(self.numbers, steps.expand(len(self.numbers), longest))
 
     def alive(self) -> Bool[Tensor, "M L N"] | None:
-        """Return who took part in each step, as in `transitions`; None if nobody ever dies."""
+        """Return who was alive in each step, as in `transitions`; None if nobody ever dies."""
         longest = int(self.lengths.max()) if len(self.lengths) else 0
         steps = torch.arange(longest, device=self.lengths.device)
         return self.replay.alive_at(self.numbers, steps.expand(len(self.numbers), longest))
@@ -199,6 +197,40 @@ class Episodes:
 
     def __len__(self) -> int:
         return len(self.numbers)
+
+
+Field = tuple[tuple[int, ...], torch.dtype]
+"""Shape behind the leading axes, and dtype, of a field of `Transitions`."""
+
+FINAL_FIELDS = ("obs", "state", "alive")
+"""Fields that also say what a step led to, under ``next_`` and the same name."""
+
+
+def step_fields(spec: EnvSpec) -> dict[str, Field]:
+    """Return the fields that one step of an environment fills, by their name in `Transitions`."""
+    agents, floats = spec.num_agents, torch.float32
+    fields: dict[str, Field] = {
+        "obs": ((agents, spec.obs_size), floats),
+        "state": ((spec.state_size,), floats),
+        "actions": ((agents, spec.action_size), floats),
+    }
+    if spec.action_kind == "discrete":
+        fields["actions"] = ((agents,), torch.int64)
+    if spec.agents_die:
+        fields["alive"] = ((agents,), torch.bool)
+    if spec.masks_actions:
+        fields["action_mask"] = ((agents, spec.action_size), torch.bool)
+    return fields
+
+
+def allocate(
+    fields: Mapping[str, Field], lead: tuple[int, ...], device: torch.device | None = None
+) -> dict[str, Tensor]:
+    """Return tensors of zeros (True where boolean) with the leading axes `lead`."""
+    return {
+        name: torch.full((*lead, *shape), dtype == torch.bool, dtype=dtype, device=device)
+        for name, (shape, dtype) in fields.items()
+    }
 
 
 def transitions_at(

@@ -102,8 +102,8 @@ class AgentLinear(nn.Module):
     ) -> None:
         super().__init__()
         self.shared = shared
-        copies = 1 if shared else num_agents
-        weights = [torch.empty(outputs, inputs) for _ in range(copies)]
+        groups = 1 if shared else num_agents
+        weights = [torch.empty(outputs, inputs) for _ in range(groups)]
         for weight in weights:
             nn.init.orthogonal_(weight, gain, generator=generator)
         self.weight = nn.Parameter(weights[0] if shared else torch.stack(weights))

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import PreferenceConfig, RewardConfig
-from marl.data.replay import ReplayBuffer, sampled
+from marl.data.replay import make_replay, sampled
 from marl.data.types import EpisodeBatch, Rollout, Transitions
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import (
@@ -238,14 +238,7 @@ class FeedbackPipeline:
         labellers = list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
         self.selective = [child for child in labellers if isinstance(child, IsSelective)]
-        self.replay = ReplayBuffer(
-            spec,
-            rollout_steps,
-            max_steps=preferences.replay_steps,
-            max_episodes=preferences.replay_episodes,
-            holdout_every=preferences.holdout_every,
-            device=device,
-        )
+        self.replay = make_replay(spec, rollout_steps, preferences, device)
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
         self.tally = Tally(preferences.labeller, stratified=preferences.query == "stratified")

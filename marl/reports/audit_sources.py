@@ -21,7 +21,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError
-from marl.data.replay import ReplayBuffer
+from marl.data.replay import ReplayBuffer, make_replay
 from marl.policy import restored
 from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError, episode_path
 from marl.preferences.describe import describe, one_line
@@ -194,13 +194,8 @@ class Saved:
         self.steps = policy.steps
         self._source: dict[str, Any] = saved["trainer"]["feedback"]
         preferences = self.config.preferences
-        self.replay = ReplayBuffer(
-            self.spec,
-            self.config.learner.rollout_steps,
-            max_steps=preferences.replay_steps,
-            max_episodes=preferences.replay_episodes,
-            holdout_every=preferences.holdout_every,
-            device=torch.device("cpu"),
+        self.replay = make_replay(
+            self.spec, self.config.learner.rollout_steps, preferences, torch.device("cpu")
         )
         self.replay.load_state_dict(self._source["replay"])
         self.scores: dict[int, float] = {}

@@ -10,8 +10,8 @@ import torch
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError
-from marl.data.replay import ReplayBuffer
-from marl.data.rollout import allocate
+from marl.data.replay import make_replay
+from marl.data.rollout import rollout_buffers
 
 
 def check_room(config: Config, spec: EnvSpec) -> None:
@@ -41,21 +41,14 @@ def replay_bytes(config: Config, spec: EnvSpec) -> int:
     """Return what the replay buffer would take; 0 where no reward is learned."""
     if not config.learns_reward:
         return 0
-    replay = ReplayBuffer(
-        spec,
-        config.learner.rollout_steps,
-        max_steps=config.preferences.replay_steps,
-        max_episodes=config.preferences.replay_episodes,
-        holdout_every=config.preferences.holdout_every,
-        device=torch.device("meta"),
-    )
-    return replay.num_bytes
+    rollout_steps, meta = config.learner.rollout_steps, torch.device("meta")
+    return make_replay(spec, rollout_steps, config.preferences, meta).num_bytes
 
 
 def rollout_bytes(config: Config, spec: EnvSpec) -> int:
     """Return what the buffers of one rollout would take."""
     with torch.device("meta"):  # shapes without memory
-        buffers = allocate(spec, config.learner.rollout_steps, config.sees_hidden)
+        buffers = rollout_buffers(spec, config.learner.rollout_steps, config.sees_hidden)
     return sum(tensor.numel() * tensor.element_size() for tensor in buffers.values())
 
 

@@ -38,7 +38,7 @@ SMALL = {
     "preferences.holdout_every": 3,
     "preferences.labeller": "people",
     "preferences.queries_per_iteration": 2,
-    "preferences.people.filmed_copies": 3,
+    "preferences.people.filmed_envs": 3,
     "checkpoint_every": 240,
     "total_steps": 1200,
 }
@@ -184,8 +184,8 @@ def test_questions_about_forgotten_episodes_expire(tmp_path: Path) -> None:
     assert len(asked) == metrics["labeller/open"] < 10  # the ring holds 80 steps of each copy
 
 
-def test_only_filmed_copies_are_asked_about(tmp_path: Path) -> None:
-    trainer = Trainer(small(**{"preferences.people.filmed_copies": 2}), tmp_path)
+def test_only_filmed_envs_are_asked_about(tmp_path: Path) -> None:
+    trainer = Trainer(small(**{"preferences.people.filmed_envs": 2}), tmp_path)
     for _ in range(8):
         trainer.iterate()
     assert trainer.feedback is not None
@@ -199,7 +199,7 @@ def test_only_filmed_copies_are_asked_about(tmp_path: Path) -> None:
 def test_filming_changes_no_number() -> None:
     config = small(**{"preferences.labeller": "return", "preferences.queries_per_iteration": 0})
     plain, filmed = Trainer(config), Trainer(config)
-    filmed.collector.watcher = Camera(filmed.env, 3)
+    filmed.collector.callback = Camera(filmed.env, 3)
     for _ in range(5):
         one, other = plain.iterate(), filmed.iterate()
         for name in one:
@@ -350,7 +350,7 @@ def test_people_need_a_run_folder() -> None:
         ({"preferences.queries_per_iteration": 0}, "say how many pairs an iteration"),
         ({"preferences.teacher.mistakes": 0.1}, "people err and tie by themselves"),
         ({"preferences.tie_break": ["return"]}, "people err and tie by themselves"),
-        ({"preferences.people.filmed_copies": 0}, "expected a number from 1"),
+        ({"preferences.people.filmed_envs": 0}, "expected a number from 1"),
         (
             {
                 "preferences.labeller": "llm",

@@ -229,7 +229,7 @@ def test_state_round_trip() -> None:
 def test_a_buffer_too_small_for_one_episode_is_refused() -> None:
     # Two copies, episodes of 7, rollouts of 4: at least 7 + 4 steps a copy, in whole rollouts.
     env = ScriptedEnv([[7], [7]])
-    with pytest.raises(ConfigError, match=r"preferences.replay_steps: got 16, but 2 copies"):
+    with pytest.raises(ConfigError, match=r"preferences.replay_steps: got 16, but 2 environments"):
         make_replay(env, max_steps=16)
     with pytest.raises(ConfigError) as caught:
         make_replay(env, max_steps=8)

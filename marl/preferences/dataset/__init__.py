@@ -21,7 +21,7 @@ the dataset. Numbers may have gaps; those of an exported run are the run's own.
     alive (L, N)                      bool: only where agents die
     action_mask (L, N, A)             bool: only where some actions are illegal
     final_obs (N, O), final_state (S), facts (F)    what the last step led to
-    final_alive (N)                   bool: who would go on; without it, the last row of alive
+    final_alive (N)                   bool: alive after the final step; else the last row of alive
     return, terminated                sum of the task's rewards; whether the task itself ended
 
 ``answers.jsonl`` has one JSON object a line and is only ever appended to (`AnswerLog`):

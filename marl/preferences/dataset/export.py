@@ -19,7 +19,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
 from marl.config.io import config_from_dict
-from marl.data.replay import ReplayBuffer
+from marl.data.replay import ReplayBuffer, make_replay
 from marl.policy import spec_in
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import Answer, EpisodeRecord, now
@@ -169,14 +169,9 @@ def _refuse_occupied(folder: Path) -> None:
 
 def _replay(config: Config, spec: EnvSpec, state: dict[str, Any]) -> ReplayBuffer:
     """Return the replay buffer of a checkpoint, on the CPU."""
-    replay = ReplayBuffer(
-        replace(spec, num_envs=config.env.num_envs),
-        config.learner.rollout_steps,
-        max_steps=config.preferences.replay_steps,
-        max_episodes=config.preferences.replay_episodes,
-        holdout_every=config.preferences.holdout_every,
-        device=torch.device("cpu"),
-    )
+    spec = replace(spec, num_envs=config.env.num_envs)
+    rollout_steps = config.learner.rollout_steps
+    replay = make_replay(spec, rollout_steps, config.preferences, torch.device("cpu"))
     replay.load_state_dict(state)
     return replay
 

@@ -175,7 +175,7 @@ def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, by
         seed=seeds.integer("evaluation environment"),
         generator=seeds.torch("evaluation actions"),
         device=cpu,
-        watcher=camera,
+        callback=camera,
     )
     rollout = collector.collect(policy.actor)[0]
     replay = ReplayBuffer(
