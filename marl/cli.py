@@ -27,7 +27,7 @@ from marl.commands.labels import labels
 from marl.commands.train import config_of, resume_command, train_command
 from marl.commands.watch import watch
 from marl.config import ConfigError, Option
-from marl.evaluate import evaluate
+from marl.evaluation import evaluate
 from marl.nn.layers import NonFiniteError
 from marl.policy import load
 from marl.preferences.dataset import DamagedLogError, DatasetError

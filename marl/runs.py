@@ -15,7 +15,7 @@ from marl.config.io import config_from_dict, save_config, to_dict
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, saved_spec, spec_in
 from marl.reports.plots import plot_run
-from marl.train import Trainer
+from marl.trainer import Trainer
 from marl.utils.checkpoint import (
     CheckpointError,
     list_checkpoints,

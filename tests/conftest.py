@@ -10,7 +10,7 @@ TENSOR_MODULES = [
     "marl.data.replay",
     "marl.data.rollout",
     "marl.data.types",
-    "marl.evaluate",
+    "marl.evaluation",
     "marl.learners.actors",
     "marl.learners.critics",
     "marl.learners.gae",

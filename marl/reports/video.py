@@ -18,7 +18,7 @@ from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv
 from envs.frames import INK, agent_colour, frame_of
 from marl.config import ConfigError
 from marl.data.rollout import Collector
-from marl.evaluate import GreedyActor
+from marl.evaluation import GreedyActor
 from marl.policy import Policy, restored
 from marl.reports.drawing import Canvas, paint_scene, text_width
 from marl.rewards import RewardLearner

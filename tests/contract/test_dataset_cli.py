@@ -14,7 +14,7 @@ from marl.data.replay import in_order
 from marl.preferences.dataset import Answer, PreferenceDataset, now
 from marl.rewards.io import load_reward
 from marl.rewards.scoring import whole_scores
-from marl.train import Trainer
+from marl.trainer import Trainer
 from tests.command_line import run
 
 QUICK = [

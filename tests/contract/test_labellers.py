@@ -16,7 +16,7 @@ from marl.config.schema import ModelConfig
 from marl.preferences import Cascade, EpisodePairs, Labeller, ReturnLabeller, Vote, make_labeller
 from marl.preferences.labellers import checked_labels
 from marl.runs import save_trainer
-from marl.train import Trainer
+from marl.trainer import Trainer
 from marl.utils.seeding import Seeds
 
 NOISY = TeacherConfig(rationality=2.0, mistakes=0.2, skip_below=-0.5, tie_within=0.3)

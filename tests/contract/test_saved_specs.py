@@ -12,7 +12,7 @@ import pytest
 import marl
 from envs import EnvError, EnvSpec, Fact, make_env
 from marl.config import ConfigError
-from marl.evaluate import evaluate
+from marl.evaluation import evaluate
 from marl.policy import check_same_spec, restored
 from marl.preferences.dataset.export import export_run
 from marl.reports.video import load_team, play

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from marl.config.io import load_config
-from marl.train import Trainer
+from marl.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "env.num_envs": 32,

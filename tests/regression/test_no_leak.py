@@ -13,7 +13,7 @@ from torch import Tensor
 from marl.config import Config
 from marl.config.io import load_config
 from marl.data.types import Rewards, Rollout
-from marl.train import Trainer
+from marl.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "env.name": "probe/local_credit",

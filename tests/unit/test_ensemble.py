@@ -10,7 +10,7 @@ import torch
 
 from marl.config import Config
 from marl.config.io import load_config
-from marl.train import Trainer
+from marl.trainer import Trainer
 
 SMALL: dict[str, Any] = {
     "env.name": "probe/local_credit",

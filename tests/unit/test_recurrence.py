@@ -16,7 +16,7 @@ from torch import Tensor
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.rollout import Collector
 from marl.data.types import Rewards, Rollout
-from marl.evaluate import GreedyActor
+from marl.evaluation import GreedyActor
 from marl.learners.gae import read_inputs, read_values
 from marl.learners.mappo import Mappo, chunk_rows
 from marl.nn.gru import AgentGRU, RecurrentBody

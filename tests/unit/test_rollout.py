@@ -10,7 +10,7 @@ import torch
 from envs import EnvError, EnvStep
 from marl.data.types import Rollout
 from marl.nn.layers import NonFiniteError
-from marl.train import episode_metrics
+from marl.trainer import episode_metrics
 from tests.scripted import FACTS, ScriptedEnv, scripted_collector
 
 LENGTHS = [[3, 5], [4, 2, 6]]

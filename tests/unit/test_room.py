@@ -6,7 +6,7 @@ import pytest
 
 from envs import EnvSpec, make_env
 from marl.config import Config, ConfigError, EnvConfig, LearnerConfig
-from marl.train import Trainer
+from marl.trainer import Trainer
 from marl.utils.memory_check import available_bytes, check_room, replay_bytes, rollout_bytes
 
 IMAGES = EnvSpec(
