@@ -23,7 +23,7 @@ from gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi import MultiAgentMuj
 
 from envs.base import EnvStep
 from envs.mujoco.mamujoco import MAMUJOCO_NAMES, MaMuJoCo, scenario_from_name
-from envs.mujoco.partitions import DenseTendons, in_fixed_order, without_compiler_warnings
+from envs.mujoco.scenarios import DenseTendons, in_fixed_order, without_compiler_warnings
 
 QUANTITIES = ("obs", "state", "reward", "terminated", "truncated")
 

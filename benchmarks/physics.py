@@ -19,7 +19,7 @@ import numpy.typing as npt
 from mujoco.rollout import Rollout
 
 from envs.mujoco.mamujoco import MaMuJoCo
-from envs.mujoco.partitions import make_source
+from envs.mujoco.scenarios import make_source
 
 TASKS = (("HalfCheetah", "2x3"), ("Hopper", "3x1"), ("Ant", "2x4"))
 _FULL = mujoco.mjtState.mjSTATE_FULLPHYSICS.value

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.cells import commit, machine
-from envs.base import copy_seeds, random_actions
 from envs.jaxmarl.smax import Smax, import_smax
+from envs.rng import env_seeds, random_actions
 
 SCENARIOS = ("3m", "2s3z", "smacv2_5_units")
 
@@ -57,7 +57,7 @@ class RawSmax:
 
     def reset(self, seed: int) -> None:
         """Begin all battles."""
-        words = copy_seeds(seed, self._num_envs).view(np.uint32).reshape(-1, 2)
+        words = env_seeds(seed, self._num_envs).view(np.uint32).reshape(-1, 2)
         self._keys, self._battles = self._begin(jax.random.wrap_key_data(words))
 
     def step(self, actions: npt.NDArray[np.int32]) -> Any:

@@ -1,23 +1,25 @@
-"""Random legal actions.
+"""The contract between an environment and everything that learns in it.
 
-Axes: E environment copies, N agents, A actions.
+An environment is batched: one call of `step` advances E environments and resets those whose
+episode ended. Any class with the members of `VecEnv` is one; nothing is registered and no base
+class is inherited. `envs.check_env` tests the contract on a class of your own.
+
+Axes, in all of `envs`:
+
+    E  environments of the batch, `EnvSpec.num_envs`
+    C  those of them that a call is about
+    N  agents of a team
+    O  observation features, padded to the largest agent's
+    S  features of the team's state
+    A  actions: choices (discrete) or dimensions (continuous), padded to the largest agent's
+    F  facts about an episode
 """
 
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-
-# The contract between an environment and everything that learns in it.
-#
-# Axes: E environment copies, N agents, O observation features, S state features, A actions, F
-# facts.
-#
-# An environment is *batched*: one call to `step` advances all E copies and resets those that
-# ended. Any class with the members of `VecEnv` is an environment; nothing is registered and no
-# base class is inherited. `envs.check_env` tests the contract on a class of your own.
-
 
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
@@ -46,7 +48,7 @@ class Fact:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvSpec:
-    """What never changes about an environment.
+    """The constants of an environment.
 
     Agents with smaller observations or fewer actions than the largest agent are padded with
     zeros (observations) or with illegal actions; the true sizes stand here.
@@ -55,9 +57,9 @@ class EnvSpec:
     name: str
     """Name that `make_env` accepts, e.g. ``mamujoco/halfcheetah_2x3``."""
     num_envs: int
-    """E, the copies advanced by one `step`."""
+    """E, the environments advanced by one `step`."""
     obs_sizes: tuple[int, ...]
-    """Features each agent really observes, one entry per agent."""
+    """Observation features of each agent."""
     state_size: int
     """S, the features of the team's state."""
     action_kind: Literal["discrete", "continuous"]
@@ -73,9 +75,9 @@ class EnvSpec:
     agents_die: bool = False
     """Whether `EnvStep.alive` is given, and `final_alive` may be."""
     facts: tuple[Fact, ...] = ()
-    """What `EnvStep.facts` tells, in order; empty where it is not given."""
+    """The columns of `EnvStep.facts`; empty where it is not given."""
     agent_names: tuple[str, ...] = ()
-    """What the agents are called, for messages and films; empty: by their numbers."""
+    """Names of the agents, for messages and films; empty: their numbers."""
 
     @property
     def num_agents(self) -> int:
@@ -83,7 +85,7 @@ class EnvSpec:
         return len(self.obs_sizes)
 
     def agent_name(self, agent: int) -> str:
-        """Return what an agent is called, ``agent 0`` if it has no name."""
+        """Return an agent's name, ``agent 0`` if it has none."""
         return self.agent_names[agent] if self.agent_names else f"agent {agent}"
 
     @property
@@ -104,12 +106,12 @@ class EnvSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class EnvStep:
-    """What one `reset` or `step` of all copies returns.
+    """What one `reset` or `step` of all E environments returns; `STEP_ARRAYS` has the shapes.
 
-    Where a copy's episode ended, `obs`, `state`, `action_mask` and `alive` already belong to its
-    next episode, while `final_obs`, `final_state` and `final_alive` show the end of the old one.
-    Elsewhere the final arrays equal `obs`, `state` and `alive`. The arrays stay valid until the
-    next call only.
+    Where an episode ended, `obs`, `state`, `action_mask` and `alive` already belong to the next
+    episode, while `final_obs`, `final_state` and `final_alive` are those after the final step,
+    before the reset. Elsewhere the final arrays equal `obs`, `state` and `alive`. The arrays stay
+    valid until the next call only.
     """
 
     obs: FloatArray
@@ -131,20 +133,90 @@ class EnvStep:
     alive: BoolArray | None = None
     """(E, N) True while the agent takes part. None: nobody dies."""
     final_alive: BoolArray | None = None
-    """(E, N) agents alive after this step, before any reset: one that died in the final step of a
-    truncated episode has no value to bootstrap from. None: nobody dies, or the environment does not
-    tell, and whoever acted in a final step counts as alive after it."""
+    """(E, N) agents alive after this step, before any reset: an agent that died in the final step
+    of a truncated episode has no future to value. None: nobody dies, or the environment does not
+    tell, and whoever took part in a final step counts as alive after it."""
     facts: FloatArray | None = None
-    """(E, F) float32, one column per `EnvSpec.facts`: what is known of each copy's episode up to
-    and including this step, before any reset. None: the environment tells none."""
+    """(E, F) float32, one column per `EnvSpec.facts`: what is known of each episode up to and
+    including this step, before any reset. None: the environment tells none."""
+
+    @classmethod
+    def first(
+        cls,
+        *,
+        obs: FloatArray,
+        state: FloatArray,
+        action_mask: BoolArray | None = None,
+        alive: BoolArray | None = None,
+        facts: FloatArray | None = None,
+    ) -> "EnvStep":
+        """Return what `reset` returns: nothing is paid, nothing ended, the final arrays are the
+        current ones."""
+        ended = np.zeros(len(obs), np.bool_)
+        return cls(
+            obs=obs,
+            state=state,
+            rewards=np.zeros(len(obs)),
+            terminated=ended,
+            truncated=ended.copy(),
+            final_obs=obs,
+            final_state=state,
+            action_mask=action_mask,
+            alive=alive,
+            final_alive=alive,
+            facts=facts,
+        )
+
+
+@dataclass(frozen=True)
+class StepArray:
+    """Shape and type of one array of `EnvStep`."""
+
+    axes: str
+    """The axes after E, one letter each."""
+    dtype: Literal["float32", "float64", "bool"]
+    """Rewards may have any float type; this is the type in which they are kept."""
+    promise: str = ""
+    """The field of `EnvSpec` that is true where the array is given; empty: always."""
+
+    def shape(self, spec: EnvSpec) -> tuple[int, ...]:
+        """Return the shape in one environment, without E."""
+        sizes = {
+            "N": spec.num_agents,
+            "O": spec.obs_size,
+            "S": spec.state_size,
+            "A": spec.action_size,
+            "F": len(spec.facts),
+        }
+        return tuple(sizes[axis] for axis in self.axes)
+
+    def is_given(self, spec: EnvSpec) -> bool:
+        """Return whether environments of this spec return the array."""
+        return not self.promise or bool(getattr(spec, self.promise))
+
+
+STEP_ARRAYS: dict[str, StepArray] = {
+    "obs": StepArray("NO", "float32"),
+    "state": StepArray("S", "float32"),
+    "rewards": StepArray("", "float64"),
+    "terminated": StepArray("", "bool"),
+    "truncated": StepArray("", "bool"),
+    "final_obs": StepArray("NO", "float32"),
+    "final_state": StepArray("S", "float32"),
+    "action_mask": StepArray("NA", "bool", "masks_actions"),
+    "alive": StepArray("N", "bool", "agents_die"),
+    "final_alive": StepArray("N", "bool", "agents_die"),
+    "facts": StepArray("F", "float32", "facts"),
+}
+"""Every array of `EnvStep`. Checks, the workers' shared memory and rollout buffers follow it."""
 
 
 @runtime_checkable
 class VecEnv(Protocol):
-    """E copies of one cooperative task. Constructed as ``Class(num_envs=E, **options)``.
+    """E environments of one cooperative task, constructed as ``Class(num_envs=E, **options)``.
 
-    What holds more than memory also has `close` (`HasClose`), which whoever made it calls at the
-    end.
+    One that holds more than memory also has `close` (`HasClose`), which whoever made it calls at
+    the end.
     """
 
     @property
@@ -153,15 +225,15 @@ class VecEnv(Protocol):
         ...
 
     def reset(self, seed: int) -> EnvStep:
-        """Start a new episode in every copy; each copy derives its own seed from `seed`."""
+        """Start a new episode in every environment; each derives its own seed from `seed`."""
         ...
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
-        """Apply (E, N) integer or (E, N, A) float actions; copies that end are reset."""
+        """Apply (E, N) integer or (E, N, A) float actions; environments that end are reset."""
         ...
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue exactly: arrays, numbers, strings, nested dicts."""
+        """Return everything needed to continue exactly: arrays, numbers, strings, nested dicts."""
         ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -174,7 +246,7 @@ class HasHiddenRewards(Protocol):
     """An environment whose sparse task hides a dense reward, for oracles and evaluation only."""
 
     def hidden_rewards(self) -> FloatArray:
-        """(E,) the dense reward of the latest step. Never part of `EnvStep`."""
+        """Return the (E,) dense rewards of the latest step, which `EnvStep` never holds."""
         ...
 
 
@@ -193,70 +265,25 @@ def close_env(env: VecEnv) -> None:
         env.close()
 
 
-# What every environment asks of a state it is to continue from.
-
-
-def refuse_other_copies(spec: EnvSpec, saved: int) -> None:
-    """Raise if a state was saved by another number of copies."""
+def check_num_envs(spec: EnvSpec, saved: int) -> None:
+    """Raise if a state was saved by a batch of another size."""
     if saved != spec.num_envs:
         raise EnvError(
-            f"{spec.name}: the saved state has {saved} copies, this environment {spec.num_envs}; "
-            f"make it with num_envs={saved}"
+            f"{spec.name}: the saved state has {saved} environments, this batch "
+            f"{spec.num_envs}; make it with num_envs={saved}"
         )
 
 
-# Random numbers for many environment copies at once, without a generator object per copy.
-#
-# Each copy has a seed and a count of the episodes it has begun; a draw is a hash of the two and
-# the draw's index (SplitMix64, Steele, Lea and Flood, OOPSLA 2014). Saving the seeds and the
-# counts saves the randomness, and no copy's draws depend on another's.
+Ends = TypeVar("Ends")
+"""(E,) booleans of NumPy, JAX or PyTorch, or one `bool`."""
 
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+def split_ends(finite_horizon: bool, task_over: Ends, out_of_time: Ends) -> tuple[Ends, Ends]:
+    """Return which episodes terminated and which were truncated.
 
-
-def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Return SplitMix64's output function of each element."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
-
-
-def copy_seeds(seed: int, num_envs: int) -> npt.NDArray[np.uint64]:
-    """Return (E,) distinct 64-bit seeds, one per environment copy, derived from one seed."""
-    copies = np.arange(1, num_envs + 1, dtype=np.uint64)
-    return _mix(_mix(np.full(num_envs, seed % 2**64, np.uint64)) + copies * _GOLDEN)
-
-
-def uniform(
-    seeds: npt.NDArray[np.uint64], counts: npt.NDArray[Any], size: int
-) -> npt.NDArray[np.float64]:
-    """Return (E, size) numbers in [0, 1) that depend only on each copy's seed and count."""
-    streams = _mix(seeds + counts.astype(np.uint64) * _GOLDEN)
-    draws = np.arange(1, size + 1, dtype=np.uint64) * _GOLDEN
-    return (_mix(streams[:, None] + draws) >> np.uint64(11)) * np.float64(2.0**-53)
-
-
-def normal(
-    seeds: npt.NDArray[np.uint64], counts: npt.NDArray[Any], size: int
-) -> npt.NDArray[np.float64]:
-    """Return (E, size) standard normal numbers by the Box-Muller transform of `uniform`."""
-    u = uniform(seeds, counts, 2 * size)
-    radius = np.sqrt(-2.0 * np.log1p(-u[:, :size]))
-    return radius * np.cos(2.0 * np.pi * u[:, size:])
-
-
-def random_actions(
-    spec: EnvSpec, rng: np.random.Generator, action_mask: BoolArray | None
-) -> npt.NDArray[Any]:
-    """Return (E, N) integers uniform over the legal choices, or (E, N, A) floats in [-1, 1].
-
-    Dimensions beyond an agent's own size are zero.
+    What the task ends is terminated, in the step that reaches `EnvSpec.max_steps` too. What only
+    the time ends is truncated, or terminated with `EnvSpec.finite_horizon`.
     """
-    shape = (spec.num_envs, spec.num_agents, spec.action_size)
-    own = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
-    if spec.action_kind == "continuous":
-        return np.where(own, rng.uniform(-1.0, 1.0, shape), 0.0).astype(np.float32)
-    legal = own if action_mask is None else own & action_mask
-    chosen: npt.NDArray[np.int64] = np.where(legal, rng.random(shape), -1.0).argmax(axis=2)
-    return chosen
+    done = cast(Any, task_over) | cast(Any, out_of_time)
+    terminated = done if finite_horizon else task_over
+    return terminated, done ^ terminated

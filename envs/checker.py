@@ -1,143 +1,47 @@
 """`check_env`: play an environment and say in plain words where it breaks the contract.
 
-Axes: E environment copies, N agents, T steps played.
+Axes are those of `envs.base`.
 """
 
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.spaces import ObsBoundsWarning
-from envs.base import (
-    BoolArray,
-    EnvError,
-    EnvSpec,
-    EnvStep,
-    FloatArray,
-    HasHiddenRewards,
-    VecEnv,
-    random_actions,
-)
-from envs.checker_rules import (
+from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.plugins import explained
+from envs.rng import random_actions
+from envs.validation import (
     MEMBERS,
-    Actions,
-    Played,
     Problems,
-    check_ends,
-    check_rewards,
     check_spec,
-    check_start,
     check_step,
     missing_members,
 )
-from envs.plugins import explained, source_of
 
-# What a task's functions of arrays can return wrong, said with their file and line.
-#
-# Axes: E environment copies, C the copies a call is about.
+Actions = npt.NDArray[Any]
 
 
-_Arrays = dict[str, npt.NDArray[Any]]
+@dataclass(frozen=True, kw_only=True)
+class Played:
+    """One run from a reset, copied step by step."""
 
-_FUNCTIONS = {
-    "begin": "begin(self, draws)",
-    "view": "view(self, arrays, steps)",
-    "advance": "advance(self, arrays, steps, actions)",
-}
-"""What every task has, besides `num_draws`."""
-
-
-def check_task(spec: EnvSpec, task: Any) -> None:
-    """Raise if a task lacks a part."""
-    lacking = [
-        signature
-        for name, signature in _FUNCTIONS.items()
-        if not callable(getattr(task, name, None))
-    ]
-    if not isinstance(getattr(task, "num_draws", None), int | np.integer):
-        lacking.append("num_draws, the random numbers that an episode needs")
-    if lacking:
-        raise EnvError(
-            f"{spec.name}: the task {source_of(type(task))} lacks {', '.join(lacking)}; "
-            f"a task has num_draws, {', '.join(_FUNCTIONS.values())}"
-        )
-
-
-def check_arrays(spec: EnvSpec, task: Any, arrays: Any, num_copies: int) -> None:
-    """Raise unless `begin` returned a dict of arrays whose first axis is the copies."""
-    if not isinstance(arrays, dict):
-        raise _returned(spec, task.begin, f"{_kind(arrays)}; return a dict of numpy arrays by name")
-    for name, array in arrays.items():
-        if not isinstance(array, np.ndarray) or array.shape[:1] != (num_copies,):
-            raise _returned(
-                spec,
-                task.begin,
-                f"{name!r} as {_kind(array)}; return a numpy array whose first axis is the "
-                f"{num_copies} copies that begin, or keep what never changes on self",
-            )
-
-
-def checked_advance(
-    spec: EnvSpec, task: Any, arrays: _Arrays, answer: Any
-) -> tuple[_Arrays, FloatArray, BoolArray]:
-    """Return what `advance` returned if it is arrays as they were, rewards and ends."""
-    if not isinstance(answer, tuple) or len(answer) != 3 or not isinstance(answer[0], dict):
-        raise _returned(
-            spec,
-            task.advance,
-            f"{_kind(answer)}; return (arrays, rewards, terminated): a dict of the arrays one "
-            "step later, a number and a bool for every copy",
-        )
-    after, rewards, ended = answer
-    if after.keys() != arrays.keys():
-        raise _returned(
-            spec,
-            task.advance,
-            f"the arrays {', '.join(after)}; return those that begin makes: {', '.join(arrays)}",
-        )
-    for name, array in after.items():
-        if not isinstance(array, np.ndarray) or array.shape != arrays[name].shape:
-            raise _returned(
-                spec,
-                task.advance,
-                f"{name!r} as {_kind(array)}; begin made {_kind(arrays[name])}",
-            )
-    shape = (spec.num_envs,)
-    for what, array, kinds, wanted in (
-        ("rewards", rewards, "fiub", "numbers"),
-        ("terminated", ended, "b", "bool"),
-    ):
-        fits = isinstance(array, np.ndarray) and array.shape == shape
-        if not fits or array.dtype.kind not in kinds:
-            raise _returned(
-                spec,
-                task.advance,
-                f"{what} as {_kind(array)}; return {wanted} of shape {shape}, one for every copy",
-            )
-    return after, rewards, ended
-
-
-def _returned(spec: EnvSpec, function: Any, what: str) -> EnvError:
-    """Return the error that a function of a task returned `what`."""
-    return EnvError(f"{spec.name}: {source_of(function)} returned {what}")
-
-
-def _kind(thing: Any) -> str:
-    """Return what something is, for a message."""
-    if isinstance(thing, np.ndarray):
-        return f"{thing.dtype} of shape {thing.shape}"
-    return f"a {type(thing).__name__}" + (f" of {len(thing)}" if isinstance(thing, tuple) else "")
+    first: EnvStep
+    actions: list[Actions]
+    steps: list[EnvStep]
+    hidden: list[npt.NDArray[Any]]
+    """(E,) hidden rewards per step; empty if the environment has none."""
 
 
 def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
     """Return what is wrong with an environment, one sentence each; empty if nothing is.
 
-    Plays random legal actions for `steps` steps, or until every copy must have ended once if
+    Plays random legal actions for `steps` steps, or until every environment must have ended once if
     that is longer, and replays parts of it. Sentences that begin with "warning: " may be meant.
     The environment is left wherever the last check ended: reset it before use.
     """
@@ -158,8 +62,8 @@ def _check(env: VecEnv, steps: int, seed: int, problems: Problems) -> None:
     played = _attempt("playing random legal actions", problems, _play, env, steps, seed, problems)
     if played is None:
         return
-    check_ends(env.spec, played, problems)
-    check_rewards(played, problems)
+    _check_ends(env.spec, played, problems)
+    _check_rewards(played, problems)
     _check_deaths(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
@@ -198,7 +102,7 @@ def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | No
     rng = np.random.default_rng(seed)
     first = _copied(env.reset(seed))
     check_step(spec, first, "reset", problems)
-    check_start(first, problems)
+    _check_start(first, problems)
     played = Played(first=first, actions=[], steps=[], hidden=[])
     mask = first.action_mask
     for t in range(max(steps, spec.max_steps + 1)):
@@ -270,7 +174,7 @@ def _check_replay(env: VecEnv, steps: int, seed: int, played: Played, problems: 
 
 
 def _check_seeds(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:
-    """Warn if another seed changes nothing, or all copies do the same."""
+    """Warn if another seed changes nothing, or all environments do the same."""
     first = played.first
     same = _difference(env.reset(seed + 1), first) is None
     for t in range(steps if same else 0):
@@ -283,11 +187,11 @@ def _check_seeds(env: VecEnv, steps: int, seed: int, played: Played, problems: P
             f"seeds {seed} and {seed + 1} gave the same episodes; fine if the task is "
             "deterministic, else use the seed",
         )
-    elif env.spec.num_envs > 1 and _copies_alike(env, steps, seed):
+    elif env.spec.num_envs > 1 and _all_alike(env, steps, seed):
         problems.warn(
-            "copies",
-            f"all {env.spec.num_envs} copies do the same under the same actions; fine if the task "
-            "is deterministic, else give every copy a seed of its own",
+            "alike",
+            f"all {env.spec.num_envs} environments do the same under the same actions; fine if "
+            "the task is deterministic, else give every environment a seed of its own",
         )
 
 
@@ -306,8 +210,8 @@ def _check_actions(env: VecEnv, steps: int, seed: int, played: Played, problems:
     )
 
 
-def _copies_alike(env: VecEnv, steps: int, seed: int) -> bool:
-    """Return whether copies that act alike see and are paid alike."""
+def _all_alike(env: VecEnv, steps: int, seed: int) -> bool:
+    """Return whether environments that act alike see and are paid alike."""
     rng = np.random.default_rng(seed)
     step = env.reset(seed)
     for _ in range(steps):
@@ -378,3 +282,128 @@ def _difference(step: EnvStep, other: EnvStep) -> str | None:
         if ours is not None and not np.array_equal(ours, theirs):
             return field.name
     return None
+
+
+def _check_start(first: EnvStep, problems: Problems) -> None:
+    """Note a reset that ends something, pays something or differs from its final arrays."""
+    if first.terminated.any() or first.truncated.any():
+        problems.add(
+            "start", "reset: an environment is terminated or truncated; start with all False"
+        )
+    if np.any(first.rewards != 0):
+        problems.add("start", f"reset: rewards are {first.rewards}; nothing was done, return zeros")
+    for field in ("obs", "state"):
+        if not np.array_equal(getattr(first, field), getattr(first, f"final_{field}")):
+            problems.add(
+                f"start {field}", f"reset: final_{field} differs from {field}; return the same"
+            )
+
+
+def _check_ends(spec: EnvSpec, played: Played, problems: Problems) -> None:
+    """Note episodes that end too late or in the wrong way, and wrong final arrays."""
+    lengths = np.zeros(spec.num_envs, np.int64)
+    timed_out = terminated_then = 0
+    for t, step in enumerate(played.steps):
+        lengths += 1
+        done = step.terminated | step.truncated
+        at_limit = lengths == spec.max_steps
+        late = np.flatnonzero(at_limit & ~done)
+        if late.size:
+            problems.add(
+                "max_steps",
+                f"step {t}: copy {late[0]} goes on after {spec.max_steps} steps, spec.max_steps; "
+                "end the episode there or raise max_steps",
+            )
+            return
+        cut = np.flatnonzero(step.truncated & at_limit)
+        if spec.finite_horizon and cut.size:
+            problems.add(
+                "finite_horizon",
+                f"step {t}: copy {cut[0]} is truncated at max_steps, but spec.finite_horizon is "
+                "True; return terminated there, or set finite_horizon to False",
+            )
+        timed_out += int((at_limit & done).sum())
+        terminated_then += int((at_limit & step.terminated).sum())
+        lengths[done] = 0
+    if not spec.finite_horizon and timed_out and terminated_then == timed_out:
+        problems.add(
+            "finite_horizon",
+            f"all {timed_out} episodes that reached max_steps were terminated, but "
+            "spec.finite_horizon is False; return truncated there, or set finite_horizon to True "
+            "(for a PettingZoo or gymnasium team whose task is not over then, the option "
+            "limit_terminates True says so)",
+        )
+    _check_final("obs", played, problems)
+    _check_final("state", played, problems)
+
+
+def _check_final(field: str, played: Played, problems: Problems) -> None:
+    """Note final arrays that differ where no episode ended or show the next episode.
+
+    An array that is the same all along, as in a matrix game, cannot show the next episode.
+    """
+    ends = shown_next = 0
+    constant = True
+    for t, step in enumerate(played.steps):
+        now, final = getattr(step, field), getattr(step, f"final_{field}")
+        done = step.terminated | step.truncated
+        constant &= np.array_equal(now, getattr(played.first, field))
+        same = (now == final).reshape(len(done), -1).all(axis=1)
+        wrong = np.flatnonzero(~same & ~done)
+        if wrong.size:
+            problems.add(
+                f"final_{field}",
+                f"step {t}: final_{field} of copy {wrong[0]} differs from {field}, but its "
+                "episode goes on; the two are equal until an episode ends",
+            )
+        ends += int(done.sum())
+        shown_next += int((done & same).sum())
+    if ends and shown_next == ends and constant:
+        problems.warn(
+            f"constant {field}",
+            f"{field} is the same in all {len(played.steps)} steps; fine if there is nothing to "
+            "see, else show what changes",
+        )
+    elif ends and shown_next == ends:
+        problems.add(
+            f"final_{field}",
+            f"final_{field} equals {field} at all {ends} episode ends; {field} belongs to the "
+            f"next episode then, final_{field} shows the end of the old one, before the reset",
+        )
+
+
+def _check_rewards(played: Played, problems: Problems) -> None:
+    """Note a reward before the end that neither is nor sums up the hidden dense rewards."""
+    if not played.hidden or _is_dense(played) or _pays_in_parts(played):
+        return
+    for t, step in enumerate(played.steps):
+        early = np.flatnonzero((step.rewards != 0) & ~(step.terminated | step.truncated))
+        if early.size:
+            problems.add(
+                "sparse",
+                f"step {t}: copy {early[0]} is paid {step.rewards[early[0]]} before its episode "
+                "ends, and an episode's rewards do not add up to the hidden ones; pay zero until "
+                "the end, or pay the hidden rewards, at once or some steps together",
+            )
+
+
+def _is_dense(played: Played) -> bool:
+    """Return whether every step pays its hidden reward."""
+    return all(
+        np.array_equal(step.rewards, hidden)
+        for step, hidden in zip(played.steps, played.hidden, strict=True)
+    )
+
+
+def _pays_in_parts(played: Played) -> bool:
+    """Return whether every finished episode pays the sum of its hidden rewards."""
+    owed = np.zeros(len(played.hidden[0]))
+    scale = np.ones_like(owed)
+    for step, hidden in zip(played.steps, played.hidden, strict=True):
+        owed += hidden - step.rewards
+        scale += np.abs(hidden)
+        done = step.terminated | step.truncated
+        if (np.abs(owed) > 1e-4 * scale)[done].any():
+            return False
+        owed[done], scale[done] = 0.0, 1.0
+    return True

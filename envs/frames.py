@@ -1,6 +1,10 @@
-"""What can be shown of any environment: observations and actions as bars.
+"""What an environment looks like, as simple shapes: plain data that anything can draw.
 
-Axes: N agents, O observation features, A actions.
+A frame is drawn by `marl watch` and, being JSON, by a browser as well. Coordinates are the
+world's, in any unit, x to the right and y up; colours are ``#rrggbb``. An environment that shows
+no frame of its own is drawn as its observations and actions, in bars (`observation_frame`).
+
+Axes are those of `envs.base`.
 """
 
 import math
@@ -12,14 +16,7 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, VecEnv
 
-# What an environment looks like, as simple shapes: plain data that anything can draw.
-#
-# A frame is drawn by `marl watch` and, being JSON, by a browser as well. Coordinates are the
-# world's, in any unit, x to the right and y up; colours are ``#rrggbb``.
-
-
 Point = tuple[float, float]
-
 AGENT_COLOURS = (
     "#3f7fbf",
     "#e07b39",
@@ -95,7 +92,6 @@ class HealthBar:
 
 
 Shape = Segment | Circle | Polygon | Label | HealthBar
-
 _KINDS: dict[str, type[Shape]] = {
     "segment": Segment,
     "circle": Circle,
@@ -108,7 +104,7 @@ _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
 
 @dataclass(frozen=True, kw_only=True)
 class Frame:
-    """One moment of one copy."""
+    """One moment of one environment."""
 
     shapes: tuple[Shape, ...]
     """Back to front."""
@@ -148,14 +144,33 @@ class Frame:
 class HasFrames(Protocol):
     """An environment that can be seen."""
 
-    def frame(self, copy: int) -> Frame | None:
-        """Return what a copy looks like now; None: only its observations can be shown.
+    def frame(self, index: int) -> Frame | None:
+        """Return what an environment looks like now; None: only its observations can be shown.
 
-        A copy that ended shows the start of its next episode already. To film an episode, ask
-        before each step: every frame is then the state in which the agents act, and the film
+        One whose episode ended shows the start of the next episode already. To film an episode,
+        ask before each step: every frame is then the state in which the agents act, and the film
         ends with the one before the last step.
         """
         ...
+
+
+def frame_of(env: VecEnv, index: int, step: EnvStep, actions: npt.NDArray[Any]) -> Frame:
+    """Return what an environment looks like now, or else its observations and coming actions.
+
+    `step` is what the environment returned last, (E, N) or (E, N, A) `actions` what comes next.
+    """
+    frame = env.frame(index) if isinstance(env, HasFrames) else None
+    if frame is None:
+        alive = None if step.alive is None else step.alive[index]
+        return observation_frame(env.spec, step.obs[index], actions[index], alive)
+    agents = env.spec.num_agents
+    if len(frame.anchors) != agents or len(frame.reward_places) not in (0, agents):
+        raise EnvError(
+            f"{env.spec.name}: frame({index}) has {len(frame.anchors)} anchors and "
+            f"{len(frame.reward_places)} reward_places; expected one anchor for each of the "
+            f"{agents} agents (None for those that are nowhere), and as many places or none"
+        )
+    return frame
 
 
 def moved(shape: Shape, by: Point) -> Shape:
@@ -193,25 +208,6 @@ def _tuples(value: Any) -> Any:
 
 _OBS_WIDTH, _ACTION_START, _ACTION_WIDTH, _WIDTH = 6.0, 6.6, 2.4, 10.0
 _MOST_BARS = 60  # more would be thinner than a pixel; the others are left out
-
-
-def frame_of(env: VecEnv, copy: int, step: EnvStep, actions: npt.NDArray[Any]) -> Frame:
-    """Return what a copy looks like now, or else what its agents observe and are about to do.
-
-    `step` is what the environment returned last, (E, N) or (E, N, A) `actions` what comes next.
-    """
-    frame = env.frame(copy) if isinstance(env, HasFrames) else None
-    if frame is None:
-        alive = None if step.alive is None else step.alive[copy]
-        return observation_frame(env.spec, step.obs[copy], actions[copy], alive)
-    agents = env.spec.num_agents
-    if len(frame.anchors) != agents or len(frame.reward_places) not in (0, agents):
-        raise EnvError(
-            f"{env.spec.name}: frame({copy}) has {len(frame.anchors)} anchors and "
-            f"{len(frame.reward_places)} reward_places; expected one anchor for each of the "
-            f"{agents} agents (None for those that are nowhere), and as many places or none"
-        )
-    return frame
 
 
 def observation_frame(

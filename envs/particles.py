@@ -1,11 +1,12 @@
 """Point masses on a plane that should reach landmarks: `particles/nav_N`, `particles/spread_N`.
 
-Axes: C environment copies, N agents (and landmarks), 2 plane coordinates.
-
 Dynamics and constants are those of the multi-agent particle environment (Lowe et al.,
 arXiv 1706.02275): time step .1, velocity damping .25, force 5, unit mass; five actions
 (none, +x, -x, +y, -y). There is no wall. An episode lasts 25 steps and its end belongs to the
 task: it terminates.
+
+Axes are those of `envs.base`, with N landmarks beside N agents; the last axis of a place has 2
+coordinates. Frames show agents as discs and landmarks as rings.
 """
 
 from dataclasses import dataclass
@@ -18,57 +19,6 @@ from envs.base import BoolArray, EnvError, EnvSpec, Fact, FloatArray
 from envs.frames import FAINT, TARGET, Circle, Frame, Point, Segment, agent_colour
 from envs.registry import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
-
-# Particles as frames: agents are discs, landmarks rings.
-#
-# Axes: N agents (and landmarks), 2 plane coordinates.
-
-
-_SQUARE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
-"""Where agents and landmarks start."""
-_MARGIN = 0.15
-
-
-def particle_frame(
-    positions: FloatArray,
-    landmarks: FloatArray,
-    radius: float,
-    seconds_per_step: float,
-    *,
-    own_landmarks: bool,
-) -> Frame:
-    """Return (N, 2) agents and (N, 2) landmarks, each agent tied to its own if it has one.
-
-    The view is the square they start in with a margin, and grows with whoever leaves it.
-    """
-    places, goals = _points(positions), _points(landmarks)
-    colours = [agent_colour(agent) for agent in range(len(places))]
-    of_goals = colours if own_landmarks else [TARGET] * len(goals)
-    corners = zip(_SQUARE, (*_SQUARE[1:], _SQUARE[0]), strict=True)
-    border = [Segment(start=start, end=end, colour=FAINT) for start, end in corners]
-    pairs = zip(places, goals, colours, strict=True)
-    ways = [Segment(start=place, end=goal, colour=colour) for place, goal, colour in pairs]
-    rings = [
-        Circle(centre=goal, radius=radius, colour=colour, filled=False)
-        for goal, colour in zip(goals, of_goals, strict=True)
-    ]
-    agents = [
-        Circle(centre=place, radius=radius, colour=colour)
-        for place, colour in zip(places, colours, strict=True)
-    ]
-    half = max(1.0, float(np.abs(positions).max())) + _MARGIN
-    return Frame(
-        shapes=(*border, *(ways if own_landmarks else ()), *rings, *agents),
-        view=(-half, -half, half, half),
-        anchors=tuple(places),
-        seconds_per_step=seconds_per_step,
-    )
-
-
-def _points(array: FloatArray) -> list[Point]:
-    """Return the rows of an (N, 2) array as points."""
-    return [(float(x), float(y)) for x, y in array]
-
 
 MAX_STEPS = 25
 TIME_STEP = 0.1
@@ -166,14 +116,6 @@ def _spec(
     )
 
 
-def moved(
-    positions: FloatArray, velocities: FloatArray, forces: FloatArray
-) -> tuple[FloatArray, FloatArray]:
-    """Return the positions and velocities one time step later."""
-    velocities = velocities * (1.0 - DAMPING) + forces * TIME_STEP
-    return positions + velocities * TIME_STEP, velocities
-
-
 @dataclass(frozen=True)
 class _Navigation:
     """The functions of `nav`."""
@@ -194,9 +136,9 @@ class _Navigation:
         way = arrays["landmarks"] - arrays["positions"]
         return _view(arrays["velocities"], arrays["positions"], way)
 
-    def frame(self, arrays: Arrays, copy: int) -> Frame:
+    def frame(self, arrays: Arrays, index: int) -> Frame:
         """Return agents, drawn small as they do not touch, on their way to their rings."""
-        places = arrays["positions"][copy], arrays["landmarks"][copy]
+        places = arrays["positions"][index], arrays["landmarks"][index]
         return particle_frame(*places, AGENT_RADIUS / 2.0, TIME_STEP, own_landmarks=True)
 
     def advance(
@@ -233,20 +175,20 @@ class _Spread:
     def view(self, arrays: Arrays, steps: npt.NDArray[np.int64]) -> View:
         """Return velocity, position and the ways to all landmarks and other agents."""
         positions = arrays["positions"]
-        copies, agents = positions.shape[:2]
+        count, agents = positions.shape[:2]
         to_landmarks = arrays["landmarks"][:, None] - positions[:, :, None]
         to_agents = positions[:, None] - positions[:, :, None]
         others = to_agents[:, ~np.eye(agents, dtype=np.bool_)]
         return _view(
             arrays["velocities"],
             positions,
-            to_landmarks.reshape(copies, agents, 2 * agents),
-            others.reshape(copies, agents, 2 * (agents - 1)),
+            to_landmarks.reshape(count, agents, 2 * agents),
+            others.reshape(count, agents, 2 * (agents - 1)),
         )
 
-    def frame(self, arrays: Arrays, copy: int) -> Frame:
+    def frame(self, arrays: Arrays, index: int) -> Frame:
         """Return agents among rings, which are anybody's."""
-        places = arrays["positions"][copy], arrays["landmarks"][copy]
+        places = arrays["positions"][index], arrays["landmarks"][index]
         return particle_frame(*places, AGENT_RADIUS, TIME_STEP, own_landmarks=False)
 
     def advance(
@@ -271,17 +213,12 @@ class _Spread:
         return np.stack([uncovered.mean(axis=1), covered, pairs], axis=1)
 
 
-def _uncovered(landmarks: FloatArray, positions: FloatArray) -> FloatArray:
-    """Return (C, N) distances of the landmarks to the nearest agent."""
-    nearest: FloatArray = _length(landmarks[:, None] - positions[:, :, None]).min(axis=1)
-    return nearest
-
-
-def _touching(positions: FloatArray) -> npt.NDArray[np.int64]:
-    """Return (C,) how many agents each agent touches, in sum: every pair counts twice."""
-    apart = _length(positions[:, None] - positions[:, :, None])
-    counts: npt.NDArray[np.int64] = (apart < 2 * AGENT_RADIUS).sum(axis=(1, 2)) - positions.shape[1]
-    return counts
+def moved(
+    positions: FloatArray, velocities: FloatArray, forces: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Return the positions and velocities one time step later."""
+    velocities = velocities * (1.0 - DAMPING) + forces * TIME_STEP
+    return positions + velocities * TIME_STEP, velocities
 
 
 def contact_forces(positions: FloatArray) -> FloatArray:
@@ -294,6 +231,19 @@ def contact_forces(positions: FloatArray) -> FloatArray:
     directions = from_others / np.maximum(distances, 1e-9)[..., None]
     forces: FloatArray = CONTACT_STIFFNESS * (directions * overlaps[..., None]).sum(axis=2)
     return forces
+
+
+def _uncovered(landmarks: FloatArray, positions: FloatArray) -> FloatArray:
+    """Return (C, N) distances of the landmarks to the nearest agent."""
+    nearest: FloatArray = _length(landmarks[:, None] - positions[:, :, None]).min(axis=1)
+    return nearest
+
+
+def _touching(positions: FloatArray) -> npt.NDArray[np.int64]:
+    """Return (C,) how many agents each agent touches, in sum: every pair counts twice."""
+    apart = _length(positions[:, None] - positions[:, :, None])
+    counts: npt.NDArray[np.int64] = (apart < 2 * AGENT_RADIUS).sum(axis=(1, 2)) - positions.shape[1]
+    return counts
 
 
 def _scattered(draws: FloatArray, num_agents: int) -> Arrays:
@@ -316,3 +266,49 @@ def _length(vectors: FloatArray) -> FloatArray:
     """Return the Euclidean length along the last axis."""
     lengths: FloatArray = np.sqrt((vectors * vectors).sum(axis=-1))
     return lengths
+
+
+_SQUARE = ((-1.0, -1.0), (1.0, -1.0), (1.0, 1.0), (-1.0, 1.0))
+"""Where agents and landmarks start."""
+_MARGIN = 0.15
+
+
+def particle_frame(
+    positions: FloatArray,
+    landmarks: FloatArray,
+    radius: float,
+    seconds_per_step: float,
+    *,
+    own_landmarks: bool,
+) -> Frame:
+    """Return (N, 2) agents and (N, 2) landmarks, each agent tied to its own if it has one.
+
+    The view is the square they start in with a margin, and grows with whoever leaves it.
+    """
+    places, goals = _points(positions), _points(landmarks)
+    colours = [agent_colour(agent) for agent in range(len(places))]
+    of_goals = colours if own_landmarks else [TARGET] * len(goals)
+    corners = zip(_SQUARE, (*_SQUARE[1:], _SQUARE[0]), strict=True)
+    border = [Segment(start=start, end=end, colour=FAINT) for start, end in corners]
+    pairs = zip(places, goals, colours, strict=True)
+    ways = [Segment(start=place, end=goal, colour=colour) for place, goal, colour in pairs]
+    rings = [
+        Circle(centre=goal, radius=radius, colour=colour, filled=False)
+        for goal, colour in zip(goals, of_goals, strict=True)
+    ]
+    agents = [
+        Circle(centre=place, radius=radius, colour=colour)
+        for place, colour in zip(places, colours, strict=True)
+    ]
+    half = max(1.0, float(np.abs(positions).max())) + _MARGIN
+    return Frame(
+        shapes=(*border, *(ways if own_landmarks else ()), *rings, *agents),
+        view=(-half, -half, half, half),
+        anchors=tuple(places),
+        seconds_per_step=seconds_per_step,
+    )
+
+
+def _points(array: FloatArray) -> list[Point]:
+    """Return the rows of an (N, 2) array as points."""
+    return [(float(x), float(y)) for x, y in array]

@@ -1,7 +1,12 @@
 """Tiny tasks with a known optimum and a known random score, to test learning: `probe/...`.
 
-Each function makes one environment; its docstring states the optimal and the random return of
-an episode. Random means uniform over the legal actions.
+Each public function makes one environment; its docstring states the optimal and the random return
+of an episode. Random means uniform over the legal actions. Between them they need continuous
+actions (`continuous_match`), coordination, credit for each agent (`local_credit`), deaths
+(`dying`), illegal actions (`masked`), recurrent networks (`recall`) and the value of a future beyond the
+time limit (`time_limit`).
+
+Axes are those of `envs.base`; T: steps of an episode, K: choices.
 """
 
 from dataclasses import dataclass
@@ -14,65 +19,29 @@ from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
 from envs.registry import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
 
-# What the probes share: their constants and their sequences of cues.
-#
-# Axes: C environment copies, T steps of an episode, N agents, K choices.
+__all__ = [
+    "continuous_match",
+    "coordination",
+    "dying",
+    "local_credit",
+    "masked",
+    "recall",
+    "time_limit",
+]
+
+
+def members() -> list[str]:
+    """Return the names of the probes."""
+    return list(__all__)
+
+
+def maker(member: str) -> Maker | None:
+    """Return the maker of a probe."""
+    return Maker(globals()[member]) if member in __all__ else None
 
 
 Steps = npt.NDArray[np.int64]
 Actions = npt.NDArray[Any]
-
-
-def discrete_spec(
-    name: str,
-    num_envs: int,
-    max_steps: int,
-    *,
-    num_agents: int,
-    size: int,
-    masks_actions: bool = False,
-    agents_die: bool = False,
-) -> EnvSpec:
-    """Return the constants of a task whose agents see `size` features and have `size` choices.
-
-    The state is all observations side by side.
-    """
-    at_least_one(name, "num_agents", num_agents)
-    at_least_one(name, "num_cues", size)
-    return EnvSpec(
-        name=f"probe/{name}",
-        num_envs=num_envs,
-        obs_sizes=(size,) * num_agents,
-        state_size=size * num_agents,
-        action_kind="discrete",
-        action_sizes=(size,) * num_agents,
-        max_steps=at_least_one(name, "max_steps", max_steps),
-        finite_horizon=True,
-        masks_actions=masks_actions,
-        agents_die=agents_die,
-    )
-
-
-def at_least_one(env: str, option: str, value: int) -> int:
-    """Return `value` if it is at least 1."""
-    if value < 1:
-        raise EnvError(f"probe/{env}: {option} is {value}; give at least 1")
-    return value
-
-
-def now(sequence: npt.NDArray[Any], steps: Steps) -> npt.NDArray[Any]:
-    """Return what a (C, T + 1, ...) sequence shows each copy after its steps."""
-    return sequence[np.arange(len(sequence)), steps]
-
-
-def one_hot(choices: npt.NDArray[np.int64], size: int) -> FloatArray:
-    """Return float32 rows of the identity."""
-    return np.eye(size, dtype=np.float32)[choices]
-
-
-# Continuous actions of agents that differ in what they see and do.
-#
-# Axes: C environment copies, T steps of an episode, N agents, K choices.
 
 
 def continuous_match(num_envs: int, *, max_steps: int = 8) -> SimulatedEnv:
@@ -129,11 +98,6 @@ class _Matching:
         targets = np.stack([numbers[:, 4], -numbers[:, 2]], axis=1)
         second = ((actions[:, 1] - targets) ** 2).mean(axis=1)
         return arrays, -(first + second) / 2.0, np.zeros(len(numbers), np.bool_)
-
-
-# Agents that must name the cue they see: together, each alone, or until they die.
-#
-# Axes: C environment copies, T steps of an episode, N agents, K choices.
 
 
 def coordination(
@@ -255,11 +219,6 @@ class _Dying:
         return arrays, right.mean(axis=1), all_dead
 
 
-# Actions that promise the most are illegal.
-#
-# Axes: C environment copies, T steps of an episode, N agents, K choices.
-
-
 def masked(num_envs: int, *, max_steps: int = 8) -> SimulatedEnv:
     """Return two agents of which each sees the pay of five actions, two of them illegal.
 
@@ -299,11 +258,6 @@ class _Masked:
         pay = now(arrays["pay"], steps)
         chosen = np.take_along_axis(pay, actions[:, :, None], axis=2)[:, :, 0]
         return arrays, chosen.mean(axis=1, dtype=np.float64), np.zeros(len(pay), np.bool_)
-
-
-# A cue that is gone when it is asked for: agents need recurrent networks.
-#
-# Axes: C environment copies, N agents, K choices.
 
 
 def recall(
@@ -377,11 +331,6 @@ class _Recall:
         return arrays | {"lights": lights}, paid, np.zeros(len(steps), np.bool_)
 
 
-# A task without end, interrupted by a time limit.
-#
-# Axes: C environment copies, T steps of an episode, N agents, K choices.
-
-
 def time_limit(
     num_envs: int,
     *,
@@ -416,7 +365,7 @@ class _Standing:
     num_draws: int = 0
 
     def begin(self, draws: FloatArray) -> Arrays:
-        """Return every copy in state 0."""
+        """Return every environment in state 0."""
         return {"place": np.zeros(len(draws), np.int64)}
 
     def view(self, arrays: Arrays, steps: Steps) -> View:
@@ -432,22 +381,48 @@ class _Standing:
         return {"place": place}, place.astype(np.float64), np.zeros(len(place), np.bool_)
 
 
-__all__ = [
-    "continuous_match",
-    "coordination",
-    "dying",
-    "local_credit",
-    "masked",
-    "recall",
-    "time_limit",
-]
+def discrete_spec(
+    name: str,
+    num_envs: int,
+    max_steps: int,
+    *,
+    num_agents: int,
+    size: int,
+    masks_actions: bool = False,
+    agents_die: bool = False,
+) -> EnvSpec:
+    """Return the constants of a task whose agents see `size` features and have `size` choices.
+
+    The state is all observations side by side.
+    """
+    at_least_one(name, "num_agents", num_agents)
+    at_least_one(name, "num_cues", size)
+    return EnvSpec(
+        name=f"probe/{name}",
+        num_envs=num_envs,
+        obs_sizes=(size,) * num_agents,
+        state_size=size * num_agents,
+        action_kind="discrete",
+        action_sizes=(size,) * num_agents,
+        max_steps=at_least_one(name, "max_steps", max_steps),
+        finite_horizon=True,
+        masks_actions=masks_actions,
+        agents_die=agents_die,
+    )
 
 
-def members() -> list[str]:
-    """Return the names of the probes."""
-    return list(__all__)
+def at_least_one(env: str, option: str, value: int) -> int:
+    """Return `value` if it is at least 1."""
+    if value < 1:
+        raise EnvError(f"probe/{env}: {option} is {value}; give at least 1")
+    return value
 
 
-def maker(member: str) -> Maker | None:
-    """Return the maker of a probe."""
-    return Maker(globals()[member]) if member in __all__ else None
+def now(sequence: npt.NDArray[Any], steps: Steps) -> npt.NDArray[Any]:
+    """Return what a (C, T + 1, ...) sequence shows each environment after its steps."""
+    return sequence[np.arange(len(sequence)), steps]
+
+
+def one_hot(choices: npt.NDArray[np.int64], size: int) -> FloatArray:
+    """Return float32 rows of the identity."""
+    return np.eye(size, dtype=np.float32)[choices]

@@ -1,4 +1,11 @@
-"""Environments by name: `make_env("particles/nav_6", num_envs=64)` or `"my_envs:two_keys"`."""
+"""Environments by name: `make_env("particles/nav_6", num_envs=64)` or `"my_envs:two_keys"`.
+
+The part of a name before the slash is a family of environments: one line in `FAMILIES` and a
+module with two functions, `members() -> list[str]`, the names to list, and
+`maker(member) -> Maker | None`, which may accept more names than are listed. The module is
+imported when one of its names is used or listed, never before. A name with a colon is an import
+path of the user's own. What optional packages need to be installed stands at the end.
+"""
 
 import importlib
 import inspect
@@ -11,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import EnvError, VecEnv, close_env
-from envs.checker_rules import MEMBERS, missing_members
 from envs.plugins import (
     NoSubmoduleError,
     callables_in,
@@ -21,46 +27,7 @@ from envs.plugins import (
     source_of,
 )
 from envs.sparse import SparseRewards
-
-# How to install the optional package that a module belongs to.
-
-
-INSTALL_SMACV2 = (
-    "SMACv2 needs three things: the package, "
-    "pip install git+https://github.com/oxwhirl/smacv2.git; StarCraft II (for Linux from "
-    "github.com/Blizzard/s2client-proto#downloads) in ~/StarCraftII, or anywhere if the "
-    "environment variable SC2PATH names the folder; and the maps, the folder SMAC_Maps of the "
-    "package's smacv2/env/starcraft2/maps, copied to $SC2PATH/Maps/SMAC_Maps"
-)
-
-EXTRAS = {
-    "mpe2": "mpe2",
-    "pettingzoo.sisl": "sisl",
-    "lbforaging": "lbforaging",
-    "rware": "rware",
-    "jaxmarl": "smax",
-    "vmas": "vmas",
-}
-"""Module, or package of modules, and the extra of this distribution that installs it."""
-
-BY_HAND = {"smacv2": INSTALL_SMACV2}
-"""Package that no extra can install, and what to do instead."""
-
-
-def install_hint(module: str) -> str | None:
-    """Return how to install what `module` needs, or None if that is not known here."""
-    for package, extra in EXTRAS.items():
-        if f"{module}.".startswith(f"{package}."):
-            command = f"pip install -c constraints.txt '.[{extra}]'"
-            return f"{package} needs an extra; where this project lies, run: {command}"
-    return BY_HAND.get(module.partition(".")[0])
-
-
-# Families of environments: what a name before the slash stands for, and what it takes to install.
-#
-# A family is one line in `FAMILIES` and a module with two functions: `members() -> list[str]`,
-# the names to list, and `maker(member) -> Maker | None`, which may accept more names than are
-# listed. The module is imported when one of its names is used or listed, never before.
+from envs.validation import MEMBERS, missing_members
 
 
 @dataclass(frozen=True)
@@ -81,7 +48,7 @@ class Family:
     reward_mode: str = ""
     """How its rewards are paid unless the user says otherwise; empty: as the environments do."""
     needs: str = ""
-    """Optional package without which it cannot be used, one of `envs.registry`; empty: none."""
+    """Optional package that it needs, one of `EXTRAS` or `BY_HAND`; empty: none."""
 
     @property
     def is_installed(self) -> bool:
@@ -129,7 +96,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "smax": Family(
         module="envs.jaxmarl.smax",
-        summary="battles of scripted against learning units, in JAX; for 512 copies or more",
+        summary="battles of scripted against learning units, in JAX; for 512 environments or more",
         reward_mode="episodic",
         needs="jaxmarl",
     ),
@@ -151,16 +118,13 @@ FAMILIES: dict[str, Family] = {
         reward_mode="episodic",
     ),
 }
-
-
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
 """Options of every environment: see `SparseRewards`."""
-
 _EXAMPLE = "an import path such as my_envs:two_keys"
 
 
 def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
-    """Return the environment `name` with `num_envs` copies.
+    """Return a batch of `num_envs` environments of the task `name`.
 
     `name` is one of `env_names()`, another size of the same family (`particles/nav_9`), or
     `module:attribute`, imported with the working directory on the path and called as
@@ -191,7 +155,7 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     made: VecEnv = env
     if getattr(made.spec, "num_envs", num_envs) != num_envs:
         raise EnvError(
-            f"environment {name!r} was asked for {num_envs} copies and made {made.spec.num_envs}; "
+            f"{name!r} was asked for {num_envs} environments and made {made.spec.num_envs}; "
             f"give EnvSpec the num_envs that {source_of(maker.call)} is called with"
         )
     default = "" if is_path else FAMILIES[prefix].reward_mode
@@ -252,7 +216,7 @@ def _instead(name: str) -> str:
 
 
 def _imported_family(name: str) -> Maker:
-    """Return the maker behind an import path: the user's own, or copies of a PettingZoo team."""
+    """Return the maker behind an import path: the user's own, or the PettingZoo adapter."""
     try:
         call = load_attribute(name, "environment", _EXAMPLE)
     except NoSubmoduleError:
@@ -297,3 +261,32 @@ def _check_options(name: str, maker: Maker, options: dict[str, Any]) -> None:
             f"environment {name!r} needs the option {', '.join(needed)}; give it with "
             f"`--env.options {flags}`"
         )
+
+
+INSTALL_SMACV2 = (
+    "SMACv2 needs three things: the package, "
+    "pip install git+https://github.com/oxwhirl/smacv2.git; StarCraft II (for Linux from "
+    "github.com/Blizzard/s2client-proto#downloads) in ~/StarCraftII, or anywhere if the "
+    "environment variable SC2PATH names the folder; and the maps, the folder SMAC_Maps of the "
+    "package's smacv2/env/starcraft2/maps, copied to $SC2PATH/Maps/SMAC_Maps"
+)
+EXTRAS = {
+    "mpe2": "mpe2",
+    "pettingzoo.sisl": "sisl",
+    "lbforaging": "lbforaging",
+    "rware": "rware",
+    "jaxmarl": "smax",
+    "vmas": "vmas",
+}
+"""Module, or package of modules, and the extra of this distribution that installs it."""
+BY_HAND = {"smacv2": INSTALL_SMACV2}
+"""Package that no extra can install, and what to do instead."""
+
+
+def install_hint(module: str) -> str | None:
+    """Return how to install what `module` needs, or None if that is not known here."""
+    for package, extra in EXTRAS.items():
+        if f"{module}.".startswith(f"{package}."):
+            command = f"pip install -c constraints.txt '.[{extra}]'"
+            return f"{package} needs an extra; where this project lies, run: {command}"
+    return BY_HAND.get(module.partition(".")[0])

@@ -1,6 +1,10 @@
 """SMACv2: battles of StarCraft II with units and positions drawn anew in every episode.
 
-The game is not part of this package: see `envs.registry.INSTALL_SMACV2`.
+The game is not part of this package: see `envs.registry.INSTALL_SMACV2`. The calls used here were
+read in `smacv2/env/starcraft2/` (`starcraft2.py`, `wrapper.py`, `distributions.py`) at commit
+9dabb98 of github.com/oxwhirl/smacv2, and in PySC2 4.0.0.
+
+Axes are those of `envs.base`.
 """
 
 import importlib
@@ -23,132 +27,30 @@ from envs.adapters.team_env import TeamEnv
 from envs.base import EnvError, EnvSpec, Fact, FloatArray
 from envs.registry import INSTALL_SMACV2, Maker
 
-# oxwhirl/smacv2 and the game behind it: what they need, what they raise and what they draw.
-#
-# The calls used here were read in `smacv2/env/starcraft2/` (`starcraft2.py`, `wrapper.py`,
-# `distributions.py`) at commit 9dabb98 of github.com/oxwhirl/smacv2, and in PySC2 4.0.0.
-
-
-_OURS = ("seed", "continuing_episode", "map_name", "capability_config")
-
-
-class GameDeathError(Exception):
-    """StarCraft II stopped answering."""
-
-
-def made(options: dict[str, Any], seed: int | None) -> Any:
-    """Return a `StarCraftCapabilityEnvWrapper` whose game is launched by its first reset.
-
-    `seed` is that of the game itself, which lasts for many episodes. ``continuing_episode`` only
-    makes upstream say which battles its time limit ended.
-    """
-    wrapper = _wrapper()
-    try:
-        # Upstream writes into the capabilities it is given.
-        return wrapper(**deepcopy(options), seed=seed, continuing_episode=True)
-    except TypeError as error:
-        raise EnvError(
-            f"smacv2's StarCraft2Env does not take {options}: {error}; correct the options"
-        ) from error
-
-
-def check_options(options: dict[str, Any], capabilities: dict[str, Any]) -> None:
-    """Raise on settings that are not the user's, or that tie an episode to the ones before."""
-    for name in _OURS:
-        if name in options:
-            raise EnvError(f"smacv2: {name} is set by this package; leave the option out")
-    for name, capability in capabilities.items():
-        if isinstance(capability, dict) and capability.get("test_mode"):
-            raise EnvError(
-                f"smacv2: the capability {name} with test_mode takes its items in order, so an "
-                "episode would not depend on its seed alone; set test_mode to False"
-            )
-
-
-def check_game() -> None:
-    """Raise unless the game and the maps lie where PySC2 looks for them."""
-    told = os.environ.get("SC2PATH")
-    if told is None and sys.platform != "linux":
-        return  # PySC2 asks the game's launcher where it is.
-    folder = Path(told or "~/StarCraftII").expanduser()
-    for path in (folder, folder / "Versions", folder / "Maps" / "SMAC_Maps"):
-        if not path.is_dir():
-            raise EnvError(f"smacv2: there is no folder {path}. {INSTALL_SMACV2}")
-
-
-def game_errors() -> tuple[type[Exception], ...]:
-    """Return what is raised when the game died or could not be reached."""
-    flags = importlib.import_module("absl.flags").FLAGS
-    if not flags.is_parsed():
-        flags.mark_as_parsed()  # PySC2 reads flags that only a program of its own would parse.
-    protocol, controller, process = (
-        importlib.import_module(f"pysc2.lib.{name}")
-        for name in ("protocol", "remote_controller", "sc_process")
-    )
-    return (
-        GameDeathError,
-        protocol.ConnectionError,
-        protocol.ProtocolError,
-        controller.ConnectError,
-        controller.RequestError,
-        process.SC2LaunchError,
-    )
-
-
-class EpisodeDraws:
-    """The random numbers of one episode, for code that seeds none of its generators.
-
-    Unit types and start positions are drawn by distributions with generators of their own and by
-    ``random``; who notices an enemy first, by ``random`` and ``numpy.random``.
-    """
-
-    def __init__(self, seed: int) -> None:
-        self._rng = np.random.default_rng(seed)
-        self._python = random.Random(seed).getstate()
-        self._numpy = np.random.RandomState(seed).get_state()
-
-    def seeded(self, distributions: dict[str, Any]) -> dict[str, Any]:
-        """Return copies of distributions that draw from this episode's generator."""
-        copies = deepcopy(distributions)
-        for distribution in copies.values():
-            self._hand_over(distribution)
-        return copies
-
-    @contextmanager
-    def used(self) -> Iterator[None]:
-        """Let this episode's numbers be the global ones meanwhile: upstream draws from those."""
-        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - upstream's own
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)  # noqa: NPY002 - upstream's own
-        try:
-            yield
-        finally:
-            self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - upstream's own
-            random.setstate(python)
-            np.random.set_state(numpy)  # noqa: NPY002 - upstream's own
-
-    def _hand_over(self, distribution: Any) -> None:
-        """Replace the generators of a distribution and of those inside it."""
-        for name, value in list(vars(distribution).items()):
-            if isinstance(value, np.random.Generator):
-                setattr(distribution, name, self._rng)
-            elif hasattr(value, "generate"):
-                self._hand_over(value)
-
-
-def _wrapper() -> Any:
-    """Return upstream's class, or raise with what to install."""
-    try:
-        return importlib.import_module("smacv2.env").StarCraftCapabilityEnvWrapper
-    except ModuleNotFoundError as error:
-        raise EnvError(f"smacv2 cannot be imported ({error}). {INSTALL_SMACV2}") from error
-
-
-# One StarCraft II game as a `Team`.
-#
-# Axes: N agents, O observation features, S state features, A actions.
-
-
+_TEAMS: dict[str, dict[str, Any]] = {
+    "10gen_terran": {
+        "unit_types": ["marine", "marauder", "medivac"],
+        "weights": [0.45, 0.45, 0.1],
+        "exception_unit_types": ["medivac"],
+    },
+    "10gen_protoss": {
+        "unit_types": ["stalker", "zealot", "colossus"],
+        "weights": [0.45, 0.45, 0.1],
+    },
+    "10gen_zerg": {
+        "unit_types": ["zergling", "baneling", "hydralisk"],
+        "weights": [0.45, 0.1, 0.45],
+        "exception_unit_types": ["baneling"],
+    },
+}
+"""Map, and the units drawn on it: smacv2/examples/configs/sc2_gen_*.yaml, as the next two."""
+_POSITIONS = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": 32, "map_y": 32}
+_SETTINGS = {
+    "obs_own_pos": True,
+    "use_unit_ranges": True,
+    "min_attack_range": 2,
+    "prob_obs_enemy": 1.0,  # Less is upstream's harder variant: allies overlook enemies in sight.
+}
 FACTS = (
     Fact(name="won", meaning="whether the battle was won", higher_is_better=True, is_success=True),
     Fact(name="allies_alive", meaning="allies alive", higher_is_better=True),
@@ -158,6 +60,71 @@ FACTS = (
     Fact(name="game_died", meaning="whether the game died in this battle", higher_is_better=False),
 )
 """Health counts shields too."""
+
+
+def members() -> list[str]:
+    """Return the maps."""
+    return list(_TEAMS)
+
+
+def maker(member: str) -> Maker | None:
+    """Return the maker of a map."""
+    return Maker(smacv2, {"map_name": member}) if member in _TEAMS else None
+
+
+def smacv2(
+    num_envs: int,
+    map_name: str,
+    *,
+    allies: int = 5,
+    enemies: int = 5,
+    max_steps: int | None = None,
+    finite_horizon: bool = True,
+    capability_config: dict[str, Any] | None = None,
+    relaunches: int = 3,
+    workers: int | None = None,
+    timeout: float = 300.0,
+    **options: Any,
+) -> TeamEnv:
+    """Return `num_envs` games of a map, each in a worker process of its own unless `workers` says.
+
+    A battle not decided within `max_steps` (the map's limit unless given) is lost, as in upstream's
+    own training, and so terminated; with `finite_horizon` False it is interrupted (truncated).
+    `capability_config` replaces the distributions of units and positions that upstream's
+    configuration has for the map, `options` are those of its ``StarCraft2Env``. A game that dies
+    is launched again, but no more than `relaunches` times in a row. `timeout` is how many seconds
+    a step may take, the launch of a game included.
+
+    A seed fixes the units and positions of an episode, and who notices whom; how the battle goes
+    is the game's. An open battle therefore cannot be repeated: a resumed run cuts it off.
+    """
+    capabilities = capability_config or capabilities_of(map_name, allies, enemies)
+    check_options(options, capabilities)
+    check_game()
+    if relaunches < 0:
+        raise EnvError(f"smacv2: relaunches is {relaunches}; give 0 or more")
+    team = partial(
+        StarCraftTeam,
+        f"smacv2/{map_name}",
+        _SETTINGS | options | {"map_name": map_name, "capability_config": capabilities},
+        max_steps=max_steps,
+        finite_horizon=finite_horizon,
+        relaunches=relaunches,
+    )
+    workers = num_envs if workers is None else workers
+    return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=False)
+
+
+def capabilities_of(map_name: str, allies: int, enemies: int) -> dict[str, Any]:
+    """Return upstream's distributions for a map, with another number of units."""
+    if allies < 1 or enemies < 1:
+        raise EnvError(f"smacv2: {allies} allies against {enemies} enemies; give at least 1 each")
+    return {
+        "n_units": allies,
+        "n_enemies": enemies,
+        "team_gen": {"dist_type": "weighted_teams", "observe": True, **_TEAMS[map_name]},
+        "start_positions": dict(_POSITIONS),
+    }
 
 
 class StarCraftTeam:
@@ -207,7 +174,7 @@ class StarCraftTeam:
 
     @property
     def spec(self) -> EnvSpec:
-        """The constants of the task, with one copy."""
+        """The constants of the task, with one environment."""
         return self._spec
 
     def reset(self, seed: int, view: TeamView) -> None:
@@ -342,93 +309,116 @@ def _shaped(values: Any, shape: tuple[int, ...], call: str) -> FloatArray:
     return array
 
 
-_TEAMS: dict[str, dict[str, Any]] = {
-    "10gen_terran": {
-        "unit_types": ["marine", "marauder", "medivac"],
-        "weights": [0.45, 0.45, 0.1],
-        "exception_unit_types": ["medivac"],
-    },
-    "10gen_protoss": {
-        "unit_types": ["stalker", "zealot", "colossus"],
-        "weights": [0.45, 0.45, 0.1],
-    },
-    "10gen_zerg": {
-        "unit_types": ["zergling", "baneling", "hydralisk"],
-        "weights": [0.45, 0.1, 0.45],
-        "exception_unit_types": ["baneling"],
-    },
-}
-"""Map, and the units drawn on it: smacv2/examples/configs/sc2_gen_*.yaml, as the next two."""
+class EpisodeDraws:
+    """The random numbers of one episode, for code that seeds none of its generators.
 
-_POSITIONS = {"dist_type": "surrounded_and_reflect", "p": 0.5, "map_x": 32, "map_y": 32}
-_SETTINGS = {
-    "obs_own_pos": True,
-    "use_unit_ranges": True,
-    "min_attack_range": 2,
-    "prob_obs_enemy": 1.0,  # Less is upstream's harder variant: allies overlook enemies in sight.
-}
-
-
-def members() -> list[str]:
-    """Return the maps."""
-    return list(_TEAMS)
-
-
-def maker(member: str) -> Maker | None:
-    """Return the maker of a map."""
-    return Maker(smacv2, {"map_name": member}) if member in _TEAMS else None
-
-
-def smacv2(
-    num_envs: int,
-    map_name: str,
-    *,
-    allies: int = 5,
-    enemies: int = 5,
-    max_steps: int | None = None,
-    finite_horizon: bool = True,
-    capability_config: dict[str, Any] | None = None,
-    relaunches: int = 3,
-    workers: int | None = None,
-    timeout: float = 300.0,
-    **options: Any,
-) -> TeamEnv:
-    """Return `num_envs` games of a map, each in a worker process of its own unless `workers` says.
-
-    A battle not decided within `max_steps` (the map's limit unless given) is lost, as in upstream's
-    own training, and so terminated; with `finite_horizon` False it is interrupted (truncated).
-    `capability_config` replaces the distributions of units and positions that upstream's
-    configuration has for the map, `options` are those of its ``StarCraft2Env``. A game that dies
-    is launched again, but no more than `relaunches` times in a row. `timeout` is how many seconds
-    a step may take, the launch of a game included.
-
-    A seed fixes the units and positions of an episode, and who notices whom; how the battle goes
-    is the game's. An open battle therefore cannot be repeated: a resumed run cuts it off.
+    Unit types and start positions are drawn by distributions with generators of their own and by
+    ``random``; who notices an enemy first, by ``random`` and ``numpy.random``.
     """
-    capabilities = capability_config or capabilities_of(map_name, allies, enemies)
-    check_options(options, capabilities)
-    check_game()
-    if relaunches < 0:
-        raise EnvError(f"smacv2: relaunches is {relaunches}; give 0 or more")
-    team = partial(
-        StarCraftTeam,
-        f"smacv2/{map_name}",
-        _SETTINGS | options | {"map_name": map_name, "capability_config": capabilities},
-        max_steps=max_steps,
-        finite_horizon=finite_horizon,
-        relaunches=relaunches,
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._python = random.Random(seed).getstate()
+        self._numpy = np.random.RandomState(seed).get_state()
+
+    def seeded(self, distributions: dict[str, Any]) -> dict[str, Any]:
+        """Return copies of distributions that draw from this episode's generator."""
+        copies = deepcopy(distributions)
+        for distribution in copies.values():
+            self._hand_over(distribution)
+        return copies
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """Let this episode's numbers be the global ones meanwhile: upstream draws from those."""
+        python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - upstream's own
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002 - upstream's own
+        try:
+            yield
+        finally:
+            self._python, self._numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - upstream's own
+            random.setstate(python)
+            np.random.set_state(numpy)  # noqa: NPY002 - upstream's own
+
+    def _hand_over(self, distribution: Any) -> None:
+        """Replace the generators of a distribution and of those inside it."""
+        for name, value in list(vars(distribution).items()):
+            if isinstance(value, np.random.Generator):
+                setattr(distribution, name, self._rng)
+            elif hasattr(value, "generate"):
+                self._hand_over(value)
+
+
+class GameDeathError(Exception):
+    """StarCraft II stopped answering."""
+
+
+_OUR_OPTIONS = ("seed", "continuing_episode", "map_name", "capability_config")
+
+
+def check_options(options: dict[str, Any], capabilities: dict[str, Any]) -> None:
+    """Raise on settings that are not the user's, or that tie an episode to the ones before."""
+    for name in _OUR_OPTIONS:
+        if name in options:
+            raise EnvError(f"smacv2: {name} is set by this package; leave the option out")
+    for name, capability in capabilities.items():
+        if isinstance(capability, dict) and capability.get("test_mode"):
+            raise EnvError(
+                f"smacv2: the capability {name} with test_mode takes its items in order, so an "
+                "episode would not depend on its seed alone; set test_mode to False"
+            )
+
+
+def check_game() -> None:
+    """Raise unless the game and the maps lie where PySC2 looks for them."""
+    told = os.environ.get("SC2PATH")
+    if told is None and sys.platform != "linux":
+        return  # PySC2 asks the game's launcher where it is.
+    folder = Path(told or "~/StarCraftII").expanduser()
+    for path in (folder, folder / "Versions", folder / "Maps" / "SMAC_Maps"):
+        if not path.is_dir():
+            raise EnvError(f"smacv2: there is no folder {path}. {INSTALL_SMACV2}")
+
+
+def game_errors() -> tuple[type[Exception], ...]:
+    """Return what is raised when the game died or could not be reached."""
+    flags = importlib.import_module("absl.flags").FLAGS
+    if not flags.is_parsed():
+        flags.mark_as_parsed()  # PySC2 reads flags that only a program of its own would parse.
+    protocol, controller, process = (
+        importlib.import_module(f"pysc2.lib.{name}")
+        for name in ("protocol", "remote_controller", "sc_process")
     )
-    workers = num_envs if workers is None else workers
-    return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=False)
+    return (
+        GameDeathError,
+        protocol.ConnectionError,
+        protocol.ProtocolError,
+        controller.ConnectError,
+        controller.RequestError,
+        process.SC2LaunchError,
+    )
 
 
-def capabilities_of(map_name: str, allies: int, enemies: int) -> dict[str, Any]:
-    """Return upstream's distributions for a map, with another number of units."""
-    if allies < 1 or enemies < 1:
-        raise EnvError(f"smacv2: {allies} allies against {enemies} enemies; give at least 1 each")
-    return {
-        "n_units": allies,
-        "n_enemies": enemies,
-        "team_gen": {"dist_type": "weighted_teams", "observe": True, **_TEAMS[map_name]},
-        "start_positions": dict(_POSITIONS),
-    }
+def made(options: dict[str, Any], seed: int | None) -> Any:
+    """Return a `StarCraftCapabilityEnvWrapper` whose game is launched by its first reset.
+
+    `seed` is that of the game itself, which lasts for many episodes. ``continuing_episode`` only
+    makes upstream say which battles its time limit ended.
+    """
+    wrapper = _wrapper()
+    try:
+        # Upstream writes into the capabilities it is given.
+        return wrapper(**deepcopy(options), seed=seed, continuing_episode=True)
+    except TypeError as error:
+        raise EnvError(
+            f"smacv2's StarCraft2Env does not take {options}: {error}; correct the options"
+        ) from error
+
+
+def _wrapper() -> Any:
+    """Return upstream's class, or raise with what to install."""
+    try:
+        return importlib.import_module("smacv2.env").StarCraftCapabilityEnvWrapper
+    except ModuleNotFoundError as error:
+        raise EnvError(f"smacv2 cannot be imported ({error}). {INSTALL_SMACV2}") from error

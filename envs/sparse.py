@@ -1,6 +1,6 @@
 """When a task pays: any environment with a dense reward made sparse.
 
-Axes: E environment copies, C copies whose episode ended.
+Axes are those of `envs.base`; C: environments whose episode ended.
 """
 
 from collections.abc import Callable
@@ -21,9 +21,9 @@ from envs.base import (
     VecEnv,
     close_env,
 )
-from envs.checker_rules import answered
 from envs.frames import Frame, HasFrames
 from envs.plugins import did_you_mean, explained, load_attribute, source_of
+from envs.validation import answered
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
 Outcome = Callable[[dict[str, FloatArray]], Any]
@@ -69,7 +69,7 @@ class SparseRewards:
         return self.inner.spec
 
     def reset(self, seed: int) -> EnvStep:
-        """Start a new episode in every copy."""
+        """Start a new episode in every environment."""
         self._sums[:] = 0.0
         self._counts[:] = 0
         self._dense[:] = 0.0
@@ -100,9 +100,9 @@ class SparseRewards:
         """Release what the inner environment holds."""
         close_env(self.inner)
 
-    def frame(self, copy: int) -> Frame | None:
-        """Return what a copy looks like now, if the inner environment shows it."""
-        return self.inner.frame(copy) if isinstance(self.inner, HasFrames) else None
+    def frame(self, index: int) -> Frame | None:
+        """Return what an environment looks like now, if the inner environment shows it."""
+        return self.inner.frame(index) if isinstance(self.inner, HasFrames) else None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the inner environment's state and the rewards that are not paid yet."""

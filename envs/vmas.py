@@ -1,7 +1,12 @@
-"""VMAS, vectorised two-dimensional robotics in PyTorch (arXiv 2207.03530).
+"""VMAS, vectorised two-dimensional robotics in PyTorch (arXiv 2207.03530); extra ``vmas``.
 
-Needs the extra ``vmas``. Axes: E environment copies, N agents, O observation features,
-A actions.
+VMAS keeps its state in attributes of the environment, its scenario, its world, and all that they
+hold; each scenario adds attributes of its own, some of which name another object, such as an
+agent's goal. `saved_objects` therefore finds them by walking the objects, breadth first and the
+world first, so that what the world consists of is known by its place there and not by who refers
+to it.
+
+Axes are those of `envs.base`.
 """
 
 import random
@@ -17,14 +22,263 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from envs.adapters.quirks import TeamReward, check_team_reward, different_rewards, split_ends
-from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, refuse_other_copies
-from envs.checker_rules import checked_actions
+from envs.adapters.quirks import TeamReward, check_team_reward, different_rewards
+from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, check_num_envs, split_ends
 from envs.registry import Maker
+from envs.validation import checked_actions
 
-# What VMAS calls actions, from ours.
-#
-# Axes: E environment copies, N agents, A actions.
+VMAS_NAMES: tuple[str, ...] = (
+    "balance",
+    "ball_passage",
+    "ball_trajectory",
+    "buzz_wire",
+    "discovery",
+    "dispersion",
+    "dropout",
+    "flocking",
+    "football",
+    "give_way",
+    "joint_passage",
+    "joint_passage_size",
+    "multi_give_way",
+    "navigation",
+    "passage",
+    "reverse_transport",
+    "road_traffic",
+    "sampling",
+    "transport",
+    "wheel",
+    "wind_flocking",
+    "simple_reference",
+    "simple_speaker_listener",
+    "simple_spread",
+)
+"""The cooperative scenarios of VMAS. In football, the other side is scripted."""
+LEFT_OUT = {
+    "simple": "it has one agent",
+    "simple_adversary": "two sides play against each other",
+    "simple_crypto": "two sides play against each other",
+    "simple_push": "two sides play against each other",
+    "simple_tag": "two sides play against each other",
+    "simple_world_comm": "two sides play against each other",
+    "asym_joint": "it shows a feature of the simulator and is no task for a team",
+    "circle_trajectory": "it shows a feature of the simulator and is no task for a team",
+    "diff_drive": "it shows a feature of the simulator and is no task for a team",
+    "drone": "it shows a feature of the simulator and is no task for a team",
+    "goal": "it shows a feature of the simulator and is no task for a team",
+    "het_mass": "it shows a feature of the simulator and is no task for a team",
+    "kinematic_bicycle": "it shows a feature of the simulator and is no task for a team",
+    "line_trajectory": "it shows a feature of the simulator and is no task for a team",
+    "pollock": "it shows a feature of the simulator, and its observations never change",
+    "vel_control": "it shows a feature of the simulator and is no task for a team",
+    "waterfall": "it shows a feature of the simulator and is no task for a team",
+}
+"""Scenarios of VMAS that are not offered, and why."""
+
+
+def members() -> list[str]:
+    """Return the cooperative scenarios."""
+    return list(VMAS_NAMES)
+
+
+def maker(member: str) -> Maker | None:
+    """Return how to make one scenario, e.g. `balance`; None for a name that VMAS has not."""
+    if member in LEFT_OUT:
+        raise EnvError(
+            f"vmas/{member}: VMAS has this scenario, but {LEFT_OUT[member]}, so it is left out; "
+            "`marl envs` lists the cooperative ones"
+        )
+    return Maker(Vmas, {"scenario": member}) if member in VMAS_NAMES else None
+
+
+class Vmas:
+    """E environments of a VMAS scenario.
+
+    Some scenarios (navigation, passage) pay each agent a part of its own. The team's reward in each
+    step is the mean over its agents, or their sum, as `team_reward` says; "error" refuses rewards
+    that differ. The state is the agents' observations, one after another. `max_steps` interrupts an
+    episode (truncated), as in VMAS; `finite_horizon` True makes it the end of the task instead.
+
+    VMAS draws the starts of all E environments from one stream of random numbers, so that the
+    episodes of one depend on when the others ended. The stream is this object's own, seeded by
+    `reset`: other objects and the program's global generators neither feel nor disturb it.
+    """
+
+    def __init__(
+        self,
+        num_envs: int,
+        scenario: str = "balance",
+        *,
+        max_steps: int = 100,
+        finite_horizon: bool = False,
+        continuous_actions: bool = True,
+        team_reward: str = "mean",
+        **scenario_options: Any,
+    ) -> None:
+        """Prepare the environments; `scenario_options` are those of the VMAS scenario."""
+        if num_envs < 1 or max_steps < 1:
+            raise EnvError(
+                f"vmas/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
+                "expected at least 1"
+            )
+        self._team_reward = check_team_reward(team_reward)
+        import vmas
+        from vmas.simulator.environment import Environment
+
+        self._shared_generators: list[Any] = Environment.vmas_random_state
+        self._generators = list(self._shared_generators)
+        self._ready = False
+        self._make = partial(
+            vmas.make_env,
+            scenario,
+            num_envs,
+            continuous_actions=continuous_actions,
+            max_steps=max_steps,
+            terminated_truncated=True,
+            **scenario_options,
+        )
+        with self._own_generators():
+            self._env = self._make(seed=0)
+        self._actions = VmasActions(self._env)
+        self._dense: FloatArray = np.zeros(num_envs, np.float32)
+        obs_sizes = _obs_sizes(self._env, scenario)
+        self._spec = EnvSpec(
+            name=f"vmas/{scenario}",
+            num_envs=num_envs,
+            obs_sizes=obs_sizes,
+            state_size=sum(obs_sizes),
+            action_kind="continuous" if continuous_actions else "discrete",
+            action_sizes=self._actions.sizes,
+            max_steps=max_steps,
+            finite_horizon=finite_horizon,
+        )
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of this environment."""
+        return self._spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Return the start of a new episode in every environment."""
+        num_envs = self._spec.num_envs
+        with self._own_generators():
+            # NumPy's generator, which VMAS seeds too, takes 32 bits. Some scenarios carry state
+            # from one episode to the next, so that only a new environment starts over.
+            self._env.seed(seed % 2**32)
+            self._env = self._make(seed=None)
+            views = self._env.reset(seed=seed % 2**32)
+        self._ready = True
+        self._dense = np.zeros(num_envs, np.float32)
+        obs, state = self._stacked(views)
+        return EnvStep.first(obs=obs, state=state)
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Return what the joint actions led to; environments that ended show their next episode."""
+        if not self._ready:
+            raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
+        chosen = self._actions.split(checked_actions(self._spec, None, actions))
+        with self._own_generators():
+            views, rewards, ended, out_of_time, _ = self._env.step(chosen)
+            final_obs, final_state = obs, state = self._stacked(views)
+            done = (ended | out_of_time).numpy()
+            if done.any():
+                obs, state = self._stacked(self._restart(done, views))
+        terminated, truncated = split_ends(
+            self._spec.finite_horizon, ended.numpy(), out_of_time.numpy()
+        )
+        self._dense = _joint_rewards(self._team_reward, rewards)
+        return EnvStep(
+            obs=obs,
+            state=state,
+            rewards=self._dense,
+            terminated=terminated,
+            truncated=truncated,
+            final_obs=final_obs,
+            final_state=final_state,
+        )
+
+    def hidden_rewards(self) -> FloatArray:
+        """Return the (E,) dense rewards of the latest step."""
+        return self._dense.copy()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return copies of everything that changes, generators included."""
+        return {
+            "objects": saved_objects(self._env),
+            "generators": saved_generators(self._generators),
+            "dense": self._dense.copy(),
+            "ready": self._ready,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue exactly from `state_dict()` of an environment made with the same options."""
+        check_num_envs(self._spec, len(state["dense"]))
+        load_objects(self._env, state["objects"])
+        self._generators = loaded_generators(state["generators"])
+        self._dense = state["dense"].copy()
+        self._ready = bool(state["ready"])
+
+    def _restart(self, done: BoolArray, views: list[Tensor]) -> list[Tensor]:
+        """Begin new episodes in the environments that are done; return what all agents see now."""
+        if done.all():
+            fresh: list[Tensor] = self._env.reset()
+            return fresh
+        for index in np.flatnonzero(done).tolist():
+            self._env.reset_at(index, return_observations=False)
+        fresh = self._env.get_from_scenario(
+            get_observations=True, get_rewards=False, get_infos=False, get_dones=False
+        )[0]
+        # Where an episode goes on, a second look may show other noise: the first one counts.
+        restarted = torch.from_numpy(done)[:, None]
+        return [torch.where(restarted, new, old) for new, old in zip(fresh, views, strict=True)]
+
+    def _stacked(self, views: list[Tensor]) -> tuple[FloatArray, FloatArray]:
+        """Return (E, N, O) observations, padded with zeros, and the (E, S) state."""
+        state = torch.cat(views, dim=1)
+        sizes, width = self._spec.obs_sizes, self._spec.obs_size
+        if min(sizes) == width:
+            # The same memory in another shape: neither is written to.
+            return state.view(len(state), len(sizes), width).numpy(), state.numpy()
+        obs = state.new_zeros(len(state), len(sizes), width)
+        for agent, view in enumerate(views):
+            obs[:, agent, : sizes[agent]] = view
+        return obs.numpy(), state.numpy()
+
+    @contextmanager
+    def _own_generators(self) -> Iterator[None]:
+        """Lend this environment's random numbers to VMAS, which keeps one state for all."""
+        others = list(self._shared_generators)
+        self._shared_generators[:] = self._generators
+        try:
+            yield
+        finally:
+            self._generators = list(self._shared_generators)
+            self._shared_generators[:] = others
+
+
+def _joint_rewards(mode: TeamReward, rewards: list[Tensor]) -> FloatArray:
+    """Return the (E,) rewards of the team from those of each agent."""
+    paid = torch.stack(rewards).view(len(rewards), -1)
+    if mode == "sum":
+        return paid.sum(dim=0).numpy()
+    if mode == "error":
+        unlike = ~torch.isclose(paid, paid[:1], rtol=1e-6, atol=1e-6).all(dim=0)
+        if unlike.any():
+            copy = int(unlike.nonzero()[0, 0])
+            listing = {f"agent {agent}": reward for agent, reward in enumerate(paid[:, copy])}
+            raise EnvError(f"copy {copy}: {different_rewards(listing)}")
+    return paid.mean(dim=0).numpy()
+
+
+def _obs_sizes(env: Any, scenario: str) -> tuple[int, ...]:
+    """Return the features each agent observes, or raise on observations that are not vectors."""
+    shapes = [space.shape for space in env.observation_space]
+    if any(shape is None or len(shape) != 1 for shape in shapes):
+        raise EnvError(
+            f"vmas/{scenario} observes {shapes}; expected one vector per agent, so set the "
+            "scenario's options such that it gives vectors"
+        )
+    return tuple(shape[0] for shape in shapes)
 
 
 class VmasActions:
@@ -58,15 +312,6 @@ class VmasActions:
                 zip(self.sizes, self._low, self._high, strict=True)
             )
         ]
-
-
-# Everything that changes in a VMAS environment, as nested dicts of arrays and numbers.
-#
-# VMAS keeps its state in attributes of the environment, its scenario, its world, and all that
-# they hold; each scenario adds attributes of its own, some of which name another object, such as
-# an agent's goal. They are therefore found by walking the objects, breadth first and the world
-# first, so that what the world consists of is known by its place there and not by who refers to
-# it.
 
 
 _OBJECT, _TENSOR, _TEXT, _CONSTANT = "object ", "tensor ", "text ", "constant"
@@ -212,266 +457,3 @@ def loaded_generators(saved: dict[str, Any]) -> list[Any]:
         ("MT19937", numpy["keys"].copy(), numpy["position"], numpy["has_gauss"], numpy["gauss"]),
         (version, tuple(python["words"].tolist()), python["gauss"]),
     ]
-
-
-VMAS_NAMES: tuple[str, ...] = (
-    "balance",
-    "ball_passage",
-    "ball_trajectory",
-    "buzz_wire",
-    "discovery",
-    "dispersion",
-    "dropout",
-    "flocking",
-    "football",
-    "give_way",
-    "joint_passage",
-    "joint_passage_size",
-    "multi_give_way",
-    "navigation",
-    "passage",
-    "reverse_transport",
-    "road_traffic",
-    "sampling",
-    "transport",
-    "wheel",
-    "wind_flocking",
-    "simple_reference",
-    "simple_speaker_listener",
-    "simple_spread",
-)
-"""The cooperative scenarios of VMAS. In football, the other side is scripted."""
-LEFT_OUT = {
-    "simple": "it has one agent",
-    "simple_adversary": "two sides play against each other",
-    "simple_crypto": "two sides play against each other",
-    "simple_push": "two sides play against each other",
-    "simple_tag": "two sides play against each other",
-    "simple_world_comm": "two sides play against each other",
-    "asym_joint": "it shows a feature of the simulator and is no task for a team",
-    "circle_trajectory": "it shows a feature of the simulator and is no task for a team",
-    "diff_drive": "it shows a feature of the simulator and is no task for a team",
-    "drone": "it shows a feature of the simulator and is no task for a team",
-    "goal": "it shows a feature of the simulator and is no task for a team",
-    "het_mass": "it shows a feature of the simulator and is no task for a team",
-    "kinematic_bicycle": "it shows a feature of the simulator and is no task for a team",
-    "line_trajectory": "it shows a feature of the simulator and is no task for a team",
-    "pollock": "it shows a feature of the simulator, and its observations never change",
-    "vel_control": "it shows a feature of the simulator and is no task for a team",
-    "waterfall": "it shows a feature of the simulator and is no task for a team",
-}
-"""Scenarios of VMAS that are not offered, and why."""
-
-
-def members() -> list[str]:
-    """Return the cooperative scenarios."""
-    return list(VMAS_NAMES)
-
-
-def maker(member: str) -> Maker | None:
-    """Return how to make one scenario, e.g. `balance`; None for a name that VMAS has not."""
-    if member in LEFT_OUT:
-        raise EnvError(
-            f"vmas/{member}: VMAS has this scenario, but {LEFT_OUT[member]}, so it is left out; "
-            "`marl envs` lists the cooperative ones"
-        )
-    return Maker(Vmas, {"scenario": member}) if member in VMAS_NAMES else None
-
-
-class Vmas:
-    """E copies of a VMAS scenario.
-
-    Some scenarios (navigation, passage) pay each agent a part of its own. The team's reward in each
-    step is the mean over its agents, or their sum, as `team_reward` says; "error" refuses rewards
-    that differ. The state is the agents' observations, one after another. `max_steps` interrupts an
-    episode (truncated), as in VMAS; `finite_horizon` True makes it the end of the task instead.
-
-    VMAS draws the starts of all copies from one stream of random numbers, so that a copy's
-    episodes depend on when the others ended. The stream is this environment's own, seeded by
-    `reset`: other environments and the program's global generators neither feel nor disturb it.
-    """
-
-    def __init__(
-        self,
-        num_envs: int,
-        scenario: str = "balance",
-        *,
-        max_steps: int = 100,
-        finite_horizon: bool = False,
-        continuous_actions: bool = True,
-        team_reward: str = "mean",
-        **scenario_options: Any,
-    ) -> None:
-        """Prepare the copies; `scenario_options` are those of the VMAS scenario."""
-        if num_envs < 1 or max_steps < 1:
-            raise EnvError(
-                f"vmas/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
-                "expected at least 1"
-            )
-        self._team_reward = check_team_reward(team_reward)
-        import vmas
-        from vmas.simulator.environment import Environment
-
-        self._shared_generators: list[Any] = Environment.vmas_random_state
-        self._generators = list(self._shared_generators)
-        self._ready = False
-        self._make = partial(
-            vmas.make_env,
-            scenario,
-            num_envs,
-            continuous_actions=continuous_actions,
-            max_steps=max_steps,
-            terminated_truncated=True,
-            **scenario_options,
-        )
-        with self._own_generators():
-            self._env = self._make(seed=0)
-        self._actions = VmasActions(self._env)
-        self._dense: FloatArray = np.zeros(num_envs, np.float32)
-        obs_sizes = _obs_sizes(self._env, scenario)
-        self._spec = EnvSpec(
-            name=f"vmas/{scenario}",
-            num_envs=num_envs,
-            obs_sizes=obs_sizes,
-            state_size=sum(obs_sizes),
-            action_kind="continuous" if continuous_actions else "discrete",
-            action_sizes=self._actions.sizes,
-            max_steps=max_steps,
-            finite_horizon=finite_horizon,
-        )
-
-    @property
-    def spec(self) -> EnvSpec:
-        """The constants of this environment."""
-        return self._spec
-
-    def reset(self, seed: int) -> EnvStep:
-        """Return the start of a new episode in every copy."""
-        num_envs = self._spec.num_envs
-        with self._own_generators():
-            # NumPy's generator, which VMAS seeds too, takes 32 bits. Some scenarios carry state
-            # from one episode to the next, so that only a new environment starts over.
-            self._env.seed(seed % 2**32)
-            self._env = self._make(seed=None)
-            views = self._env.reset(seed=seed % 2**32)
-        self._ready = True
-        self._dense = np.zeros(num_envs, np.float32)
-        obs, state = self._stacked(views)
-        nothing = np.zeros(num_envs, np.bool_)
-        return EnvStep(
-            obs=obs,
-            state=state,
-            rewards=np.zeros(num_envs, np.float32),
-            terminated=nothing,
-            truncated=nothing.copy(),
-            final_obs=obs,
-            final_state=state,
-        )
-
-    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
-        """Return what the joint actions led to; copies that ended show their next episode."""
-        if not self._ready:
-            raise EnvError(f"{self._spec.name}: step before reset; call reset(seed) first")
-        chosen = self._actions.split(checked_actions(self._spec, None, actions))
-        with self._own_generators():
-            views, rewards, ended, out_of_time, _ = self._env.step(chosen)
-            final_obs, final_state = obs, state = self._stacked(views)
-            done = (ended | out_of_time).numpy()
-            if done.any():
-                obs, state = self._stacked(self._restart(done, views))
-        terminated, truncated = split_ends(
-            self._spec.finite_horizon, ended.numpy(), out_of_time.numpy()
-        )
-        self._dense = _joint_rewards(self._team_reward, rewards)
-        return EnvStep(
-            obs=obs,
-            state=state,
-            rewards=self._dense,
-            terminated=terminated,
-            truncated=truncated,
-            final_obs=final_obs,
-            final_state=final_state,
-        )
-
-    def hidden_rewards(self) -> FloatArray:
-        """Return the (E,) dense rewards of the latest step."""
-        return self._dense.copy()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return copies of everything that changes, generators included."""
-        return {
-            "objects": saved_objects(self._env),
-            "generators": saved_generators(self._generators),
-            "dense": self._dense.copy(),
-            "ready": self._ready,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue exactly from `state_dict()` of an environment made with the same options."""
-        refuse_other_copies(self._spec, len(state["dense"]))
-        load_objects(self._env, state["objects"])
-        self._generators = loaded_generators(state["generators"])
-        self._dense = state["dense"].copy()
-        self._ready = bool(state["ready"])
-
-    def _restart(self, done: BoolArray, views: list[Tensor]) -> list[Tensor]:
-        """Begin new episodes in the copies that are done; return what all agents see now."""
-        if done.all():
-            fresh: list[Tensor] = self._env.reset()
-            return fresh
-        for index in np.flatnonzero(done).tolist():
-            self._env.reset_at(index, return_observations=False)
-        fresh = self._env.get_from_scenario(
-            get_observations=True, get_rewards=False, get_infos=False, get_dones=False
-        )[0]
-        # Where an episode goes on, a second look may show other noise: the first one counts.
-        restarted = torch.from_numpy(done)[:, None]
-        return [torch.where(restarted, new, old) for new, old in zip(fresh, views, strict=True)]
-
-    def _stacked(self, views: list[Tensor]) -> tuple[FloatArray, FloatArray]:
-        """Return (E, N, O) observations, padded with zeros, and the (E, S) state."""
-        state = torch.cat(views, dim=1)
-        sizes, width = self._spec.obs_sizes, self._spec.obs_size
-        if min(sizes) == width:
-            # The same memory in another shape: neither is written to.
-            return state.view(len(state), len(sizes), width).numpy(), state.numpy()
-        obs = state.new_zeros(len(state), len(sizes), width)
-        for agent, view in enumerate(views):
-            obs[:, agent, : sizes[agent]] = view
-        return obs.numpy(), state.numpy()
-
-    @contextmanager
-    def _own_generators(self) -> Iterator[None]:
-        """Lend this environment's random numbers to VMAS, which keeps one state for all."""
-        others = list(self._shared_generators)
-        self._shared_generators[:] = self._generators
-        try:
-            yield
-        finally:
-            self._generators = list(self._shared_generators)
-            self._shared_generators[:] = others
-
-
-def _joint_rewards(mode: TeamReward, rewards: list[Tensor]) -> FloatArray:
-    """Return the (E,) rewards of the team from those of each agent."""
-    paid = torch.stack(rewards).view(len(rewards), -1)
-    if mode == "sum":
-        return paid.sum(dim=0).numpy()
-    if mode == "error":
-        unlike = ~torch.isclose(paid, paid[:1], rtol=1e-6, atol=1e-6).all(dim=0)
-        if unlike.any():
-            copy = int(unlike.nonzero()[0, 0])
-            listing = {f"agent {agent}": reward for agent, reward in enumerate(paid[:, copy])}
-            raise EnvError(f"copy {copy}: {different_rewards(listing)}")
-    return paid.mean(dim=0).numpy()
-
-
-def _obs_sizes(env: Any, scenario: str) -> tuple[int, ...]:
-    """Return the features each agent observes, or raise on observations that are not vectors."""
-    shapes = [space.shape for space in env.observation_space]
-    if any(shape is None or len(shape) != 1 for shape in shapes):
-        raise EnvError(
-            f"vmas/{scenario} observes {shapes}; expected one vector per agent, so set the "
-            "scenario's options such that it gives vectors"
-        )
-    return tuple(shape[0] for shape in shapes)

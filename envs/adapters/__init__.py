@@ -1,1 +1,1 @@
-"""Third-party teams that step one copy at a time: PettingZoo, gymnasium, in worker processes."""
+"""Third-party teams (PettingZoo, gymnasium) as batched environments, and ours as PettingZoo's."""

@@ -1,8 +1,7 @@
 """Gymnasium environments whose `reset` and `step` answer with one entry per agent.
 
 Level-based foraging (``Foraging-...``) and the robot warehouse (``rware-...``) are such teams.
-
-Axes: E environment copies, N agents, A actions.
+Axes are those of `envs.base`.
 """
 
 import importlib
@@ -21,14 +20,15 @@ from gymnasium.spaces import Tuple
 
 from envs.adapters.quirks import (
     InfoFacts,
-    Source,
+    ThirdPartyEnv,
+    called,
     check_team_reward,
     joint_reward,
     own_limit,
     time_limit,
 )
 from envs.adapters.spaces import AgentSpaces, ObsBounds
-from envs.adapters.team import TeamView, called, joined_columns
+from envs.adapters.team import TeamView, joined_columns
 from envs.adapters.team_env import TeamEnv
 from envs.base import BoolArray, EnvError, EnvSpec
 from envs.plugins import search_working_directory
@@ -36,7 +36,6 @@ from envs.registry import Maker, install_hint
 
 GYM_TEAMS = ("Foraging-8x8-2p-2f-coop-v3", "rware-tiny-2ag-v2")
 """Usual ids; every other id of these families works too."""
-
 _MODULES = {"Foraging": "lbforaging", "rware": "rware"}
 """Which package registers ids that begin so."""
 
@@ -65,7 +64,7 @@ def gym_team(
     timeout: float = 120.0,
     **options: Any,
 ) -> TeamEnv:
-    """Return `num_envs` copies of the registered environment ``env_id``, made with `options`.
+    """Return `num_envs` times the registered environment ``env_id``, made with `options`.
 
     An id ``module:Id-v0`` is registered by importing the module. The other options are those of
     `envs.adapters.pettingzoo.pettingzoo`. What is not given is what `envs.adapters.quirks` knows of
@@ -104,7 +103,7 @@ class TupleTeam:
         limit_terminates: bool | None,
         remake: bool | None,
     ) -> None:
-        self._source = Source(make, remake=remake, limit_terminates=limit_terminates)
+        self._source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
         env = self._source.env
         spaces = (env.observation_space, env.action_space)
         if not (isinstance(spaces[0], Tuple) and isinstance(spaces[1], Tuple)):
@@ -116,7 +115,7 @@ class TupleTeam:
         self._spaces = AgentSpaces(
             [f"{name}, {agent}" for agent in self._names], spaces[0].spaces, spaces[1].spaces
         )
-        self._team_reward = check_team_reward(team_reward or self._source.habits.team_reward)
+        self._team_reward = check_team_reward(team_reward or self._source.quirks.team_reward)
         self._facts = InfoFacts(facts)
         self._columns = joined_columns(self._spaces.obs_sizes)
         self._spec = EnvSpec(
@@ -134,7 +133,7 @@ class TupleTeam:
 
     @property
     def spec(self) -> EnvSpec:
-        """The constants of the task, with one copy."""
+        """The constants of the task, with one environment."""
         return self._spec
 
     @property

@@ -1,73 +1,27 @@
-"""Any PettingZoo `ParallelEnv` as an environment.
-
-Axes: E environment copies, N agents, S state features, A actions.
-"""
+"""Any PettingZoo `ParallelEnv` as an environment. Axes are those of `envs.base`."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.quirks import (
     InfoFacts,
-    Source,
+    ThirdPartyEnv,
+    called,
     check_team_reward,
     joint_reward,
     own_limit,
     time_limit,
 )
 from envs.adapters.spaces import AgentSpaces, ObsBounds
-from envs.adapters.team import OwnState, TeamView, called, joined_columns
+from envs.adapters.team import TeamView, joined_columns
 from envs.adapters.team_env import TeamEnv
 from envs.base import EnvError, EnvSpec
 
-# What a PettingZoo `ParallelEnv` has and answers, or what to say where it does not.
-
-
 _MEMBERS = ("possible_agents", "reset", "step", "observation_space", "action_space")
-
-
-def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Return what the factory makes, if it is a `ParallelEnv`."""
-    env = called(
-        name,
-        "it takes no num_envs, so it was called as the factory of a PettingZoo ParallelEnv; "
-        "correct the options, or let an environment of your own take num_envs",
-        factory,
-        options,
-    )
-    missing = [member for member in _MEMBERS if not hasattr(env, member)]
-    if hasattr(env, "agent_iter"):
-        raise EnvError(
-            f"{name} made an AEC environment, whose agents act in turn; name its parallel_env, or "
-            "a function that wraps it with pettingzoo.utils.conversions.aec_to_parallel"
-        )
-    if missing:
-        raise EnvError(
-            f"{name} takes no num_envs, so it was taken for the factory of a PettingZoo "
-            f"ParallelEnv, but it made a {type(env).__name__} without {', '.join(missing)}; "
-            "an environment of your own is called as Class(num_envs=..., **options)"
-        )
-    return env
-
-
-def answered_reset(answer: Any) -> tuple[Any, Any]:
-    """Return observations and infos of a reset."""
-    if not isinstance(answer, tuple) or len(answer) != 2:
-        raise EnvError(
-            f"reset returned a {type(answer).__name__}; a PettingZoo environment returns "
-            "(observations, infos)"
-        )
-    return answer
-
-
-def entry(values: Any, key: Any, what: str) -> Any:
-    """Return an agent's entry, or raise if it is missing."""
-    try:
-        return values[key]
-    except KeyError as error:
-        raise EnvError(f"{what} lacks {key!r}, which takes part; return one entry each") from error
 
 
 def pettingzoo(
@@ -88,7 +42,7 @@ def pettingzoo(
     timeout: float = 120.0,
     **options: Any,
 ) -> TeamEnv:
-    """Return `num_envs` copies of the environment `name`, which ``factory(**options)`` makes.
+    """Return `num_envs` times the environment `name`, which ``factory(**options)`` makes.
 
     `max_steps` becomes the environment's own limit where it takes one; if not given, it is the
     limit that the environment shows. An episode that reaches it is truncated, or terminated with
@@ -119,6 +73,44 @@ def pettingzoo(
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
 
 
+class OwnState:
+    """The environment's `state()`."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._shape = shape
+        self.size = int(np.prod(shape))
+        """S."""
+
+    @classmethod
+    def of(cls, env: Any) -> "OwnState | None":
+        """Return the state of an environment that was reset, or None if it has none."""
+        try:
+            state = np.asarray(env.state())
+        except (NotImplementedError, AttributeError):  # PettingZoo's ways of having no state
+            return None
+        return cls(state.shape) if state.size and state.dtype.kind in "fiub" else None
+
+    def write(self, env: Any, view: TeamView, terminated: bool) -> bool:
+        """Write the state, whose shape may not change; return whether there is one.
+
+        Some environments have none any more once they have `terminated`. The last one is kept
+        then: nothing is ever predicted from a terminal state.
+        """
+        try:
+            state = np.asarray(env.state())
+        except Exception:
+            if terminated:
+                return False
+            raise
+        if state.shape != self._shape:
+            raise EnvError(
+                f"state() had shape {self._shape} after the first reset and has {state.shape} now; "
+                "set `--env.options own_state False`, then the observations stand for it"
+            )
+        view.state[:] = state.reshape(-1)
+        return True
+
+
 class ParallelEnvTeam:
     """One `ParallelEnv` as a `Team`."""
 
@@ -136,7 +128,7 @@ class ParallelEnvTeam:
         limit_terminates: bool | None,
         remake: bool | None,
     ) -> None:
-        self._source = Source(make, remake=remake, limit_terminates=limit_terminates)
+        self._source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
         env = self._source.env
         self._names = list(env.possible_agents)
         self._index = {agent: index for index, agent in enumerate(self._names)}
@@ -145,7 +137,7 @@ class ParallelEnvTeam:
             [env.observation_space(agent) for agent in self._names],
             [env.action_space(agent) for agent in self._names],
         )
-        self._team_reward = check_team_reward(team_reward or self._source.habits.team_reward)
+        self._team_reward = check_team_reward(team_reward or self._source.quirks.team_reward)
         self._facts = InfoFacts(facts)
         self._columns = joined_columns(self._spaces.obs_sizes)
         self._masks_in_info, self._own_state = self._looked_at(own_state)
@@ -167,7 +159,7 @@ class ParallelEnvTeam:
 
     @property
     def spec(self) -> EnvSpec:
-        """The constants of the task, with one copy."""
+        """The constants of the task, with one environment."""
         return self._spec
 
     @property
@@ -271,3 +263,45 @@ class ParallelEnvTeam:
             isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
         )
         return in_info, OwnState.of(self._source.env) if own_state else None
+
+
+def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
+    """Return what the factory makes, if it is a `ParallelEnv`."""
+    env = called(
+        name,
+        "it takes no num_envs, so it was called as the factory of a PettingZoo ParallelEnv; "
+        "correct the options, or let an environment of your own take num_envs",
+        factory,
+        options,
+    )
+    missing = [member for member in _MEMBERS if not hasattr(env, member)]
+    if hasattr(env, "agent_iter"):
+        raise EnvError(
+            f"{name} made an AEC environment, whose agents act in turn; name its parallel_env, or "
+            "a function that wraps it with pettingzoo.utils.conversions.aec_to_parallel"
+        )
+    if missing:
+        raise EnvError(
+            f"{name} takes no num_envs, so it was taken for the factory of a PettingZoo "
+            f"ParallelEnv, but it made a {type(env).__name__} without {', '.join(missing)}; "
+            "an environment of your own is called as Class(num_envs=..., **options)"
+        )
+    return env
+
+
+def answered_reset(answer: Any) -> tuple[Any, Any]:
+    """Return observations and infos of a reset."""
+    if not isinstance(answer, tuple) or len(answer) != 2:
+        raise EnvError(
+            f"reset returned a {type(answer).__name__}; a PettingZoo environment returns "
+            "(observations, infos)"
+        )
+    return answer
+
+
+def entry(values: Any, key: Any, what: str) -> Any:
+    """Return an agent's entry, or raise if it is missing."""
+    try:
+        return values[key]
+    except KeyError as error:
+        raise EnvError(f"{what} lacks {key!r}, which takes part; return one entry each") from error

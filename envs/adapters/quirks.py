@@ -1,113 +1,27 @@
-"""Time limits: how episodes end at one, and the one that a third-party environment has itself.
+"""What third-party environments do differently: limits, resets, rewards, what they tell.
 
-Axes: E environment copies.
+An episode ends as its environment says: a termination is believed, at the time limit too. But
+some environments report their own time limit as a termination (`Quirks.limit_terminates`). There,
+an end at that limit is the limit's, which `envs.base.split_ends` reads as every other one.
 """
 
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, cast, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from envs.base import EnvError, EnvSpec, Fact, FloatArray
-
-# What a third-party environment tells besides observations: facts and rewards.
-#
-# Axes: N agents, F facts.
-
+from envs.plugins import place_of
 
 TeamReward = Literal["sum", "mean", "error"]
 """What the team is paid where agents are paid differently; mean: over all agents of the team."""
 
 
-class InfoFacts:
-    """Numbers of the infos, by name; the latest value of the running episode is kept."""
-
-    def __init__(self, names: str) -> None:
-        """`names` are separated by commas."""
-        self._names = [name.strip() for name in names.split(",") if name.strip()]
-        self.facts = tuple(
-            Fact(name=re.sub(r"\W", "_", name), meaning=f"the environment's {name}")
-            for name in self._names
-        )
-        self._known: dict[str, float] = {}
-        self._others: set[str] = set()
-
-    def restart(self) -> None:
-        """Forget the old episode."""
-        self._known, self._others = {}, set()
-
-    def read(self, infos: Iterable[Mapping[str, Any]], over: bool, row: FloatArray) -> None:
-        """Write the (F,) numbers; one that several agents are told is averaged."""
-        if not self._names:
-            return
-        told = list(infos)
-        for info in told:
-            self._others |= info.keys()
-        for name in self._names:
-            values = [_number(name, info[name]) for info in told if name in info]
-            if values:
-                self._known[name] = sum(values) / len(values)
-            elif over and name not in self._known:
-                raise EnvError(
-                    f"no info of the whole episode held the fact {name!r}; its entries were "
-                    f"{', '.join(sorted(self._others)) or 'none'}; correct "
-                    "`--env.options facts NAMES`"
-                )
-        row[:] = [self._known.get(name, 0.0) for name in self._names]
-
-
-def joint_reward(mode: TeamReward, paid: Mapping[str, Any], num_agents: int) -> float:
-    """Return the team's reward from what agents, by name, were paid; "error": what all were."""
-    rewards = list(paid.values())
-    if mode == "mean":
-        return float(sum(rewards)) / num_agents
-    if mode == "sum":
-        return float(sum(rewards))
-    first = float(rewards[0])
-    if any(abs(float(reward) - first) > 1e-6 * (1.0 + abs(first)) for reward in rewards[1:]):
-        raise EnvError(different_rewards(paid))
-    return first
-
-
-def different_rewards(paid: Mapping[str, Any]) -> str:
-    """Return what to say where agents that share one reward were paid differently."""
-    listing = ", ".join(f"{name}: {float(reward):g}" for name, reward in paid.items())
-    return (
-        f"agents were paid differently ({listing}); this package trains teams that share one "
-        "reward. If the agents are to be trained for their sum or mean, set "
-        "`--env.options team_reward mean`; a competition is not learned so"
-    )
-
-
-def check_team_reward(mode: str) -> TeamReward:
-    """Return the mode, or raise with the ones there are."""
-    for known in get_args(TeamReward):
-        if mode == known:
-            return known
-    raise EnvError(f"team_reward is {mode!r}; choose {', '.join(get_args(TeamReward))}")
-
-
-def _number(name: str, value: Any) -> float:
-    """Return an info's entry as a number."""
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "fiub":
-        raise EnvError(f"the fact {name!r} is {value!r:.80}; name entries that hold one number")
-    return float(array.reshape(()))
-
-
-# One third-party environment: how it starts over, what its ends mean, what is known of some.
-#
-# An episode ends as its source says: a termination is believed, at the time limit too. But there
-# are sources that report their own time limit as a termination (`Habits.limit_terminates`).
-# There, an end at that limit is the limit's, which `envs.adapters.quirks.split_ends` reads as
-# every other one.
-
-
 @dataclass(frozen=True, kw_only=True)
-class Habits:
+class Quirks:
     """How the environments of a package behave where they have a choice."""
 
     limit_terminates: bool = False
@@ -120,23 +34,23 @@ class Habits:
 
 KNOWN = {
     # Its reset looks at where the players of the last episode stood.
-    "lbforaging": Habits(limit_terminates=True, remake=True, team_reward="sum"),
-    "rware": Habits(limit_terminates=True, team_reward="sum"),
-    "pettingzoo.sisl.multiwalker": Habits(limit_terminates=True),
+    "lbforaging": Quirks(limit_terminates=True, remake=True, team_reward="sum"),
+    "rware": Quirks(limit_terminates=True, team_reward="sum"),
+    "pettingzoo.sisl.multiwalker": Quirks(limit_terminates=True),
 }
 """By the module that defines the innermost environment."""
 
 
-def habits_of(env: Any) -> Habits:
+def quirks_of(env: Any) -> Quirks:
     """Return what is known of an environment, whatever wraps it."""
     module = type(getattr(env, "unwrapped", env)).__module__
-    for known, habits in KNOWN.items():
+    for known, quirks in KNOWN.items():
         if f"{module}.".startswith(f"{known}."):
-            return habits
-    return Habits()
+            return quirks
+    return Quirks()
 
 
-class Source:
+class ThirdPartyEnv:
     """An environment that is made anew for each episode where that is needed."""
 
     def __init__(
@@ -146,10 +60,10 @@ class Source:
         self._make = make
         self.env = make()
         """The present one."""
-        self.habits = habits = habits_of(self.env)
-        self._remake = habits.remake if remake is None else remake
+        self.quirks = quirks_of(self.env)
+        self._remake = self.quirks.remake if remake is None else remake
         self._limit_terminates = (
-            habits.limit_terminates if limit_terminates is None else limit_terminates
+            self.quirks.limit_terminates if limit_terminates is None else limit_terminates
         )
         self._steps = 0
 
@@ -187,22 +101,38 @@ class Source:
         self.env.close()
 
 
+def called(
+    name: str,
+    hint: str,
+    call: Callable[..., Any],
+    options: dict[str, Any],
+    make: Callable[[], Any] | None = None,
+) -> Any:
+    """Return ``call(**options)``, or what `make` makes, where that calls it by another way.
+
+    Options that `call` does not take are the user's mistake, which `hint` explains; a `TypeError`
+    from inside of it is not.
+    """
+    try:
+        inspect.signature(call).bind(**options)
+    except TypeError as error:
+        raise EnvError(f"{name} with {_listed(options)}: {error}; {hint}") from error
+    try:
+        return call(**options) if make is None else make()
+    except TypeError as error:
+        unknown = any(f"unexpected keyword argument '{key}'" in str(error) for key in options)
+        raise EnvError(
+            f"{name} with {_listed(options)}: {error} (TypeError in {place_of(error)}); "
+            + (hint if unknown else "correct that line, or the options it was given")
+        ) from error
+
+
+def _listed(options: dict[str, Any]) -> str:
+    return f"the options {options}" if options else "no options"
+
+
 _LIMITS = ("max_cycles", "max_steps", "max_episode_steps", "_max_episode_steps", "episode_limit")
 _INNER = ("unwrapped", "env", "aec_env")
-
-Ends = TypeVar("Ends")
-"""(E,) booleans of NumPy, JAX or PyTorch, or one `bool`."""
-
-
-def split_ends(finite_horizon: bool, task_over: Ends, out_of_time: Ends) -> tuple[Ends, Ends]:
-    """Return which episodes terminated and which were truncated.
-
-    What the task ends is terminated, in the step that reaches `EnvSpec.max_steps` too. What only
-    the time ends is truncated, or terminated with `EnvSpec.finite_horizon`.
-    """
-    done = cast(Any, task_over) | cast(Any, out_of_time)
-    terminated = done if finite_horizon else task_over
-    return terminated, done ^ terminated
 
 
 @dataclass(frozen=True)
@@ -287,3 +217,79 @@ def _tried(
     except EnvError:
         return []
     return [name]
+
+
+def joint_reward(mode: TeamReward, paid: Mapping[str, Any], num_agents: int) -> float:
+    """Return the team's reward from what agents, by name, were paid; "error": what all were."""
+    rewards = list(paid.values())
+    if mode == "mean":
+        return float(sum(rewards)) / num_agents
+    if mode == "sum":
+        return float(sum(rewards))
+    first = float(rewards[0])
+    if any(abs(float(reward) - first) > 1e-6 * (1.0 + abs(first)) for reward in rewards[1:]):
+        raise EnvError(different_rewards(paid))
+    return first
+
+
+def different_rewards(paid: Mapping[str, Any]) -> str:
+    """Return what to say where agents that share one reward were paid differently."""
+    listing = ", ".join(f"{name}: {float(reward):g}" for name, reward in paid.items())
+    return (
+        f"agents were paid differently ({listing}); this package trains teams that share one "
+        "reward. If the agents are to be trained for their sum or mean, set "
+        "`--env.options team_reward mean`; a competition is not learned so"
+    )
+
+
+def check_team_reward(mode: str) -> TeamReward:
+    """Return the mode, or raise with the ones there are."""
+    for known in get_args(TeamReward):
+        if mode == known:
+            return known
+    raise EnvError(f"team_reward is {mode!r}; choose {', '.join(get_args(TeamReward))}")
+
+
+class InfoFacts:
+    """Numbers of the infos, by name; the latest value of the running episode is kept."""
+
+    def __init__(self, names: str) -> None:
+        """`names` are separated by commas."""
+        self._names = [name.strip() for name in names.split(",") if name.strip()]
+        self.facts = tuple(
+            Fact(name=re.sub(r"\W", "_", name), meaning=f"the environment's {name}")
+            for name in self._names
+        )
+        self._known: dict[str, float] = {}
+        self._others: set[str] = set()
+
+    def restart(self) -> None:
+        """Forget the old episode."""
+        self._known, self._others = {}, set()
+
+    def read(self, infos: Iterable[Mapping[str, Any]], over: bool, row: FloatArray) -> None:
+        """Write the (F,) numbers; one that several agents are told is averaged."""
+        if not self._names:
+            return
+        told = list(infos)
+        for info in told:
+            self._others |= info.keys()
+        for name in self._names:
+            values = [_number(name, info[name]) for info in told if name in info]
+            if values:
+                self._known[name] = sum(values) / len(values)
+            elif over and name not in self._known:
+                raise EnvError(
+                    f"no info of the whole episode held the fact {name!r}; its entries were "
+                    f"{', '.join(sorted(self._others)) or 'none'}; correct "
+                    "`--env.options facts NAMES`"
+                )
+        row[:] = [self._known.get(name, 0.0) for name in self._names]
+
+
+def _number(name: str, value: Any) -> float:
+    """Return an info's entry as a number."""
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise EnvError(f"the fact {name!r} is {value!r:.80}; name entries that hold one number")
+    return float(array.reshape(()))

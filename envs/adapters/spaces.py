@@ -1,6 +1,6 @@
-"""The bounds that agents' observation spaces promise, and what is seen outside of them.
+"""Agents' gymnasium spaces: observations as padded arrays, actions in their own space, bounds.
 
-Axes: E environment copies, N agents, O observation features.
+Axes are those of `envs.base`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,6 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Space
 
 from envs.adapters.team import TeamView
 from envs.base import EnvError, FloatArray
-
-# Agents' gymnasium spaces as padded arrays.
-#
-# Axes: N agents, O observation features, A actions.
-
 
 _MASK = "action_mask"
 Pack = Callable[[Any, FloatArray], None]
@@ -145,6 +140,14 @@ class _OneHot:
         row[index] = 1
 
 
+def _described(value: Any) -> str:
+    """Return type, and shape where there is one."""
+    array = value if isinstance(value, np.ndarray) else None
+    if array is None:
+        return f"a {type(value).__name__} ({value!r:.60})"
+    return f"{array.dtype} of shape {array.shape}"
+
+
 def _action_kind(name: str, space: Space[Any]) -> Literal["discrete", "continuous"]:
     """Return how an agent acts, or raise on a space that we do not speak."""
     if isinstance(space, Discrete):
@@ -193,14 +196,6 @@ class _Steering:
         share = actions[self._agent, : self._size].reshape(space.shape)
         scaled = self._middle + self._half * share
         return np.clip(scaled, space.low, space.high).astype(space.dtype, copy=False)
-
-
-def _described(value: Any) -> str:
-    """Return type, and shape where there is one."""
-    array = value if isinstance(value, np.ndarray) else None
-    if array is None:
-        return f"a {type(value).__name__} ({value!r:.60})"
-    return f"{array.dtype} of shape {array.shape}"
 
 
 class ObsBoundsWarning(UserWarning):

@@ -1,27 +1,27 @@
-"""Calling what makes a third-party environment, and saying whose fault it is if that fails."""
+"""One environment of a third-party task, and several of them side by side in memory.
 
-import inspect
-from collections.abc import Callable
+A third-party environment becomes a `VecEnv` in two moves: a class with the members of `Team`, and
+`envs.adapters.team_env.TeamEnv`, which runs any number of them. What one step returned is a
+*record*, one element of a structured array with the arrays of `envs.base.STEP_ARRAYS`; `Block`
+steps several teams one after the other and writes their records.
+
+Axes are those of `envs.base`; L: steps of an open episode.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
+from envs.base import STEP_ARRAYS, BoolArray, EnvError, EnvSpec, FloatArray, split_ends
 from envs.plugins import place_of
-
-# One copy of a task, and how several copies lie side by side in memory.
-#
-# Axes: E environment copies, N agents, O observation features, S state features, A actions, F
-# facts.
-#
-# A third-party environment that steps one copy at a time becomes a `VecEnv` in two moves: a class
-# with the members of `Team`, and `envs.adapters.team_env.TeamEnv`, which runs any number of them.
-
+from envs.rng import uniform
 
 Records = npt.NDArray[np.void]
-"""(E,) structured array: everything that one step of each copy returned."""
+"""(E,) structured array: everything that one step of each environment returned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,17 +39,17 @@ class TeamView:
     """(N, A); starts with each agent's own choices legal, left alone by a team without masks."""
     alive: BoolArray
     """(N,); starts True, left alone by a team in which nobody dies. After an episode's last step:
-    who would have gone on, if it was interrupted."""
+    the agents alive after it, if it was truncated."""
     facts: FloatArray
     """(F,) float32, in the order of `EnvSpec.facts`."""
 
 
 class Team(Protocol):
-    """One copy of a cooperative task. It never resets itself."""
+    """One environment of a cooperative task. It never resets itself."""
 
     @property
     def spec(self) -> EnvSpec:
-        """The constants of the task, with one copy."""
+        """The constants of the task, with one environment."""
         ...
 
     def reset(self, seed: int, view: TeamView) -> None:
@@ -65,31 +65,17 @@ class Team(Protocol):
         ...
 
     def close(self) -> None:
-        """Release what the copy holds."""
+        """Release what the environment holds."""
         ...
 
 
+TeamMaker = Callable[[], Team]
+
+
 def record_dtype(spec: EnvSpec) -> np.dtype[np.void]:
-    """Return the layout of one copy's record."""
-    N, A = spec.num_agents, spec.action_size
-    obs, state = (N, spec.obs_size), (spec.state_size,)
-    return np.dtype(
-        [
-            ("rewards", np.float64),
-            ("episodes", np.int64),
-            ("obs", np.float32, obs),
-            ("final_obs", np.float32, obs),
-            ("state", np.float32, state),
-            ("final_state", np.float32, state),
-            ("facts", np.float32, (len(spec.facts),)),
-            ("terminated", np.bool_),
-            ("truncated", np.bool_),
-            ("alive", np.bool_, (N,)),
-            ("final_alive", np.bool_, (N,)),
-            ("action_mask", np.bool_, (N, A)),
-        ],
-        align=True,
-    )
+    """Return the layout of one environment's record: its episode's number, and its step."""
+    arrays = [(name, array.dtype, array.shape(spec)) for name, array in STEP_ARRAYS.items()]
+    return np.dtype([("episodes", np.int64), *arrays], align=True)
 
 
 def empty_records(spec: EnvSpec, num_copies: int) -> Records:
@@ -102,14 +88,9 @@ def empty_records(spec: EnvSpec, num_copies: int) -> Records:
 
 
 def view_of(records: Records, row: int) -> TeamView:
-    """Return views into one copy's record."""
+    """Return views into one environment's record."""
     names = ("obs", "state", "action_mask", "alive", "facts")
     return TeamView(**{name: records[name][row] for name in names})
-
-
-# The team's state: what the environment says it is, or the observations side by side.
-#
-# Axes: N agents, S state features.
 
 
 def joined_columns(obs_sizes: tuple[int, ...]) -> npt.NDArray[np.intp]:
@@ -118,69 +99,140 @@ def joined_columns(obs_sizes: tuple[int, ...]) -> npt.NDArray[np.intp]:
     return np.flatnonzero(own)
 
 
-class OwnState:
-    """The environment's `state()`."""
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """Which episode every environment is to be in, and how far."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self.size = int(np.prod(shape))
-        """S."""
-
-    @classmethod
-    def of(cls, env: Any) -> "OwnState | None":
-        """Return the state of an environment that was reset, or None if it has none."""
-        try:
-            state = np.asarray(env.state())
-        except (NotImplementedError, AttributeError):  # PettingZoo's ways of having no state
-            return None
-        return cls(state.shape) if state.size and state.dtype.kind in "fiub" else None
-
-    def write(self, env: Any, view: TeamView, terminated: bool) -> bool:
-        """Write the state, whose shape may not change; return whether there is one.
-
-        Some environments have none any more once they have `terminated`. The last one is kept
-        then: nothing is ever predicted from a terminal state.
-        """
-        try:
-            state = np.asarray(env.state())
-        except Exception:
-            if terminated:
-                return False
-            raise
-        if state.shape != self._shape:
-            raise EnvError(
-                f"state() had shape {self._shape} after the first reset and has {state.shape} now; "
-                "set `--env.options own_state False`, then the observations stand for it"
-            )
-        view.state[:] = state.reshape(-1)
-        return True
+    seeds: npt.NDArray[np.uint64]
+    """(E,) one per environment."""
+    episodes: npt.NDArray[np.int64]
+    """(E,) episodes each environment has begun before this one."""
+    lengths: npt.NDArray[np.int64]
+    """(E,) steps already taken in it."""
+    actions: npt.NDArray[Any]
+    """(E, L, N) or (E, L, N, A): what was done in those steps."""
 
 
-def called(
-    name: str,
-    hint: str,
-    call: Callable[..., Any],
-    options: dict[str, Any],
-    make: Callable[[], Any] | None = None,
-) -> Any:
-    """Return ``call(**options)``, or what `make` makes, where that calls it by another way.
+def new_episodes(seeds: npt.NDArray[np.uint64]) -> Plan:
+    """Return the plan in which every environment begins its first episode."""
+    nothing = np.zeros(len(seeds), np.int64)
+    return Plan(seeds=seeds, episodes=nothing, lengths=nothing, actions=np.zeros((len(seeds), 0)))
 
-    Options that `call` does not take are the user's mistake, which `hint` explains; a `TypeError`
-    from inside of it is not.
+
+def episode_seed(seed: np.uint64, episode: int) -> int:
+    """Return a 31-bit seed that depends on the environment's seed and the episode's number only."""
+    draw = uniform(np.array([seed], np.uint64), np.array([episode]), 1)
+    return int(draw[0, 0] * 2**31)
+
+
+class Block:
+    """Steps the environments `indices` of a batch one after the other, and resets those that end.
+
+    An episode depends only on its environment's seed and on its number in that environment.
     """
-    try:
-        inspect.signature(call).bind(**options)
-    except TypeError as error:
-        raise EnvError(f"{name} with {_listed(options)}: {error}; {hint}") from error
-    try:
-        return call(**options) if make is None else make()
-    except TypeError as error:
-        unknown = any(f"unexpected keyword argument '{key}'" in str(error) for key in options)
-        raise EnvError(
-            f"{name} with {_listed(options)}: {error} (TypeError in {place_of(error)}); "
-            + (hint if unknown else "correct that line, or the options it was given")
-        ) from error
 
+    def __init__(
+        self, make_team: TeamMaker, spec: EnvSpec, indices: range, num_rows: int | None = None
+    ) -> None:
+        """`num_rows` of records are kept if that is more than there are environments."""
+        self._make_team = make_team
+        self._spec = spec
+        self._indices = indices
+        self._teams: list[Team] = []
+        self.records = empty_records(spec, num_rows or len(indices))
+        self._views = [view_of(self.records, row) for row in range(len(indices))]
+        self._seeds = np.zeros(len(indices), np.uint64)
+        self._steps = [0] * len(indices)
+        self.progress: npt.NDArray[np.int64] = np.array([indices.start, 0])
+        """Index of the environment called last, and the number of calls so far."""
 
-def _listed(options: dict[str, Any]) -> str:
-    return f"the options {options}" if options else "no options"
+    def start(self, plan: Plan) -> Records:
+        """Return what every environment sees after replaying its open episode."""
+        for row, index in enumerate(self._indices):
+            with self._named(row):
+                if row == len(self._teams):
+                    self._teams.append(self._make_team())
+                self._seeds[row] = plan.seeds[index]
+                self._begin(row, int(plan.episodes[index]))
+                self._show_as_final(row)
+            for t in range(plan.lengths[index]):
+                if self._step(row, plan.actions[index, t]):
+                    raise EnvError(
+                        f"{self._name(row)} ended after {t + 1} of {plan.lengths[index]} replayed "
+                        "steps: it does not repeat under the same seed and actions, so a run of "
+                        "it cannot be continued; draw its randomness from generators that "
+                        "reset(seed) seeds"
+                    )
+        for name in ("rewards", "terminated", "truncated"):
+            self.records[name] = 0
+        return self.records
+
+    def step(self, actions: npt.NDArray[Any]) -> Records:
+        """Return what (C, N) or (C, N, A) actions led to; environments that ended were reset."""
+        for row in range(len(self._indices)):
+            if self._step(row, actions[row]):
+                with self._named(row):
+                    self._restart(row)
+        return self.records
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+        for team in self._teams:
+            team.close()
+        self._teams = []
+
+    def _begin(self, row: int, episode: int) -> None:
+        """Start an episode; its end is not touched."""
+        self.records["episodes"][row] = episode
+        self._steps[row] = 0
+        self._teams[row].reset(episode_seed(self._seeds[row], episode), self._views[row])
+
+    def _restart(self, row: int) -> None:
+        """Start the next episode; the facts still tell about the old one."""
+        facts = self._views[row].facts.copy()
+        self._begin(row, int(self.records["episodes"][row]) + 1)
+        self._views[row].facts[:] = facts
+
+    def _step(self, row: int, actions: npt.NDArray[Any]) -> bool:
+        """Advance one environment, without a reset; return whether its episode ended."""
+        records, spec = self.records, self._spec
+        with self._named(row):
+            reward, terminated, truncated = self._teams[row].step(actions, self._views[row])
+        self._steps[row] += 1
+        out_of_time = self._steps[row] >= spec.max_steps
+        terminated, late = split_ends(spec.finite_horizon, terminated, out_of_time)
+        truncated = (truncated or late) and not terminated
+        records["rewards"][row] = reward
+        records["terminated"][row] = terminated
+        records["truncated"][row] = truncated
+        self._show_as_final(row)
+        return terminated or truncated
+
+    def _show_as_final(self, row: int) -> None:
+        """Copy what is seen now to where the end of the step is shown."""
+        for name in ("obs", "state", "alive"):
+            self.records[f"final_{name}"][row] = getattr(self._views[row], name)
+
+    @contextmanager
+    def _named(self, row: int) -> Iterator[None]:
+        """Count a call, and name the environment in whatever it raises."""
+        self.progress[0] = self._indices[row]
+        self.progress[1] += 1
+        try:
+            yield
+        except EnvError as error:
+            raise EnvError(f"{self._name(row)}: {error}") from error
+        except Exception as error:
+            raise EnvError(
+                f"{self._name(row)} raised {type(error).__name__}: {error} ({place_of(error)}); "
+                "correct it there"
+            ) from error
+
+    def _name(self, row: int) -> str:
+        """Return where we are, precise enough to be there again."""
+        episode = int(self.records["episodes"][row])
+        return (
+            f"{self._spec.name}, copy {self._indices[row]} (episode {episode}, "
+            f"reset(seed={episode_seed(self._seeds[row], episode)}), "
+            f"after {self._steps[row]} steps)"
+        )

@@ -1,10 +1,10 @@
-"""`TeamEnv`: copies of a third-party task as one `VecEnv`, in this process or in workers.
-
-Axes: E environment copies, N agents, A actions.
+"""`TeamEnv`: third-party teams as one `VecEnv`, in this process or in workers.
 
 A third-party task cannot be saved, but it can be repeated: each episode is determined by its seed
 and the actions since, so that is what `state_dict` holds, and loading replays the open episodes.
 A task that does not repeat ends its open episodes instead, as truncated, in the first step.
+
+Axes are those of `envs.base`; L: steps of the longest open episode.
 """
 
 import os
@@ -18,117 +18,23 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.spaces import BoundedTeam, ObsBounds, ObsBoundsWarning
-from envs.adapters.team import Records, TeamView, empty_records
-from envs.adapters.workers import Block, Plan, TeamMaker, Workers, new_episodes, num_processes
-from envs.base import (
-    BoolArray,
-    EnvError,
-    EnvSpec,
-    EnvStep,
-    copy_seeds,
-    random_actions,
-    refuse_other_copies,
+from envs.adapters.team import (
+    Block,
+    Plan,
+    Records,
+    TeamMaker,
+    TeamView,
+    empty_records,
+    new_episodes,
 )
-from envs.checker_rules import checked_actions
-
-# What was done in every copy since its open episode began.
-#
-# Axes: E environment copies, L steps of the longest open episode, N agents, A actions.
-
-
-class ActionLog:
-    """The actions of E open episodes; grows with the longest of them."""
-
-    def __init__(self, num_envs: int) -> None:
-        self.lengths = np.zeros(num_envs, np.int64)
-        """(E,) steps taken."""
-        self._actions: npt.NDArray[Any] = np.zeros((num_envs, 0))
-
-    def add(self, actions: npt.NDArray[Any], ended: BoolArray) -> None:
-        """Append (E, N) or (E, N, A) actions; forget the episodes that ended with them."""
-        held = self._actions.shape[1]
-        if held == 0:
-            self._actions = np.zeros((len(actions), 64, *actions.shape[1:]), actions.dtype)
-        elif self.lengths.max() == held:
-            self._actions = np.concatenate([self._actions, np.zeros_like(self._actions)], axis=1)
-        self._actions[np.arange(len(actions)), self.lengths] = actions
-        self.lengths += 1
-        self.lengths[ended] = 0
-
-    def restore(self, lengths: npt.NDArray[np.int64], actions: npt.NDArray[Any]) -> None:
-        """Continue with (E,) lengths and (E, L, ...) actions, as `lengths` and `actions` gave."""
-        self.lengths, self._actions = lengths.copy(), actions.copy()
-
-    @property
-    def actions(self) -> npt.NDArray[Any]:
-        """(E, L, N) or (E, L, N, A); zero beyond a copy's own length."""
-        longest = int(self.lengths.max())
-        kept = self._actions[:, :longest].copy()
-        kept[np.arange(longest) >= self.lengths[:, None]] = 0
-        return kept
-
-
-# Whether worker processes pay, by a short measurement; in a worker, whose hanging is noticed.
-#
-# Axes: N agents, A actions.
-
-
-_ROUND_TRIP = 0.4e-3
-"""Seconds that handing a step to two workers costs; 0.2 to 0.4 ms were measured."""
-
-
-class _TimedTeam:
-    """A team that is paid the seconds its steps take."""
-
-    def __init__(self, make_team: TeamMaker) -> None:
-        self._team = make_team()
-        self.spec = self._team.spec
-        self.reset, self.close = self._team.reset, self._team.close
-
-    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
-        """Apply the actions; return the seconds that this took, and how the episode ended."""
-        before = time.perf_counter()
-        _, terminated, truncated = self._team.step(actions, view)
-        return time.perf_counter() - before, terminated, truncated
-
-
-def advised_workers(make_team: TeamMaker, spec: EnvSpec, timeout: float) -> int:
-    """Return as many workers as cores and copies allow, or 0 where they would not pay.
-
-    `timeout` is how many seconds one call may take while this is measured.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = min(cores or 1, spec.num_envs)
-    if workers < 2:
-        return 0
-    saved = spec.num_envs * seconds_per_step(make_team, spec, timeout) * (1.0 - 1.0 / workers)
-    return workers if saved > 2 * _ROUND_TRIP else 0
-
-
-def seconds_per_step(
-    make_team: TeamMaker,
-    spec: EnvSpec,
-    timeout: float,
-    budget: float = 0.1,
-    max_steps: int = 100,
-) -> float:
-    """Return the median seconds that one copy needs for a step under random actions."""
-    spec = replace(spec, num_envs=1)
-    worker = Workers(partial(_TimedTeam, make_team), spec, 1, timeout)
-    try:
-        records = worker.start(new_episodes(np.zeros(1, np.uint64)))
-        rng = np.random.default_rng(0)
-        seconds: list[float] = []
-        while len(seconds) < max_steps and sum(seconds) < budget:
-            records = worker.step(random_actions(spec, rng, records["action_mask"]))
-            seconds.append(float(records["rewards"][0]))
-    finally:
-        worker.close()
-    return float(np.median(seconds))
+from envs.adapters.workers import Workers, num_processes
+from envs.base import STEP_ARRAYS, BoolArray, EnvError, EnvSpec, EnvStep, check_num_envs
+from envs.rng import env_seeds, random_actions
+from envs.validation import checked_actions
 
 
 class TeamEnv:
-    """A `VecEnv` of E teams. Where the copies run does not change the numbers."""
+    """A `VecEnv` of E teams. Where the environments run does not change the numbers."""
 
     def __init__(
         self,
@@ -139,10 +45,10 @@ class TeamEnv:
         timeout: float = 120.0,
         repeats: bool = True,
     ) -> None:
-        """`workers` processes, at most one a copy; 0 for this process, None for what a short
+        """`workers`: processes, at most one per environment; 0: this process; None: what a short
         measurement advises.
 
-        `timeout` is how many seconds one reset or step of one copy in a worker may take.
+        `timeout` is how many seconds one reset or step of one environment in a worker may take.
         `repeats` is whether an episode is the same again under the same seed and actions.
         """
         team = make_team()
@@ -159,7 +65,7 @@ class TeamEnv:
         if workers is None:
             workers = advised_workers(make_team, self._spec, timeout)
         self.workers = num_processes(num_envs, min(workers, num_envs))
-        """Worker processes in use; 0: the copies run in this process."""
+        """Worker processes in use; 0: the environments run in this process."""
         self._runner: Block | Workers | None = None
         self._seeds = np.zeros(num_envs, np.uint64)
         self._log = ActionLog(num_envs)
@@ -171,16 +77,16 @@ class TeamEnv:
         return self._spec
 
     def reset(self, seed: int) -> EnvStep:
-        """Start a new episode in every copy."""
+        """Start a new episode in every environment."""
         num_envs = self._spec.num_envs
         self._cut_off = self._bounds_broken = False
-        self._seeds = copy_seeds(seed, num_envs)
+        self._seeds = env_seeds(seed, num_envs)
         self._log = ActionLog(num_envs)
         self._start(new_episodes(self._seeds))
         return self._env_step()
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
-        """Apply (E, N) integer or (E, N, A) float actions; copies that end are reset."""
+        """Apply (E, N) integer or (E, N, A) float actions; environments that end are reset."""
         if self._runner is None and not self._cut_off:
             raise EnvError(
                 f"{self._spec.name}: step before reset or after an error; call reset(seed)"
@@ -213,7 +119,7 @@ class TeamEnv:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` by replaying the open episodes, or by cutting them off."""
-        refuse_other_copies(self._spec, len(state["seeds"]))
+        check_num_envs(self._spec, len(state["seeds"]))
         self._seeds = state["seeds"].copy()
         if not self._repeats:
             self._cut_off_at(state["seen"])
@@ -231,13 +137,13 @@ class TeamEnv:
             _check_same(self._spec, name, self._records, state)
 
     def close(self) -> None:
-        """End the workers and release what the copies hold; `reset` starts them again."""
+        """End the workers and release what the environments hold; `reset` starts them again."""
         if self._runner is not None:
             self._runner.close()
             self._runner = None
 
     def _start(self, plan: Plan) -> None:
-        """Bring every copy to where the plan wants it."""
+        """Bring every environment to where the plan wants it."""
         if self._runner is None:
             self._runner = (
                 Workers(self._make_team, self._spec, self.workers, self._timeout)
@@ -270,7 +176,7 @@ class TeamEnv:
         self._records["facts"] = old["facts"]
 
     def _run(self, call: str, argument: Any) -> Records:
-        """Return what the copies answer; after an error they are closed, and the log is kept.
+        """Return what the environments answer; after an error they are closed, and the log is kept.
 
         So they are when Ctrl-C interrupts the call: their answers would be taken for later ones.
         """
@@ -282,7 +188,7 @@ class TeamEnv:
         return records
 
     def _take(self, records: Records) -> None:
-        """Keep the records apart from the memory that the copies write into."""
+        """Keep the records apart from the memory that the environments write into."""
         self._records = records.copy()
         if self._bounds is not None and not self._bounds_broken:
             self._warn_outside(self._bounds)
@@ -297,20 +203,9 @@ class TeamEnv:
                 return
 
     def _env_step(self) -> EnvStep:
-        records, spec = self._records, self._spec
-        return EnvStep(
-            obs=records["obs"],
-            state=records["state"],
-            rewards=records["rewards"],
-            terminated=records["terminated"],
-            truncated=records["truncated"],
-            final_obs=records["final_obs"],
-            final_state=records["final_state"],
-            action_mask=records["action_mask"] if spec.masks_actions else None,
-            alive=records["alive"] if spec.agents_die else None,
-            final_alive=records["final_alive"] if spec.agents_die else None,
-            facts=records["facts"] if spec.facts else None,
-        )
+        """Return the records as the step they are."""
+        given = [name for name, array in STEP_ARRAYS.items() if array.is_given(self._spec)]
+        return EnvStep(**{name: self._records[name] for name in given})
 
 
 def _check_options(spec: EnvSpec, workers: int | None, timeout: float) -> None:
@@ -338,3 +233,89 @@ def _check_same(spec: EnvSpec, name: str, records: Records, state: dict[str, Any
             "from generators that reset(seed) seeds, let reset forget the episode before (the "
             "option remake does that for PettingZoo and gymnasium), and keep versions as they were"
         )
+
+
+class ActionLog:
+    """The actions of E open episodes; grows with the longest of them."""
+
+    def __init__(self, num_envs: int) -> None:
+        self.lengths = np.zeros(num_envs, np.int64)
+        """(E,) steps taken."""
+        self._actions: npt.NDArray[Any] = np.zeros((num_envs, 0))
+
+    def add(self, actions: npt.NDArray[Any], ended: BoolArray) -> None:
+        """Append (E, N) or (E, N, A) actions; forget the episodes that ended with them."""
+        held = self._actions.shape[1]
+        if held == 0:
+            self._actions = np.zeros((len(actions), 64, *actions.shape[1:]), actions.dtype)
+        elif self.lengths.max() == held:
+            self._actions = np.concatenate([self._actions, np.zeros_like(self._actions)], axis=1)
+        self._actions[np.arange(len(actions)), self.lengths] = actions
+        self.lengths += 1
+        self.lengths[ended] = 0
+
+    def restore(self, lengths: npt.NDArray[np.int64], actions: npt.NDArray[Any]) -> None:
+        """Continue with (E,) lengths and (E, L, ...) actions, as `lengths` and `actions` gave."""
+        self.lengths, self._actions = lengths.copy(), actions.copy()
+
+    @property
+    def actions(self) -> npt.NDArray[Any]:
+        """(E, L, N) or (E, L, N, A); zero beyond an environment's own length."""
+        longest = int(self.lengths.max())
+        kept = self._actions[:, :longest].copy()
+        kept[np.arange(longest) >= self.lengths[:, None]] = 0
+        return kept
+
+
+_ROUND_TRIP = 0.4e-3
+"""Seconds that handing a step to two workers costs; 0.2 to 0.4 ms were measured."""
+
+
+def advised_workers(make_team: TeamMaker, spec: EnvSpec, timeout: float) -> int:
+    """Return as many workers as cores and environments allow, or 0 where they would not pay.
+
+    `timeout` is how many seconds one call may take while this is measured.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    workers = min(cores or 1, spec.num_envs)
+    if workers < 2:
+        return 0
+    saved = spec.num_envs * seconds_per_step(make_team, spec, timeout) * (1.0 - 1.0 / workers)
+    return workers if saved > 2 * _ROUND_TRIP else 0
+
+
+def seconds_per_step(
+    make_team: TeamMaker,
+    spec: EnvSpec,
+    timeout: float,
+    budget: float = 0.1,
+    max_steps: int = 100,
+) -> float:
+    """Return the median seconds that one environment needs for a step under random actions."""
+    spec = replace(spec, num_envs=1)
+    worker = Workers(partial(_TimedTeam, make_team), spec, 1, timeout)
+    try:
+        records = worker.start(new_episodes(np.zeros(1, np.uint64)))
+        rng = np.random.default_rng(0)
+        seconds: list[float] = []
+        while len(seconds) < max_steps and sum(seconds) < budget:
+            records = worker.step(random_actions(spec, rng, records["action_mask"]))
+            seconds.append(float(records["rewards"][0]))
+    finally:
+        worker.close()
+    return float(np.median(seconds))
+
+
+class _TimedTeam:
+    """A team that is paid the seconds its steps take."""
+
+    def __init__(self, make_team: TeamMaker) -> None:
+        self._team = make_team()
+        self.spec = self._team.spec
+        self.reset, self.close = self._team.reset, self._team.close
+
+    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
+        """Apply the actions; return the seconds that this took, and how the episode ended."""
+        before = time.perf_counter()
+        _, terminated, truncated = self._team.step(actions, view)
+        return time.perf_counter() - before, terminated, truncated

@@ -18,12 +18,12 @@ Illegal = Literal["error", "replace"]
 
 
 def to_pettingzoo(name: str, illegal: Illegal = "error", **options: Any) -> "ParallelTeam":
-    """Return one copy of the environment `name`; `options` are those of `make_env`."""
+    """Return one environment of the environment `name`; `options` are those of `make_env`."""
     return ParallelTeam(make_env(name, 1, **options), illegal)
 
 
 class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
-    """One copy of a `VecEnv` for programs that speak PettingZoo.
+    """One environment of a `VecEnv` for programs that speak PettingZoo.
 
     Agents are named ``agent_0`` to ``agent_(N-1)``, see and act in spaces of their own size and
     are all paid the team's reward. Where actions can be illegal, an observation is a dict of
@@ -36,8 +36,8 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         spec = env.spec
         if spec.num_envs != 1:
             raise EnvError(
-                f"{spec.name} has {spec.num_envs} copies; a ParallelEnv is one, make it with "
-                "num_envs=1"
+                f"{spec.name} is a batch of {spec.num_envs} and a ParallelEnv is one environment; "
+                "make it with num_envs=1"
             )
         if illegal not in get_args(Illegal):
             raise EnvError(f"illegal is {illegal!r}; choose 'error' or 'replace'")

@@ -1,9 +1,9 @@
-"""Blocks of copies in worker processes, through gymnasium's `AsyncVectorEnv`.
+"""Worker processes that step blocks of environments, through gymnasium's `AsyncVectorEnv`.
 
-Axes: E environment copies, W workers, C copies of one worker, N agents, A actions.
+A worker is one gymnasium environment whose observation is the bytes of its block's records, in
+shared memory. It never ends, so gymnasium never resets it: the block resets its environments.
 
-A worker is one gymnasium environment whose observation is the bytes of its copies' records, in
-shared memory. It never ends, so gymnasium never resets it: the block resets its copies itself.
+Axes are those of `envs.base`; W: workers, C: environments of one worker.
 """
 
 import faulthandler
@@ -11,8 +11,7 @@ import os
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
@@ -27,310 +26,30 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv
 
-from envs.adapters.quirks import split_ends
-from envs.adapters.team import Records, Team, empty_records, record_dtype, view_of
-from envs.base import EnvError, EnvSpec, uniform
-from envs.plugins import place_of
-
-# Several copies of a task stepped one after the other, with resets and time limits.
-#
-# Axes: C copies of a block, N agents, A actions, L steps of an open episode.
-
-
-TeamMaker = Callable[[], Team]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Which episode every copy is to be in, and how far."""
-
-    seeds: npt.NDArray[np.uint64]
-    """(E,) one per copy."""
-    episodes: npt.NDArray[np.int64]
-    """(E,) episodes each copy has begun before this one."""
-    lengths: npt.NDArray[np.int64]
-    """(E,) steps already taken in it."""
-    actions: npt.NDArray[Any]
-    """(E, L, N) or (E, L, N, A): what was done in those steps."""
-
-
-def new_episodes(seeds: npt.NDArray[np.uint64]) -> Plan:
-    """Return the plan in which every copy begins its first episode."""
-    nothing = np.zeros(len(seeds), np.int64)
-    return Plan(seeds=seeds, episodes=nothing, lengths=nothing, actions=np.zeros((len(seeds), 0)))
-
-
-def episode_seed(seed: np.uint64, episode: int) -> int:
-    """Return a 31-bit seed that depends on the copy's seed and the episode's number only."""
-    draw = uniform(np.array([seed], np.uint64), np.array([episode]), 1)
-    return int(draw[0, 0] * 2**31)
-
-
-class Block:
-    """The copies `copies` of a task; each episode depends on its copy's seed and number only."""
-
-    def __init__(
-        self, make_team: TeamMaker, spec: EnvSpec, copies: range, num_rows: int | None = None
-    ) -> None:
-        """`num_rows` of records are kept if that is more than there are copies."""
-        self._make_team = make_team
-        self._spec = spec
-        self._copies = copies
-        self._teams: list[Team] = []
-        self.records = empty_records(spec, num_rows or len(copies))
-        self._views = [view_of(self.records, row) for row in range(len(copies))]
-        self._seeds = np.zeros(len(copies), np.uint64)
-        self._steps = [0] * len(copies)
-        self.progress: npt.NDArray[np.int64] = np.array([copies.start, 0])
-        """The copy called last, and the number of calls so far."""
-
-    def start(self, plan: Plan) -> Records:
-        """Return what every copy sees after replaying its open episode."""
-        for row, copy in enumerate(self._copies):
-            with self._named(row):
-                if row == len(self._teams):
-                    self._teams.append(self._make_team())
-                self._seeds[row] = plan.seeds[copy]
-                self._begin(row, int(plan.episodes[copy]))
-                self._show_as_final(row)
-            for t in range(plan.lengths[copy]):
-                if self._step(row, plan.actions[copy, t]):
-                    raise EnvError(
-                        f"{self._name(row)} ended after {t + 1} of {plan.lengths[copy]} replayed "
-                        "steps: it does not repeat under the same seed and actions, so a run of "
-                        "it cannot be continued; draw its randomness from generators that "
-                        "reset(seed) seeds"
-                    )
-        for name in ("rewards", "terminated", "truncated"):
-            self.records[name] = 0
-        return self.records
-
-    def step(self, actions: npt.NDArray[Any]) -> Records:
-        """Return what (C, N) or (C, N, A) actions led to; copies that ended were reset."""
-        for row in range(len(self._copies)):
-            if self._step(row, actions[row]):
-                with self._named(row):
-                    self._restart(row)
-        return self.records
-
-    def close(self) -> None:
-        """Release what the copies hold."""
-        for team in self._teams:
-            team.close()
-        self._teams = []
-
-    def _begin(self, row: int, episode: int) -> None:
-        """Start an episode; its end is not touched."""
-        self.records["episodes"][row] = episode
-        self._steps[row] = 0
-        self._teams[row].reset(episode_seed(self._seeds[row], episode), self._views[row])
-
-    def _restart(self, row: int) -> None:
-        """Start the next episode; the facts still tell about the old one."""
-        facts = self._views[row].facts.copy()
-        self._begin(row, int(self.records["episodes"][row]) + 1)
-        self._views[row].facts[:] = facts
-
-    def _step(self, row: int, actions: npt.NDArray[Any]) -> bool:
-        """Advance one copy, without a reset; return whether its episode ended."""
-        records, spec = self.records, self._spec
-        with self._named(row):
-            reward, terminated, truncated = self._teams[row].step(actions, self._views[row])
-        self._steps[row] += 1
-        out_of_time = self._steps[row] >= spec.max_steps
-        terminated, late = split_ends(spec.finite_horizon, terminated, out_of_time)
-        truncated = (truncated or late) and not terminated
-        records["rewards"][row] = reward
-        records["terminated"][row] = terminated
-        records["truncated"][row] = truncated
-        self._show_as_final(row)
-        return terminated or truncated
-
-    def _show_as_final(self, row: int) -> None:
-        """Copy what is seen now to where the end of the step is shown."""
-        for name in ("obs", "state", "alive"):
-            self.records[f"final_{name}"][row] = getattr(self._views[row], name)
-
-    @contextmanager
-    def _named(self, row: int) -> Iterator[None]:
-        """Count a call, and name the copy in whatever it raises."""
-        self.progress[0] = self._copies[row]
-        self.progress[1] += 1
-        try:
-            yield
-        except EnvError as error:
-            raise EnvError(f"{self._name(row)}: {error}") from error
-        except Exception as error:
-            raise EnvError(
-                f"{self._name(row)} raised {type(error).__name__}: {error} ({place_of(error)}); "
-                "correct it there"
-            ) from error
-
-    def _name(self, row: int) -> str:
-        """Return where we are, precise enough to be there again."""
-        episode = int(self.records["episodes"][row])
-        return (
-            f"{self._spec.name}, copy {self._copies[row]} (episode {episode}, "
-            f"reset(seed={episode_seed(self._seeds[row], episode)}), "
-            f"after {self._steps[row]} steps)"
-        )
-
+from envs.adapters.team import Block, Plan, Records, TeamMaker, episode_seed, record_dtype
+from envs.base import EnvError, EnvSpec
 
 _GRACE = 10.0
-"""Seconds that workers have to close their copies before they are ended."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What one worker is told: its copies, and where it leaves signs of life."""
-
-    make_team: TeamMaker
-    spec: EnvSpec
-    copies: range
-    num_rows: int
-    """C, the same for all workers; the last one may have fewer copies."""
-    folder: Path
-    index: int
-    parent: int
-    """Process that asks for the work."""
-
-    def __call__(self) -> "_WorkerEnv":
-        if os.getpid() != self.parent:  # gymnasium calls it there, too, to see the spaces
-            _leave_signals_to_parent(self.progress())
-        return _WorkerEnv(self)
-
-    @property
-    def trace(self) -> Path:
-        """Where a hung or crashed worker writes its stack."""
-        return self.folder / f"stack_{self.index}"
-
-    def progress(self) -> npt.NDArray[np.int64]:
-        """Return the block's progress, shared between the processes.
-
-        Behind it stands whether the worker is to end.
-        """
-        return np.memmap(self.folder / f"progress_{self.index}", np.int64, "r+", shape=(3,))
-
-
-class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
-    """A block as gymnasium sees it. Errors come back as a word in `info`."""
-
-    def __init__(self, work: _Work) -> None:
-        self._work = work
-        self._block: Block | None = None
-        spec, rows = work.spec, work.num_rows
-        self.observation_space = Box(0, 255, (rows * record_dtype(spec).itemsize,), np.uint8)
-        shape: tuple[int, ...] = (rows, spec.num_agents)
-        discrete = spec.action_kind == "discrete"
-        self.action_space = (
-            Box(0, spec.action_size, shape, np.int64)
-            if discrete
-            else Box(-1.0, 1.0, (*shape, spec.action_size), np.float32)
-        )
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
-        """Bring the copies where the plan in `options` wants them."""
-        assert options is not None
-        if self._block is None:
-            self._block = self._made()
-        info: dict[str, Any] = {}
-        try:
-            self._block.start(options["plan"])
-        except EnvError as error:
-            info = {"error": str(error)}
-        return self._bytes(self._block), info
-
-    def step(
-        self, action: npt.NDArray[Any]
-    ) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
-        """Step every copy; the records tell what came of it."""
-        assert self._block is not None
-        info: dict[str, Any] = {}
-        try:
-            self._block.step(action)
-        except EnvError as error:
-            info = {"error": str(error)}
-        return self._bytes(self._block), 0.0, False, False, info
-
-    def close(self) -> None:
-        """Close the copies."""
-        if self._block is not None:
-            self._block.close()
-
-    def _made(self) -> Block:
-        """Return the block; from now on the process leaves its stack behind if it hangs or dies."""
-        self._trace = self._work.trace.open("w")
-        faulthandler.enable(self._trace)
-        if hasattr(faulthandler, "register"):
-            faulthandler.register(signal.SIGUSR1, self._trace)
-        work = self._work
-        block = Block(work.make_team, work.spec, work.copies, work.num_rows)
-        block.progress = self._work.progress()
-        return block
-
-    def _bytes(self, block: Block) -> npt.NDArray[np.uint8]:
-        return block.records.view(np.uint8)
-
-
-def _leave_signals_to_parent(progress: npt.NDArray[np.int64]) -> None:
-    """End this process only when its parent wants that, or is gone.
-
-    Ctrl-C and `timeout`, systemd or Slurm reach the whole process group, and a parent that still
-    finishes an iteration needs its workers. What ends them unwinds the stack, so that the copies
-    are closed, which may have started programs of their own.
-    """
-
-    def leave(number: int, frame: FrameType | None) -> None:
-        parent = parent_process()
-        if progress[2] or parent is None or not parent.is_alive():
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise SystemExit(0)
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, leave)
-
-
-def _end(
-    pool: AsyncVectorEnv[Any, Any],
-    progress: list[npt.NDArray[np.int64]],
-    folder: tempfile.TemporaryDirectory[str],
-) -> None:
-    """End the workers of a pool, whatever they are doing."""
-    pool.closed = True
-    for shared, process in zip(progress, pool.processes, strict=True):
-        shared[2] = True
-        process.terminate()
-    until = time.monotonic() + _GRACE
-    for process in pool.processes:
-        process.join(max(0.0, until - time.monotonic()))
-        process.kill()
-    for process in pool.processes:
-        process.join()
-    for pipe in pool.parent_pipes:
-        if pipe is not None:  # gymnasium drops those of workers that raised
-            pipe.close()
-    folder.cleanup()
+"""Seconds that workers have to close their environments before they are ended."""
 
 
 def num_processes(num_envs: int, workers: int) -> int:
-    """Return how many of `workers` get any copies, where all but the last get equally many."""
+    """Return how many of `workers` get any environments if all but the last get equally many."""
     return -(-num_envs // _share(num_envs, workers)) if workers else 0
 
 
 def _share(num_envs: int, workers: int) -> int:
-    """Return the copies of every worker but the last."""
+    """Return the environments of every worker but the last."""
     return -(-num_envs // workers)
 
 
 class Workers:
-    """E copies in W processes; the same records as one `Block` of all copies."""
+    """E environments in W processes; the same records as one `Block` of all environments."""
 
     def __init__(
         self, make_team: TeamMaker, spec: EnvSpec, num_workers: int, timeout: float
     ) -> None:
-        """`timeout` is how many seconds one copy may take for one reset or step."""
+        """`timeout` is how many seconds one environment may take for one reset or step."""
         self._spec = spec
         self._timeout = timeout
         share = _share(spec.num_envs, num_workers)
@@ -340,7 +59,7 @@ class Workers:
             _Work(
                 make_team=make_team,
                 spec=spec,
-                copies=range(start, min(start + share, spec.num_envs)),
+                indices=range(start, min(start + share, spec.num_envs)),
                 num_rows=share,
                 folder=Path(self._folder.name),
                 index=index,
@@ -349,7 +68,7 @@ class Workers:
             for index, start in enumerate(starts)
         ]
         for work in self._works:
-            np.array([work.copies.start, 0, 0]).tofile(work.folder / f"progress_{work.index}")
+            np.array([work.indices.start, 0, 0]).tofile(work.folder / f"progress_{work.index}")
         self._progress = [work.progress() for work in self._works]
         self._spare_rows = len(self._works) * share - spec.num_envs
         self._episodes = np.zeros(spec.num_envs, np.int64)
@@ -361,7 +80,7 @@ class Workers:
         )
 
     def start(self, plan: Plan) -> Records:
-        """Return what every copy sees after replaying its open episode.
+        """Return what every environment sees after replaying its open episode.
 
         The records are valid until the next call.
         """
@@ -371,7 +90,7 @@ class Workers:
         )
 
     def step(self, actions: npt.NDArray[Any]) -> Records:
-        """Return what (E, N) or (E, N, A) actions led to; copies that ended were reset."""
+        """Return what (E, N) or (E, N, A) actions led to; environments that ended were reset."""
         rows = np.concatenate([actions, actions[: self._spare_rows]])
         rows = rows.reshape(len(self._works), -1, *actions.shape[1:])
         return self._answers(lambda: self._pool.step_async(rows), self._pool.step_wait)
@@ -381,7 +100,7 @@ class Workers:
         self._end()
 
     def _answers(self, send: Callable[[], None], receive: Callable[[], tuple[Any, ...]]) -> Records:
-        """Return all copies' records once every worker has been asked and has answered."""
+        """Return all environments' records once every worker has been asked and has answered."""
         try:
             send()
             for index in range(len(self._works)):
@@ -425,12 +144,12 @@ class Workers:
         raise EnvError(message.rstrip())
 
     def _where(self, index: int) -> str:
-        """Return the copy that a worker was busy with, and the seed of its episode."""
-        copy = int(self._progress[index][0])
-        episode = int(self._episodes[copy])
+        """Return the environment that a worker was busy with, and the seed of its episode."""
+        env = int(self._progress[index][0])
+        episode = int(self._episodes[env])
         return (
-            f"{self._spec.name}, copy {copy} (episode {episode}, "
-            f"reset(seed={episode_seed(self._seeds[copy], episode)}))"
+            f"{self._spec.name}, copy {env} (episode {episode}, "
+            f"reset(seed={episode_seed(self._seeds[env], episode)}))"
         )
 
     def _stack(self, index: int) -> str:
@@ -442,3 +161,137 @@ class Workers:
             while time.monotonic() < ended and not trace.read_text().endswith("\n"):
                 time.sleep(0.02)
         return trace.read_text() if trace.exists() else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """What one worker is told: its environments, and where it leaves signs of life."""
+
+    make_team: TeamMaker
+    spec: EnvSpec
+    indices: range
+    num_rows: int
+    """C, the same for all workers; the last one may have fewer environments."""
+    folder: Path
+    index: int
+    parent: int
+    """Process that asks for the work."""
+
+    def __call__(self) -> "_WorkerEnv":
+        if os.getpid() != self.parent:  # gymnasium calls it there, too, to see the spaces
+            _leave_signals_to_parent(self.progress())
+        return _WorkerEnv(self)
+
+    @property
+    def trace(self) -> Path:
+        """Where a hung or crashed worker writes its stack."""
+        return self.folder / f"stack_{self.index}"
+
+    def progress(self) -> npt.NDArray[np.int64]:
+        """Return the block's progress, shared between the processes.
+
+        Behind it stands whether the worker is to end.
+        """
+        return np.memmap(self.folder / f"progress_{self.index}", np.int64, "r+", shape=(3,))
+
+
+class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
+    """A block as gymnasium sees it. Errors come back as a word in `info`."""
+
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+        self._block: Block | None = None
+        spec, rows = work.spec, work.num_rows
+        self.observation_space = Box(0, 255, (rows * record_dtype(spec).itemsize,), np.uint8)
+        shape: tuple[int, ...] = (rows, spec.num_agents)
+        discrete = spec.action_kind == "discrete"
+        self.action_space = (
+            Box(0, spec.action_size, shape, np.int64)
+            if discrete
+            else Box(-1.0, 1.0, (*shape, spec.action_size), np.float32)
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[npt.NDArray[np.uint8], dict[str, Any]]:
+        """Bring the environments where the plan in `options` wants them."""
+        assert options is not None
+        if self._block is None:
+            self._block = self._made()
+        info: dict[str, Any] = {}
+        try:
+            self._block.start(options["plan"])
+        except EnvError as error:
+            info = {"error": str(error)}
+        return self._bytes(self._block), info
+
+    def step(
+        self, action: npt.NDArray[Any]
+    ) -> tuple[npt.NDArray[np.uint8], float, bool, bool, dict[str, Any]]:
+        """Step every environment; the records tell what came of it."""
+        assert self._block is not None
+        info: dict[str, Any] = {}
+        try:
+            self._block.step(action)
+        except EnvError as error:
+            info = {"error": str(error)}
+        return self._bytes(self._block), 0.0, False, False, info
+
+    def close(self) -> None:
+        """Close the environments."""
+        if self._block is not None:
+            self._block.close()
+
+    def _made(self) -> Block:
+        """Return the block; from now on the process leaves its stack behind if it hangs or dies."""
+        self._trace = self._work.trace.open("w")
+        faulthandler.enable(self._trace)
+        if hasattr(faulthandler, "register"):
+            faulthandler.register(signal.SIGUSR1, self._trace)
+        work = self._work
+        block = Block(work.make_team, work.spec, work.indices, work.num_rows)
+        block.progress = self._work.progress()
+        return block
+
+    def _bytes(self, block: Block) -> npt.NDArray[np.uint8]:
+        return block.records.view(np.uint8)
+
+
+def _leave_signals_to_parent(progress: npt.NDArray[np.int64]) -> None:
+    """End this process only when its parent wants that, or is gone.
+
+    Ctrl-C and `timeout`, systemd or Slurm reach the whole process group, and a parent that still
+    finishes an iteration needs its workers. What ends them unwinds the stack, so that the
+    environments are closed, which may have started programs of their own.
+    """
+
+    def leave(number: int, frame: FrameType | None) -> None:
+        parent = parent_process()
+        if progress[2] or parent is None or not parent.is_alive():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, leave)
+
+
+def _end(
+    pool: AsyncVectorEnv[Any, Any],
+    progress: list[npt.NDArray[np.int64]],
+    folder: tempfile.TemporaryDirectory[str],
+) -> None:
+    """End the workers of a pool, whatever they are doing."""
+    pool.closed = True
+    for shared, process in zip(progress, pool.processes, strict=True):
+        shared[2] = True
+        process.terminate()
+    until = time.monotonic() + _GRACE
+    for process in pool.processes:
+        process.join(max(0.0, until - time.monotonic()))
+        process.kill()
+    for process in pool.processes:
+        process.join()
+    for pipe in pool.parent_pipes:
+        if pipe is not None:  # gymnasium drops those of workers that raised
+            pipe.close()
+    folder.cleanup()

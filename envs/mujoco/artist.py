@@ -1,6 +1,10 @@
-"""Fleets as frames: bodies that do not meet, each in a cell that moves along with it.
+"""MuJoCo bodies as simple shapes, seen by the camera of their scenario.
 
-Axes: N agents (one body each).
+Capsules become thick segments, spheres discs, boxes polygons. `BodyArtist` draws one simulation,
+`fleet_frame` several that do not meet, each in a cell that moves along with it.
+
+Axes: N agents, P points, U actuators; the last axis of a place has 3 world coordinates or 2 of
+the screen.
 """
 
 import math
@@ -31,12 +35,7 @@ from envs.frames import (
     moved,
     shifted,
 )
-from envs.mujoco.partitions import Source
-
-# From which side each MuJoCo scenario is looked at, and the floor that shows it moving.
-#
-# Axes: P points, 3 world coordinates, 2 coordinates on the screen.
-
+from envs.mujoco.scenarios import Source
 
 Array = npt.NDArray[np.float64]
 
@@ -71,7 +70,6 @@ SIDE = Camera(axes=_camera_from(-90, 0), floor="line")
 TOP = Camera(axes=_camera_from(-90, 90), floor="grid")
 FIXED_TOP = Camera(axes=TOP.axes, floor="grid", follows=False)
 OBLIQUE = Camera(axes=_camera_from(-60, 28), floor="grid")
-
 CAMERAS = {
     "HalfCheetah": SIDE,
     "Hopper": SIDE,
@@ -87,63 +85,6 @@ CAMERAS = {
     "CoupledHalfCheetah": OBLIQUE,
 }
 """The camera of every scenario."""
-
-
-def floor(camera: Camera, focus: Array, *, size: float, reach: float, depth: float) -> list[Shape]:
-    """Return the floor around the (3,) focus as far as `reach`, with marks that stay in place.
-
-    The marks fit a view of the given size. From the side, the ground is `depth` thick.
-    """
-    if camera.floor == "line":
-        return _floor_line(float(focus[0]), size, reach, depth)
-    spacing = _round_length(size / 2.5)
-    low = np.ceil((focus[:2] - reach) / spacing).astype(int)
-    high = np.floor((focus[:2] + reach) / spacing).astype(int)
-    corners = [(low[0], low[1]), (high[0], high[1])]
-    ends = [
-        *((x, corners[0][1], x, corners[1][1]) for x in range(low[0], high[0] + 1)),
-        *((corners[0][0], y, corners[1][0], y) for y in range(low[1], high[1] + 1)),
-    ]
-    points = np.array(ends, np.float64).reshape(-1, 2) * spacing
-    flat = camera.project(np.column_stack((points, np.zeros(len(points)))))
-    return [
-        Segment(start=point(flat[i]), end=point(flat[i + 1]), colour=FAINT)
-        for i in range(0, len(flat), 2)
-    ]
-
-
-def _floor_line(x: float, size: float, reach: float, depth: float) -> list[Shape]:
-    """Return the ground seen from the side, with its distance marks."""
-    left, right, spacing = x - reach, x + reach, _round_length(size / 1.5)
-    corners = ((left, 0.0), (right, 0.0), (right, -depth), (left, -depth))
-    shapes: list[Shape] = [
-        Polygon(points=corners, colour=GROUND),
-        Segment(start=corners[0], end=corners[1], colour=MUTED),
-    ]
-    for mark in range(int(np.ceil(left / spacing)), int(np.floor(right / spacing)) + 1):
-        at = mark * spacing
-        shapes.append(Segment(start=(at, 0.0), end=(at, -0.02 * size), colour=MUTED))
-        if abs(at - x) < 0.85 * reach:  # the whole label fits on the ground
-            shapes.append(Label(position=(at, -0.07 * size), text=f"{at:g} m"))
-    return shapes
-
-
-def _round_length(length: float) -> float:
-    """Return the largest of 1, 2, 5, 10 ... (or .5, .2, .1 ...) that is not above `length`."""
-    power = 10.0 ** np.floor(np.log10(length))
-    return float(power * max(step for step in (1.0, 2.0, 5.0) if step * power <= length))
-
-
-def point(projected: Array) -> Point:
-    """Return the screen part of a projected point."""
-    return float(projected[0]), float(projected[1])
-
-
-# MuJoCo bodies as simple shapes: capsules as thick segments, spheres as discs, boxes as polygons.
-#
-# Axes: G geoms, 3 world coordinates, A actuators.
-
-
 _PLANE = int(mujoco.mjtGeom.mjGEOM_PLANE)
 _BOX = int(mujoco.mjtGeom.mjGEOM_BOX)
 _LONG = (int(mujoco.mjtGeom.mjGEOM_CAPSULE), int(mujoco.mjtGeom.mjGEOM_CYLINDER))
@@ -294,26 +235,6 @@ def body_owners(model: mujoco.MjModel, parts: Sequence[Sequence[int]]) -> npt.ND
     return owners
 
 
-def hull(points: Sequence[Point]) -> tuple[Point, ...]:
-    """Return the convex hull, counter-clockwise (Andrew's monotone chain)."""
-    ordered = sorted(set(points))
-    lower, upper = _chain(ordered), _chain(ordered[::-1])
-    return tuple(lower[:-1] + upper[:-1])
-
-
-def _chain(points: Sequence[Point]) -> list[Point]:
-    """Return the points at which a walk along `points` turns left."""
-    chain: list[Point] = []
-    for x, y in points:
-        while len(chain) >= 2:
-            (ax, ay), (bx, by) = chain[-2:]
-            if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 1e-12:
-                break
-            chain.pop()
-        chain.append((x, y))
-    return chain
-
-
 def fleet_frame(artist: BodyArtist, qpos: npt.NDArray[np.float64], alive: BoolArray) -> Frame:
     """Return (N, nq) positions as a grid of cells, the first at its top left; the dead are grey."""
     size = artist.size
@@ -339,3 +260,73 @@ def fleet_frame(artist: BodyArtist, qpos: npt.NDArray[np.float64], alive: BoolAr
         reward_places=tuple(places),
         seconds_per_step=artist.seconds_per_step,
     )
+
+
+def floor(camera: Camera, focus: Array, *, size: float, reach: float, depth: float) -> list[Shape]:
+    """Return the floor around the (3,) focus as far as `reach`, with marks that stay in place.
+
+    The marks fit a view of the given size. From the side, the ground is `depth` thick.
+    """
+    if camera.floor == "line":
+        return _floor_line(float(focus[0]), size, reach, depth)
+    spacing = _round_length(size / 2.5)
+    low = np.ceil((focus[:2] - reach) / spacing).astype(int)
+    high = np.floor((focus[:2] + reach) / spacing).astype(int)
+    corners = [(low[0], low[1]), (high[0], high[1])]
+    ends = [
+        *((x, corners[0][1], x, corners[1][1]) for x in range(low[0], high[0] + 1)),
+        *((corners[0][0], y, corners[1][0], y) for y in range(low[1], high[1] + 1)),
+    ]
+    points = np.array(ends, np.float64).reshape(-1, 2) * spacing
+    flat = camera.project(np.column_stack((points, np.zeros(len(points)))))
+    return [
+        Segment(start=point(flat[i]), end=point(flat[i + 1]), colour=FAINT)
+        for i in range(0, len(flat), 2)
+    ]
+
+
+def _floor_line(x: float, size: float, reach: float, depth: float) -> list[Shape]:
+    """Return the ground seen from the side, with its distance marks."""
+    left, right, spacing = x - reach, x + reach, _round_length(size / 1.5)
+    corners = ((left, 0.0), (right, 0.0), (right, -depth), (left, -depth))
+    shapes: list[Shape] = [
+        Polygon(points=corners, colour=GROUND),
+        Segment(start=corners[0], end=corners[1], colour=MUTED),
+    ]
+    for mark in range(int(np.ceil(left / spacing)), int(np.floor(right / spacing)) + 1):
+        at = mark * spacing
+        shapes.append(Segment(start=(at, 0.0), end=(at, -0.02 * size), colour=MUTED))
+        if abs(at - x) < 0.85 * reach:  # the whole label fits on the ground
+            shapes.append(Label(position=(at, -0.07 * size), text=f"{at:g} m"))
+    return shapes
+
+
+def _round_length(length: float) -> float:
+    """Return the largest of 1, 2, 5, 10 ... (or .5, .2, .1 ...) that is not above `length`."""
+    power = 10.0 ** np.floor(np.log10(length))
+    return float(power * max(step for step in (1.0, 2.0, 5.0) if step * power <= length))
+
+
+def point(projected: Array) -> Point:
+    """Return the screen part of a projected point."""
+    return float(projected[0]), float(projected[1])
+
+
+def hull(points: Sequence[Point]) -> tuple[Point, ...]:
+    """Return the convex hull, counter-clockwise (Andrew's monotone chain)."""
+    ordered = sorted(set(points))
+    lower, upper = _chain(ordered), _chain(ordered[::-1])
+    return tuple(lower[:-1] + upper[:-1])
+
+
+def _chain(points: Sequence[Point]) -> list[Point]:
+    """Return the points at which a walk along `points` turns left."""
+    chain: list[Point] = []
+    for x, y in points:
+        while len(chain) >= 2:
+            (ax, ay), (bx, by) = chain[-2:]
+            if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 1e-12:
+                break
+            chain.pop()
+        chain.append((x, y))
+    return chain

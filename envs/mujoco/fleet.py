@@ -1,6 +1,6 @@
 """Fleets: teams of whole robots that share one reward, to study credit among many agents.
 
-Axes: E environment copies, N agents (one body each), O observation features, A actuators.
+Axes are those of `envs.base`; an agent is one body.
 """
 
 from dataclasses import replace
@@ -12,10 +12,10 @@ import numpy.typing as npt
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
 from envs.frames import Frame
 from envs.mujoco.artist import BodyArtist, fleet_frame
-from envs.mujoco.mamujoco import Episodes
+from envs.mujoco.mamujoco import TimeLimit
 from envs.mujoco.obs import Views, find_columns
-from envs.mujoco.partitions import PARTITIONS, SEGMENTED, choose, make_source
 from envs.mujoco.physics import Bodies, Controls
+from envs.mujoco.scenarios import PARTITIONS, SEGMENTED, choose, make_source
 from envs.registry import Maker
 
 FLEET_SCENARIOS: tuple[str, ...] = tuple(s for s in PARTITIONS if s not in SEGMENTED)
@@ -50,7 +50,7 @@ def fleet_from_name(name: str) -> tuple[str, int]:
 
 
 class Fleet:
-    """E copies of a team of equal robots that do not meet.
+    """E environments of a team of equal robots that do not meet.
 
     An agent drives a whole body and observes it; the state is all bodies' observations. The
     team's dense reward is the mean of the bodies' own. A body that falls (where the scenario
@@ -68,7 +68,7 @@ class Fleet:
         num_threads: int = 0,
         dtype: str = "float32",
     ) -> None:
-        """Prepare the copies; call `reset` before `step`. Options are those of `MaMuJoCo`."""
+        """Prepare the environments; call `reset` before `step`. Options are those of `MaMuJoCo`."""
         choose("fleet scenario", scenario, FLEET_SCENARIOS)
         choose("dtype", dtype, ("float32", "float64"))
         if num_envs < 1 or num_bodies < 1:
@@ -77,15 +77,15 @@ class Fleet:
             )
         source = make_source(scenario)
         num_sims = num_envs * num_bodies
-        self.bodies = Bodies(source, num_sims, num_threads, sims_per_copy=num_bodies)
-        """The simulations; those of copy i are i * N to i * N + N - 1."""
+        self.bodies = Bodies(source, num_sims, num_threads, sims_per_env=num_bodies)
+        """The simulations; those of environment i are i * N to i * N + N - 1."""
         columns = find_columns(source, self.bodies.layout, None, num_agents=1)
         self._views = Views(columns, num_sims, self.bodies.layout.width, dtype)
         actuators = np.arange(num_bodies * source.model.nu).reshape(num_bodies, -1).tolist()
         ranges = np.tile(source.model.actuator_ctrlrange, (num_bodies, 1))
         self._controls = Controls(num_envs, ranges, actuators)
         self._artist = BodyArtist(source, [range(source.model.nu)])
-        self._episodes = Episodes(num_envs, max_steps, finite_horizon)
+        self._episodes = TimeLimit(num_envs, max_steps, finite_horizon)
         self._alive: BoolArray = np.ones((num_envs, num_bodies), np.bool_)
         self._ready = False
         self._spec = EnvSpec(
@@ -110,30 +110,17 @@ class Fleet:
         return self._spec
 
     def reset(self, seed: int) -> EnvStep:
-        """Start a new episode in every copy; each body derives its own seed from `seed`."""
+        """Start a new episode in every environment; each body derives its own seed from `seed`."""
         self.bodies.seed(seed)
         self.bodies.start()
         self._episodes.restart()
         self._alive[:] = True
         self._ready = True
         obs, state = self._observe()
-        nothing = np.zeros(self._spec.num_envs, np.bool_)
-        alive = self._living()
-        return EnvStep(
-            obs=obs,
-            state=state,
-            rewards=np.zeros(self._spec.num_envs),
-            terminated=nothing,
-            truncated=nothing.copy(),
-            final_obs=obs,
-            final_state=state,
-            alive=alive,
-            final_alive=alive,
-            facts=self._facts(),
-        )
+        return EnvStep.first(obs=obs, state=state, alive=self._living(), facts=self._facts())
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
-        """Apply (E, N, A) actions in [-1, 1] to the living; copies that end are reset."""
+        """Apply (E, N, A) actions in [-1, 1] to the living; environments that end are reset."""
         if not self._ready:
             raise EnvError("step was called before reset; call reset(seed) first")
         controls = self._controls.compute(actions).reshape(len(self.bodies.qpos), -1)
@@ -160,11 +147,11 @@ class Fleet:
             facts=facts,
         )
 
-    def frame(self, copy: int) -> Frame:
-        """What a copy looks like now: each body in a cell of its own, which moves along with it."""
-        first = copy * self._spec.num_agents
+    def frame(self, index: int) -> Frame:
+        """Return an environment now: each body in a cell of its own, which moves along with it."""
+        first = index * self._spec.num_agents
         qpos = self.bodies.qpos[first : first + self._spec.num_agents]
-        return fleet_frame(self._artist, qpos, self._alive[copy])
+        return fleet_frame(self._artist, qpos, self._alive[index])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue exactly."""

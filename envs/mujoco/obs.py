@@ -1,6 +1,6 @@
 """Observations of many simulations by one index array, learnt from the original code.
 
-Axes: n simulations, E copies, N agents, O observation features, S state features, F features.
+Axes: n simulations, E environments, N agents, O observation features, S state features, F features.
 
 `Features` turns MuJoCo's arrays into one (n, F) matrix. Which of its columns an agent sees is
 found once: the source's own functions observe a few random `MjData`, and each number they return
@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import EnvError, FloatArray
-from envs.mujoco.partitions import DenseTendons, Source, Team
+from envs.mujoco.scenarios import DenseTendons, Partition, Source
 
 Fields = Mapping[str, npt.NDArray[np.float64]]
 """MjData fields of all simulations, each flattened to (n, size)."""
@@ -116,7 +116,9 @@ class Columns:
     obs_sizes: tuple[int, ...]
 
 
-def find_columns(source: Source, features: Features, team: Team | None, num_agents: int) -> Columns:
+def find_columns(
+    source: Source, features: Features, team: Partition | None, num_agents: int
+) -> Columns:
     """Return the columns of each agent's observation and of the state.
 
     Without a team every agent observes the whole state.
@@ -143,7 +145,7 @@ def find_columns(source: Source, features: Features, team: Team | None, num_agen
 
 
 class Views:
-    """Observations and states of all copies, gathered into arrays that are used again."""
+    """Observations and states of all environments, gathered into arrays that are used again."""
 
     def __init__(self, columns: Columns, num_sims: int, width: int, dtype: str) -> None:
         self._columns = columns

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
-from envs.checker_rules import fitting_step
 from envs.plugins import explained
+from envs.validation import fitting_step
 from marl.config import ConfigError
 from marl.data.types import (
     FINAL_FIELDS,

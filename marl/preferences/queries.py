@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from envs.base import uniform
+from envs.rng import uniform
 from marl.config import PreferenceConfig
 
 # Which finished episodes are compared.

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from envs.base import uniform
+from envs.rng import uniform
 from marl.config import TeacherConfig
 from marl.data.types import Rollout
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of

@@ -19,7 +19,7 @@ from envs import (
     check_env,
     make_env,
 )
-from envs.base import random_actions
+from envs.rng import random_actions
 
 
 class Broken:
@@ -339,7 +339,7 @@ def test_copies_that_share_a_seed_are_a_warning() -> None:
             }
             return replace(first, **same)
 
-    assert "all 3 copies do the same" in the_problem(Alike())
+    assert "all 3 environments do the same" in the_problem(Alike())
 
 
 class Forgets(Broken):

@@ -11,7 +11,7 @@ import pytest
 
 from envs import EnvStep, VecEnv, make_env
 from envs.adapters.team_env import TeamEnv
-from envs.base import random_actions
+from envs.rng import random_actions
 from tests.counting_team import CountingTeam
 
 COPIES = 6

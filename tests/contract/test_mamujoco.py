@@ -241,5 +241,5 @@ def test_unknown_options_list_the_valid_ones(options: dict[str, Any], message: s
 
 def test_state_of_another_size_is_refused() -> None:
     saved = MaMuJoCo(2, "HalfCheetah", "2x3").state_dict()
-    with pytest.raises(EnvError, match="number of copies it came from"):
+    with pytest.raises(EnvError, match="num_envs it came from"):
         MaMuJoCo(3, "HalfCheetah", "2x3").load_state_dict(saved)

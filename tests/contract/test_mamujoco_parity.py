@@ -37,14 +37,16 @@ def test_any_number_of_segments_equals_the_original(scenario: str, partition: st
 
 
 def test_comparison_notices_a_wrong_reward(monkeypatch: pytest.MonkeyPatch) -> None:
-    make_task = __import__("envs.mujoco.tasks", fromlist=["make_task"]).make_task
+    make_dense_reward = __import__(
+        "envs.mujoco.rewards", fromlist=["make_dense_reward"]
+    ).make_dense_reward
 
     def pay_more(source: object) -> object:
-        task = make_task(source)
+        task = make_dense_reward(source)
         object.__setattr__(task, "ctrl_weight", task.ctrl_weight * 1.001)
         return task
 
-    monkeypatch.setattr("envs.mujoco.physics.make_task", pay_more)
+    monkeypatch.setattr("envs.mujoco.physics.make_dense_reward", pay_more)
     worst = compare("HalfCheetah", "2x3", agent_obsk=1, steps=5)
     assert worst["reward"] > 1e-9
     assert worst["obs"] == 0

@@ -111,13 +111,13 @@ FAULTS = {
         "np.zeros(len(here), bool)",
         "np.zeros(len(here))",
         "Keys.advance (my_envs.py, line N) returned terminated as float64 of shape (4,); return "
-        "bool of shape (4,), one for every copy",
+        "bool of shape (4,), one each",
     ),
     "a number among the arrays": (
         '{"keys": keys, ',
         '{"keys": keys, "round": 0, ',
         "Keys.begin (my_envs.py, line N) returned 'round' as a int; return a numpy array whose "
-        "first axis is the 4 copies that begin",
+        "first axis is the 4 environments that begin",
     ),
     "a task that raises": (
         'arrays["places"] + actions',
@@ -132,7 +132,7 @@ FAULTS = {
     "its own number of copies": (
         "num_envs=num_envs",
         "num_envs=7",
-        "environment 'my_envs:two_keys' was asked for 4 copies and made 7; give EnvSpec the "
+        "'my_envs:two_keys' was asked for 4 environments and made 7; give EnvSpec the "
         "num_envs that two_keys (my_envs.py, line N) is called with",
     ),
 }

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from envs import HasHiddenRewards, VecEnv, check_env, make_env
-from envs.base import random_actions
 from envs.probes import __all__ as probe_names
+from envs.rng import random_actions
 
 NAMES = [f"probe/{name}" for name in probe_names]
 NAMES += ["particles/nav_6", "particles/nav_1", "particles/spread_3"]

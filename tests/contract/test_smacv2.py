@@ -13,9 +13,9 @@ import numpy.typing as npt
 import pytest
 
 from envs import EnvError, EnvStep, check_env, env_names, make_env
+from envs.adapters.team import episode_seed
 from envs.adapters.team_env import TeamEnv
-from envs.adapters.workers import episode_seed
-from envs.base import copy_seeds, random_actions
+from envs.rng import env_seeds, random_actions
 from envs.smacv2 import EpisodeDraws, capabilities_of, smacv2
 from envs.sparse import unwrapped
 
@@ -232,7 +232,7 @@ def test_parity_over_1000_steps(game: Any) -> None:
     step, episode, rng = env.reset(8), 0, np.random.default_rng(0)
     for t in range(1000):
         if t == 0 or ended(step):
-            draws = EpisodeDraws(episode_seed(copy_seeds(8, 1)[0], episode))
+            draws = EpisodeDraws(episode_seed(env_seeds(8, 1)[0], episode))
             source.env_key_to_distribution_map = draws.seeded(unseeded)
             with draws.used():
                 source.reset()

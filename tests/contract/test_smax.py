@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from envs import EnvError, Frame, HasFrames, HasHiddenRewards, VecEnv, check_env, make_env
-from envs.base import copy_seeds, random_actions
 from envs.frames import HealthBar, frame_of
 from envs.jaxmarl.smax import FACTS, SMAX_NAMES, Smax, import_smax
+from envs.rng import env_seeds, random_actions
 
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")
 pytest.importorskip("jaxmarl.registration", reason="the extra smax is not installed")
@@ -61,7 +61,7 @@ class Source:
 
     def reset(self, seed: int) -> dict[str, Any]:
         """Return the first views."""
-        words = copy_seeds(seed, COPIES).view(np.uint32).reshape(-1, 2)
+        words = env_seeds(seed, COPIES).view(np.uint32).reshape(-1, 2)
         self.keys, resets = self._split(jax.random.wrap_key_data(words))
         obs, self.battles = self._reset(resets)
         return self._shown(obs)

@@ -18,7 +18,7 @@ import pytest
 from envs import EnvError, VecEnv, check_env
 from envs.adapters.team_env import TeamEnv, advised_workers
 from envs.adapters.workers import Workers
-from envs.base import random_actions
+from envs.rng import random_actions
 from tests.counting_team import CountingTeam
 
 Make = Callable[..., TeamEnv]

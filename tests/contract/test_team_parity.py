@@ -9,8 +9,8 @@ import numpy.typing as npt
 import pytest
 
 from envs import check_env, make_env
-from envs.adapters.workers import episode_seed
-from envs.base import copy_seeds, random_actions
+from envs.adapters.team import episode_seed
+from envs.rng import env_seeds, random_actions
 
 STEPS = 1_000
 
@@ -41,7 +41,7 @@ def test_pettingzoo(package: str, module: str, options: dict[str, Any], pay: str
     name = f"{package}.{module}:parallel_env"
     env = make_env(name, 1, team_reward=pay, workers=0, **options)
     rng = np.random.default_rng(0)
-    seed, episode, length = copy_seeds(7, 1)[0], 0, 0
+    seed, episode, length = env_seeds(7, 1)[0], 0, 0
     step = env.reset(7)
     seen, _ = source.reset(seed=episode_seed(seed, episode))
     for _ in range(STEPS):
@@ -78,7 +78,7 @@ def test_gymnasium(package: str, env_id: str) -> None:
     pytest.importorskip(package, reason=f"needs the extra {package}")
     env = make_env(f"gym/{env_id}", 1, workers=0, finite_horizon=True)
     rng = np.random.default_rng(0)
-    seed, episode = copy_seeds(7, 1)[0], 0
+    seed, episode = env_seeds(7, 1)[0], 0
     step = env.reset(7)
     source = gymnasium.make(env_id, disable_env_checker=True)
     seen, _ = source.reset(seed=episode_seed(seed, episode))

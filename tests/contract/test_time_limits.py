@@ -7,7 +7,7 @@ import pytest
 
 from envs import EnvError, EnvStep, make_env
 from envs.adapters.pettingzoo import pettingzoo
-from envs.base import random_actions
+from envs.rng import random_actions
 from tests.village import Village
 
 ENDLESS = "gym/tests.tuple_team:Endless-v0"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from envs import EnvError, HasHiddenRewards, VecEnv, check_env, make_env
-from envs.base import random_actions
+from envs.rng import random_actions
 from envs.vmas import LEFT_OUT, VMAS_NAMES, Vmas
 
 vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
@@ -16,7 +16,7 @@ vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
 COPIES = 3
 
 ALIKE = {
-    "give_way": "all 3 copies do the same under the same actions",
+    "give_way": "all 3 environments do the same under the same actions",
     "multi_give_way": "seeds 0 and 1 gave the same episodes",
 }
 """Scenarios without chance in their starts, and what `check_env` warns of there."""

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from envs.base import EnvError, copy_seeds
-from envs.mujoco.mamujoco import MAMUJOCO_NAMES, Episodes, scenario_from_name
+from envs.base import EnvError
+from envs.mujoco.mamujoco import MAMUJOCO_NAMES, TimeLimit, scenario_from_name
 from envs.mujoco.obs import Features
-from envs.mujoco.partitions import make_source
 from envs.mujoco.physics import Controls, make_start
-from envs.mujoco.tasks import Distances, Locomotion, make_healthy_box, make_task
+from envs.mujoco.rewards import Distances, Locomotion, make_dense_reward, make_healthy_box
+from envs.mujoco.scenarios import make_source
+from envs.rng import env_seeds
 
 
 def test_locomotion_pays_speed_and_health_less_control() -> None:
@@ -45,7 +46,10 @@ def test_distances_are_weighted_and_negative() -> None:
 
 
 def test_contact_costs_clip_each_force_or_their_sum() -> None:
-    ant, humanoid = make_task(make_source("Ant")), make_task(make_source("Humanoid"))
+    ant, humanoid = (
+        make_dense_reward(make_source("Ant")),
+        make_dense_reward(make_source("Humanoid")),
+    )
     assert isinstance(ant, Locomotion)
     assert isinstance(humanoid, Locomotion)
     assert ant.contact_cost is not None
@@ -74,7 +78,7 @@ def test_healthy_ranges() -> None:
 
 
 def test_starts_stay_in_the_sources_ranges() -> None:
-    seeds, counts = copy_seeds(0, 2000), np.zeros(2000, np.int64)
+    seeds, counts = env_seeds(0, 2000), np.zeros(2000, np.int64)
     qpos, qvel = make_start(make_source("Reacher"))(seeds, counts)
     radius = np.linalg.norm(qpos[:, -2:], axis=1)
     assert radius.max() < 0.2
@@ -103,7 +107,7 @@ def test_controls_are_scaled_clipped_and_put_in_actuator_order() -> None:
 
 
 def test_episodes_tell_ends_apart() -> None:
-    episodes = Episodes(3, max_steps=2, finite_horizon=False)
+    episodes = TimeLimit(3, max_steps=2, finite_horizon=False)
     over = np.array([False, True, False])
     terminated, truncated = episodes.advance(over)
     np.testing.assert_array_equal(terminated, over)

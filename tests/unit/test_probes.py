@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from envs import EnvError, EnvStep, make_env
-from envs.base import random_actions
 from envs.particles import FORCES, contact_forces, moved
+from envs.rng import random_actions
 from envs.sparse import SparseRewards, unwrapped
 
 Policy = Callable[[EnvStep], np.ndarray]

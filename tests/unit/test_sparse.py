@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from envs import EnvError, SparseRewards, VecEnv, check_env, make_env, unwrapped
-from envs.base import random_actions
+from envs.rng import random_actions
 from tests.scripted import ScriptedEnv
 
 # Copy 0 has episodes of 3 and 2 steps, copy 1 of 5; a step pays 1, and the last step of episode

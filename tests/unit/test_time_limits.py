@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.adapters.quirks import FoundLimit, found_time_limit, split_ends
+from envs.adapters.quirks import FoundLimit, found_time_limit
+from envs.base import split_ends
 
 
 @pytest.mark.parametrize(

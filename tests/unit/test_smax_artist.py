@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from envs.frames import FAINT, Circle, HealthBar, Label, Segment, agent_colour
-from envs.jaxmarl.smax_frames import ENEMY, ENEMY_HEALTH, BattleArtist
+from envs.jaxmarl.smax_artist import ENEMY, ENEMY_HEALTH, BattleArtist
 
 SOURCE = SimpleNamespace(
     num_allies=2,

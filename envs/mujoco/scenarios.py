@@ -1,4 +1,4 @@
-"""Where the multi-agent MuJoCo tasks come from: names, models, partitions, categories.
+"""Multi-agent MuJoCo scenarios: names, models, and partitions of the joints among agents.
 
 The models, weights and ranges are those of Gymnasium's v5 environments; the partitions of the
 joints and what each agent observes are those of gymnasium-robotics' ``mamujoco_v1``.
@@ -103,7 +103,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Team:
+class Partition:
     """How a scenario's joints are shared among agents, and what each agent observes."""
 
     parts: Sequence[Sequence[Any]]
@@ -151,7 +151,7 @@ def make_source(scenario: str, partition: str | None = None) -> Source:
     return Source(scenario=scenario, env=env, max_steps=max_steps)
 
 
-def make_team(scenario: str, partition: str, agent_obsk: int) -> Team:
+def make_partition(scenario: str, partition: str, agent_obsk: int) -> Partition:
     """Return the partition and each agent's neighbours up to graph distance `agent_obsk`."""
     parts, edges, global_nodes = obsk.get_parts_and_edges(scenario, partition)
     categories = MultiAgentMujocoEnv._generate_local_categories(
@@ -160,7 +160,7 @@ def make_team(scenario: str, partition: str, agent_obsk: int) -> Team:
     neighbours = [
         in_fixed_order(obsk.get_joints_at_kdist(part, edges, agent_obsk)) for part in parts
     ]
-    return Team(
+    return Partition(
         parts=parts, neighbours=neighbours, local_categories=categories, global_nodes=global_nodes
     )
 

@@ -8,7 +8,7 @@ import pytest
 
 from envs.frames import INK, Circle, Polygon, Segment, agent_colour
 from envs.mujoco.artist import CAMERAS, OBLIQUE, SIDE, TOP, BodyArtist, body_owners, floor, hull
-from envs.mujoco.partitions import PARTITIONS, Source, make_source
+from envs.mujoco.scenarios import PARTITIONS, Source, make_source
 
 BOX_AND_BALL = """
 <mujoco>

@@ -15,12 +15,12 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, Fact
 from envs.mujoco.obs import Fields
-from envs.mujoco.partitions import Source
+from envs.mujoco.scenarios import Source
 
 Array = npt.NDArray[np.float64]
 
 
-class Task(Protocol):
+class DenseReward(Protocol):
     """What a scenario pays for."""
 
     outcome: ClassVar[Fact]
@@ -154,7 +154,7 @@ class Distances:
         return rewards
 
 
-def make_task(source: Source) -> Task:
+def make_dense_reward(source: Source) -> DenseReward:
     """Return the rewards of a scenario, with the weights of Gymnasium's environment."""
     env, model = source.env, source.model
     if source.scenario == "Reacher":
