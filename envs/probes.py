@@ -3,8 +3,8 @@
 Each public function makes one environment; its docstring states the optimal and the random return
 of an episode. Random means uniform over the legal actions. Between them they need continuous
 actions (`continuous_match`), coordination, credit for each agent (`local_credit`), deaths
-(`dying`), illegal actions (`masked`), recurrent networks (`recall`) and the value of a future beyond the
-time limit (`time_limit`).
+(`dying`), illegal actions (`masked`), recurrent networks (`recall`) and the value of a future
+beyond the time limit (`time_limit`).
 
 Axes are those of `envs.base`; T: steps of an episode, K: choices.
 """
