@@ -9,13 +9,16 @@ Axes are those of `envs.base`.
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, runtime_checkable
+from functools import cache
+from typing import Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import TypeAdapter, ValidationError
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, VecEnv
 
+T = TypeVar("T")
 Point = tuple[float, float]
 AGENT_COLOURS = (
     "#3f7fbf",
@@ -135,9 +138,13 @@ class Frame:
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> "Frame":
-        """Return the frame that `to_json` was called on, also after a trip through a file."""
-        values = {key: _tuples(value) for key, value in data.items() if key != "shapes"}
-        return Frame(shapes=tuple(map(_shape, data["shapes"])), **values)
+        """Return the frame that `to_json` was called on, also after a trip through a file.
+
+        Raises `EnvError` where the data are no frame's.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("shapes"), list | tuple):
+            raise EnvError("a frame is no object with a list of shapes")
+        return _of_type(Frame, data | {"shapes": tuple(map(_shape, data["shapes"]))})
 
 
 @runtime_checkable
@@ -193,17 +200,26 @@ def shifted(point: Point, by: Point) -> Point:
 
 def _shape(data: dict[str, Any]) -> Shape:
     """Return one shape from its JSON form."""
-    values = {key: _tuples(value) for key, value in data.items() if key != "kind"}
-    if data.get("kind") not in _KINDS:
-        raise EnvError(
-            f"a frame has a shape of kind {data.get('kind')!r}; expected one of {list(_KINDS)}"
-        )
-    return _KINDS[data["kind"]](**values)
+    kind = data.get("kind") if isinstance(data, dict) else None
+    if not isinstance(kind, str) or kind not in _KINDS:
+        raise EnvError(f"a frame has a shape of kind {kind!r}; expected one of {list(_KINDS)}")
+    return _of_type(_KINDS[kind], data)
 
 
-def _tuples(value: Any) -> Any:
-    """Return nested lists as tuples."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+def _of_type(cls: type[T], data: dict[str, Any]) -> T:
+    """Return a dataclass with values of the annotated types, or raise `EnvError`."""
+    try:
+        made: T = _adapter(cast(Any, cls)).validate_python(data)
+        return made
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        raise EnvError(f"a {cls.__name__.lower()} in a frame: {place}: {fault['msg']}") from None
+
+
+@cache
+def _adapter(cls: Any) -> Any:
+    return TypeAdapter(cls)
 
 
 _OBS_WIDTH, _ACTION_START, _ACTION_WIDTH, _WIDTH = 6.0, 6.6, 2.4, 10.0

@@ -30,7 +30,7 @@ from marl.config import ConfigError, Option
 from marl.evaluation import evaluate
 from marl.nn.layers import NonFiniteError
 from marl.policy import load
-from marl.preferences.dataset import DamagedLogError, DatasetError
+from marl.preferences.dataset import DatasetError
 from marl.utils.checkpoint import CheckpointError
 from marl.utils.plugins import PluginError
 
@@ -41,7 +41,6 @@ USER_ERRORS = (
     CheckpointError,
     NonFiniteError,
     DatasetError,
-    DamagedLogError,
 )
 """Errors whose message says what to do; anything else shows a traceback."""
 

@@ -16,8 +16,8 @@ from rich.progress import track
 from marl.config import ConfigError
 from marl.config.io import load_config
 from marl.preferences.dataset.footage import filmed_episodes
-from marl.preferences.dataset.format import DamagedLogError
-from marl.preferences.people.session import Labelling, Plan, alone, film_episodes, missing_episodes
+from marl.preferences.people.camera import film_episodes, missing_episodes
+from marl.preferences.people.session import Labelling, Plan, alone
 from marl.reports.video import load_team
 
 _EPISODES, _PAIRS, _REPEATS = 16, 50, 0.1
@@ -48,10 +48,7 @@ def label(arguments: list[str], description: str | None) -> int:
     plan = Plan(asked_by_run=subject.asked_by_run, pairs=pairs, repeats=options.repeats)
     labelling = Labelling(subject.folder, options.name, plan, skip_damaged=options.skip_damaged)
     with alone(subject.folder, options.name):
-        try:
-            labelling.question()
-        except DamagedLogError as error:
-            raise ConfigError(f"{error}: --skip-damaged") from error
+        labelling.question()  # damage is told before the page opens
         _serve(labelling, subject.title, options.port, options.open)
     answered = labelling.progress().answered
     print(f"{answered} answers of {options.name} in {subject.folder / 'answers.jsonl'}")
@@ -108,7 +105,7 @@ def _of_run(options: argparse.Namespace) -> Subject:
 def _of_dataset(options: argparse.Namespace) -> Subject:
     """Return a dataset that was made elsewhere."""
     folder: Path = options.dataset
-    episodes = len(filmed_episodes(folder))
+    episodes = len(filmed_episodes(folder, skip_damaged=options.skip_damaged))
     if episodes < 2:
         raise ConfigError(
             f"{folder} has {episodes} episodes with frames (frames/000003.json.gz); to compare "
@@ -197,6 +194,6 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         "--no-open", dest="open", action="store_false", help="only print the address"
     )
     parser.add_argument(
-        "--skip-damaged", action="store_true", help="leave out damaged lines of answers.jsonl"
+        "--skip-damaged", action="store_true", help="leave damaged files and lines out"
     )
     return parser

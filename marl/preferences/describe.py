@@ -15,9 +15,8 @@ from torch import Tensor
 
 from envs import Fact
 from marl.data.types import Episodes
+from marl.utils.text import one_line
 
-MAX_NAME = 80
-"""Characters of a fact's meaning, or of its unit, that are told."""
 PARTS = 4
 """Equal parts of an episode after which the whole-trajectory form tells the facts."""
 
@@ -121,9 +120,3 @@ def _number(value: float, *, signed: bool = False) -> str:
     if not math.isfinite(value):
         return "unknown"
     return f"{value + 0.0:+.4g}" if signed else f"{value + 0.0:.4g}"
-
-
-def one_line(text: str) -> str:
-    """Return a foreign string on one line, printable and capped."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return plain if len(plain) <= MAX_NAME else f"{plain[: MAX_NAME - 1]}…"

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from marl.config import ConfigError
 from marl.config.io import load_config
-from marl.preferences.describe import one_line
 from marl.reports.audit_sources import (
     Asked,
     Judge,
@@ -40,6 +39,7 @@ from marl.reports.statistics import (
 )
 from marl.runs import identity_of
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
+from marl.utils.text import one_line
 
 # Everything an audit found about one run.
 

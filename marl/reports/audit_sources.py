@@ -5,7 +5,6 @@ All shares are over the pairs of one prompt and one model.
 
 import math
 import sqlite3
-import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
@@ -14,17 +13,17 @@ from math import isnan
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
 from envs import EnvSpec
-from marl.config import Config, ConfigError
+from marl.config import Config
 from marl.data.replay import ReplayBuffer, make_replay
 from marl.policy import restored
-from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError, episode_path
-from marl.preferences.describe import describe, one_line
+from marl.preferences.dataset.answers import Answer, AnswerLog
+from marl.preferences.dataset.format import read_return
+from marl.preferences.describe import describe
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.preferences.llm.cache import StoreError, snapshot
@@ -44,6 +43,7 @@ from marl.reports.statistics import (
 from marl.rewards import RewardLearner
 from marl.rewards.io import restored_reward
 from marl.utils.seeding import Seeds
+from marl.utils.text import one_line
 
 # What a language model answered, and what that cost: read from its store of answers.
 
@@ -319,12 +319,9 @@ def read_people(folder: Path) -> tuple[Person, ...]:
     path = folder / "answers.jsonl"
     if not path.exists():
         return ()
-    try:
-        answers = AnswerLog(path).answers()
-    except DamagedLogError as error:
-        raise ConfigError(str(error)) from None
+    answers = AnswerLog(path).answers()
     numbers = {number for answer in answers for number in (answer.first, answer.second)}
-    returns = {number: _return_of(folder, number) for number in sorted(numbers)}
+    returns = {number: read_return(folder, number) for number in sorted(numbers)}
     by_source: dict[str, list[Answer]] = {}
     for answer in answers:
         by_source.setdefault(answer.source, []).append(answer)
@@ -372,21 +369,6 @@ def _with(
     """Return the agreement with others, over all pairs that both have decided."""
     both = [(mine[numbers], other[numbers]) for other in others for numbers in mine.keys() & other]
     return agreement([label for label, _ in both], [label - 0.5 for _, label in both])
-
-
-def _return_of(folder: Path, number: int) -> float:
-    """Return an episode's return as the dataset has it; NaN where the dataset has none."""
-    path = episode_path(folder, number)
-    try:
-        with np.load(path, allow_pickle=False) as episode:
-            return float(episode["return"])
-    except FileNotFoundError:
-        return math.nan
-    except (OSError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
-        raise ConfigError(
-            f"{path}: not an episode of a preference dataset ({error}); restore it, or delete it "
-            "and its return counts as unknown"
-        ) from None
 
 
 _JUDGED = ("answered", "tie", "margin", "disagreement")

@@ -9,7 +9,7 @@ from envs import EnvError, close_env, make_env
 from envs.adapters.to_pettingzoo import to_pettingzoo
 from marl import evaluate, load, train
 from marl.config.io import load_config
-from marl.preferences.people.session import film_episodes
+from marl.preferences.people.camera import film_episodes
 from marl.reports.video import play
 from tests.closable import Closable
 from tests.command_line import run

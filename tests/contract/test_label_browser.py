@@ -19,8 +19,8 @@ import pytest
 
 from envs import Frame
 from envs.frames import Circle, HealthBar, Label, Polygon, Segment
+from marl.preferences.dataset.answers import AnswerLog
 from marl.preferences.dataset.footage import EpisodeFrames, write_frames
-from marl.preferences.dataset.format import AnswerLog
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 MISSING = [name for name in ("fastapi", "uvicorn", "playwright") if find_spec(name) is None]

@@ -8,8 +8,8 @@ import pytest
 
 from envs import Frame
 from envs.frames import Circle
+from marl.preferences.dataset.answers import AnswerLog
 from marl.preferences.dataset.footage import EpisodeFrames, frames_path, write_frames
-from marl.preferences.dataset.format import AnswerLog
 from marl.preferences.people.session import Labelling, Plan
 
 pytest.importorskip("fastapi", reason="needs the extra people")

@@ -18,10 +18,11 @@ from marl import ConfigError, Trainer, train
 from marl.config import Config
 from marl.config.io import load_config
 from marl.preferences.dataset import PreferenceDataset
+from marl.preferences.dataset.answers import read_questions
 from marl.preferences.dataset.footage import read_frames
-from marl.preferences.dataset.format import read_episode, read_manifest, read_questions
+from marl.preferences.dataset.format import read_episode, read_manifest
 from marl.preferences.people import Camera
-from marl.preferences.people.labeller import AGAIN, RunDataset
+from marl.preferences.people.camera import AGAIN, RunDataset
 from marl.preferences.people.session import Choice, Labelling, Plan
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics

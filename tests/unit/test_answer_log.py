@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from marl.preferences.dataset.format import Answer, AnswerLog, DamagedLogError
+from marl.preferences.dataset.answers import Answer, AnswerLog
+from marl.preferences.dataset.untrusted import DatasetError
 
 ANN = Answer(first=3, second=17, label=1.0, source="person:ann", at="2026-01-02T03:04:05Z")
 
@@ -39,7 +40,7 @@ def test_answers_come_back_in_order_also_in_another_process(path: Path) -> None:
     assert log.answers() == given == AnswerLog(path).answers()
     program = (
         "import sys, pathlib\n"
-        "from marl.preferences.dataset.format import AnswerLog\n"
+        "from marl.preferences.dataset.answers import AnswerLog\n"
         "print(len(AnswerLog(pathlib.Path(sys.argv[1])).answers()))"
     )
     command = [sys.executable, "-c", program, str(path)]
@@ -95,12 +96,33 @@ def test_a_last_line_that_lacks_only_its_end_counts(path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        ("not json", "it reads b'not json'"),
-        ("[]", "it is a list"),
-        ('{"first": 3, "second": 4, "label": 1, "at": "now"}', "it has no 'source'"),
+        ("not json", "Invalid JSON: expected ident at line 1 column 2 in b'not json'"),
+        ("[]", "it is []: Input should be an object"),
+        ('{"first": 3, "second": 4, "label": 1, "at": "now"}', "it has no source"),
         ('{"first": 3, "second": 3, "label": 1, "source": "a", "at": "b"}', "are 3 and 3"),
         ('{"first": 3, "second": 4, "label": 2, "source": "a", "at": "b"}', "label is 2"),
         ('{"first": 3, "second": 4, "label": NaN, "source": "a", "at": "b"}', "label is nan"),
+        (f'{{"first": 3, "second": 4, "label": 1{"0" * 400}, "source": "a", "at": "b"}}', "is inf"),
+        (
+            '{"first": 3, "second": 4, "label": 1, "source": "a", "at": "b", "seconds": 1e999}',
+            "seconds is inf, expected null or a number from 0",
+        ),
+        (
+            f'{{"first": 1{"0" * 25}, "second": 4, "label": 1, "source": "a", "at": "b"}}',
+            "first and",
+        ),
+        (f'{{"first": 1{"0" * 9999}, "second": 4}}', "number out of range"),
+        ("[" * 5000, "recursion limit exceeded"),
+        ('{"first": ' * 5000, "recursion limit exceeded"),
+        (
+            '{"first": 3, "second": 4, "label": 1, "source": "\\ud800", "at": "b"}',
+            "Invalid JSON: unexpected end of hex escape",
+        ),
+        (
+            '{"first": 3, "second": 4, "label": 1, "source": "\\u001b[2J", "at": "b"}',
+            "expected printable texts",
+        ),
+        ('"' + "a" * 70_000 + '"', "it has 70,002 bytes, more than 65,536"),
         ('{"first": "3", "second": 4, "label": 1, "source": "a", "at": "b"}', "first is '3'"),
     ],
 )
@@ -112,7 +134,7 @@ def test_a_damaged_line_in_the_middle_is_named_or_skipped_on_request(
     path.write_text(f"{path.read_text()}{line}\n")
     with path.open("a") as file:
         file.write(json.dumps(vars(replace(ANN, first=9))) + "\n")
-    with pytest.raises(DamagedLogError, match=r"answers\.jsonl, line 2 of 3.*skipped") as error:
+    with pytest.raises(DatasetError, match=r"answers\.jsonl, line 2 of 3.*--skip-damaged") as error:
         AnswerLog(path).answers()
     assert reason in str(error.value)
     with pytest.warns(UserWarning, match="line 2: skipped"):

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from marl.config import ConfigError
-from marl.preferences.dataset.format import Answer, AnswerLog
+from marl.preferences.dataset.answers import Answer, AnswerLog
+from marl.preferences.dataset.untrusted import DatasetError
 from marl.reports.audit_sources import read_people
 from marl.reports.statistics import Share
 
@@ -54,8 +54,8 @@ def test_nobody_and_damage(tmp_path: Path) -> None:
     assert read_people(tmp_path) == ()
     (tmp_path / "episodes").mkdir()
     (tmp_path / "episodes" / "000000.npz").write_bytes(b"no archive")
-    with pytest.raises(ConfigError, match=r"000000\.npz: not an episode of a preference dataset"):
+    with pytest.raises(DatasetError, match=r"000000\.npz is damaged \(File is not a zip file\)"):
         read_people(tmp_path)
     (tmp_path / "answers.jsonl").write_text('{"first": 1\n{"first": 2\n{"first": 3\n')
-    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 1 of 3"):
+    with pytest.raises(DatasetError, match=r"answers\.jsonl, line 1 of 3"):
         read_people(tmp_path)

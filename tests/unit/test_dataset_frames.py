@@ -11,12 +11,12 @@ from envs.frames import Circle
 from marl.preferences.dataset.footage import (
     EpisodeFrames,
     Footage,
-    FramesError,
     filmed_episodes,
     frames_path,
     read_frames,
     write_frames,
 )
+from marl.preferences.dataset.untrusted import DatasetError
 
 
 def frames(count: int) -> list[Frame]:
@@ -103,7 +103,7 @@ def test_filmed_episodes_are_listed_in_order(tmp_path: Path) -> None:
 
 
 def test_missing_and_damaged_frames_are_named(tmp_path: Path) -> None:
-    with pytest.raises(FramesError, match="episode 4 was not filmed"):
+    with pytest.raises(DatasetError, match="episode 4 was not filmed"):
         read_frames(tmp_path, 4)
     write_frames(tmp_path, 4, filmed(3))
     path = frames_path(tmp_path, 4)
@@ -113,7 +113,7 @@ def test_missing_and_damaged_frames_are_named(tmp_path: Path) -> None:
     fewer = json.dumps(content | {"steps": [0]}).encode()
     for bad in [*damaged, gzip.compress(fewer)]:
         path.write_bytes(bad)
-        with pytest.raises(FramesError, match=r"000004\.json\.gz is damaged"):
+        with pytest.raises(DatasetError, match=r"000004\.json\.gz is damaged"):
             read_frames(tmp_path, 4)
 
 

@@ -6,15 +6,9 @@ from pathlib import Path
 import pytest
 
 from envs import Frame
+from marl.preferences.dataset.answers import Answer, AnswerLog, now, read_questions, write_questions
 from marl.preferences.dataset.footage import EpisodeFrames, write_frames
-from marl.preferences.dataset.format import (
-    Answer,
-    AnswerLog,
-    QuestionsError,
-    now,
-    read_questions,
-    write_questions,
-)
+from marl.preferences.dataset.untrusted import DatasetError
 from marl.preferences.people.session import (
     Labelling,
     Plan,
@@ -194,5 +188,5 @@ def test_training_chooses_and_the_current_pair_stays(tmp_path: Path) -> None:
 def test_damaged_questions_are_named(tmp_path: Path) -> None:
     assert read_questions(tmp_path) is None
     (tmp_path / "questions.json").write_text('{"open": [[1]]}')
-    with pytest.raises(QuestionsError, match=r"questions\.json is damaged"):
+    with pytest.raises(DatasetError, match=r"questions\.json is damaged"):
         read_questions(tmp_path)

@@ -35,22 +35,14 @@ latest standing answer of its source. Answers about episodes that are not there 
 From Python, `PreferenceDataset.create`, `add_episode` and `answers.append` bring foreign data in.
 """
 
+from marl.preferences.dataset.answers import Answer, AnswerLog, now
 from marl.preferences.dataset.dataset import EpisodeArchive, PreferenceDataset
-from marl.preferences.dataset.format import (
-    Answer,
-    AnswerLog,
-    DamagedLogError,
-    DatasetEnvironment,
-    DatasetError,
-    EpisodeRecord,
-    Manifest,
-    now,
-)
+from marl.preferences.dataset.format import DatasetEnvironment, EpisodeRecord, Manifest
+from marl.preferences.dataset.untrusted import DatasetError
 
 __all__ = [
     "Answer",
     "AnswerLog",
-    "DamagedLogError",
     "DatasetEnvironment",
     "DatasetError",
     "EpisodeArchive",

@@ -1,6 +1,6 @@
-"""Labelled batches from a preference dataset, to train a reward model and to measure it.
+"""A preference dataset: on the disk, in memory, and as labelled batches for a reward model.
 
-Axes: M episodes, K sampled steps, B pairs.
+Axes: M episodes, K sampled steps, B pairs; N agents, S, F features of states and facts.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,11 +18,9 @@ from envs import EnvSpec
 from marl.config import Option, RewardConfig
 from marl.data.replay import sampled
 from marl.data.types import EpisodeBatch, Episodes, Transitions, transitions_at
+from marl.preferences.dataset.answers import Answer, AnswerLog
 from marl.preferences.dataset.format import (
-    Answer,
-    AnswerLog,
     DatasetEnvironment,
-    DatasetError,
     EpisodeRecord,
     Manifest,
     checked_episode,
@@ -34,11 +32,8 @@ from marl.preferences.dataset.format import (
     write_episode,
     write_manifest,
 )
-
-# The episodes of a preference dataset in memory, as labellers and reward models read them.
-#
-# Axes: M episodes, K sampled steps, L steps; N agents, O, S features, F facts.
-
+from marl.preferences.dataset.untrusted import DatasetError, warn_skipped
+from marl.utils.memory_check import available_bytes
 
 _BY_STEP = ("obs", "state", "actions", "facts_on_the_way", "alive", "action_mask")
 
@@ -151,15 +146,13 @@ class EpisodeArchive:
         return self.starts[places].unsqueeze(-1) + offsets, offsets == last
 
 
-# A preference dataset: a folder of episodes, and of answers about pairs of them.
-
-
 class PreferenceDataset:
     """Reads a dataset and adds to it. Its manifest is read at once, an episode when asked for."""
 
     def __init__(self, folder: Path | str, *, skip_damaged: bool = False) -> None:
-        """`skip_damaged` leaves damaged answers out, with a warning, instead of raising."""
+        """`skip_damaged` leaves damaged episodes and answers out, with a warning."""
         self.folder = Path(folder)
+        self.skip_damaged = skip_damaged
         self.manifest = read_manifest(self.folder)
         self.answers = AnswerLog(self.folder / "answers.jsonl", skip_damaged=skip_damaged)
         """Who preferred which episode; `append` and `extend` add to it."""
@@ -199,7 +192,7 @@ class PreferenceDataset:
 
     def numbers(self) -> list[int]:
         """Return the numbers of the episodes that are there, in order."""
-        return episode_numbers(self.folder)
+        return episode_numbers(self.folder, skip_damaged=self.skip_damaged)
 
     def add_episode(self, record: EpisodeRecord, number: int | None = None) -> int:
         """Check and write an episode and return its number: the next free one, or yours."""
@@ -207,15 +200,14 @@ class PreferenceDataset:
             known = self.numbers()
             number = known[-1] + 1 if known else 0
         path = episode_path(self.folder, number)
-        if number < 0 or path.exists():
-            reason = "is there already" if number >= 0 else "cannot be: numbers begin at 0"
-            raise DatasetError(f"{path}: episode {number} {reason}")
+        if path.exists():
+            raise DatasetError(f"{path}: episode {number} is there already")
         write_episode(self.folder, number, checked_episode(record, self.spec, f"episode {number}"))
         return number
 
     def episode(self, number: int) -> EpisodeRecord:
         """Return one episode, or raise `DatasetError` if it is missing or damaged."""
-        return read_episode(self.folder, number, self.spec)
+        return read_episode(self.folder, number, self.spec, max_bytes=available_bytes())
 
     def archive(
         self,
@@ -228,16 +220,29 @@ class PreferenceDataset:
 
         Of the episodes, every `holdout_every`-th number is never trained on.
         """
-        numbers = self.numbers()
-        if not numbers:
-            raise DatasetError(f"{self.folder} has no episodes; add some, or export a run again")
-        shown: Iterable[int] = numbers
+        shown: Iterable[int] = self.numbers()
         if progress:
             quiet = not get_console().is_terminal
-            shown = track(numbers, "reading episodes", transient=True, disable=quiet)
-        records = [self.episode(number) for number in shown]
+            shown = track(shown, "reading episodes", transient=True, disable=quiet)
+        records: dict[int, EpisodeRecord] = {}
+        free = available_bytes()
+        for number in shown:
+            try:
+                records[number] = read_episode(self.folder, number, self.spec, max_bytes=free)
+            except DatasetError as error:
+                if not self.skip_damaged:
+                    raise
+                warn_skipped(error)
+            else:
+                if free is not None:  # the archive copies all of them once
+                    free -= 2 * records[number].num_bytes
+        if not records:
+            raise DatasetError(f"{self.folder} has no episodes; add some, or export a run again")
         return EpisodeArchive(
-            numbers, records, holdout_every=holdout_every, device=torch.device(device)
+            list(records),
+            list(records.values()),
+            holdout_every=holdout_every,
+            device=torch.device(device),
         )
 
 

@@ -21,8 +21,9 @@ from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherCo
 from marl.config.io import config_from_dict
 from marl.data.replay import ReplayBuffer, make_replay
 from marl.policy import spec_in
+from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
-from marl.preferences.dataset.format import Answer, EpisodeRecord, now
+from marl.preferences.dataset.format import EpisodeRecord
 from marl.preferences.factory import errs, make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.preferences.pipeline import PreferenceBuffer

@@ -6,21 +6,27 @@ steps, so that people can judge the episode without the environment at hand.
 
 import gzip
 import json
-import zlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs import EnvError, Frame
+from envs import Frame
+from marl.preferences.dataset.untrusted import (
+    REMEDY,
+    DatasetError,
+    inflated,
+    numbers_in,
+    read_file,
+)
 from marl.utils.checkpoint import write_whole
+from marl.utils.text import one_line
 
 MOST_FRAMES = 300
 """Frames kept of an episode; of a longer one every second, fourth, ... step is shown."""
-
-
-class FramesError(ValueError):
-    """An episode's frames are missing or damaged."""
+MAX_BYTES = 32 * 2**20
+"""Of a file of frames, as JSON."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +39,7 @@ class EpisodeFrames:
 
     def __post_init__(self) -> None:
         if len(self.steps) != len(self.frames) or not self.frames:
-            raise FramesError(
+            raise DatasetError(
                 f"an episode has {len(self.frames)} frames of {len(self.steps)} steps; expected "
                 "one frame for each step, and at least one"
             )
@@ -86,42 +92,62 @@ def frames_path(folder: Path, number: int) -> Path:
 
 
 def write_frames(folder: Path, number: int, episode: EpisodeFrames | bytes) -> None:
-    """Write the frames of an episode, packed or not, into a dataset, whole or not at all."""
+    """Write the frames of an episode, packed or not, into a dataset atomically."""
     path = frames_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, episode if isinstance(episode, bytes) else packed(episode))
 
 
 def packed(episode: EpisodeFrames) -> bytes:
-    """Return frames as they are kept in a file, the same bytes for the same frames."""
+    """Return frames as they are kept in a file, the same bytes for the same frames.
+
+    Where they would take more than `MAX_BYTES`, every second one is left out.
+    """
     content = {
         "steps": list(episode.steps),
         "frames": [_short(frame.to_json()) for frame in episode.frames],
     }
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)
-    return gzip.compress(text.encode(), compresslevel=6, mtime=0)
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False).encode()
+    if len(text) > MAX_BYTES and len(episode.steps) > 1:
+        return packed(EpisodeFrames(steps=episode.steps[::2], frames=episode.frames[::2]))
+    return gzip.compress(text, compresslevel=6, mtime=0)
 
 
 def read_frames(folder: Path, number: int) -> EpisodeFrames:
-    """Return the frames of an episode of a dataset, or raise `FramesError` if there are none."""
+    """Return the frames of an episode of a dataset; `DatasetError` if missing or damaged."""
     path = frames_path(folder, number)
+    if not path.exists():
+        raise DatasetError(f"{path} is missing: episode {number} was not filmed")
+    content = read_file(path, MAX_BYTES)
     try:
-        content = json.loads(gzip.decompress(path.read_bytes()))
-        frames = tuple(map(Frame.from_json, content["frames"]))
-        return EpisodeFrames(steps=tuple(map(int, content["steps"])), frames=frames)
-    except FileNotFoundError:
-        raise FramesError(f"{path} is missing: episode {number} was not filmed") from None
-    except (OSError, EOFError, zlib.error, LookupError, TypeError, ValueError) as error:
-        reason = str(error) if isinstance(error, EnvError | FramesError) else type(error).__name__
-        raise FramesError(
-            f"{path} is damaged ({reason}); delete it, and the episode is not shown any more"
-        ) from error
+        data = json.loads(
+            inflated(content, MAX_BYTES),
+            parse_constant=_finite,
+            parse_float=_finite,
+            parse_int=_finite_int,
+        )
+        frames = tuple(map(Frame.from_json, data["frames"]))
+        return EpisodeFrames(steps=tuple(map(int, data["steps"])), frames=frames)
+    except (LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
+        reason = str(error) if isinstance(error, ValueError) else type(error).__name__
+    raise DatasetError(f"{path} is damaged ({one_line(reason, 200)}); {REMEDY}")
 
 
-def filmed_episodes(folder: Path) -> list[int]:
+def filmed_episodes(folder: Path, *, skip_damaged: bool = False) -> list[int]:
     """Return the numbers of a dataset's episodes that have frames, in order."""
-    names = (path.name.removesuffix(".json.gz") for path in folder.glob("frames/*.json.gz"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    return numbers_in(folder / "frames", ".json.gz", skip_damaged=skip_damaged)
+
+
+def _finite(text: str) -> float:
+    """Return a number in JSON, or raise `ValueError` if a browser could not count with it."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds the number {one_line(text)}")
+    return value
+
+
+def _finite_int(text: str) -> int:
+    return int(_finite(text))
 
 
 def _short(value: Any) -> Any:

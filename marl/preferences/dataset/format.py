@@ -1,41 +1,51 @@
-"""The pairs of a dataset that a run would like to have answered: ``questions.json``.
+"""Two files of a preference dataset: ``dataset.toml`` and an episode, ``episodes/000003.npz``.
 
-Written whole by training at every change, read by the page. A dataset without this file has no
-questions of its own: any pair of it may be shown.
+Axes: L steps, N agents; O, S, A features, F facts.
 """
 
 import io
-import json
 import math
-import os
-import warnings
-import zipfile
-import zlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, fields, replace
-from datetime import UTC, datetime
+import tomllib
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import tomli_w
 
 from envs import EnvSpec
 from marl.config import ConfigError, Option
-from marl.config.io import plain, read_toml
+from marl.config.io import plain
 from marl.config.validation import build
-from marl.utils.checkpoint import sync_folder, write_whole
-
-# What a preference dataset says of itself: ``dataset.toml``.
-
+from marl.preferences.dataset.untrusted import (
+    MAX_NUMBER,
+    REMEDY,
+    Array,
+    ArrayArchive,
+    ArrayHeader,
+    DatasetError,
+    numbers_in,
+    read_file,
+)
+from marl.utils.checkpoint import write_whole
+from marl.utils.text import one_line
 
 FORMAT = 1
 """Version of the format that this program writes, and the newest that it reads."""
 
-
-class DatasetError(ValueError):
-    """A preference dataset, or an episode in it, is not as the format says."""
+_MAX_MANIFEST = 2**20
+_MAX_TEXT = 1000
+"""Characters of a name or a description in a manifest."""
+_LIMITS = {
+    "agents": 10_000,
+    "facts": 1000,
+    "obs_sizes": 1_000_000,
+    "state_size": 1_000_000,
+    "action_sizes": 1_000_000,
+    "max_steps": 2**31 - 1,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,20 +65,22 @@ class Manifest:
     format: int = FORMAT
     environment: DatasetEnvironment
     spec: EnvSpec
-    """Sizes, kinds and facts; `num_envs` says nothing and is 1."""
+    """Sizes, kinds and facts; `num_envs` is 1."""
     origin: dict[str, Option] = field(default_factory=dict)
     """Where the episodes come from, in free words, e.g. ``run``, ``algorithm``, ``steps``."""
 
 
 def manifest_path(folder: Path) -> Path:
-    """Return where a dataset says what it is; a folder without this file is none."""
+    """Return the path of a dataset's manifest; a folder without this file is no dataset."""
     return folder / "dataset.toml"
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write ``dataset.toml``, whole or not at all."""
+    """Check and write ``dataset.toml`` atomically."""
+    path = manifest_path(folder)
     single = replace(manifest, spec=replace(manifest.spec, num_envs=1))
-    write_whole(manifest_path(folder), tomli_w.dumps(plain(single)).encode())
+    _check_manifest(single, path)
+    write_whole(path, tomli_w.dumps(plain(single)).encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -79,53 +91,65 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} is no preference dataset: it has no {path.name}; `marl export RUN DIR` "
             "makes one"
         )
+    content = read_file(path, _MAX_MANIFEST)
     try:
-        values = read_toml(path)
-        version = values.get("format")
-        if type(version) is not int or version < 1:
-            raise DatasetError(
-                f"{path}: format is {version!r}, expected a number from 1 to {FORMAT}"
-            )
-        if version > FORMAT:
-            raise DatasetError(
-                f"{path}: the dataset has format {version}, this program reads up to {FORMAT}; use "
-                "the release that wrote it, or a newer one"
-            )
+        values = tomllib.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{path}: not valid TOML: {one_line(str(error), 200)}") from None
+    version = values.get("format")
+    if type(version) is not int or version < 1:
+        got = one_line(repr(version))
+        raise DatasetError(f"{path}: format is {got}, expected a number from 1 to {FORMAT}")
+    if version > FORMAT:
+        raise DatasetError(
+            f"{path}: the dataset has format {version}, this program reads up to {FORMAT}; use "
+            "the release that wrote it, or a newer one"
+        )
+    try:
         manifest = build(Manifest, values, str(path))
     except ConfigError as error:
-        raise DatasetError(str(error)) from error
-    _check_spec(manifest.spec, path)
-    return manifest
+        raise DatasetError(one_line(str(error), 1000)) from None
+    _check_manifest(manifest, path)
+    return replace(manifest, spec=replace(manifest.spec, num_envs=1))
 
 
-def _check_spec(spec: EnvSpec, path: Path) -> None:
-    """Raise `DatasetError` for sizes that no episode can have."""
+def _check_manifest(manifest: Manifest, path: Path) -> None:
+    """Raise `DatasetError` for sizes that no episode can have, and for texts that are none."""
+    spec = manifest.spec
     agents, actions = len(spec.obs_sizes), len(spec.action_sizes)
     if agents == 0 or agents != actions:
         raise DatasetError(
             f"{path}: spec.obs_sizes has {agents} agents and spec.action_sizes {actions}; expected "
             "one entry of each per agent, and at least one agent"
         )
+    if len(spec.agent_names) not in (0, agents):
+        raise DatasetError(
+            f"{path}: spec.agent_names has {len(spec.agent_names)} names; expected {agents}, one "
+            "per agent, or none"
+        )
     sizes = {
-        "obs_sizes": min(spec.obs_sizes),
-        "state_size": spec.state_size,
-        "action_sizes": min(spec.action_sizes),
-        "max_steps": spec.max_steps,
+        "agents": (agents,),
+        "facts": (len(spec.facts) or 1,),
+        "obs_sizes": spec.obs_sizes,
+        "state_size": (spec.state_size,),
+        "action_sizes": spec.action_sizes,
+        "max_steps": (spec.max_steps,),
     }
-    for name, size in sizes.items():
-        if size < 1:
-            raise DatasetError(f"{path}: spec.{name}: got {size}, expected at least 1")
-
-
-# One finished episode of a preference dataset: ``episodes/000003.npz``.
-#
-# Axes: L steps, N agents; O, S, A features, F facts.
-
-
-Array = npt.NDArray[Any]
-_KINDS: dict[type[np.generic], str] = {np.float32: "fiu", np.int64: "iu", np.bool_: "b"}
-"""Kinds of NumPy types that may stand for each of the format's."""
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error)
+    for name, counts in sizes.items():
+        for count in counts:
+            if not 1 <= count <= _LIMITS[name]:
+                raise DatasetError(
+                    f"{path}: spec.{name}: got {one_line(str(count))}, expected at least 1 and at "
+                    f"most {_LIMITS[name]:,}"
+                )
+    texts = [manifest.environment.name, spec.name, *spec.agent_names]
+    texts += [text for fact in spec.facts for text in (fact.name, fact.meaning, fact.unit)]
+    for text in texts:
+        if len(text) > _MAX_TEXT or not text.isprintable():
+            raise DatasetError(
+                f"{path}: a name or description reads {one_line(repr(text))}; expected printable "
+                f"text of at most {_MAX_TEXT} characters"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,8 +177,8 @@ class EpisodeRecord:
     alive: Array | None = None
     """(L, N) bool, where agents die."""
     final_alive: Array | None = None
-    """(N) bool, where agents die: who would have gone on after the last step; None: the last row of
-    `alive`."""
+    """(N) bool, where agents die: agents alive after the last step, before the reset; None: the
+    last row of `alive`."""
     action_mask: Array | None = None
     """(L, N, A) bool, True where an action was legal, where some are not."""
 
@@ -163,46 +187,48 @@ class EpisodeRecord:
         """L, the steps of the episode."""
         return len(self.state)
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the arrays."""
+        return sum(array.nbytes for array in _arrays(self).values())
 
-_SAVED_AS = {"episode_return": "return"}
-"""Names in the file that are no names in Python."""
+
+_SAVED_AS = {
+    f.name: "return" if f.name == "episode_return" else f.name for f in fields(EpisodeRecord)
+}
+"""Each field's name in the file."""
+_SCALARS = ("episode_return", "terminated")
+_NEEDED = ("obs", "state", "actions", "final_obs", "final_state", *_SCALARS)
+_ENDS = {"facts": "facts_on_the_way", "final_alive": "alive"}
+"""What may be left out, and whose last row stands for it."""
+_KINDS: dict[type[np.generic], str] = {np.float32: "fiu", np.int64: "iu", np.bool_: "b"}
+"""Kinds of NumPy types that may stand for each of the format's."""
+_MAX_RETURN = float(np.finfo(np.float32).max)
+
+_Type = tuple[tuple[int, ...], type[np.generic]]
+"""Shape and type of an array."""
 
 
 def episode_path(folder: Path, number: int) -> Path:
-    """Return where a dataset keeps an episode."""
+    """Return the path of an episode of a dataset."""
     return folder / "episodes" / f"{number:06d}.npz"
 
 
-def episode_numbers(folder: Path) -> list[int]:
+def episode_numbers(folder: Path, *, skip_damaged: bool = False) -> list[int]:
     """Return the numbers of a dataset's episodes, in order."""
-    names = (path.stem for path in folder.glob("episodes/*.npz"))
-    return sorted(int(name) for name in names if name.isdecimal())
+    return numbers_in(folder / "episodes", ".npz", skip_damaged=skip_damaged)
 
 
 def checked_episode(record: EpisodeRecord, spec: EnvSpec, where: str) -> EpisodeRecord:
     """Return the episode in the format's types; `DatasetError` names the array at fault."""
-    if not 1 <= record.length <= spec.max_steps:
-        raise DatasetError(
-            f"{where}: state has {record.length} steps, expected 1 to {spec.max_steps} "
-            "(spec.max_steps)"
-        )
-    wanted = _expected(spec, record.length)
-    arrays: dict[str, Any] = {}
+    given = _arrays(record)
+    wanted = _checked_types(given, spec, where)
+    arrays: dict[str, Array] = {}
     for name, (shape, dtype) in wanted.items():
-        given = getattr(record, name)
-        if given is None and 0 in shape:
-            given = np.zeros(shape, dtype)
-        if given is None and name in _ENDS:
-            given = arrays[_ENDS[name]][-1]
-        if given is None:
-            raise DatasetError(f"{where}: {name} is missing; {spec.name} needs shape {shape}")
-        arrays[name] = _typed(np.asarray(given), shape, dtype, f"{where}: {name}")
-    optional = [f.name for f in fields(record) if f.name not in (*wanted, *_SCALARS)]
-    for name in optional:
-        if getattr(record, name) is not None:
-            raise DatasetError(
-                f"{where}: has {name}, but dataset.toml says that {spec.name} has none"
-            )
+        if name in given:
+            arrays[name] = _converted(given[name], dtype, f"{where}: {name}")
+        else:
+            arrays[name] = np.zeros(shape, dtype) if 0 in shape else arrays[_ENDS[name]][-1]
     if spec.action_kind == "discrete":
         low, high = int(arrays["actions"].min()), int(arrays["actions"].max())
         if low < 0 or high >= spec.action_size:
@@ -210,57 +236,82 @@ def checked_episode(record: EpisodeRecord, spec: EnvSpec, where: str) -> Episode
                 f"{where}: actions are from {low} to {high}, expected 0 to {spec.action_size - 1}"
             )
     value = float(record.episode_return)
-    if not np.isfinite(value):
-        raise DatasetError(f"{where}: return is {value}, expected a finite number")
+    if not abs(value) <= _MAX_RETURN:
+        raise DatasetError(f"{where}: return is {value}, expected a finite number (32 bits)")
     return EpisodeRecord(**arrays, episode_return=value, terminated=bool(record.terminated))
 
 
 def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
-    """Write a checked episode into a dataset, whole or not at all."""
+    """Write a checked episode into a dataset atomically."""
+    if not 0 <= number <= MAX_NUMBER:
+        raise DatasetError(f"{folder}: episode {number} cannot be: numbers begin at 0")
     path = episode_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    values = {f.name: getattr(record, f.name) for f in fields(record)}
+    values = {saved: getattr(record, name) for name, saved in _SAVED_AS.items()}
+    arrays = {saved: np.asarray(value) for saved, value in values.items() if value is not None}
     buffer = io.BytesIO()
-    saved = {_SAVED_AS.get(k, k): np.asarray(v) for k, v in values.items() if v is not None}
-    np.savez_compressed(buffer, allow_pickle=False, **saved)
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_whole(path, buffer.getvalue())
 
 
-def read_episode(folder: Path, number: int, spec: EnvSpec) -> EpisodeRecord:
-    """Return a checked episode of a dataset, or raise `DatasetError`."""
+def read_episode(
+    folder: Path, number: int, spec: EnvSpec, *, max_bytes: int | None = None
+) -> EpisodeRecord:
+    """Return a checked episode of a dataset, or raise `DatasetError`.
+
+    Of the file's arrays, types and shapes are tested before any is read, and that all of them fit
+    into `max_bytes` of memory.
+    """
     path = episode_path(folder, number)
     if not path.is_file():
         raise DatasetError(f"{path} is missing: the dataset has no episode {number}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        known = {_SAVED_AS.get(f.name, f.name): f.name for f in fields(EpisodeRecord)}
-        values = {name: arrays[saved] for saved, name in known.items() if saved in arrays}
-        values |= {name: values[name].item() for name in _SCALARS if name in values}
-    except _DAMAGE as error:
-        raise DatasetError(
-            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or delete it and "
-            "its answers are left out"
-        ) from error
-    missing = [saved for saved, name in known.items() if name in _NEEDED and name not in values]
-    if missing:
-        raise DatasetError(
-            f"{path} has no {', '.join(missing)}; is it an episode of a preference dataset?"
-        )
+    with closing(ArrayArchive(path, _SAVED_AS.values())) as file:
+        headers = {
+            n: file.headers[saved] for n, saved in _SAVED_AS.items() if saved in file.headers
+        }
+        if missing := [_SAVED_AS[name] for name in _NEEDED if name not in headers]:
+            raise DatasetError(
+                f"{path} has no {', '.join(missing)}; is it an episode of a preference dataset?"
+            )
+        for name in _SCALARS:
+            _check_scalar(headers[name], f"{path}: {_SAVED_AS[name]}")
+        arrays = {name: header for name, header in headers.items() if name not in _SCALARS}
+        wanted = _checked_types(arrays, spec, str(path))
+        needed = sum(header.num_bytes for header in headers.values())
+        needed += sum(math.prod(shape) * np.dtype(kind).itemsize for shape, kind in wanted.values())
+        if max_bytes is not None and needed > max_bytes:
+            raise DatasetError(
+                f"{path} needs {needed / 1e6:,.0f} MB of memory, expected at most "
+                f"{max_bytes / 1e6:,.0f} MB, which are free here; {REMEDY}"
+            )
+        values: dict[str, Any] = {name: file.read(_SAVED_AS[name]) for name in headers}
+    values |= {name: values[name].item() for name in _SCALARS}
     return checked_episode(EpisodeRecord(**values), spec, str(path))
 
 
-_SCALARS = ("episode_return", "terminated")
-_ENDS = {"facts": "facts_on_the_way", "final_alive": "alive"}
-"""What may be left out, and whose last row stands for it."""
-_NEEDED = ("obs", "state", "actions", "final_obs", "final_state", *_SCALARS)
+def read_return(folder: Path, number: int) -> float:
+    """Return an episode's return without reading the rest; NaN where there is no such episode."""
+    path = episode_path(folder, number)
+    if not path.exists():
+        return float("nan")
+    with closing(ArrayArchive(path, ["return"])) as file:
+        if "return" not in file.headers:
+            raise DatasetError(f"{path} has no return; is it an episode of a preference dataset?")
+        _check_scalar(file.headers["return"], f"{path}: return")
+        return float(file.read("return").item())
 
 
-def _expected(spec: EnvSpec, length: int) -> dict[str, tuple[tuple[int, ...], type[np.generic]]]:
+def _arrays(record: EpisodeRecord) -> dict[str, Array]:
+    """Return the arrays that a record has, by name."""
+    values = {f.name: getattr(record, f.name) for f in fields(record) if f.name not in _SCALARS}
+    return {name: np.asarray(value) for name, value in values.items() if value is not None}
+
+
+def _expected(spec: EnvSpec, length: int) -> dict[str, _Type]:
     """Return shape and type of each array of an episode of so many steps."""
     team = (length, spec.num_agents)
     discrete = spec.action_kind == "discrete"
-    shapes: dict[str, tuple[tuple[int, ...], type[np.generic]]] = {
+    types: dict[str, _Type] = {
         "obs": ((*team, spec.obs_size), np.float32),
         "state": ((length, spec.state_size), np.float32),
         "actions": (team, np.int64) if discrete else ((*team, spec.action_size), np.float32),
@@ -270,243 +321,55 @@ def _expected(spec: EnvSpec, length: int) -> dict[str, tuple[tuple[int, ...], ty
         "facts": ((len(spec.facts),), np.float32),
     }
     if spec.agents_die:
-        shapes |= {"alive": (team, np.bool_), "final_alive": ((spec.num_agents,), np.bool_)}
+        types |= {"alive": (team, np.bool_), "final_alive": ((spec.num_agents,), np.bool_)}
     if spec.masks_actions:
-        shapes["action_mask"] = ((*team, spec.action_size), np.bool_)
-    return shapes
+        types["action_mask"] = ((*team, spec.action_size), np.bool_)
+    return types
 
 
-def _typed(array: Array, shape: tuple[int, ...], dtype: type[np.generic], where: str) -> Array:
+def _checked_types(
+    given: Mapping[str, Array | ArrayHeader], spec: EnvSpec, where: str
+) -> dict[str, _Type]:
+    """Return what the arrays of an episode must be, or raise `DatasetError` where they are not."""
+    shape = given["state"].shape
+    steps = shape[0] if shape else 0
+    if not 1 <= steps <= spec.max_steps:
+        raise DatasetError(
+            f"{where}: state has {steps} steps, expected 1 to {spec.max_steps} (spec.max_steps)"
+        )
+    wanted = _expected(spec, steps)
+    for name, (shape, dtype) in wanted.items():
+        if name not in given:
+            if 0 in shape or name in _ENDS:
+                continue
+            raise DatasetError(f"{where}: {name} is missing; {spec.name} needs shape {shape}")
+        array = given[name]
+        if array.shape != shape:
+            raise DatasetError(f"{where}: {name} has shape {array.shape}, expected {shape}")
+        if array.dtype.kind not in _KINDS[dtype]:
+            raise DatasetError(
+                f"{where}: {name} has dtype {array.dtype}, expected {np.dtype(dtype)}"
+            )
+    for name in given:
+        if name not in wanted:
+            raise DatasetError(
+                f"{where}: has {name}, but dataset.toml says that {spec.name} has none"
+            )
+    return wanted
+
+
+def _check_scalar(value: Array | ArrayHeader, where: str) -> None:
+    """Raise `DatasetError` unless a value is one number or truth value."""
+    if value.shape not in ((), (1,)) or value.dtype.kind not in "biuf":
+        raise DatasetError(
+            f"{where} has shape {value.shape} and dtype {value.dtype}, expected one number"
+        )
+
+
+def _converted(array: Array, dtype: type[np.generic], where: str) -> Array:
     """Return an array in the wanted type, or raise `DatasetError`; integers pass as floats."""
-    if array.shape != shape:
-        raise DatasetError(f"{where} has shape {array.shape}, expected {shape}")
-    if array.dtype.kind not in _KINDS[dtype]:
-        raise DatasetError(f"{where} has dtype {array.dtype}, expected {np.dtype(dtype)}")
     with np.errstate(over="ignore"):  # what overflows is infinite, and refused
         made = np.ascontiguousarray(array, dtype)
     if made.dtype.kind == "f" and not np.isfinite(made).all():
         raise DatasetError(f"{where} holds NaN or infinity")
     return made
-
-
-# The answers of a preference dataset: ``answers.jsonl``, one JSON object a line, appended only.
-#
-# An answer is on the disk before `AnswerLog.append` comes back. An undo is a line of its own that
-# withdraws its source's latest answer, so that nothing is ever rewritten.
-
-
-class DamagedLogError(ValueError):
-    """A line of a log, other than the last, is no answer."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Answer:
-    """What a source prefers, in the order in which it saw the two episodes."""
-
-    first: int
-    """Number of an episode in the dataset."""
-    second: int
-    label: float | None
-    """P(first preferred): 1 first, 0 second, 0.5 tie; None: skipped."""
-    source: str
-    """Who answered, e.g. ``person:ann`` or ``rule:return``."""
-    at: str
-    """When, in ISO format."""
-    seconds: float | None = None
-    """How long it took; None: not measured."""
-
-    def __post_init__(self) -> None:
-        if self.first < 0 or self.second < 0 or self.first == self.second:
-            raise ValueError(
-                f"first and second are {self.first} and {self.second}, expected two episodes' "
-                "numbers from 0"
-            )
-        if self.label is not None and not 0.0 <= self.label <= 1.0:
-            raise ValueError(f"label is {self.label!r}, expected null or a number in [0, 1]")
-        if self.seconds is not None and not 0.0 <= self.seconds < math.inf:
-            raise ValueError(f"seconds is {self.seconds!r}, expected null or a number from 0")
-        if not self.source or not self.at:
-            raise ValueError(f"source is {self.source!r} and at is {self.at!r}, expected texts")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Undo:
-    """Withdraws the latest answer of a source that still stands."""
-
-    source: str
-
-
-class AnswerLog:
-    """Reads and appends to one file. Several processes may append to it and read it at once."""
-
-    def __init__(self, path: Path, *, skip_damaged: bool = False) -> None:
-        """`skip_damaged` leaves damaged lines in the middle out, with a warning, instead of
-        raising `DamagedLogError`."""
-        self.path = path
-        self._skip_damaged = skip_damaged
-        self._lines: list[Answer | _Undo] = []
-        self._stamp: tuple[int, int] | None = None
-
-    def answers(self) -> list[Answer]:
-        """Return all answers that were not withdrawn, in the order in which they were given."""
-        standing: list[Answer] = []
-        for line in self._read():
-            if isinstance(line, Answer):
-                standing.append(line)
-            elif mine := [i for i, answer in enumerate(standing) if answer.source == line.source]:
-                del standing[mine[-1]]
-        return standing
-
-    def num_lines(self, source: str) -> int:
-        """Return how many answers and undos a source ever wrote: it grows with each of them."""
-        return sum(line.source == source for line in self._read())
-
-    def append(self, answer: Answer) -> None:
-        """Write an answer; it is on the disk when this comes back."""
-        self._write(asdict(answer))
-
-    def extend(self, answers: Iterable[Answer]) -> None:
-        """Write several answers at once; they are on the disk when this comes back."""
-        self._write(*map(asdict, answers))
-
-    def undo(self, source: str) -> Answer | None:
-        """Withdraw the latest answer of a source and return it; None if none is left."""
-        latest = next((a for a in reversed(self.answers()) if a.source == source), None)
-        if latest is not None:
-            self._write({"undo": True, "source": source, "at": now()})
-        return latest
-
-    def _write(self, *lines: dict[str, Any]) -> None:
-        """Append lines in a single write, after what a kill has left of the one before."""
-        is_new = not self.path.exists()
-        if not is_new:
-            self._mend()
-        with self.path.open("ab", buffering=0) as file:
-            texts = (json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines)
-            file.write("".join(f"{text}\n" for text in texts).encode())
-            os.fsync(file.fileno())
-        if is_new:
-            sync_folder(self.path.parent)
-
-    def _mend(self) -> None:
-        """Complete a last line that lacks its end, and move one that is damaged to a file aside.
-
-        Left where it is, it would be a damaged line in the middle once another follows.
-        """
-        content = self.path.read_bytes()
-        body = content[:-1] if content.endswith(b"\n") else content
-        tail = body[body.rfind(b"\n") + 1 :]
-        if content and isinstance(_parsed(tail), str):
-            with self.path.with_name(f"{self.path.name}.damaged").open("ab") as aside:
-                aside.write(tail + b"\n")
-            os.truncate(self.path, len(body) - len(tail))
-        elif content and not content.endswith(b"\n"):
-            with self.path.open("ab", buffering=0) as file:
-                file.write(b"\n")
-
-    def _read(self) -> list[Answer | _Undo]:
-        """Return all good lines; the file is read again only when it has changed."""
-        if not self.path.exists():
-            return []
-        status = self.path.stat()
-        stamp = (status.st_size, status.st_mtime_ns)
-        if stamp != self._stamp:
-            self._lines = self._parse(self.path.read_bytes())
-            self._stamp = stamp
-        return self._lines
-
-    def _parse(self, content: bytes) -> list[Answer | _Undo]:
-        lines = content.split(b"\n")
-        if lines[-1] == b"":
-            lines.pop()
-        good: list[Answer | _Undo] = []
-        for number, line in enumerate(lines, start=1):
-            parsed = _parsed(line)
-            if not isinstance(parsed, str):
-                good.append(parsed)
-            elif number == len(lines):
-                warnings.warn(
-                    f"{self.path}, line {number}, the last, is damaged ({parsed}), as after a kill "
-                    "while it was written; it is ignored",
-                    stacklevel=4,
-                )
-            elif self._skip_damaged:
-                warnings.warn(
-                    f"{self.path}, line {number}: skipped, it is damaged ({parsed})", stacklevel=4
-                )
-            else:
-                raise DamagedLogError(
-                    f"{self.path}, line {number} of {len(lines)}: expected an answer or an undo "
-                    f"as a JSON object, but {parsed}. Repair that line, or say that damaged lines "
-                    "are to be skipped; all others can then be read"
-                )
-        return good
-
-
-def now() -> str:
-    """Return the time of day in UTC, in ISO format."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _parsed(line: bytes) -> Answer | _Undo | str:
-    """Return what a line says, or else what is wrong with it."""
-    try:
-        fields = json.loads(line)
-    except ValueError:
-        return f"it reads {line[:40]!r}"
-    if not isinstance(fields, dict):
-        return f"it is a {type(fields).__name__}"
-    try:
-        if fields.get("undo") is True:
-            return _Undo(source=_typed_field(fields, "source", str))
-        label, seconds = fields["label"], fields.get("seconds")
-        return Answer(
-            first=_typed_field(fields, "first", int),
-            second=_typed_field(fields, "second", int),
-            label=None if label is None else float(_typed_field(fields, "label", int, float)),
-            source=_typed_field(fields, "source", str),
-            at=_typed_field(fields, "at", str),
-            seconds=None if seconds is None else float(_typed_field(fields, "seconds", int, float)),
-        )
-    except KeyError as error:
-        return f"it has no {error.args[0]!r}"
-    except ValueError as error:
-        return str(error)
-
-
-def _typed_field(fields: dict[str, Any], name: str, *kinds: type) -> Any:
-    """Return a field's value, or raise `ValueError` if it is of none of the kinds."""
-    value = fields[name]
-    if type(value) not in kinds:
-        raise ValueError(f"{name} is {value!r}, expected {' or '.join(k.__name__ for k in kinds)}")
-    return value
-
-
-Pair = tuple[int, int]
-"""Numbers of two episodes, in the order in which they are to be shown."""
-
-
-class QuestionsError(ValueError):
-    """A dataset's questions cannot be read."""
-
-
-def write_questions(folder: Path, pairs: list[Pair]) -> None:
-    """Write the open questions, the most urgent first."""
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"open": [list(pair) for pair in pairs]})
-    write_whole(folder / "questions.json", text.encode())
-
-
-def read_questions(folder: Path) -> list[Pair] | None:
-    """Return the open questions, the most urgent first; None: the dataset has none of its own."""
-    path = folder / "questions.json"
-    try:
-        content = json.loads(path.read_bytes())
-        return [(int(first), int(second)) for first, second in content["open"]]
-    except FileNotFoundError:
-        return None
-    except (LookupError, TypeError, ValueError) as error:
-        raise QuestionsError(
-            f"{path} is damaged ({error}); delete it, and training writes it anew at its next "
-            "question"
-        ) from error

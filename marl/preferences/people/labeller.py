@@ -1,182 +1,26 @@
-"""The labeller ``people``.
+"""The labeller ``people``: pairs wait in the run's folder until someone has answered them.
 
 Axes: B pairs, M episodes.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from envs import EnvSpec, EnvStep, VecEnv
-from envs.frames import frame_of
-from marl.config import Config, ConfigError, Option
+from envs import EnvSpec
+from marl.config import Config
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
+from marl.preferences.dataset.answers import Answer, AnswerLog, Pair, write_questions
 from marl.preferences.dataset.export import record_of
-from marl.preferences.dataset.footage import Footage, packed, write_frames
-from marl.preferences.dataset.format import (
-    Answer,
-    AnswerLog,
-    DamagedLogError,
-    DatasetEnvironment,
-    DatasetError,
-    EpisodeRecord,
-    Manifest,
-    Pair,
-    checked_episode,
-    episode_path,
-    manifest_path,
-    read_episode,
-    write_episode,
-    write_manifest,
-    write_questions,
-)
+from marl.preferences.dataset.format import Manifest
 from marl.preferences.labellers import EpisodePairs, LateAnswers
-
-# Films the first copies of an environment while a team is trained in it.
-
-
-BoolArray = npt.NDArray[np.bool_]
-
-
-class Camera:
-    """Keeps the films of finished episodes until it is told to forget them.
-
-    It only looks, so that a run with it has the same numbers as one without.
-    """
-
-    def __init__(self, env: VecEnv, copies: int) -> None:
-        self.copies = min(copies, env.spec.num_envs)
-        """It films those numbered from 0 to below this."""
-        self._env = env
-        self._time = 0
-        self._open = [(0, Footage()) for _ in range(self.copies)]
-        """Per copy, the time at which its episode began, and what was filmed of it."""
-        self._films: dict[tuple[int, int], bytes] = {}
-        """By copy and time of the first step."""
-        self._before = (self._time, self._open, self._films)
-        """What there was when the rollout began."""
-
-    def before_rollout(self) -> None:
-        """Remember what was filmed so far."""
-        running = [(start, footage.copy()) for start, footage in self._open]
-        self._before = (self._time, running, self._films.copy())
-
-    def undo_rollout(self) -> None:
-        """Forget what was filmed since `before_rollout`."""
-        self._time, self._open, self._films = self._before
-
-    def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
-        """Film what the agents see and are about to do."""
-        for copy, (_, footage) in enumerate(self._open):
-            footage.take(lambda copy=copy: frame_of(self._env, copy, step, actions))  # type: ignore[misc]  # called at once
-
-    def after_step(self, done: BoolArray) -> None:
-        """Finish the films of the copies whose episode has ended; `done` is (E,)."""
-        self._time += 1
-        for copy in np.flatnonzero(done[: self.copies]).tolist():
-            start, footage = self._open[copy]
-            self._films[copy, start] = packed(footage.episode())
-            self._open[copy] = (self._time, Footage())
-
-    def film(self, copy: int, start: int) -> bytes | None:
-        """Return the film of a finished episode, packed as a dataset keeps it; None: not filmed."""
-        return self._films.get((copy, start))
-
-    def forget_before(self, time: int) -> None:
-        """Drop the films of episodes that began before a time, in steps of every copy."""
-        self._films = {at: film for at, film in self._films.items() if at[1] >= time}
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all films, those of running episodes too, so that a resumed run has them."""
-        return {
-            "time": self._time,
-            "open": [[start, footage.state_dict()] for start, footage in self._open],
-            "films": [
-                [copy, start, np.frombuffer(film, np.uint8)]
-                for (copy, start), film in self._films.items()
-            ],
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a camera on as many copies."""
-        self._time = state["time"]
-        self._open = []
-        for start, saved in state["open"]:
-            footage = Footage()
-            footage.load_state_dict(saved)
-            self._open.append((start, footage))
-        self._films = {(copy, start): film.tobytes() for copy, start, film in state["films"]}
-
-
-# The episodes of a run that people are asked about, as a preference dataset in the run's folder.
-
-
-AGAIN = 1_000_000
-"""Added to the number of an episode where the dataset has another one of that number already."""
-
-
-class RunDataset:
-    """Adds episodes to a dataset under their numbers in the run.
-
-    A run that was killed and resumed may finish another episode 57 than the one that people were
-    asked about before. The dataset then calls it 1000057; if it is the same, bit for bit, it is
-    found again, and so are the answers about it.
-    """
-
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
-        self.folder = folder
-        self._manifest = manifest
-
-    def add(self, number: int, record: EpisodeRecord, film: bytes) -> int:
-        """Return the number of an episode in the dataset, where it now is if it was not before."""
-        record = checked_episode(record, self._manifest.spec, f"episode {number}")
-        if not manifest_path(self.folder).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_manifest(self.folder, self._manifest)
-        while episode_path(self.folder, number).exists():
-            if self._is(number, record):
-                return number
-            number += AGAIN
-        write_frames(self.folder, number, film)
-        write_episode(self.folder, number, record)
-        return number
-
-    def _is(self, number: int, record: EpisodeRecord) -> bool:
-        """Return whether an episode of the dataset equals another one."""
-        try:
-            known = read_episode(self.folder, number, self._spec)
-        except DatasetError:
-            return False
-        names = [field.name for field in fields(EpisodeRecord)]
-        return all(_equal(getattr(known, name), getattr(record, name)) for name in names)
-
-    @property
-    def _spec(self) -> EnvSpec:
-        return self._manifest.spec
-
-
-def manifest_of(config: Config, spec: EnvSpec, run: Path) -> Manifest:
-    """Return what the dataset of a run says of itself."""
-    environment = DatasetEnvironment(name=config.env.name, options=dict(config.env.options))
-    origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
-    origin |= {"seed": config.seed}
-    return Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
-
-
-def _equal(one: object, other: object) -> bool:
-    """Return whether two arrays, two numbers, or two times nothing are the same bits."""
-    if one is None or other is None:
-        return one is other
-    return np.asarray(one).tobytes() == np.asarray(other).tobytes()
-
+from marl.preferences.people.camera import Camera, RunDataset, manifest_of
 
 NAN = float("nan")
 
@@ -313,10 +157,7 @@ class PeopleLabeller:
 
     def _given(self) -> dict[Pair, float | None]:
         """Return the first answer to each pair in either order, None for those only skipped."""
-        try:
-            answers = self._log.answers()
-        except DamagedLogError as error:
-            raise ConfigError(str(error)) from error
+        answers = self._log.answers()
         return first_answers(answer for answer in answers if answer.source.startswith("person:"))
 
     def _write_questions(self) -> None:

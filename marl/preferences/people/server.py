@@ -1,7 +1,9 @@
-"""The page's server: FastAPI on this machine only.
+"""The page's server: FastAPI on this machine only, for the page itself and nobody else.
 
-Handlers never wait for anything but the disk, so that one is done before the next begins: an
-answer is stored before any other request is looked at.
+The page's code is open to any program on this machine; what it shows and stores needs the token in
+the printed address. Handlers never wait for anything but the disk, so that one is done before the
+next begins: an answer is stored before any other request is looked at. Every refusal and error is
+a sentence as JSON.
 """
 
 import hmac
@@ -13,21 +15,19 @@ from typing import Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from marl.preferences.dataset.footage import FramesError, packed, read_frames
-from marl.preferences.dataset.format import DamagedLogError, QuestionsError
+from marl.preferences.dataset.footage import frames_path, packed, read_frames
+from marl.preferences.dataset.untrusted import DatasetError
 from marl.preferences.people.session import Labelling, StaleError
+from marl.utils.text import one_line
 
-# Who may talk to the page's server: the page itself, with its token, and nobody else.
-#
-# The page's code is open to any program on this machine; what it shows and stores is not.
-
-
+STATIC = Path(__file__).parent / "static"
 TOKEN_HEADER = "x-marl-token"
 _NAMES = ("127.0.0.1", "localhost")
 
@@ -42,6 +42,24 @@ SECURITY_HEADERS = (
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"cache-control", b"no-store"),
 )
+_GZIP = {"content-encoding": "gzip"}
+
+
+def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp:
+    """Return the application for one person and one dataset, behind its guard."""
+    page = Page(labelling, title)
+    app = FastAPI(title="marl label", docs_url=None, redoc_url=None, openapi_url=None)
+    app.add_api_route("/api/question", page.question, methods=["GET"])
+    app.add_api_route("/api/frames/{number}", page.frames, methods=["GET"])
+    app.add_api_route("/api/answer", page.answer, methods=["POST"])
+    app.add_api_route("/api/undo", page.undo, methods=["POST"])
+    app.add_exception_handler(StaleError, page.stale)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    for kind in (DatasetError, OSError):
+        app.add_exception_handler(kind, _broken)
+    app.add_exception_handler(Exception, _failed)
+    app.mount("/", StaticFiles(directory=STATIC, html=True))
+    return Guard(app, token, port)
 
 
 class Guard:
@@ -59,9 +77,8 @@ class Guard:
         self._origins = {f"http://{host}" for host in self._hosts}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            if scope["type"] == "lifespan":
-                await self._app(scope, receive, send)
+        if scope["type"] != "http":  # the server speaks nothing but HTTP
+            await self._app(scope, receive, send)
             return
 
         async def send_guarded(message: Message) -> None:
@@ -78,6 +95,10 @@ class Guard:
         if host not in self._hosts:
             reason = f"this server is not {host or 'a nameless host'}; open the address it printed"
             return _refused(HTTPStatus.MISDIRECTED_REQUEST, reason)
+        if "upgrade" in headers:
+            return _refused(HTTPStatus.BAD_REQUEST, "this server takes no other protocol than HTTP")
+        if not path.isprintable():
+            return _refused(HTTPStatus.NOT_FOUND, "there is no such page")
         is_api = path.startswith("/api/")
         is_foreign = origin is not None and origin not in self._origins
         if is_foreign or (is_api and headers.get("sec-fetch-site") in ("cross-site", "same-site")):
@@ -86,13 +107,6 @@ class Guard:
         if is_api and not hmac.compare_digest(token, self._token):
             return _refused(HTTPStatus.FORBIDDEN, "the token is missing or of an earlier server")
         return None
-
-
-def _refused(status: HTTPStatus, reason: str) -> JSONResponse:
-    return JSONResponse({"refused": reason}, status)
-
-
-STATIC = Path(__file__).parent / "static"
 
 
 class AnswerPost(BaseModel):
@@ -113,21 +127,6 @@ class UndoPost(BaseModel):
     id: str | None
 
 
-def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp:
-    """Return the application for one person and one dataset, behind its guard."""
-    page = Page(labelling, title)
-    app = FastAPI(title="marl label", docs_url=None, redoc_url=None, openapi_url=None)
-    app.add_api_route("/api/question", page.question, methods=["GET"])
-    app.add_api_route("/api/frames/{number}", page.frames, methods=["GET"])
-    app.add_api_route("/api/answer", page.answer, methods=["POST"])
-    app.add_api_route("/api/undo", page.undo, methods=["POST"])
-    app.add_exception_handler(StaleError, page.stale)
-    for kind in (FramesError, DamagedLogError, QuestionsError, OSError):
-        app.add_exception_handler(kind, _broken)
-    app.mount("/", StaticFiles(directory=STATIC, html=True))
-    return Guard(app, token, port)
-
-
 class Page:
     """What the page asks the server. Every reply but an episode's frames is what to show next."""
 
@@ -140,8 +139,11 @@ class Page:
         return self._shown()
 
     async def frames(self, number: int) -> Response:
-        """Return the frames of an episode."""
-        content = packed(read_frames(self._labelling.folder, number))
+        """Return the frames of an episode; 404 where it has none."""
+        folder = self._labelling.folder
+        if not frames_path(folder, number).exists():
+            return _error(HTTPStatus.NOT_FOUND, f"episode {number} was not filmed")
+        content = packed(read_frames(folder, number))
         return Response(content, media_type="application/json", headers=_GZIP)
 
     async def answer(self, post: AnswerPost) -> dict[str, Any]:
@@ -174,12 +176,31 @@ class Page:
         }
 
 
-_GZIP = {"content-encoding": "gzip"}
+def _refused(status: HTTPStatus, reason: str) -> JSONResponse:
+    return JSONResponse({"refused": reason}, status)
+
+
+def _error(status: HTTPStatus, text: str) -> JSONResponse:
+    return JSONResponse({"error": text}, status)
+
+
+async def _malformed(_: object, error: Exception) -> Response:
+    """Return what is wrong with a request, without what it holds, which may be no JSON (NaN)."""
+    assert isinstance(error, RequestValidationError)
+    fault = error.errors()[0]
+    place = one_line(".".join(map(str, fault["loc"])))
+    return _error(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}: {one_line(fault['msg'])}")
 
 
 async def _broken(_: object, error: Exception) -> Response:
     """Return what is wrong on the disk, for the page to show."""
-    return JSONResponse({"error": str(error)}, HTTPStatus.INTERNAL_SERVER_ERROR)
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+
+
+async def _failed(_: object, error: Exception) -> Response:
+    """Return that this program is at fault; the server prints where."""
+    text = f"marl label has failed ({type(error).__name__}); its terminal says more"
+    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, text)
 
 
 def listening(port: int) -> socket.socket:
@@ -197,6 +218,8 @@ def listening(port: int) -> socket.socket:
 
 def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Serve until Ctrl-C."""
-    config = uvicorn.Config(app, log_level="warning", access_log=False, server_header=False)
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, ws="none"
+    )
     with suppress(KeyboardInterrupt):  # uvicorn raises it once it has ended in good order
         uvicorn.Server(config).run(sockets=[listener])

@@ -1,4 +1,8 @@
-"""One person's labelling of one dataset: what is shown, what was answered."""
+"""One person's labelling of one dataset: which pair is shown next, and what was answered.
+
+The next pair is a function of the answers so far. Nothing is remembered beside them, so that
+stopping, going on and undoing all lead to the same pairs.
+"""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -8,59 +12,44 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-import torch
-
-from envs import EnvError, VecEnv
 from marl.config import ConfigError
-from marl.data.replay import ReplayBuffer
-from marl.data.rollout import Collector
-from marl.policy import Policy
-from marl.preferences.dataset.export import record_of
+from marl.preferences.dataset.answers import Answer, AnswerLog, Pair, now, read_questions
 from marl.preferences.dataset.footage import filmed_episodes
-from marl.preferences.dataset.format import (
-    Answer,
-    AnswerLog,
-    EpisodeRecord,
-    Pair,
-    now,
-    read_questions,
-)
-from marl.preferences.people import Camera, RunDataset, manifest_of
-from marl.utils.seeding import Seeds
-
-# One page at a time for each person and dataset.
-
 
 if sys.platform != "win32":
     import fcntl
 
+Choice = Literal["first", "second", "tie", "skip"]
 
-@contextmanager
-def alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold a dataset for one person; the system releases it when this process ends.
-
-    Two servers with one name would show each other's pairs as open. Windows is not guarded.
-    """
-    with (folder / f".{name}.lock").open("ab") as file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{name} is labelling {folder} already; use that page, end it with Ctrl-C, or "
-                    "give another --name"
-                ) from None
-        yield
-
-
-# Which pair a person is shown next: a function of what they have answered so far.
-#
-# Nothing is remembered beside the answers, so that stopping, going on and undoing all lead to the
-# same pairs.
-
+LABELS: dict[Choice, float | None] = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
 
 APART = 5
 """Answers between a pair and its repetition, so that it is judged anew, not remembered."""
+
+
+class StaleError(Exception):
+    """What came belongs to a pair that is not the one being asked about any more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a person is asked."""
+
+    asked_by_run: bool = False
+    """Only what training wants to know; otherwise any pair of the dataset."""
+    pairs: int | None = None
+    """Answers after which it ends, repetitions and skipped pairs included; None: no limit."""
+    repeats: float = 0.0
+    """Share of what is shown that was shown before, with its sides swapped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """A pair that waits for its answer."""
+
+    id: str
+    """Changes with every answer and undo, so that none is ever taken twice or for another pair."""
+    pair: Pair
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +58,107 @@ class SelfAgreement:
 
     same: int
     repeats: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a person is."""
+
+    answered: int
+    """Answers, repetitions and skipped pairs included."""
+    goal: int | None
+    """None: as many as training asks."""
+    agreement: SelfAgreement
+
+
+class Labelling:
+    """Asks one person about pairs of a dataset; an answer is on the disk when `answer` returns.
+
+    A pair stays the current one until it is answered, whatever training asks meanwhile.
+    """
+
+    def __init__(self, folder: Path, name: str, plan: Plan, *, skip_damaged: bool = False) -> None:
+        self.folder = folder
+        self.source = f"person:{name}"
+        self.plan = plan
+        self._skip_damaged = skip_damaged
+        self.log = AnswerLog(folder / "answers.jsonl", skip_damaged=skip_damaged)
+        self._current: Question | None = None
+
+    def question(self) -> Question | None:
+        """Return the pair to show now; None if there is none, or none yet."""
+        mine = self._mine()
+        if self._current is None and not self._is_enough(mine):
+            pair = next_pair(mine, self._open_pairs(), self.plan.repeats)
+            if pair is not None:
+                self._current = self._asked(pair)
+        return self._current
+
+    def answer(self, question_id: str, choice: Choice, seconds: float | None) -> None:
+        """Store the answer to the current question; raise `StaleError` if it is for another."""
+        question = self.question()
+        if question is None or question.id != question_id:
+            raise StaleError
+        first, second = question.pair
+        self.log.append(
+            Answer(
+                first=first,
+                second=second,
+                label=LABELS[choice],
+                source=self.source,
+                at=now(),
+                seconds=None if seconds is None else round(seconds, 3),
+            )
+        )
+        self._current = None
+
+    def undo(self, question_id: str | None) -> None:
+        """Withdraw the latest answer; its pair is asked again.
+
+        `question_id` is what the page shows meanwhile; `StaleError` if that is not current.
+        """
+        question = self.question()
+        if question_id != (None if question is None else question.id):
+            raise StaleError
+        withdrawn = self.log.undo(self.source)
+        if withdrawn is not None:
+            self._current = self._asked((withdrawn.first, withdrawn.second))
+
+    def is_done(self) -> bool:
+        """Whether nothing more will be asked; training may always ask more."""
+        return self._is_enough(self._mine()) or not self.plan.asked_by_run
+
+    def progress(self) -> Progress:
+        """Return how far the person is."""
+        mine = self._mine()
+        goal = self.plan.pairs
+        if not self.plan.asked_by_run:
+            episodes = len(self._filmed())
+            most = int(episodes * (episodes - 1) / 2 / (1.0 - self.plan.repeats))
+            goal = most if goal is None else min(goal, most)
+        return Progress(answered=len(mine), goal=goal, agreement=self_agreement(mine))
+
+    def _asked(self, pair: Pair) -> Question:
+        lines = self.log.num_lines(self.source)
+        return Question(id=f"{lines}-{pair[0]}-{pair[1]}", pair=pair)
+
+    def _mine(self) -> list[Answer]:
+        return [answer for answer in self.log.answers() if answer.source == self.source]
+
+    def _is_enough(self, mine: list[Answer]) -> bool:
+        return self.plan.pairs is not None and len(mine) >= self.plan.pairs
+
+    def _open_pairs(self) -> Iterator[Pair]:
+        """Return the pairs that may be shown, the most urgent first; some may be answered."""
+        filmed = self._filmed()
+        if not self.plan.asked_by_run:
+            return all_pairs(filmed, self.source)
+        asked = read_questions(self.folder, skip_damaged=self._skip_damaged) or []
+        return iter([pair for pair in asked if set(filmed).issuperset(pair)])
+
+    def _filmed(self) -> list[int]:
+        """Return the numbers of the episodes that can be shown."""
+        return filmed_episodes(self.folder, skip_damaged=self._skip_damaged)
 
 
 def next_pair(answers: Sequence[Answer], open_pairs: Iterator[Pair], repeats: float) -> Pair | None:
@@ -143,173 +233,19 @@ def _key(answer: Answer) -> frozenset[int]:
     return frozenset((answer.first, answer.second))
 
 
-# Episodes of a trained team for people to compare.
+@contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Hold a dataset for one person; the system releases it when this process ends.
 
-
-def missing_episodes(folder: Path, count: int) -> list[int]:
-    """Return the numbers of those of the first `count` episodes that a dataset has no frames of."""
-    return sorted(set(range(count)) - set(filmed_episodes(folder)))
-
-
-def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int]) -> Iterator[int]:
-    """Play episodes by sampled actions into a dataset; yield each number once it is on the disk.
-
-    An episode's number is its seed: the same policy always plays the same episode.
+    Two servers with one name would show each other's pairs as open. Windows is not guarded.
     """
-    with policy.open_env(1) as env:
-        kept = RunDataset(folder, manifest_of(policy.config, env.spec, run))
-        for number in numbers:
-            record, film = _filmed(policy, env, number)
-            kept.add(number, record, film)
-            yield number
-
-
-def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, bytes]:
-    """Return the episode whose seed is `number`, and its film."""
-    spec, steps, cpu = env.spec, env.spec.max_steps, torch.device("cpu")
-    seeds, camera = Seeds(number), Camera(env, 1)
-    collector = Collector(
-        env,
-        policy.norm,
-        steps,
-        seed=seeds.integer("evaluation environment"),
-        generator=seeds.torch("evaluation actions"),
-        device=cpu,
-        callback=camera,
-    )
-    rollout = collector.collect(policy.actor)[0]
-    replay = ReplayBuffer(
-        spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
-    )
-    replay.append(rollout)
-    film = camera.film(0, 0)
-    if film is None:
-        raise EnvError(
-            f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests it"
-        )
-    return record_of(replay, spec, 0), film
-
-
-Choice = Literal["first", "second", "tie", "skip"]
-
-LABELS: dict[Choice, float | None] = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
-
-
-class StaleError(Exception):
-    """What came belongs to a pair that is not the one being asked about any more."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Plan:
-    """What a person is asked."""
-
-    asked_by_run: bool = False
-    """Only what training wants to know; otherwise any pair of the dataset."""
-    pairs: int | None = None
-    """Answers after which it ends, repetitions and skipped pairs included; None: no limit."""
-    repeats: float = 0.0
-    """Share of what is shown that was shown before, with its sides swapped."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Question:
-    """A pair that waits for its answer."""
-
-    id: str
-    """Changes with every answer and undo, so that none is ever taken twice or for another pair."""
-    pair: Pair
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """How far a person is."""
-
-    answered: int
-    """Answers, repetitions and skipped pairs included."""
-    goal: int | None
-    """None: as many as training asks."""
-    agreement: SelfAgreement
-
-
-class Labelling:
-    """Asks one person about pairs of a dataset; an answer is on the disk when `answer` returns.
-
-    A pair stays the current one until it is answered, whatever training asks meanwhile.
-    """
-
-    def __init__(self, folder: Path, name: str, plan: Plan, *, skip_damaged: bool = False) -> None:
-        self.folder = folder
-        self.source = f"person:{name}"
-        self.plan = plan
-        self.log = AnswerLog(folder / "answers.jsonl", skip_damaged=skip_damaged)
-        self._current: Question | None = None
-
-    def question(self) -> Question | None:
-        """Return the pair to show now; None if there is none, or none yet."""
-        mine = self._mine()
-        if self._current is None and not self._is_enough(mine):
-            pair = next_pair(mine, self._open_pairs(), self.plan.repeats)
-            if pair is not None:
-                self._current = self._asked(pair)
-        return self._current
-
-    def answer(self, question_id: str, choice: Choice, seconds: float | None) -> None:
-        """Store the answer to the current question; raise `StaleError` if it is for another."""
-        question = self.question()
-        if question is None or question.id != question_id:
-            raise StaleError
-        first, second = question.pair
-        self.log.append(
-            Answer(
-                first=first,
-                second=second,
-                label=LABELS[choice],
-                source=self.source,
-                at=now(),
-                seconds=None if seconds is None else round(seconds, 3),
-            )
-        )
-        self._current = None
-
-    def undo(self, question_id: str | None) -> None:
-        """Withdraw the latest answer; its pair is asked again.
-
-        `question_id` is what the page shows meanwhile; `StaleError` if that is not current.
-        """
-        question = self.question()
-        if question_id != (None if question is None else question.id):
-            raise StaleError
-        withdrawn = self.log.undo(self.source)
-        if withdrawn is not None:
-            self._current = self._asked((withdrawn.first, withdrawn.second))
-
-    def is_done(self) -> bool:
-        """Whether nothing more will be asked; training may always ask more."""
-        return self._is_enough(self._mine()) or not self.plan.asked_by_run
-
-    def progress(self) -> Progress:
-        """Return how far the person is."""
-        mine = self._mine()
-        goal = self.plan.pairs
-        if not self.plan.asked_by_run:
-            episodes = len(filmed_episodes(self.folder))
-            most = int(episodes * (episodes - 1) / 2 / (1.0 - self.plan.repeats))
-            goal = most if goal is None else min(goal, most)
-        return Progress(answered=len(mine), goal=goal, agreement=self_agreement(mine))
-
-    def _asked(self, pair: Pair) -> Question:
-        lines = self.log.num_lines(self.source)
-        return Question(id=f"{lines}-{pair[0]}-{pair[1]}", pair=pair)
-
-    def _mine(self) -> list[Answer]:
-        return [answer for answer in self.log.answers() if answer.source == self.source]
-
-    def _is_enough(self, mine: list[Answer]) -> bool:
-        return self.plan.pairs is not None and len(mine) >= self.plan.pairs
-
-    def _open_pairs(self) -> Iterator[Pair]:
-        """Return the pairs that may be shown, the most urgent first; some may be answered."""
-        filmed = filmed_episodes(self.folder)
-        if not self.plan.asked_by_run:
-            return all_pairs(filmed, self.source)
-        return iter([p for p in read_questions(self.folder) or [] if set(filmed).issuperset(p)])
+    with (folder / f".{name}.lock").open("ab") as file:
+        if sys.platform != "win32":
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{name} is labelling {folder} already; use that page, end it with Ctrl-C, or "
+                    "give another --name"
+                ) from None
+        yield

@@ -1,0 +1,209 @@
+"""Episodes with their films, for people to compare: filmed in training, or played afterwards.
+
+Axes: E environments.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from envs import EnvError, EnvSpec, EnvStep, VecEnv
+from envs.frames import frame_of
+from marl.config import Config, Option
+from marl.data.replay import ReplayBuffer
+from marl.data.rollout import Collector
+from marl.policy import Policy
+from marl.preferences.dataset.export import record_of
+from marl.preferences.dataset.footage import Footage, filmed_episodes, packed, write_frames
+from marl.preferences.dataset.format import (
+    DatasetEnvironment,
+    EpisodeRecord,
+    Manifest,
+    checked_episode,
+    episode_path,
+    manifest_path,
+    read_episode,
+    write_episode,
+    write_manifest,
+)
+from marl.preferences.dataset.untrusted import DatasetError
+from marl.utils.seeding import Seeds
+
+BoolArray = npt.NDArray[np.bool_]
+
+AGAIN = 1_000_000
+"""Added to the number of an episode where the dataset has another one of that number already."""
+
+
+class Camera:
+    """Keeps the films of finished episodes until it is told to forget them.
+
+    It only looks, so that a run with it has the same numbers as one without.
+    """
+
+    def __init__(self, env: VecEnv, copies: int) -> None:
+        self.copies = min(copies, env.spec.num_envs)
+        """It films those numbered from 0 to below this."""
+        self._env = env
+        self._time = 0
+        self._open = [(0, Footage()) for _ in range(self.copies)]
+        """Per copy, the time at which its episode began, and what was filmed of it."""
+        self._films: dict[tuple[int, int], bytes] = {}
+        """By copy and time of the first step."""
+        self._before = (self._time, self._open, self._films)
+        """What there was when the rollout began."""
+
+    def before_rollout(self) -> None:
+        """Remember what was filmed so far."""
+        running = [(start, footage.copy()) for start, footage in self._open]
+        self._before = (self._time, running, self._films.copy())
+
+    def undo_rollout(self) -> None:
+        """Forget what was filmed since `before_rollout`."""
+        self._time, self._open, self._films = self._before
+
+    def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
+        """Film what the agents see and are about to do."""
+        for copy, (_, footage) in enumerate(self._open):
+            footage.take(lambda copy=copy: frame_of(self._env, copy, step, actions))  # type: ignore[misc]  # called at once
+
+    def after_step(self, done: BoolArray) -> None:
+        """Finish the films of the copies whose episode has ended; `done` is (E,)."""
+        self._time += 1
+        for copy in np.flatnonzero(done[: self.copies]).tolist():
+            start, footage = self._open[copy]
+            self._films[copy, start] = packed(footage.episode())
+            self._open[copy] = (self._time, Footage())
+
+    def film(self, copy: int, start: int) -> bytes | None:
+        """Return the film of a finished episode, packed as a dataset keeps it; None: not filmed."""
+        return self._films.get((copy, start))
+
+    def forget_before(self, time: int) -> None:
+        """Drop the films of episodes that began before a time, in steps of every copy."""
+        self._films = {at: film for at, film in self._films.items() if at[1] >= time}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return all films, those of running episodes too, so that a resumed run has them."""
+        return {
+            "time": self._time,
+            "open": [[start, footage.state_dict()] for start, footage in self._open],
+            "films": [
+                [copy, start, np.frombuffer(film, np.uint8)]
+                for (copy, start), film in self._films.items()
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a camera on as many copies."""
+        self._time = state["time"]
+        self._open = []
+        for start, saved in state["open"]:
+            footage = Footage()
+            footage.load_state_dict(saved)
+            self._open.append((start, footage))
+        self._films = {(copy, start): film.tobytes() for copy, start, film in state["films"]}
+
+
+class RunDataset:
+    """Adds episodes to a dataset under their numbers in the run.
+
+    A run that was killed and resumed may finish another episode 57 than the one that people were
+    asked about before. The dataset then calls it 1000057; if it is the same, bit for bit, it is
+    found again, and so are the answers about it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest) -> None:
+        self.folder = folder
+        self._manifest = manifest
+
+    def add(self, number: int, record: EpisodeRecord, film: bytes) -> int:
+        """Return the number of an episode in the dataset, where it now is if it was not before."""
+        record = checked_episode(record, self._manifest.spec, f"episode {number}")
+        if not manifest_path(self.folder).exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_manifest(self.folder, self._manifest)
+        while episode_path(self.folder, number).exists():
+            if self._is(number, record):
+                return number
+            number += AGAIN
+        write_frames(self.folder, number, film)
+        write_episode(self.folder, number, record)
+        return number
+
+    def _is(self, number: int, record: EpisodeRecord) -> bool:
+        """Return whether an episode of the dataset equals another one."""
+        try:
+            known = read_episode(self.folder, number, self._spec)
+        except DatasetError:
+            return False
+        names = [field.name for field in fields(EpisodeRecord)]
+        return all(_equal(getattr(known, name), getattr(record, name)) for name in names)
+
+    @property
+    def _spec(self) -> EnvSpec:
+        return self._manifest.spec
+
+
+def manifest_of(config: Config, spec: EnvSpec, run: Path) -> Manifest:
+    """Return what the dataset of a run says of itself."""
+    environment = DatasetEnvironment(name=config.env.name, options=dict(config.env.options))
+    origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
+    origin |= {"seed": config.seed}
+    return Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
+
+
+def missing_episodes(folder: Path, count: int) -> list[int]:
+    """Return the numbers of those of the first `count` episodes that a dataset has no frames of."""
+    return sorted(set(range(count)) - set(filmed_episodes(folder)))
+
+
+def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int]) -> Iterator[int]:
+    """Play episodes by sampled actions into a dataset; yield each number once it is on the disk.
+
+    An episode's number is its seed: the same policy always plays the same episode.
+    """
+    with policy.open_env(1) as env:
+        kept = RunDataset(folder, manifest_of(policy.config, env.spec, run))
+        for number in numbers:
+            record, film = _filmed(policy, env, number)
+            kept.add(number, record, film)
+            yield number
+
+
+def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, bytes]:
+    """Return the episode whose seed is `number`, and its film."""
+    spec, steps, cpu = env.spec, env.spec.max_steps, torch.device("cpu")
+    seeds, camera = Seeds(number), Camera(env, 1)
+    collector = Collector(
+        env,
+        policy.norm,
+        steps,
+        seed=seeds.integer("evaluation environment"),
+        generator=seeds.torch("evaluation actions"),
+        device=cpu,
+        callback=camera,
+    )
+    rollout = collector.collect(policy.actor)[0]
+    replay = ReplayBuffer(
+        spec, steps, max_steps=2 * steps, max_episodes=steps, holdout_every=2, device=cpu
+    )
+    replay.append(rollout)
+    film = camera.film(0, 0)
+    if film is None:
+        raise EnvError(
+            f"{spec.name} ended no episode in {steps} steps, its max_steps. `marl check` tests it"
+        )
+    return record_of(replay, spec, 0), film
+
+
+def _equal(one: object, other: object) -> bool:
+    """Return whether two arrays, two numbers, or two times nothing are the same bits."""
+    if one is None or other is None:
+        return one is other
+    return np.asarray(one).tobytes() == np.asarray(other).tobytes()
