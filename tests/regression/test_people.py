@@ -17,7 +17,7 @@ from envs import EnvError
 from marl import ConfigError, Trainer, train
 from marl.config import Config
 from marl.config.io import load_config
-from marl.preferences.dataset import PreferenceDataset
+from marl.preferences.dataset import DatasetError, PreferenceDataset
 from marl.preferences.dataset.answers import read_questions
 from marl.preferences.dataset.footage import read_frames
 from marl.preferences.dataset.format import read_episode, read_manifest
@@ -373,6 +373,6 @@ def test_a_damaged_answer_stops_the_run_with_its_place(tmp_path: Path) -> None:
     Person(tmp_path / "run").answer(1)
     log = tmp_path / "run" / "people" / "answers.jsonl"
     log.write_text("damaged\n" + log.read_text())
-    with pytest.raises(ConfigError, match=r"answers\.jsonl, line 1 of 2"):
+    with pytest.raises(DatasetError, match=r"answers\.jsonl, line 1 of 2"):
         advance(run, 1)
     shutil.rmtree(tmp_path / "run" / "crash")
