@@ -106,10 +106,10 @@ def label(pairs: EpisodePairs, spec: EnvSpec, config: LlmConfig) -> Row:
     started = time.perf_counter()
     known = _label(pairs, spec, config, name)
     seconds = time.perf_counter() - started
-    # From the store, at no cost: how sure an answer must be is no part of the question.
+    # From the cache, at no cost: how sure an answer must be is no part of the question.
     _label(pairs, spec, replace(config, margin=0.0, min_mass=0.0), f"{name}, forced")
     audited = [
-        _pairs_of(judges(read_asked(Path(config.store), run))) for run in (name, f"{name}, forced")
+        _pairs_of(judges(read_asked(Path(config.cache), run))) for run in (name, f"{name}, forced")
     ]
     if known is None or not audited[1].firsts.whole:
         reasons = ", ".join(audited[0].unanswered)
@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[Row] = []
     with served(options) as (base_url, model), tempfile.TemporaryDirectory() as scratch:
         head = _command(options, model)
-        store = options.store or Path(scratch) / "answers.sqlite"
+        cache = options.cache or Path(scratch) / "answers.sqlite"
         played = [played_pairs(env_name, options.pairs, options.seed) for env_name in options.env]
         counts = {"final": options.pairs, "whole": min(options.whole_pairs, options.pairs)}
         for (told, count), (pairs, spec), ask in product(counts.items(), played, FORMS):
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> None:
                 ask=ask,
                 describe=told,
                 task=TASKS.get(spec.name, options.task),
-                store=str(store),
+                cache=str(cache),
                 preflight="allow",
                 concurrency=options.concurrency,
                 timeout=300.0,
@@ -275,7 +275,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--concurrency", type=int, default=1, help="questions at once (default 1)")
     parser.add_argument(
-        "--store", type=Path, help="keep the answers there, e.g. if they cost money"
+        "--cache", type=Path, help="keep the answers there, e.g. if they cost money"
     )
     parser.add_argument("--out", type=Path, help="also write the table there")
     options = parser.parse_args(arguments)

@@ -158,7 +158,7 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
 
 
 def identity_of(folder: Path) -> str:
-    """Return what a run is called in a store of answers that others may use too.
+    """Return what a run is called in an answer cache that others may use too.
 
     It stays the same when the run is resumed or its folder moved; empty if it has none yet.
     """

@@ -31,7 +31,7 @@ class Trainer:
     def __init__(self, config: Config, folder: Path | None = None, *, run: str = "") -> None:
         """`folder` is the run's, which a labeller that shows episodes to people needs.
 
-        `run` is its identity, under which a store of answers keeps what it asks.
+        `run` is its identity, under which an answer cache keeps what it asks.
         """
         torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config

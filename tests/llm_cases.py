@@ -1,10 +1,8 @@
-"""What the tests of the language-model labeller share: pairs, settings, and a patient clock.
+"""What the tests of the language-model labeller share: pairs, settings, and a fake clock.
 
 Axes: B pairs.
 """
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +18,6 @@ from tests.scripted import ScriptedEnv
 
 SPEC: EnvSpec = ScriptedEnv([[5]]).spec
 """An environment without facts: episodes are described by return and length."""
-OLD_STORE = Path(__file__).parent / "data" / "llm_store_v1.sql"
-"""A store of answers as the code of its version 1 wrote it; see `test_llm_store_layout.py`."""
 
 
 def pairs_of(first: list[float], second: list[float]) -> EpisodePairs:
@@ -64,7 +60,7 @@ def settings(address: str, folder: Path, **changes: Any) -> LlmConfig:
     values: dict[str, Any] = {
         "base_url": address,
         "model": "stand-in",
-        "store": str(folder / "store.sqlite"),
+        "cache": str(folder / "cache.sqlite"),
         "preflight": "off",
         "timeout": 0.4,
         "deadline": 5.0,
@@ -95,12 +91,3 @@ def label_opposites(address: str, folder: Path, count: int, **changes: Any) -> l
     labels: list[float] = labeller(pairs_of(first, [-1.0 - number for number in first])).tolist()
     labeller.close()
     return labels
-
-
-def old_store(folder: Path) -> Path:
-    """Write the store of version 1 again, as a file."""
-    path = folder / "store.sqlite"
-    with closing(sqlite3.connect(path)) as database:
-        database.executescript(OLD_STORE.read_text())
-        database.executescript("PRAGMA application_id = 0x6D61726C; PRAGMA user_version = 1;")
-    return path

@@ -17,7 +17,7 @@ def labels(arguments: list[str], description: str | None) -> int:
     options = parser.parse_args(arguments)
     if options.most < 0:
         parser.error("--most must be at least 0")
-    report = audit(options.run, store=options.store, ask_again=options.ask_again)
+    report = audit(options.run, cache=options.cache, ask_again=options.ask_again)
     path: Path | None = options.out
     if options.json:
         print(json.dumps(to_json(report, options.most), indent=1, allow_nan=False))
@@ -51,7 +51,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
         prog="marl labels",
         description=description,
         epilog="Shares stand with their 95 % intervals. Nothing is asked of a language model, and "
-        "its store is only read, also while the run goes on.",
+        "its answer cache is only read, also while the run goes on.",
     )
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument(
@@ -59,7 +59,7 @@ def _parser(description: str | None) -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, help="the page to write (default RUN/labels.html)")
     parser.add_argument(
-        "--store", type=Path, help="the language model's answers, if not where the settings say"
+        "--cache", type=Path, help="the language model's answers, if not where the settings say"
     )
     parser.add_argument(
         "--most", type=int, default=8, help="surprising pairs of each kind (default 8)"

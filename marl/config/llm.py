@@ -1,10 +1,40 @@
 """Settings of the language-model labeller, the section ``[preferences.llm]``."""
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
-from marl.config.validation import Range, settings
+from pydantic import AfterValidator
+
+from marl.config.validation import ConfigError, Range, settings
 
 AskForm = Literal["pointwise", "pairwise"]
+
+
+def check_url(url: str, origin: str) -> None:
+    """Raise `ConfigError` for an endpoint that is none, or that could hold a secret.
+
+    An endpoint is recorded with the run. What may be a secret is not shown; `origin` says where
+    the endpoint was read.
+    """
+    if any(sign in url for sign in "@?#"):
+        raise ConfigError(
+            f"{origin}: holds a user, a password, a query or a fragment, and would be recorded "
+            "with the run; put a key into the environment variable that "
+            "preferences.llm.api_key_env names"
+        )
+    try:
+        parts = urlsplit(url)
+        is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or not url.isprintable() or " " in url:
+        raise ConfigError(f"{origin}: got {url!r}, expected http://... or https://...")
+
+
+def _checked(url: str) -> str:
+    if url:
+        check_url(url, "preferences.llm.base_url")
+    return url
 
 
 @settings("preferences.llm")
@@ -14,7 +44,7 @@ class LlmConfig:
     The key is read from the environment variable `api_key_env` and never written anywhere.
     """
 
-    base_url: str = ""
+    base_url: Annotated[str, AfterValidator(_checked)] = ""
     """Endpoint, e.g. ``http://127.0.0.1:8080/v1`` for a local server; empty: OpenAI's own."""
     model: str = ""
     """Name of the model as the server lists it."""
@@ -74,7 +104,7 @@ class LlmConfig:
     breaker_seconds: Annotated[float, Range(0, 1e6)] = 60.0
     """How long it is left alone before one question tries it again."""
     max_calls: Annotated[int, Range(0, 1e12)] = 0
-    """Cap on attempts, summed over the life of the store; 0: none."""
+    """Cap on attempts, summed over the life of the cache; 0: none."""
     max_total_tokens: Annotated[int, Range(0, 1e15)] = 0
     """Cap on tokens of questions and replies together; 0: none."""
     max_cost: Annotated[float, Range(0, 1e12)] = 0.0
@@ -94,10 +124,10 @@ class LlmConfig:
     than `preflight_accuracy` is refused, with the figures. Allow: the figures are a warning."""
     preflight_accuracy: Annotated[float, Range(0, 1)] = 0.7
     """Smallest share right; a pair without an answer counts half."""
-    store: str = "runs/llm.sqlite"
+    cache: str = "runs/llm.sqlite"
     """SQLite file that keeps every question and answer; what it holds is never asked again."""
     in_doubt: Literal["abstain", "ask"] = "abstain"
     """A question under way when a run was killed may have been paid for. Abstain: never ask it
     again. Ask: do (a local server costs nothing, and a resumed run then gets every answer)."""
     offline: bool = False
-    """Answer from the store alone and never touch the network."""
+    """Answer from the cache alone and never touch the network."""

@@ -24,7 +24,7 @@ def make_labeller(
     """Return the labeller a configuration names, with its tie-break and its teacher's errors.
 
     `people` is the labeller of that name, which only a run with a folder has. `run` is the
-    identity under which a store of answers keeps what is asked.
+    identity under which an answer cache keeps what is asked.
     """
     if config.labeller == "people":
         if people is None:

@@ -44,15 +44,12 @@ from marl.utils.text import one_line
 # Everything an audit found about one run.
 
 
-WHOLE_STORE = (
-    "The store was written before it noted which run a pair belongs to, so all its pairs are here, "
-    "those of other runs too."
-)
 NO_CHECKPOINT = (
     "The run has no checkpoint yet: what training keeps, and what the reward has learned, is not "
     "known."
 )
 MYOPIC = "preferences.teacher.myopia is below 1: returns are those that the myopic teacher sees."
+NOTHING_ASKED = "The answer cache holds nothing of this run."
 NO_ANSWERS = (
     "A labeller that is asked about every pair anew leaves no answers. --ask-again asks it about "
     "the kept episodes now."
@@ -67,8 +64,8 @@ class Report:
     env: str
     algorithm: str
     labeller: str
-    store: str
-    """The language model's store of answers; empty for other labellers."""
+    cache: str
+    """The language model's answer cache; empty for other labellers."""
     has_prices: bool
     judges: tuple[Judge, ...]
     kept: Kept | None
@@ -100,10 +97,10 @@ class Report:
         return {title: pairs for title, pairs in found.items() if pairs}
 
 
-def audit(run: Path, *, store: Path | None = None, ask_again: bool = False) -> Report:
+def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> Report:
     """Return what is known of a run's answers, or raise `ConfigError` where there is nothing.
 
-    `store` is where the language model's answers are now, if not where the settings say.
+    `cache` is where the language model's answers are now, if not where the settings say.
     """
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} is not a run folder: it has no config.toml")
@@ -120,11 +117,11 @@ def audit(run: Path, *, store: Path | None = None, ask_again: bool = False) -> R
     else:
         notes.append(NO_CHECKPOINT)
     is_llm = config.preferences.labeller == "llm"
-    path = store or Path(config.preferences.llm.store)
+    path = cache or Path(config.preferences.llm.cache)
     asked = _asked_by(path, run) if is_llm else None
     kept = None if saved is None else saved.kept(ask_again=ask_again)
-    if asked is not None and asked.is_whole_store:
-        notes.append(WHOLE_STORE)
+    if asked is not None and not asked.pairs and not asked.costs:
+        notes.append(NOTHING_ASKED)
     elif kept is not None and asked is None and not kept.pairs and not kept.is_asked_now:
         notes.append(NO_ANSWERS)
     pairs: Sequence[Pair] = () if kept is None else kept.pairs
@@ -136,7 +133,7 @@ def audit(run: Path, *, store: Path | None = None, ask_again: bool = False) -> R
         env=one_line(config.env.name),
         algorithm=config.algorithm,
         labeller=one_line(config.preferences.labeller),
-        store=str(path) if is_llm else "",
+        cache=str(path) if is_llm else "",
         has_prices=config.preferences.llm.prompt_price + config.preferences.llm.reply_price > 0,
         judges=() if asked is None else tuple(judges(asked)),
         kept=kept,
@@ -147,13 +144,13 @@ def audit(run: Path, *, store: Path | None = None, ask_again: bool = False) -> R
 
 
 def _asked_by(path: Path, run: Path) -> Asked:
-    """Return what the run's store holds, or raise `ConfigError` that says where it should be."""
+    """Return what the answer cache holds of a run, or raise `ConfigError` that says where it is."""
     if path.is_file():
         return read_asked(path, identity_of(run))
     seen_from = "" if path.is_absolute() else f" seen from {Path.cwd()}"
     raise ConfigError(
-        f"{run}: its answers are expected in {path}, where preferences.llm.store or --store says, "
-        f"but there is no such file{seen_from}; name it by --store, wherever it is now"
+        f"{run}: its answers are expected in {path}, where preferences.llm.cache or --cache says, "
+        f"but there is no such file{seen_from}; name it by --cache, wherever it is now"
     )
 
 
@@ -299,7 +296,7 @@ def to_json(report: Report, most: int) -> dict[str, Any]:
         "env": report.env,
         "algorithm": report.algorithm,
         "labeller": report.labeller,
-        "store": report.store or None,
+        "cache": report.cache or None,
         "asked": [_judge_to_json(judge) for judge in report.judges],
         "kept": None if report.kept is None else _kept_to_json(report.kept),
         "reliability": plain(report.bins),

@@ -98,8 +98,8 @@ def page(report: Report, most: int) -> str:
 
 def _whose(report: Report) -> str:
     kept = "" if report.kept is None else f", at step {report.kept.steps:,}"
-    store = f". Store of answers: {report.store}" if report.store else ""
-    return f"Run {report.run}{kept}. Labeller: {report.labeller}{store}"
+    cache = f". Answer cache: {report.cache}" if report.cache else ""
+    return f"Run {report.run}{kept}. Labeller: {report.labeller}{cache}"
 
 
 def _table(section: Section) -> str:

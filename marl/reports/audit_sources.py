@@ -26,7 +26,7 @@ from marl.preferences.dataset.format import read_return
 from marl.preferences.describe import describe
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
-from marl.preferences.llm.cache import StoreError, snapshot
+from marl.preferences.llm.cache import CacheError, snapshot
 from marl.preferences.llm.prompts import cleaned
 from marl.preferences.people.session import self_agreement
 from marl.preferences.queries import disjoint_pairs
@@ -45,7 +45,7 @@ from marl.rewards.io import restored_reward
 from marl.utils.seeding import Seeds
 from marl.utils.text import one_line
 
-# What a language model answered, and what that cost: read from its store of answers.
+# What a language model answered, and what that cost: read from its answer cache.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,43 +71,31 @@ class Cost:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What a store knows of one run."""
+    """What an answer cache knows of one run."""
 
     pairs: tuple[Pair, ...]
     costs: tuple[Cost, ...]
-    is_whole_store: bool
-    """The store does not say whose its pairs are, so that all of them are here."""
 
 
 def read_asked(path: Path, run: str) -> Asked:
-    """Return what was asked for a run, or all that a store of old holds without an owner.
+    """Return what was asked for a run.
 
-    The file is only read. Raises `StoreError` if it cannot be.
+    The file is only read. Raises `CacheError` if it cannot be.
     """
     with closing(snapshot(path)) as database:
         database.row_factory = sqlite3.Row
-        owner = run if run and _has_owner(database, run) else ""
-        pairs = database.execute("SELECT * FROM labels WHERE run = ? ORDER BY at, id", (owner,))
-        calls = database.execute("SELECT * FROM calls WHERE run = ? ORDER BY id", (owner,))
+        pairs = database.execute("SELECT * FROM labels WHERE run = ? ORDER BY at, id", (run,))
+        calls = database.execute("SELECT * FROM calls WHERE run = ? ORDER BY id", (run,))
         try:
             return Asked(
                 pairs=tuple(map(_pair, pairs)),
                 costs=_costs(list(calls)),
-                is_whole_store=bool(run) and not owner,
             )
         except (AttributeError, TypeError, ValueError) as error:
-            raise StoreError(
+            raise CacheError(
                 f"{path}: holds labels or attempts that this program does not write ({error}); "
                 "do not trust where it came from"
             ) from None
-
-
-def _has_owner(database: sqlite3.Connection, run: str) -> bool:
-    """Return whether a run has asked anything of this store."""
-    found = "SELECT 1 FROM {} WHERE run = ? LIMIT 1"
-    return any(
-        database.execute(found.format(table), (run,)).fetchone() for table in ("labels", "calls")
-    )
 
 
 def _pair(row: sqlite3.Row) -> Pair:
@@ -124,7 +112,6 @@ def _pair(row: sqlite3.Row) -> Pair:
         first_choice=one_line(row["first_choice"]),
         odds=(row["first_odds"], row["second_odds"]),
         masses=(row["first_mass"], row["second_mass"]),
-        has_flipped=bool(row["flipped"]),
     )
 
 
@@ -371,10 +358,6 @@ def _with(
     return agreement([label for label, _ in both], [label - 0.5 for _, label in both])
 
 
-_JUDGED = ("answered", "tie", "margin", "disagreement")
-"""Outcomes of pairs both of whose questions were answered and carried enough mass."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Judge:
     """A prompt and a model."""
@@ -400,7 +383,7 @@ class Judge:
     """Mean probability of the two choices together."""
     bins: tuple[Bin, ...]
     cost: Cost | None
-    """None where the store has no attempt of this prompt and model."""
+    """None where the cache has no attempt of this prompt and model."""
 
 
 def judges(asked: Asked) -> list[Judge]:
@@ -437,19 +420,12 @@ def _judge(prompt: str, model: str, pairs: Sequence[Pair], cost: Cost | None) ->
 
 
 def _flips(pairs: Iterable[Pair]) -> Share:
-    """Return how many pairs got the same letter in both orders.
-
-    A store of old tells the odds of no question, but whether the order mattered.
-    """
+    """Return how many pairs got the same letter in both orders, of those asked in both."""
     flips = []
     for pair in pairs:
         one, two = pair.odds
-        if pair.form != "pairwise":
-            continue
-        if one is not None and two is not None:
+        if pair.form == "pairwise" and one is not None and two is not None:
             flips.append(one * two > 0.0)
-        elif pair.outcome in _JUDGED:
-            flips.append(pair.has_flipped)
     return Share(part=sum(flips), whole=len(flips))
 
 

@@ -152,8 +152,6 @@ class Pair:
     """Log-odds of the first choice in each of the pair's two questions."""
     masses: tuple[float | None, float | None] = (None, None)
     """Probability that the two choices had together."""
-    has_flipped: bool = False
-    """The two orders preferred different episodes."""
     learned: float = math.nan
     """P(first preferred) in the eyes of the learned reward; NaN: not known."""
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.command_line import run
-from tests.llm_cases import old_store
 from tests.llm_server import POSITION_BIAS, ModelServer
 
 SMALL = [
@@ -26,7 +25,7 @@ def shorter_way(pairs):
 """
 
 
-def with_model(server: ModelServer, store: Path, *more: str) -> list[str]:
+def with_model(server: ModelServer, cache: Path, *more: str) -> list[str]:
     """Return the flags of a run whose labeller is the stand-in server."""
     return [
         *SMALL,
@@ -37,7 +36,7 @@ def with_model(server: ModelServer, store: Path, *more: str) -> list[str]:
         "--preferences.llm.ask=pairwise",
         "--preferences.llm.prompt-price=2",
         "--preferences.llm.reply-price=8",
-        f"--preferences.llm.store={store}",
+        f"--preferences.llm.cache={cache}",
         *more,
     ]
 
@@ -54,15 +53,15 @@ def test_a_language_model_is_audited_by_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-of-mine")
-    store, first, second = tmp_path / "s.sqlite", tmp_path / "first", tmp_path / "second"
+    cache, first, second = tmp_path / "s.sqlite", tmp_path / "first", tmp_path / "second"
     with ModelServer() as server:
-        flags = with_model(server, store, "--preferences.llm.margin=0.01")
+        flags = with_model(server, cache, "--preferences.llm.margin=0.01")
         assert run("train", *flags, "--run-dir", first) == 0
         asked = len(server.asked)
         assert run("train", *flags, "--seed=5", "--run-dir", second) == 0
     one, two = figures(capsys, first), figures(capsys, second)
     (judge,) = one["asked"]
-    with closing(sqlite3.connect(store)) as database:
+    with closing(sqlite3.connect(cache)) as database:
         rows = database.execute("SELECT * FROM labels").fetchall()
     assert judge["pairs"] + two["asked"][0]["pairs"] == len(rows)
     # 4 an iteration, fewer at first, while there are few episodes to make pairs of.
@@ -102,9 +101,9 @@ def test_a_language_model_is_audited_by_run(
 def test_a_resumed_run_keeps_its_identity_and_its_pairs(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder, store = tmp_path / "run", tmp_path / "s.sqlite"
+    folder, cache = tmp_path / "run", tmp_path / "s.sqlite"
     with ModelServer() as server:
-        flags = with_model(server, store, "--checkpoint-every=300")
+        flags = with_model(server, cache, "--checkpoint-every=300")
         assert run("train", *flags, "--run-dir", folder) == 0
         before = figures(capsys, folder)
         newest = max((folder / "checkpoints").glob("*.ckpt"))
@@ -113,36 +112,14 @@ def test_a_resumed_run_keeps_its_identity_and_its_pairs(
         assert run("resume", folder) == 0
         assert len(server.asked) == asked
     assert figures(capsys, folder) == before
-    # Moved, its store too: the run is still known by its identity.
+    # Moved, its cache too: the run is still known by its identity.
     shutil.move(folder, tmp_path / "moved")
-    shutil.move(store, tmp_path / "moved.sqlite")
+    shutil.move(cache, tmp_path / "moved.sqlite")
     assert run("labels", tmp_path / "moved") == 1
     message = " ".join(capsys.readouterr().err.split())
-    assert "there is no such file; name it by --store" in message
-    after = figures(capsys, tmp_path / "moved", "--store", tmp_path / "moved.sqlite")
+    assert "there is no such file; name it by --cache" in message
+    after = figures(capsys, tmp_path / "moved", "--cache", tmp_path / "moved.sqlite")
     assert after["asked"] == before["asked"]
-
-
-def test_a_store_of_old_does_not_say_whose_its_pairs_are(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "run"
-    with ModelServer() as server:
-        assert run("train", *with_model(server, tmp_path / "n.sqlite"), "--run-dir", folder) == 0
-    old = old_store(tmp_path)
-    before = old.read_bytes()
-    found = figures(capsys, folder, "--store", old)
-    assert old.read_bytes() == before
-    assert any("all its pairs are here" in note for note in found["notes"])
-    pairwise = next(judge for judge in found["asked"] if judge["form"] == "pairwise")
-    # 1 against 2 and 2 against -1 are answered rightly, 0.01 against 0 is within the margin;
-    # the bias of 3 flips the first and the last, and cancels the second's difference of 3.
-    assert (pairwise["pairs"], pairwise["answered"]) == (3, 2)
-    assert pairwise["agreement"]["part"] == pairwise["agreement"]["of"] == 2
-    assert pairwise["flips"] | {"low": 0, "high": 0} == {
-        "part": 2, "of": 3, "share": pytest.approx(2 / 3), "low": 0, "high": 0
-    }  # fmt: skip
-    assert pairwise["firsts"]["of"] == 0
 
 
 @pytest.mark.parametrize("queries", [0, 3])

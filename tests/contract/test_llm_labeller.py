@@ -96,7 +96,7 @@ def test_equal_questions_are_asked_once_and_kept(server: ModelServer, tmp_path: 
     assert labeller.metrics()["llm_cache_hits"] == 4.0
 
 
-def test_a_store_replays_with_the_server_gone(server: ModelServer, tmp_path: Path) -> None:
+def test_a_cache_replays_with_the_server_gone(server: ModelServer, tmp_path: Path) -> None:
     labeller = make(server.base_url, tmp_path, preflight="refuse")
     labeller.start()
     before = answers(labeller, *THREE)
@@ -179,7 +179,7 @@ PASSING: dict[str, tuple[Fault, str]] = {
 
 def outcomes(path: Path) -> list[str]:
     """Return how every call in a store ended."""
-    with sqlite3.connect(path / "store.sqlite") as database:
+    with sqlite3.connect(path / "cache.sqlite") as database:
         return [outcome for (outcome,) in database.execute("SELECT outcome FROM calls ORDER BY id")]
 
 
@@ -213,7 +213,7 @@ LASTING: dict[str, tuple[Fault, str]] = {
     "dropped without end": (dropped, "dropped"),
     "empty content": (saying(""), "unusable"),
     "no content": (saying(None), "unusable"),
-    "cut off": (saying("", finish="length"), "unusable"),
+    "cut off": (saying("", finish="length"), "length"),
     "log-probabilities absent": (changed(logprobs=None), "no_logprobs"),
 }
 
@@ -370,7 +370,7 @@ def test_caps_are_never_passed(
         with pytest.warns(LabellerWarning, match="a cap is reached"):
             got = labeller(pairs_of(returns, returns[::-1]))
         assert got.isnan().any()
-        spent = labeller.asker.spending.spent
+        spent = labeller.client.spending.spent
         assert spent.calls <= caps.get("max_calls", 1e9)
         assert spent.tokens <= caps.get("max_total_tokens", 1e9)
         assert spent.cost <= caps.get("max_cost", 1e9)
@@ -517,8 +517,8 @@ def test_the_key_is_sent_and_shown_nowhere(
     ("changes", "message"),
     [
         ({"model": ""}, "preferences.llm.model: not set"),
-        ({"base_url": "http://me:pass@host/v1"}, "holds a user, a password or a query"),
-        ({"base_url": "http://host/v1?key=1"}, "holds a user, a password or a query"),
+        ({"base_url": "http://me:pass@host/v1"}, "holds a user, a password, a query or a fragment"),
+        ({"base_url": "http://host/v1?key=1"}, "holds a user, a password, a query or a fragment"),
         ({"base_url": "127.0.0.1:80"}, "expected http://"),
         ({"base_url": ""}, "environment variable STAND_IN_KEY is not set"),
         ({"api_key_env": "sk-123"}, "the name of an environment variable"),
@@ -566,7 +566,7 @@ def test_labels_are_kept_for_the_audit(server: ModelServer, tmp_path: Path) -> N
     labeller = make(server.base_url, tmp_path, run="mine", ask="pairwise")
     labels = answers(labeller, *THREE)
     answers(labeller, *THREE)
-    with sqlite3.connect(tmp_path / "store.sqlite") as database:
+    with sqlite3.connect(tmp_path / "cache.sqlite") as database:
         rows = database.execute(
             "SELECT first_return, second_return, label, outcome, prompt FROM labels ORDER BY 1"
         ).fetchall()

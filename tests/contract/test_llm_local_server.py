@@ -14,6 +14,7 @@ import pytest
 
 from marl.config import ConfigError
 from marl.preferences.llm import LabellerWarning
+from marl.preferences.llm.protocol import Features
 from tests.llm_cases import FakeClock, make, pairs_of
 from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server
 
@@ -55,7 +56,9 @@ def test_labels_are_probabilities_repeat_exactly_and_mirror(
     for name in ("one", "two"):
         labeller = local(server, tmp_path / name, ask=ask, margin=0.0, min_mass=0.0)
         labeller.start()
-        assert {"logprobs", "seed", "temperature", "no_cache"} <= labeller.server.features
+        found = labeller.server.features
+        assert {"seed", "temperature", "no_cache"} <= found.parts
+        assert found.top_logprobs == 20
         labels.append(labeller(pairs_of([1.0, 9.0, 5.0], [9.0, 1.0, -5.0])).tolist())
         assert labeller.metrics()["llm_answered"] == 3.0
         labeller.close()
@@ -66,7 +69,8 @@ def test_labels_are_probabilities_repeat_exactly_and_mirror(
 
 def test_constrained_votes_are_always_one_of_the_choices(server: list[Any], tmp_path: Path) -> None:
     labeller = local(server, tmp_path, ask="pairwise", votes=2, min_mass=0.0, margin=0.0)
-    labeller.server.features = frozenset(("max_tokens", "temperature", "seed", "json_schema"))
+    parts = frozenset(("max_tokens", "temperature", "seed", "json_schema"))
+    labeller.server.features = Features(parts=parts)
     labeller(pairs_of([1.0], [9.0]))
     scores = labeller.metrics()
     assert "llm_fault_unusable" not in scores

@@ -15,7 +15,7 @@ def test_it_labels_real_episodes_and_writes_the_audit(
     out = tmp_path / "table.md"
     with ModelServer() as server:
         arguments = ["--base-url", server.base_url, "--model", "stand-in", "--out", str(out)]
-        arguments += ["--store", str(tmp_path / "s"), "--pairs", "8", "--whole-pairs", "3"]
+        arguments += ["--cache", str(tmp_path / "s"), "--pairs", "8", "--whole-pairs", "3"]
         arguments += ["--env", "particles/nav_3", "--task", "Reach the landmarks."]
         main(arguments)
         asked = len(server.asked)

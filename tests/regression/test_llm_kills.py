@@ -18,9 +18,9 @@ SETTINGS = {"concurrency": 4, "timeout": 30.0, "deadline": 60.0}
 
 def kept(folder: Path) -> dict[str, str]:
     """Return every stored reply under the body of its request."""
-    if not (folder / "store.sqlite").exists():
+    if not (folder / "cache.sqlite").exists():
         return {}
-    with sqlite3.connect(folder / "store.sqlite") as database:
+    with sqlite3.connect(folder / "cache.sqlite") as database:
         tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         return dict(database.execute("SELECT request, reply FROM answers")) if tables else {}
 

@@ -73,7 +73,7 @@ def test_bias_and_reasons_of_a_pairwise_judge() -> None:
         money=0.5,
         seconds=(1.0, 2.0, 9.0),
     )
-    (judge,) = judges(Asked(pairs=pairs, costs=(cost,), is_whole_store=False))
+    (judge,) = judges(Asked(pairs=pairs, costs=(cost,)))
     assert (judge.pairs, judge.answered, judge.ties) == (5, 3, 1)
     assert judge.unanswered == Counter(low_mass=1, timeout=1)
     assert judge.flips == Share(part=3, whole=4)
@@ -94,21 +94,13 @@ def test_bias_and_reasons_of_a_pairwise_judge() -> None:
 def test_a_pointwise_judge_has_no_order_and_counts_each_episode_once() -> None:
     pointwise = replace(PAIRWISE, form="pointwise", prompt="pointwise@1:bb", odds=(2.0, -1.0))
     others = replace(pointwise, texts=("x", "z"), odds=(2.0, 3.0), masses=(0.9, 0.8))
-    asked = Asked(pairs=(pointwise, others, PAIRWISE), costs=(), is_whole_store=False)
+    asked = Asked(pairs=(pointwise, others, PAIRWISE), costs=())
     pairwise, judge = judges(asked)
     assert pairwise.prompt == "pairwise@1:aa"
     assert judge.flips.whole == 0
     assert judge.firsts == Share(part=2, whole=3)  # x and z good, y bad
     assert judge.mass == pytest.approx((0.9 + 0.7 + 0.8) / 3)
     assert dict(judge_rows(judge, has_prices=False))["order changes the answer"] == "-"
-
-
-def test_an_old_store_tells_flips_but_no_odds() -> None:
-    old = replace(PAIRWISE, odds=(None, None), masses=(None, None), has_flipped=True)
-    silent = replace(old, label=math.nan, outcome="refused", has_flipped=False)
-    (judge,) = judges(Asked(pairs=(old, silent), costs=(), is_whole_store=True))
-    assert judge.flips == Share(part=1, whole=1)
-    assert judge.firsts.whole == 0
 
 
 def test_surprises_are_wrong_or_far_from_the_learned_reward() -> None:

@@ -17,13 +17,13 @@ EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&[bold]"
 
 
 def report_of(pairs: list[Pair], text: str = "plain") -> Report:
-    asked = Asked(pairs=tuple(pairs), costs=(), is_whole_store=False)
+    asked = Asked(pairs=tuple(pairs), costs=())
     return Report(
         run=text,
         env=text,
         algorithm="imap",
         labeller=text,
-        store=text,
+        cache=text,
         has_prices=False,
         judges=tuple(judges(asked)),
         kept=None,

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import math
-import random
 import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,19 @@ import pytest
 
 from marl.config import ConfigError
 from marl.config.llm import LlmConfig
-from marl.preferences.llm.cache import AnswerStore, Spending, Spent, StoreError
-from marl.preferences.llm.client import Breaker, backoff
+from marl.preferences.llm.cache import (
+    AnswerCache,
+    CacheError,
+    Labelled,
+    Spending,
+    Spent,
+    snapshot,
+)
+from marl.preferences.llm.client import Breaker
 from marl.preferences.llm.faults import Fault, retry_after
 from marl.preferences.llm.prompts import MAX_TEXT, cleaned, load_template
 from marl.preferences.llm.protocol import (
+    Features,
     Reply,
     Request,
     Score,
@@ -91,15 +99,9 @@ def test_a_choice_that_is_not_listed_counts_as_the_least_likely() -> None:
     assert mass == pytest.approx(0.9)
 
 
-def test_placeholders_of_servers_do_not_make_answers_certain() -> None:
-    # -9999 stands for "no probability"; it counts as e^-20.
-    odds, _ = log_odds([("A", -1e-9), ("B", -9999.0)], LETTERS)
-    assert odds == pytest.approx(20.0)
-
-
-def body(**choice: Any) -> str:
+def body(**choice: Any) -> bytes:
     first = {"message": {"content": "A"}, "finish_reason": "stop"} | choice
-    return json.dumps({"model": "m", "choices": [first]})
+    return json.dumps({"model": "m", "choices": [first]}).encode()
 
 
 def token(text: str, **top: float) -> dict[str, Any]:
@@ -112,12 +114,36 @@ def test_the_answer_is_the_first_token_after_thinking_and_white_space() -> None:
     assert got.candidates == (("B", 0.0),)
 
 
-def test_log_probabilities_that_are_no_numbers_are_left_out() -> None:
-    top = [{"token": "A", "logprob": None}, {"token": "B", "logprob": -0.5}, {"logprob": -1}, "x"]
+def test_a_candidate_without_a_probability_is_left_out() -> None:
+    top = [{"token": "A", "logprob": None}, {"token": "B", "logprob": -0.5}]
     got = parsed(body(logprobs={"content": [{"token": "B", "top_logprobs": top}]}))
     assert got.candidates == (("B", -0.5),)
     assert parsed(body(logprobs={"content": None})).candidates == ()
-    assert parsed(body(message={"content": 7})).text == ""
+
+
+def test_placeholders_of_servers_do_not_make_answers_certain() -> None:
+    # -9999 stands for "no probability"; it counts as e^-20, and 1e-9 as a rounded 0.
+    got = parsed(body(logprobs={"content": [token("A", A=1e-9, B=-9999.0)]}))
+    assert got.candidates == (("A", 0.0), ("B", -20.0))
+    assert log_odds(got.candidates, LETTERS)[0] == pytest.approx(20.0)
+
+
+def test_content_may_be_a_list_of_parts() -> None:
+    parts = [{"type": "text", "text": '{"answer":'}, {"type": "text", "text": ' "B"}'}]
+    assert choice_of(parsed(body(message={"content": parts})).text, LETTERS) == 1
+
+
+def test_what_is_kept_of_a_reply_is_capped() -> None:
+    thought = "x" * 900_000
+    long = parsed(body(message={"content": thought + "</think>A"}, finish_reason=thought))
+    assert len(long.model_dump_json()) < 10_000
+    assert choice_of(long.text, LETTERS) == 0
+    # The end of a long text is no answer by itself, however it was cut.
+    cut = parsed(body(message={"content": "no answer" + " " * 4_000 + "A"})).text
+    assert choice_of(cut, LETTERS) is None
+    top = [{"token": thought, "logprob": -1.0}] * 900
+    many = parsed(body(logprobs={"content": [{"token": "A", "top_logprobs": top}]}))
+    assert len(many.model_dump_json()) < 100_000
 
 
 @pytest.mark.parametrize(
@@ -127,12 +153,18 @@ def test_log_probabilities_that_are_no_numbers_are_left_out() -> None:
 )  # fmt: skip
 def test_a_body_without_a_reply_is_garbled(text: str) -> None:
     with pytest.raises(Fault, match="garbled"):
-        parsed(text)
+        parsed(text.encode())
 
 
-def test_a_reply_survives_the_store() -> None:
+def test_a_garbled_reply_names_the_field() -> None:
+    place = r"choices\.0\.logprobs\.content: Input should be a valid array"
+    with pytest.raises(Fault, match=place):
+        parsed(body(logprobs={"content": 5}))
+
+
+def test_a_reply_survives_the_cache() -> None:
     whole = reply(candidates=(("A", -0.25), ("B", -1.5)), prompt_tokens=None)
-    assert Reply.from_json(whole.to_json()) == whole
+    assert Reply.model_validate_json(whole.model_dump_json()) == whole
 
 
 def given(odds: float, mass: float = 0.9) -> Score:
@@ -200,9 +232,12 @@ def test_votes_become_log_odds() -> None:
 
 def test_every_part_of_a_request_makes_another_key() -> None:
     template = load_template("", "pointwise")
-    soft = frozenset(("max_tokens", "logprobs", "seed", "temperature"))
+    parts: frozenset[Any] = frozenset(("max_tokens", "seed", "temperature"))
+    soft = Features(parts=parts, top_logprobs=20)
 
-    def key(base_url: str = "u", episode: str = "e", features: Any = soft, **changes: Any) -> str:
+    def key(
+        base_url: str = "u", episode: str = "e", features: Features = soft, **changes: Any
+    ) -> str:
         config = LlmConfig(**({"model": "m"} | changes))
         messages = template.messages(task="", episode=episode)
         return make_requests(messages, template, config, base_url, features)[0].key
@@ -213,9 +248,9 @@ def test_every_part_of_a_request_makes_another_key() -> None:
         key(model="n"),
         key(seed=1),
         key(soft_tokens=17),
-        key(top_logprobs=5),
-        key(features=soft | {"no_cache"}),
-        key(features=soft - {"logprobs"}),
+        key(features=Features(parts=parts, top_logprobs=5)),
+        key(features=Features(parts=parts | {"no_cache"}, top_logprobs=20)),
+        key(features=Features(parts=parts)),
     ]
     assert len({key(), *others}) == 1 + len(others)
     assert key() == key()
@@ -224,26 +259,20 @@ def test_every_part_of_a_request_makes_another_key() -> None:
 def test_each_vote_has_a_key_of_its_own_also_without_a_seed() -> None:
     template = load_template("", "pairwise")
     messages = template.messages(task="", first="1", second="2")
-    for features in (frozenset(("max_tokens", "seed")), frozenset(("max_tokens",))):
+    for parts in (("max_tokens", "seed"), ("max_tokens",)):
+        features = Features(parts=frozenset(parts))  # type: ignore[arg-type]
         made = make_requests(messages, template, LlmConfig(votes=3), "u", features)
         assert len({request.key for request in made}) == 3
 
 
 def test_thinking_is_switched_off_or_limited_in_the_request() -> None:
-    both = frozenset(("thinking", "reasoning_effort"))
+    both = Features(parts=frozenset(("thinking", "reasoning_effort")))
     off = request_body((), LETTERS, LlmConfig(thinking="off"), both)
     assert off["chat_template_kwargs"] == {"enable_thinking": False}
     assert off["reasoning_effort"] == "none"
-    low = request_body((), LETTERS, LlmConfig(thinking="low"), frozenset(("reasoning_effort",)))
+    one = Features(parts=frozenset(("reasoning_effort",)))
+    low = request_body((), LETTERS, LlmConfig(thinking="low"), one)
     assert low["reasoning_effort"] == "low"
-
-
-def test_waits_double_up_to_a_cap_and_half_of_each_is_random() -> None:
-    rng = random.Random(0)
-    waits = [[backoff(n, 0.5, 20.0, rng) for _ in range(200)] for n in (1, 2, 7, 60)]
-    for drawn, longest in zip(waits, (0.5, 1.0, 20.0, 20.0), strict=True):
-        assert longest / 2 <= min(drawn) < 0.6 * longest
-        assert 0.9 * longest < max(drawn) <= longest
 
 
 def test_retry_after_in_both_its_forms() -> None:
@@ -254,6 +283,10 @@ def test_retry_after_in_both_its_forms() -> None:
         ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
         ("soon", 0.0),
         ("-3", 0.0),
+        ("nan", 0.0),
+        ("1e400", 3600.0),
+        ("Thu, 01 Jan 2099 12:00:30 GMT", 3600.0),
+        ("Thu, 01 Jan 99999 12:00:30 GMT", 0.0),
     ):
         assert retry_after({"retry-after": value}, now) == seconds
     assert retry_after({}, now) == 0.0
@@ -380,79 +413,120 @@ def asking(episode: str) -> Request:
     """Return a question about an episode."""
     template = load_template("", "pointwise")
     messages = template.messages(task="", episode=episode)
-    features = frozenset(("max_tokens",))
+    features = Features(parts=frozenset(("max_tokens",)))
     return make_requests(messages, template, LlmConfig(votes=1), "u", features)[0]
 
 
 def filled(path: Path) -> None:
-    store = AnswerStore(path)
+    cache = AnswerCache(path)
     for episode in ("one", "two"):
         request = asking(episode)
-        call = store.begin(request, Spent(calls=1, tokens=500, cost=0.5))
-        store.answered(call, request, reply("Good"), Spent(calls=1, tokens=101, cost=0.1))
-    store.close()
+        call = cache.begin(request, Spent(calls=1, tokens=500, cost=0.5))
+        cache.answered(call, request, reply("Good"), Spent(calls=1, tokens=101, cost=0.1))
+    cache.close()
 
 
-def test_the_store_counts_what_was_spent_and_doubts_what_was_under_way(tmp_path: Path) -> None:
+def test_the_cache_counts_what_was_spent_and_doubts_what_was_under_way(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     filled(path)
-    store = AnswerStore(path)
-    assert store.spent().calls == 2
-    assert store.spent().tokens == 202
-    free = store.begin(asking("free"), Spent(calls=1, tokens=500, cost=0.5))
-    store.failed(free, "refused", "", paid=False)
-    store.begin(asking("under way"), Spent(calls=1, tokens=500, cost=0.5))
-    store.close()
-    store = AnswerStore(path)
-    assert store.is_in_doubt(asking("under way").key)
-    assert not store.is_in_doubt(asking("free").key)
+    cache = AnswerCache(path)
+    assert cache.spent().calls == 2
+    assert cache.spent().tokens == 202
+    free = cache.begin(asking("free"), Spent(calls=1, tokens=500, cost=0.5))
+    cache.failed(free, "refused", "", paid=False)
+    cache.begin(asking("under way"), Spent(calls=1, tokens=500, cost=0.5))
+    cache.close()
+    cache = AnswerCache(path)
+    assert cache.is_in_doubt(asking("under way").key)
+    assert not cache.is_in_doubt(asking("free").key)
     # 202 tokens were reported, and 500 may have been used by the attempt under way.
-    assert (store.spent().calls, store.spent().tokens) == (4, 702)
-    assert store.spent().cost == pytest.approx(0.7)
-    store.close()
+    assert (cache.spent().calls, cache.spent().tokens) == (4, 702)
+    assert cache.spent().cost == pytest.approx(0.7)
+    cache.close()
 
 
 def test_two_writers_are_one_too_many(tmp_path: Path) -> None:
-    store = AnswerStore(tmp_path / "s.sqlite")
-    with pytest.raises(StoreError, match="another run is writing to this store"):
-        AnswerStore(tmp_path / "s.sqlite")
-    store.close()
-    AnswerStore(tmp_path / "s.sqlite").close()
+    cache = AnswerCache(tmp_path / "s.sqlite")
+    with pytest.raises(CacheError, match="another run is writing to this cache"):
+        AnswerCache(tmp_path / "s.sqlite")
+    cache.close()
+    AnswerCache(tmp_path / "s.sqlite").close()
 
 
-def test_a_store_of_a_newer_version_or_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_cache_of_another_version_or_of_something_else_is_refused(tmp_path: Path) -> None:
     newer, other, text = (tmp_path / name for name in ("newer", "other", "text"))
     filled(newer)
     database = sqlite3.connect(newer)
     database.execute("PRAGMA user_version = 7")
     database.close()
     before = newer.read_bytes()
-    with pytest.raises(StoreError, match=r"newer version \(layout 7, this one knows 2\)"):
-        AnswerStore(newer)
+    with pytest.raises(CacheError, match=r"another version \(layout 7, this one knows 3\)"):
+        AnswerCache(newer)
     assert newer.read_bytes() == before
     database = sqlite3.connect(other)
     database.execute("CREATE TABLE mine (a TEXT)")
     database.close()
-    with pytest.raises(StoreError, match="not a store of answers"):
-        AnswerStore(other)
+    with pytest.raises(CacheError, match="not an answer cache"):
+        AnswerCache(other)
     text.write_text("not a database at all" * 100)
-    with pytest.raises(StoreError, match="damaged"):
-        AnswerStore(text)
+    with pytest.raises(CacheError, match="damaged"):
+        AnswerCache(text)
 
 
 def test_damage_is_found_and_nothing_is_changed(tmp_path: Path) -> None:
     path = tmp_path / "s.sqlite"
     filled(path)
     whole = path.read_bytes()
-    assert whole.count(b'"text": "Good"') == 2
+    assert whole.count(b'"text":"Good"') == 2
     for damaged in (
-        whole.replace(b'"text": "Good"', b'"text": "Bad!"', 1),  # SQLite itself sees nothing wrong
+        whole.replace(b'"text":"Good"', b'"text":"Bad!"', 1),  # SQLite itself sees nothing wrong
         whole[:4096] + bytes(4096) + whole[8192:],
         whole[: len(whole) // 2],
     ):
         path.write_bytes(damaged)
-        with pytest.raises(StoreError, match=r"damaged: .*Nothing was changed"):
-            AnswerStore(path)
+        with pytest.raises(CacheError, match=r"damaged: .*Nothing was changed"):
+            AnswerCache(path)
         assert path.read_bytes() == damaged
     path.write_bytes(whole)
-    AnswerStore(path).close()
+    AnswerCache(path).close()
+
+
+def labelled(number: int) -> Labelled:
+    """Return a pair whose first question was answered and whose second failed."""
+    scores = (Score(log_odds=1.0, mass=0.9), Fault("timeout", ""))
+    return Labelled(
+        template=load_template("", "pointwise"),
+        model="m",
+        first="one",
+        second="two",
+        numbers=(number, 7),
+        returns=(1.0, math.nan),
+        scores=scores,
+        verdict=verdict(scores, "pointwise", LlmConfig()),
+    )
+
+
+def test_a_snapshot_leaves_the_file_alone_also_while_a_run_writes(tmp_path: Path) -> None:
+    path = tmp_path / "s.sqlite"
+    filled(path)
+    before = path.read_bytes()
+    with closing(snapshot(path)) as copy:
+        assert copy.execute("SELECT count(*) FROM answers").fetchone() == (2,)
+    assert path.read_bytes() == before
+    cache = AnswerCache(path, "mine")
+    cache.add_labels([labelled(1), labelled(2), labelled(2)])
+    with closing(snapshot(path)) as copy:
+        rows = copy.execute(
+            "SELECT run, first_number, first_odds, second_odds, second_return, label, outcome"
+            " FROM labels ORDER BY first_number"
+        ).fetchall()
+    assert rows == [("mine", n, 1.0, None, None, None, "timeout") for n in (1, 2)]
+    cache.close()
+    with pytest.raises(CacheError, match=r"nowhere\.sqlite: there is no answer cache"):
+        snapshot(tmp_path / "nowhere.sqlite")
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CacheError, match=r"file/s\.sqlite: cannot be written: .*llm\.cache"):
+        AnswerCache(tmp_path / "file" / "s.sqlite")

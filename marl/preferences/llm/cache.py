@@ -1,7 +1,15 @@
-"""Hard caps on what asking may use."""
+"""The answer cache: every question and every answer, what they cost, and the caps on the cost.
+
+One SQLite file survives a kill at any moment. An attempt is written down before it is sent and
+completed when its reply arrives, in one transaction with the answer. So after a kill, what was
+under way is known: it may have been paid for. One process writes at a time; others may read.
+
+`answers` holds a validated reply under the digest of its request; `calls` every attempt with its
+run, model, prompt, outcome and cost; `labels` every labelled pair, for the audit; `notes` what is
+known of servers, and the seconds spent waiting.
+"""
 
 import asyncio
-import fcntl
 import hashlib
 import json
 import math
@@ -11,7 +19,9 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from pydantic import ValidationError
 
 from marl.config import ConfigError
 from marl.config.llm import LlmConfig
@@ -19,71 +29,48 @@ from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.protocol import Reply, Request, Score, Verdict
 
-# The store's tables, how older ones are brought up to date, and what is refused.
-#
-# Version 1 kept pairs without saying whose they were. Version 2 adds the run, the model, the
-# episodes' numbers and what each of a pair's two questions said, and to every attempt its run,
-# model and prompt. What an older store does not know stays empty; nothing in it is taken away.
-
-
-VERSION = 2
-"""Layout of the tables; a file with a larger one was written by a newer version."""
+LAYOUT = 3
+"""Of the tables; a file of any other is refused."""
 _APPLICATION = 0x6D61726C
 """Marks the file as ours ("marl")."""
+_TEMPLATE_TOKENS = 256
+"""Allowance for what a server's chat template adds to the messages."""
 
 _TABLES = """
 CREATE TABLE answers (
     key TEXT PRIMARY KEY, request TEXT NOT NULL, reply TEXT NOT NULL, digest TEXT NOT NULL
 ) WITHOUT ROWID;
 CREATE TABLE calls (
-    id INTEGER PRIMARY KEY, key TEXT NOT NULL, started REAL NOT NULL, ended REAL,
-    outcome TEXT, detail TEXT, prompt_tokens INTEGER, reply_tokens INTEGER, cost REAL
+    id INTEGER PRIMARY KEY, key TEXT NOT NULL, run TEXT NOT NULL, prompt TEXT NOT NULL,
+    model TEXT NOT NULL, started REAL NOT NULL, ended REAL, outcome TEXT, detail TEXT,
+    prompt_tokens INTEGER NOT NULL, reply_tokens INTEGER NOT NULL, cost REAL NOT NULL
 );
 CREATE INDEX calls_by_key ON calls (key);
+CREATE INDEX calls_by_run ON calls (run);
 CREATE TABLE labels (
-    id TEXT PRIMARY KEY, at REAL NOT NULL, prompt TEXT NOT NULL, first TEXT NOT NULL,
-    second TEXT NOT NULL, first_return REAL, second_return REAL, label REAL, outcome TEXT NOT NULL,
-    flipped INTEGER NOT NULL
+    id TEXT PRIMARY KEY, at REAL NOT NULL, run TEXT NOT NULL, prompt TEXT NOT NULL,
+    model TEXT NOT NULL, form TEXT NOT NULL, first_choice TEXT NOT NULL,
+    first TEXT NOT NULL, first_number INTEGER NOT NULL, first_return REAL,
+    first_odds REAL, first_mass REAL,
+    second TEXT NOT NULL, second_number INTEGER NOT NULL, second_return REAL,
+    second_odds REAL, second_mass REAL,
+    label REAL, outcome TEXT NOT NULL
 ) WITHOUT ROWID;
+CREATE INDEX labels_by_run ON labels (run);
 CREATE TABLE notes (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 """
-"""Version 1."""
-
-_CHANGES = {
-    1: """
-ALTER TABLE calls ADD COLUMN run TEXT NOT NULL DEFAULT '';
-ALTER TABLE calls ADD COLUMN prompt TEXT NOT NULL DEFAULT '';
-ALTER TABLE calls ADD COLUMN model TEXT NOT NULL DEFAULT '';
-ALTER TABLE labels ADD COLUMN run TEXT NOT NULL DEFAULT '';
-ALTER TABLE labels ADD COLUMN model TEXT NOT NULL DEFAULT '';
-ALTER TABLE labels ADD COLUMN form TEXT NOT NULL DEFAULT '';
-ALTER TABLE labels ADD COLUMN first_choice TEXT NOT NULL DEFAULT '';
-ALTER TABLE labels ADD COLUMN first_number INTEGER;
-ALTER TABLE labels ADD COLUMN second_number INTEGER;
-ALTER TABLE labels ADD COLUMN first_odds REAL;
-ALTER TABLE labels ADD COLUMN second_odds REAL;
-ALTER TABLE labels ADD COLUMN first_mass REAL;
-ALTER TABLE labels ADD COLUMN second_mass REAL;
-CREATE INDEX labels_by_run ON labels (run);
-CREATE INDEX calls_by_run ON calls (run);
-UPDATE calls SET model = coalesce(
-    (SELECT json_extract(request, '$.model') FROM answers WHERE answers.key = calls.key), '');
-UPDATE labels SET
-    form = CASE WHEN prompt LIKE 'pairwise@%' THEN 'pairwise'
-                WHEN prompt LIKE 'pointwise@%' THEN 'pointwise' ELSE '' END,
-    model = CASE (SELECT count(DISTINCT model) FROM calls WHERE model != '')
-            WHEN 1 THEN (SELECT max(model) FROM calls) ELSE '' END;
-""",
-}
-"""From each version to the next."""
 
 
-class StoreError(ConfigError):
+class CacheError(ConfigError):
     """The file cannot be used; nothing in it was changed."""
 
 
+class BudgetError(ConfigError):
+    """A cap is reached and the configuration says that the run ends then."""
+
+
 def opened(path: Path) -> sqlite3.Connection:
-    """Return a connection to a checked store of the present layout; a new one if there is none."""
+    """Return a connection to a checked cache; a new one if there is none."""
     database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     try:
         if database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -91,7 +78,6 @@ def opened(path: Path) -> sqlite3.Connection:
         _check(database, path)
         # Full: an answer is on the disk before it is used, also if the power fails.
         database.execute("PRAGMA synchronous = FULL")
-        _update(database)
     except sqlite3.DatabaseError as error:
         database.close()
         raise _damaged(path, str(error)) from None
@@ -102,22 +88,21 @@ def opened(path: Path) -> sqlite3.Connection:
 
 
 def snapshot(path: Path) -> sqlite3.Connection:
-    """Return a copy in memory of a checked store, in the present layout.
+    """Return a copy in memory of a checked cache; the file is only read, also while a run writes.
 
-    The file is only read, also while a run writes to it or if its layout is an older one.
+    Raises `CacheError`.
     """
     if not path.is_file():
-        raise StoreError(f"{path}: there is no store of answers")
+        raise CacheError(f"{path}: there is no answer cache")
     copy = sqlite3.connect(":memory:", isolation_level=None)
     try:
         address = f"{path.absolute().as_uri()}?mode=ro"
         with closing(sqlite3.connect(address, uri=True)) as database:
             database.backup(copy)
         _check(copy, path)
-        _update(copy)
     except sqlite3.OperationalError as error:
         copy.close()
-        raise StoreError(f"{path}: cannot be read: {error}; try again, or read a copy") from None
+        raise CacheError(f"{path}: cannot be read: {error}; try again, or read a copy") from None
     except sqlite3.DatabaseError as error:
         copy.close()
         raise _damaged(path, str(error)) from None
@@ -133,42 +118,26 @@ def digest(*parts: str) -> str:
 
 
 def _create(database: sqlite3.Connection) -> None:
-    """Lay out an empty store, whole or not at all."""
+    """Lay out an empty cache, whole or not at all."""
     database.execute("PRAGMA journal_mode = WAL")
     database.executescript(
-        f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION}; PRAGMA user_version = 1; COMMIT;"
+        f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION}; "
+        f"PRAGMA user_version = {LAYOUT}; COMMIT;"
     )
 
 
-def _update(database: sqlite3.Connection) -> None:
-    """Bring the tables to the present layout, one version at a time, each whole or not at all."""
-    for version in range(_version(database), VERSION):
-        try:
-            database.executescript(
-                f"BEGIN IMMEDIATE; {_CHANGES[version]} PRAGMA user_version = {version + 1}; COMMIT;"
-            )
-        except BaseException:
-            if database.in_transaction:
-                database.execute("ROLLBACK")
-            raise
-
-
-def _version(database: sqlite3.Connection) -> int:
-    return int(database.execute("PRAGMA user_version").fetchone()[0])
-
-
 def _check(database: sqlite3.Connection, path: Path) -> None:
-    """Raise `StoreError` for a file of something else, of a newer version, or with damage."""
-    version = _version(database)
+    """Raise `CacheError` for a file of something else, of another layout, or with damage."""
     if database.execute("PRAGMA application_id").fetchone()[0] != _APPLICATION:
-        raise StoreError(
-            f"{path}: an SQLite file, but not a store of answers; name another file by "
-            "preferences.llm.store"
+        raise CacheError(
+            f"{path}: an SQLite file, but not an answer cache; name another file by "
+            "preferences.llm.cache"
         )
-    if version > VERSION:
-        raise StoreError(
-            f"{path}: written by a newer version (layout {version}, this one knows {VERSION}); "
-            "update prefmarl, or name another file by preferences.llm.store"
+    layout = int(database.execute("PRAGMA user_version").fetchone()[0])
+    if layout != LAYOUT:
+        raise CacheError(
+            f"{path}: written by another version (layout {layout}, this one knows {LAYOUT}); name "
+            "another file by preferences.llm.cache"
         )
     verdict = database.execute("PRAGMA quick_check(1)").fetchone()[0]
     if verdict != "ok":
@@ -178,18 +147,11 @@ def _check(database: sqlite3.Connection, path: Path) -> None:
             raise _damaged(path, f"the answer {key[:12]} does not match its digest")
 
 
-def _damaged(path: Path, what: str) -> StoreError:
-    return StoreError(
+def _damaged(path: Path, what: str) -> CacheError:
+    return CacheError(
         f"{path}: damaged: {' '.join(what.split())}. Nothing was changed. Keep a copy; what is "
         f"readable comes out with: sqlite3 {path} .recover | sqlite3 recovered.sqlite"
     )
-
-
-# Every question and every answer, in one SQLite file that survives a kill at any moment.
-#
-# An attempt is written down before it is sent and completed when its reply arrives, in one
-# transaction with the answer. So after a kill, what was under way is known: it may have been paid
-# for. One process writes at a time; others may read.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,14 +187,13 @@ class Labelled:
     verdict: Verdict
 
 
-class AnswerStore:
+class AnswerCache:
     """The file, open for writing."""
 
     def __init__(self, path: Path, run: str = "") -> None:
         self.path = path
         self.run = run
         """Identity of the run whose attempts and pairs are written; empty for none."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path)
         try:
             self._db = opened(path)
@@ -245,7 +206,12 @@ class AnswerStore:
     def reply(self, key: str) -> Reply | None:
         """Return the answer kept under a key."""
         row = self._db.execute("SELECT reply FROM answers WHERE key = ?", (key,)).fetchone()
-        return Reply.from_json(row[0]) if row else None
+        if row is None:
+            return None
+        try:
+            return Reply.model_validate_json(row[0])
+        except ValidationError:
+            return None  # not by this program: asked anew
 
     def is_in_doubt(self, key: str) -> bool:
         """Return whether the question was under way when an earlier process was killed."""
@@ -274,7 +240,7 @@ class AnswerStore:
 
     def answered(self, call: int, request: Request, reply: Reply, spent: Spent) -> None:
         """Keep the answer to an attempt. After `commit` it is on the disk."""
-        text, answer = json.dumps(request.body, sort_keys=True), reply.to_json()
+        text, answer = json.dumps(request.body, sort_keys=True), reply.model_dump_json()
         reply_tokens = min(reply.reply_tokens or 0, spent.tokens)
         self._open_transaction()
         self._db.execute(
@@ -365,16 +331,29 @@ class AnswerStore:
                 raise
 
 
-def _locked(path: Path) -> IO[str]:
-    """Return an open lock file beside the store; the system lets go of it when a process dies."""
-    lock = path.with_name(f"{path.name}.lock").open("w")
+def _locked(path: Path) -> sqlite3.Connection:
+    """Return what keeps other writers out; the system lets go of it when a process dies.
+
+    A transaction in an empty database beside the cache is a lock on every system, and leaves the
+    cache itself to readers.
+    """
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise StoreError(
-            f"{path}: another run is writing to this store; give this one its own by "
-            "preferences.llm.store, or wait for the other"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(
+            path.with_name(f"{path.name}.lock"),
+            timeout=0,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        lock.execute("BEGIN EXCLUSIVE")
+    except (OSError, sqlite3.Error) as error:
+        if "locked" in str(error):
+            raise CacheError(
+                f"{path}: another run is writing to this cache; give this one its own by "
+                "preferences.llm.cache, or wait for the other"
+            ) from None
+        raise CacheError(
+            f"{path}: cannot be written: {error}; name another file by preferences.llm.cache"
         ) from None
     return lock
 
@@ -394,7 +373,6 @@ def _row(label: Labelled, run: str) -> dict[str, Any]:
         "second": label.second,
         "label": None if math.isnan(verdict.label) else verdict.label,
         "outcome": verdict.outcome,
-        "flipped": verdict.flipped,
     }
     for index, side in enumerate(("first", "second")):
         score = label.scores[index]
@@ -405,14 +383,6 @@ def _row(label: Labelled, run: str) -> dict[str, Any]:
             f"{side}_mass": score.mass if isinstance(score, Score) else None,
         }
     return row
-
-
-_TEMPLATE_TOKENS = 256
-"""Allowance for what a server's chat template adds to the messages."""
-
-
-class BudgetError(ConfigError):
-    """A cap is reached and the configuration says that the run ends then."""
 
 
 class Spending:
@@ -430,7 +400,7 @@ class Spending:
         self.time_is_up = False
         """Set when a wait was broken off."""
         self.seconds = seconds
-        """Spent waiting for the model, over the life of the store."""
+        """Spent waiting for the model, over the life of the cache."""
 
     @property
     def seconds_left(self) -> float | None:

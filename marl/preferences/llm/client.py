@@ -1,6 +1,8 @@
-"""Requests in, replies or faults out: the store first, then the server, with retries.
+"""Requests in, replies or faults out: from the cache first, then from the server.
 
-Calls, tokens, money and waiting are capped by a budget.
+An attempt is one HTTP exchange (`Transport`). A request is tried again after a passing fault, with
+exponential back-off and jitter or after the server's Retry-After, within a deadline and a number
+of attempts; a circuit breaker leaves a failing server alone for a while (`Client`).
 """
 
 import asyncio
@@ -10,71 +12,204 @@ import random
 import re
 import sqlite3
 import ssl
-import threading
 import time
+import zlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Sequence
+from http.cookiejar import CookieJar, DefaultCookiePolicy
+from typing import Any
 
+import httpx2
 import openai
+import tenacity
+from httpx2 import USE_CLIENT_DEFAULT
 
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig
-from marl.preferences.llm.cache import AnswerStore, Spending, Spent
+from marl.config.llm import LlmConfig, check_url
+from marl.preferences.llm.cache import AnswerCache, Spending, Spent
 from marl.preferences.llm.faults import LASTING, PASSING, UNPAID, Fault, fault_of
 from marl.preferences.llm.prompts import Template
-from marl.preferences.llm.protocol import Reply, Request, choice_of, parsed
+from marl.preferences.llm.protocol import (
+    Reply,
+    Request,
+    after_thinking,
+    choice_of,
+    parsed,
+    parsed_models,
+)
 
-# An event loop of one's own in a thread, so that training may itself run inside one.
+NO_KEY = "none"
+"""What a local server gets; the client insists on something."""
+_HIDDEN = "[key]"
+_SHORTEST_KEY = 6
+"""A shorter one is a placeholder, such as EMPTY, and may well be part of an answer."""
+OPENAI = "https://api.openai.com/v1"
+MAX_BYTES = 2**20
+"""Decoded bytes of a response that are read: beyond these, a reply is a fault. Every candidate at
+every token that is asked for adds `_BYTES_A_CANDIDATE`."""
+_BYTES_A_CANDIDATE = 256
+MAX_DETAIL = 300
+"""Characters of a fault's description that are kept."""
+POOL_SIZE = 8
+"""Questions at once that share a pool of connections: with every question a pool looks at all of
+its connections, which for 64 of them took a fifth of the time."""
+
+Sleep = Callable[[float], Awaitable[None]]
 
 
-T = TypeVar("T")
+class CappedClient(httpx2.AsyncClient):
+    """An HTTP client that reads no more than so many decoded bytes of a response, whatever its
+    headers say, follows no redirect and keeps no cookie."""
 
+    def __init__(self, max_bytes: int, **settings: Any) -> None:
+        no_cookies = CookieJar(DefaultCookiePolicy(allowed_domains=()))
+        super().__init__(follow_redirects=False, cookies=no_cookies, **settings)
+        self._max_bytes = max_bytes
 
-class Loop:
-    """Runs coroutines to their end from ordinary code; started by the first."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Return what the coroutine returns; an interrupt of the caller cancels it."""
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-            self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+    async def send(
+        self,
+        request: httpx2.Request,
+        *,
+        stream: bool = False,
+        auth: Any = USE_CLIENT_DEFAULT,
+        follow_redirects: Any = USE_CLIENT_DEFAULT,
+    ) -> httpx2.Response:
+        """Return the response with its body read, as plain UTF-8, or raise a `Fault`."""
+        request.headers["accept-encoding"] = "identity"
+        response = await super().send(request, stream=True, auth=auth, follow_redirects=False)
         try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+            body = await self._body(response)
+        finally:
+            await response.aclose()
+        kept = ("retry-after", "location")
+        headers = {name: response.headers[name] for name in kept if name in response.headers}
+        return httpx2.Response(response.status_code, headers=headers, content=body, request=request)
 
-    def close(self) -> None:
-        """Stop the thread."""
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop.close()
-            self._loop = self._thread = None
+    async def _body(self, response: httpx2.Response) -> bytes:
+        """Return the decoded body; gzip is read although none was asked for."""
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding not in ("identity", "", "gzip", "deflate"):
+            raise Fault("garbled", f"the reply is compressed ({encoding[:40]!r}), unasked")
+        inflate = zlib.decompressobj(wbits=47) if encoding in ("gzip", "deflate") else None
+        body = bytearray()
+        async for chunk in response.aiter_raw():
+            room = self._max_bytes + 1 - len(body)
+            try:
+                body += chunk if inflate is None else inflate.decompress(chunk, room)
+            except zlib.error as error:
+                raise Fault("garbled", f"the reply is no {encoding}: {error}") from None
+            if len(body) > self._max_bytes:
+                raise Fault("garbled", f"the reply is larger than {self._max_bytes:,} bytes")
+        return bytes(body)
 
 
-# How long to wait after a failure, and when to leave a server alone.
+class Transport:
+    """A connection to the server of a configuration. Retries nothing and hides the key."""
+
+    def __init__(self, config: LlmConfig) -> None:
+        self.base_url = read_url(config)
+        """The endpoint, also where the environment names it."""
+        self._key = read_key(config, self.base_url)
+        self._timeout = config.timeout
+        pools = -(-config.concurrency // POOL_SIZE)
+        certificates = ssl.create_default_context()
+        candidates = config.soft_tokens * (1 + config.top_logprobs)
+        max_bytes = MAX_BYTES + _BYTES_A_CANDIDATE * candidates
+        self._clients = [
+            openai.AsyncOpenAI(
+                base_url=self.base_url,
+                api_key=self._key or NO_KEY,
+                max_retries=0,
+                timeout=config.timeout,
+                http_client=CappedClient(max_bytes, timeout=config.timeout, verify=certificates),
+            )
+            for _ in range(pools)
+        ]
+        self._turns = itertools.cycle(self._clients)
+
+    async def send(self, body: dict[str, Any]) -> Reply:
+        """Return the reply to one request, or raise a `Fault`.
+
+        `body` is what goes over the wire. The client's own time-out is per read, and a body that
+        drips could take for ever: the whole attempt is timed here.
+        """
+        try:
+            async with asyncio.timeout(self._timeout):
+                # As extra body the messages go out as they are; the client would rebuild them.
+                response = await next(self._turns).chat.completions.with_raw_response.create(
+                    model=body["model"], messages=(), extra_body=body
+                )
+            return parsed(response.content, self.hide_key)
+        except TimeoutError:
+            raise Fault("timeout", f"no whole reply within {self._timeout:g} s") from None
+        except Exception as error:
+            raise self._fault(error) from None
+
+    async def models(self) -> list[str]:
+        """Return the models that the server lists, or raise a `Fault`."""
+        try:
+            async with asyncio.timeout(self._timeout):
+                response = await self._clients[0].models.with_raw_response.list()
+            return parsed_models(response.content)
+        except TimeoutError:
+            raise Fault("timeout", f"no list of models within {self._timeout:g} s") from None
+        except Exception as error:
+            raise self._fault(error) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        for client in self._clients:
+            await client.close()
+
+    def _fault(self, error: Exception) -> Fault:
+        """Return what an exception stands for, with the key hidden and nothing attached."""
+        fault = fault_of(error)
+        detail = self.hide_key("".join(c if c.isprintable() else "?" for c in fault.detail))
+        return Fault(fault.kind, detail[:MAX_DETAIL], fault.retry_after)
+
+    def hide_key(self, text: str) -> str:
+        """Return a text without the key, nor what a server may echo of it."""
+        if len(self._key) >= _SHORTEST_KEY:
+            text = text.replace(self._key, _HIDDEN)
+        return re.sub(r"\b(sk|key)-[\w*.-]+", _HIDDEN, text)
 
 
-def backoff(attempt: int, first: float, longest: float, rng: random.Random) -> float:
-    """Return the seconds to wait after failed attempt 1, 2, ...: doubling, half of it at random.
+def read_url(config: LlmConfig) -> str:
+    """Return the endpoint: of the settings, of the environment, or OpenAI's own.
 
-    The random half keeps many questions that failed together from coming back together.
+    One that could carry a secret is refused: addresses are recorded.
     """
-    wait = min(longest, first * 2.0 ** (attempt - 1))
-    return wait * (0.5 + 0.5 * rng.random())
+    url, origin = config.base_url, "preferences.llm.base_url"
+    if not url:
+        url = os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI
+        origin = "the environment variable OPENAI_BASE_URL"
+    check_url(url, origin)
+    return url.rstrip("/")
+
+
+def read_key(config: LlmConfig, base_url: str) -> str:
+    """Return the key from the environment, empty where a server of one's own needs none."""
+    if not config.api_key_env.isidentifier():
+        raise ConfigError(
+            "preferences.llm.api_key_env: expected the name of an environment variable, such as "
+            "OPENAI_API_KEY, and not a key"
+        )
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key and base_url == OPENAI and not config.offline:
+        raise ConfigError(
+            f"preferences.llm: the environment variable {config.api_key_env} is not set; set it, "
+            "or name a server of your own by preferences.llm.base_url"
+        )
+    if not (key.isascii() and key.isprintable()):
+        raise ConfigError(
+            f"preferences.llm: the environment variable {config.api_key_env} holds a character "
+            "that no key has, such as a line break; set it anew"
+        )
+    return key
 
 
 class Breaker:
-    """Open after `limit` failures in a row: nothing is asked for `seconds`.
+    """A circuit breaker: after `limit` failures in a row it opens, nothing is asked for `seconds`.
 
     Then it is half open: one question tries, and its success closes it.
     """
@@ -110,144 +245,25 @@ class Breaker:
             self._open_until = max(self._open_until or 0.0, self._clock() + wait)
 
 
-# One attempt at one question over HTTP: a validated reply, or a fault.
-
-
-NO_KEY = "none"
-"""What a local server gets; the client insists on something."""
-_HIDDEN = "[key]"
-POOL_SIZE = 8
-"""Questions at once that share a pool of connections: with every question a pool looks at all of
-its connections, which for 64 of them took a fifth of the time."""
-
-
-class Transport:
-    """A connection to the server of a configuration. Retries nothing and hides the key."""
-
-    def __init__(self, config: LlmConfig) -> None:
-        self._key = read_key(config)
-        self._timeout = config.timeout
-        pools = -(-config.concurrency // POOL_SIZE)
-        certificates = ssl.create_default_context()
-        self._clients = [
-            openai.AsyncOpenAI(
-                base_url=config.base_url or None,
-                api_key=self._key or NO_KEY,
-                max_retries=0,
-                timeout=config.timeout,
-                http_client=openai.DefaultAsyncHttpxClient(verify=certificates),
-            )
-            for _ in range(pools)
-        ]
-        self._client = self._clients[0]
-        self._turns = itertools.cycle(self._clients)
-
-    @property
-    def base_url(self) -> str:
-        """The endpoint, also where the configuration leaves it to the client."""
-        return str(self._client.base_url)
-
-    async def send(self, body: dict[str, Any]) -> Reply:
-        """Return the reply to one request, or raise a `Fault`.
-
-        `body` is what goes over the wire. The client's own time-out is per read, and a body that
-        drips could take for ever: the whole attempt is timed here.
-        """
-        try:
-            async with asyncio.timeout(self._timeout):
-                # As extra body the messages go out as they are; the client would rebuild them.
-                response = await next(self._turns).chat.completions.with_raw_response.create(
-                    model=body["model"], messages=(), extra_body=body
-                )
-                return parsed(response.text)
-        except TimeoutError:
-            raise Fault("timeout", f"no whole reply within {self._timeout:g} s") from None
-        except Exception as error:
-            raise self._fault(error) from None
-
-    async def models(self) -> list[str]:
-        """Return the models that the server lists, or raise a `Fault`."""
-        try:
-            async with asyncio.timeout(self._timeout):
-                page = await self._client.models.list()
-            return sorted(str(model.id) for model in page.data or ())
-        except TimeoutError:
-            raise Fault("timeout", f"no list of models within {self._timeout:g} s") from None
-        except (AttributeError, TypeError):
-            raise Fault("garbled", "the list of models is none") from None
-        except Exception as error:
-            raise self._fault(error) from None
-
-    async def close(self) -> None:
-        """Close the connections."""
-        for client in self._clients:
-            await client.close()
-
-    def _fault(self, error: Exception) -> Fault:
-        """Return what an exception stands for, with the key hidden and nothing attached."""
-        fault = error if isinstance(error, Fault) else fault_of(error)
-        return Fault(fault.kind, self.hide_key(fault.detail), fault.retry_after)
-
-    def hide_key(self, text: str) -> str:
-        """Return a text without the key, nor what a server may echo of it; printable only."""
-        text = "".join(c if c.isprintable() else "?" for c in text)
-        if self._key:
-            text = text.replace(self._key, _HIDDEN)
-        return re.sub(r"\b(sk|key)-[\w*.-]+", _HIDDEN, text)
-
-
-def read_key(config: LlmConfig) -> str:
-    """Return the key from the environment, empty where a server of one's own needs none.
-
-    An endpoint that carries a secret in its address is refused: addresses are recorded.
-    """
-    address = urlsplit(config.base_url)
-    if "@" in address.netloc or address.query:
-        raise ConfigError(
-            "preferences.llm.base_url: holds a user, a password or a query, and would be recorded "
-            f"with the run; put the key into the environment variable {config.api_key_env}"
-        )
-    if config.base_url and address.scheme not in ("http", "https"):
-        raise ConfigError(
-            f"preferences.llm.base_url: got {config.base_url!r}, expected http://... or https://..."
-        )
-    if not config.api_key_env.isidentifier():
-        raise ConfigError(
-            "preferences.llm.api_key_env: expected the name of an environment variable, such as "
-            "OPENAI_API_KEY, and not a key"
-        )
-    key = os.environ.get(config.api_key_env, "").strip()
-    if not key and not config.base_url and not config.offline:
-        raise ConfigError(
-            f"preferences.llm: the environment variable {config.api_key_env} is not set; set it, "
-            "or name a server of your own by preferences.llm.base_url"
-        )
-    return key
-
-
-Sleep = Callable[[float], Awaitable[None]]
-
-
-class Asker:
-    """Answers requests; never raises for what a server does.
-
-    `sleep` and `clock` are the waits between attempts and the breaker's time.
-    """
+class Client:
+    """Answers requests; never raises for what a server does."""
 
     def __init__(
         self,
         config: LlmConfig,
         template: Template,
-        store: AnswerStore,
+        cache: AnswerCache,
         transport: Transport,
         sleep: Sleep = asyncio.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._config, self._template, self._store = config, template, store
+        """`sleep` waits between two attempts, `clock` is the circuit breaker's time."""
+        self._config, self._template, self._cache = config, template, cache
         self._sleep = sleep
         self._rng = random.Random()  # only for waits, which are no part of a result
+        self._backoff = tenacity.wait_exponential(multiplier=config.backoff, max=config.max_backoff)
         self.transport = transport
-        self.spending = Spending(config, store.spent(), store.note("seconds") or 0.0)
+        self.spending = Spending(config, cache.spent(), cache.note("seconds") or 0.0)
         self.breaker = Breaker(config.breaker_failures, config.breaker_seconds, clock)
         self.counts: Counter[str] = Counter()
         """``calls``, ``retries``, ``cache_hits`` and ``fault_...`` of this process."""
@@ -261,7 +277,7 @@ class Asker:
         places = asyncio.Semaphore(self._config.concurrency)
         results: dict[str, Reply | Fault] = {}
         if self.breaker.is_half_open:
-            trial = next((k for k, r in pending.items() if self._store.reply(k) is None), None)
+            trial = next((k for k, r in pending.items() if self._cache.reply(k) is None), None)
             if trial is not None:
                 results[trial] = await self._answer(pending.pop(trial), places)
         keys = list(pending)
@@ -276,20 +292,22 @@ class Asker:
         A probe is asked again even if an earlier one is in doubt, since nothing works without it;
         and once more after a failure of the server, since that may be its way to say no.
         """
-        request = self._request(body)
-        kept = None if afresh else self._store.reply(request.key)
+        request = Request(
+            body=body,
+            choices=self._template.choices,
+            prompt=self._template.identity,
+            base_url=self.transport.base_url,
+        )
+        kept = None if afresh else self._cache.reply(request.key)
         if kept is not None:
             return kept
-        try:
-            return await self._attempt(request)
-        except Fault as fault:
-            if fault.kind not in PASSING:
-                raise
-            await self._pause(1, fault)
-            return await self._attempt(request)
+        async for attempt in self._retrying(attempts=2):
+            with attempt:
+                return await self._attempt(request)
+        raise AssertionError("tenacity ends by an answer or its last error")
 
     def metrics(self) -> dict[str, float]:
-        """Return what this process asked and what went wrong, what the store's life has spent,
+        """Return what this process asked and what went wrong, what the cache's life has spent,
         and the mean seconds of an answered attempt since the last call."""
         spent = self.spending.spent
         counts = {"calls": 0, "cache_hits": 0, "retries": 0} | self.counts
@@ -310,7 +328,7 @@ class Asker:
         fault = Fault("unusable", "")
         for variant in (request, request.changed(self._template)):
             try:
-                reply = self._store.reply(variant.key)
+                reply = self._cache.reply(variant.key)
                 if reply is not None:
                     self.counts["cache_hits"] += 1
                 else:
@@ -327,8 +345,8 @@ class Asker:
             except sqlite3.Error as error:
                 # What cannot be kept must not be bought.
                 self.breaker.failed(lasting=True)
-                self.counts["fault_store"] += 1
-                fault = Fault("store", f"{self._store.path}: {error}")
+                self.counts["fault_cache"] += 1
+                fault = Fault("cache", f"{self._cache.path}: {error}")
                 break
         return fault
 
@@ -337,45 +355,80 @@ class Asker:
         if self.spending.is_out_of_time:
             raise Fault("budget", "the time to wait for the model is used up")
         if self._config.offline:
-            raise Fault("offline", "not in the store, and preferences.llm.offline is set")
-        if self._config.in_doubt == "abstain" and self._store.is_in_doubt(key):
+            raise Fault("offline", "not in the cache, and preferences.llm.offline is set")
+        if self._config.in_doubt == "abstain" and self._cache.is_in_doubt(key):
             raise Fault("in_doubt", "under way when an earlier process was killed")
 
     def _check_usable(self, request: Request, reply: Reply) -> None:
         """Raise a `Fault` for a reply that carries no answer of the promised form."""
-        if "logprobs" in request.body:
-            if not reply.candidates:
-                said = f"said {reply.text[:40]!r}, finish reason {reply.finish}"
-                raise Fault("unusable", f"no log-probabilities at an answer; {said}")
-        elif choice_of(reply.text, request.choices) is None:
-            raise Fault("unusable", f"said {reply.text[:80]!r}, finish reason {reply.finish}")
+        is_soft = "logprobs" in request.body
+        if is_soft and reply.candidates:
+            return
+        if not is_soft and choice_of(reply.text, request.choices) is not None:
+            return
+        if reply.finish == "length" and not after_thinking(reply.text):
+            setting = "soft_tokens" if is_soft else "max_tokens"
+            raise Fault(
+                "length",
+                f"cut off before its answer after {getattr(self._config, setting)} tokens; raise "
+                f'preferences.llm.{setting}, or set preferences.llm.thinking = "off"',
+            )
+        said = f"said {reply.text[:80]!r}, finish reason {reply.finish!r}"
+        raise Fault("unusable", f"no log-probabilities; {said}" if is_soft else said)
 
     async def _insist(self, request: Request) -> Reply:
         """Return the reply to a request, tried until attempts or time run out."""
         last: Fault | None = None
         try:
             async with asyncio.timeout(self._config.deadline):
-                for attempt in range(1, self._config.attempts + 1):
-                    if self.breaker.is_open:
-                        raise last or Fault("breaker", "the server failed too often just now")
-                    try:
-                        reply = await self._attempt(request)
-                    except Fault as fault:
-                        self._note_failure(fault)
-                        is_last = attempt == self._config.attempts
-                        too_long = fault.retry_after > self._config.deadline
-                        if fault.kind not in PASSING or is_last or too_long:
+                async for attempt in self._retrying(self._config.attempts):
+                    with attempt:
+                        if self.breaker.is_open:
+                            raise last or Fault("breaker", "the server failed too often just now")
+                        try:
+                            reply = await self._attempt(request)
+                        except Fault as fault:
+                            last = fault
+                            self._note_failure(fault)
                             raise
-                        last = fault
-                        self.counts["retries"] += 1
-                        await self._pause(attempt, fault)
-                    else:
                         self.breaker.succeeded()
                         return reply
         except TimeoutError:
             self.breaker.failed()
         waited = f"no reply within {self._config.deadline:g} s"
         raise Fault("deadline", f"{waited}; the last failure was {last}" if last else waited)
+
+    def _retrying(self, attempts: int) -> tenacity.AsyncRetrying:
+        """Return how often, and after which waits, a passing fault is tried again."""
+        return tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(attempts),
+            wait=self._wait,
+            retry=tenacity.retry_if_exception(self._may_retry),
+            sleep=self._sleep,
+            before_sleep=self._count_retry,
+            reraise=True,
+        )
+
+    def _may_retry(self, error: BaseException) -> bool:
+        return (
+            isinstance(error, Fault)
+            and error.kind in PASSING
+            and error.retry_after <= self._config.deadline
+            and not self.breaker.is_open
+        )
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        """Return the seconds before the next attempt: doubling, half of them at random, or what
+        the server asks for.
+
+        The random half keeps many questions that failed together from coming back together.
+        """
+        fault = None if state.outcome is None else state.outcome.exception()
+        asked = fault.retry_after if isinstance(fault, Fault) else 0.0
+        return max(self._backoff(state) * self._rng.uniform(0.5, 1.0), asked)
+
+    def _count_retry(self, _: tenacity.RetryCallState) -> None:
+        self.counts["retries"] += 1
 
     def _note_failure(self, fault: Fault) -> None:
         """Tell the breaker; a question that only this server rejects says nothing about it."""
@@ -385,47 +438,36 @@ class Asker:
                 lasting=fault.kind in LASTING or too_long, retry_after=fault.retry_after
             )
 
-    async def _pause(self, attempt: int, fault: Fault) -> None:
-        config = self._config
-        wait = backoff(attempt, config.backoff, config.max_backoff, self._rng)
-        await self._sleep(max(wait, fault.retry_after))
-
     async def _attempt(self, request: Request) -> Reply:
         """Return the reply to one attempt, paid, counted and kept, or raise its `Fault`."""
         estimate = self.spending.estimate(request.body)
         await self.spending.reserve(estimate)
         used = estimate
-        call = self._store.begin(request, estimate)
-        started = time.perf_counter()
-        outcome, detail, paid = "cancelled", "", True
-        self.counts["calls"] += 1
         try:
-            await self._store.commit()
-            reply = await self.transport.send(request.body)
-            used = self.spending.used(reply, estimate)
-            if "logprobs" in request.body and reply.text.strip() and not reply.candidates:
-                raise Fault("no_logprobs", "the server gave none")
-            outcome = "answered"
-            self._store.answered(call, request, reply, used)
-            await self._store.commit()
-            self._latencies.append(time.perf_counter() - started)
-            if reply.model != self._config.model:
-                self.other_model = reply.model
-            return reply
-        except Fault as fault:
-            outcome, detail, paid = fault.kind, fault.detail, fault.kind not in UNPAID
-            if not paid:
-                used = Spent(calls=1)
-            raise
+            call = self._cache.begin(request, estimate)
+            started = time.perf_counter()
+            outcome, detail, paid = "cancelled", "", True
+            self.counts["calls"] += 1
+            try:
+                await self._cache.commit()
+                reply = await self.transport.send(request.body)
+                used = self.spending.used(reply, estimate)
+                if "logprobs" in request.body and reply.text.strip() and not reply.candidates:
+                    raise Fault("no_logprobs", "the server gave none")
+                outcome = "answered"
+                self._cache.answered(call, request, reply, used)
+                await self._cache.commit()
+            except Fault as fault:
+                outcome, detail, paid = fault.kind, fault.detail, fault.kind not in UNPAID
+                if not paid:
+                    used = Spent(calls=1)
+                raise
+            finally:
+                if outcome != "answered":
+                    self._cache.failed(call, outcome, detail, paid=paid)
         finally:
-            if outcome != "answered":
-                self._store.failed(call, outcome, detail, paid=paid)
             await self.spending.settle(estimate, used)
-
-    def _request(self, body: dict[str, Any]) -> Request:
-        return Request(
-            body=body,
-            choices=self._template.choices,
-            prompt=self._template.identity,
-            base_url=self.transport.base_url,
-        )
+        self._latencies.append(time.perf_counter() - started)
+        if reply.model not in ("", self._config.model):
+            self.other_model = reply.model
+        return reply

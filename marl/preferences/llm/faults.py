@@ -1,7 +1,7 @@
-"""What can go wrong between a question and its reply, and what to do about each.
+"""What can go wrong between a question and its reply, and what each fault asks for.
 
-The openai client raises for most failures, but a body that is no JSON surfaces as a plain
-`ValueError`, and some broken replies raise nothing at all; `replies.py` finds those.
+The openai client raises for most failures, but some broken replies raise nothing at all:
+`protocol.parsed` finds those.
 """
 
 from collections.abc import Mapping
@@ -17,30 +17,35 @@ FaultKind = Literal[
     "timeout",  # one attempt took too long
     "overloaded",  # 429
     "server",  # 5xx, 408, 409
-    "key",  # 401, 403, or no money left on the account
+    "key",  # 401, 402, 403, or no money left on the account
     "missing",  # 404: no such model or path
-    "rejected",  # 400, 413, 422: the server does not take this question
-    "garbled",  # 200, but no reply in it
+    "redirected",  # 3xx: the server wants the question to be sent elsewhere
+    "rejected",  # other 4xx: the server does not take this question
+    "garbled",  # 200, but no valid reply in it, or too large a one
     "unusable",  # a reply, but none of the choices in it
+    "length",  # the reply was cut off before its answer
     "no_logprobs",  # promised log-probabilities are absent
+    "unfit",  # the server has another model, or the model is wrong on known answers
     "deadline",  # the question with all its attempts took too long
     "breaker",  # not asked: the server failed too often just now
     "in_doubt",  # not asked: it may have been paid for when a run was killed
-    "offline",  # not asked: not in the store
+    "offline",  # not asked: not in the cache
     "budget",  # not asked: a cap is reached
-    "store",  # the answer cannot be kept
+    "cache",  # the answer cannot be kept
 ]
 
 PASSING: frozenset[FaultKind] = frozenset(
     ("refused", "dropped", "timeout", "overloaded", "server", "garbled")
 )
 """Worth the same question again after a while."""
-LASTING: frozenset[FaultKind] = frozenset(("key", "missing"))
+LASTING: frozenset[FaultKind] = frozenset(("key", "missing", "redirected"))
 """No question will be answered until somebody changes something: opens the breaker at once."""
 UNPAID: frozenset[FaultKind] = frozenset(
-    ("refused", "overloaded", "server", "key", "missing", "rejected")
+    ("refused", "overloaded", "server", "key", "missing", "redirected", "rejected")
 )
 """The server said, or could only say, that it did not answer."""
+MAX_RETRY_AFTER = 3_600.0
+"""Seconds that a server may ask to be left alone; a longer Retry-After counts as this."""
 
 
 class Fault(Exception):  # noqa: N818 - also a value, in the place of a reply
@@ -55,8 +60,10 @@ class Fault(Exception):  # noqa: N818 - also a value, in the place of a reply
 
 
 def fault_of(error: Exception, now: datetime | None = None) -> Fault:
-    """Return the fault that an exception of the client stands for; unknown ones are raised."""
-    detail = " ".join(str(error).split())[:300] or type(error).__name__
+    """Return the fault that an exception of the client stands for."""
+    if isinstance(error, Fault):
+        return error
+    detail = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, openai.APITimeoutError):
         return Fault("timeout", detail)
     if isinstance(error, openai.APIConnectionError):
@@ -65,16 +72,21 @@ def fault_of(error: Exception, now: datetime | None = None) -> Fault:
         return Fault("refused" if cause in unreachable else "dropped", f"{detail} ({cause})")
     if isinstance(error, openai.APIStatusError):
         kind = _kind_of_status(error.status_code)
+        if kind == "redirected":
+            detail = (
+                f"status {error.status_code} to {error.response.headers.get('location', '?')}; no "
+                "redirect is followed, set preferences.llm.base_url to where you mean"
+            )
         if kind == "overloaded" and "insufficient_quota" in detail:
             kind = "key"
         wait = retry_after(error.response.headers, now or datetime.now(UTC))
         return Fault(kind, detail, wait)
-    if isinstance(error, openai.APIResponseValidationError | ValueError):
-        return Fault("garbled", detail)
-    raise error
+    return Fault("garbled", f"{type(error).__name__}: {detail}")
 
 
 def _kind_of_status(status: int) -> FaultKind:
+    if 300 <= status < 400:
+        return "redirected"
     if status in (401, 402, 403):
         return "key"
     if status == 404:
@@ -85,13 +97,16 @@ def _kind_of_status(status: int) -> FaultKind:
 
 
 def retry_after(headers: Mapping[str, str], now: datetime) -> float:
-    """Return the seconds that a Retry-After header asks for, in either of its two forms, else 0."""
+    """Return the seconds that a Retry-After header asks for, in either of its two forms, else 0.
+
+    At most `MAX_RETRY_AFTER`.
+    """
     value = headers.get("retry-after", "")
     try:
-        return max(0.0, float(value))
+        seconds = float(value)
     except ValueError:
-        pass
-    try:
-        return max(0.0, (parsedate_to_datetime(value) - now).total_seconds())
-    except (ValueError, TypeError):
-        return 0.0
+        try:
+            seconds = (parsedate_to_datetime(value) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), MAX_RETRY_AFTER)  # NaN: max returns the 0

@@ -10,11 +10,14 @@ import time
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from jaxtyping import Float
 from torch import Tensor
 
@@ -22,25 +25,24 @@ from envs import EnvSpec
 from marl.config import ConfigError
 from marl.config.llm import AskForm, LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
-from marl.preferences.llm.cache import AnswerStore, BudgetError, Labelled
-from marl.preferences.llm.client import Asker, Loop, Sleep, Transport
+from marl.preferences.llm.cache import AnswerCache, BudgetError, Labelled
+from marl.preferences.llm.client import Client, Sleep, Transport
 from marl.preferences.llm.faults import Fault
-from marl.preferences.llm.preflight import (
-    Figures,
-    Judge,
-    Judgement,
-    Server,
-    must_be_changed,
-    preflight,
-)
-from marl.preferences.llm.prompts import cleaned, described, load_template, make_description
-from marl.preferences.llm.protocol import Features, Score, Verdict
+from marl.preferences.llm.preflight import Figures, Server, must_be_changed, preflight
+from marl.preferences.llm.prompts import described, load_template, make_description
+from marl.preferences.llm.protocol import Features, Judge, Judgement, Score, Verdict
 
-# Counts of labels: how many, why not, and how biased.
+P = ParamSpec("P")
+T = TypeVar("T")
+Texts = Sequence[tuple[str, str]]
 
 
-class Outcomes:
-    """What became of the pairs so far."""
+class LabellerWarning(UserWarning):
+    """The labeller cannot do its work; training goes on with the answers it has."""
+
+
+class LabelCounts:
+    """Counts of labels: how many, why not, and how biased."""
 
     def __init__(self, form: AskForm) -> None:
         self._form = form
@@ -98,18 +100,11 @@ def _share(part: int, whole: int) -> float:
     return part / whole if whole else math.nan
 
 
-# Says loudly, and once each time, that the labeller cannot do its work; training goes on.
-
-
-class LabellerWarning(UserWarning):
-    """The labeller does not answer as it should; training goes on with the answers it has."""
-
-
 class FaultReporter:
-    """Turns what happened into warnings: when it starts, and again when it is over."""
+    """Turns faults into warnings: when answers cease, and again when they come back."""
 
-    def __init__(self, asker: Asker, config: LlmConfig) -> None:
-        self._asker, self._config = asker, config
+    def __init__(self, client: Client, config: LlmConfig) -> None:
+        self._client, self._config = client, config
         self._told: set[str] = set()
         self._is_down = False
 
@@ -121,7 +116,7 @@ class FaultReporter:
         if kinds.pop("budget", 0):
             self.tell_once(
                 "budget",
-                f"a cap is reached ({self._asker.spending}); at_cap = {self._config.at_cap}",
+                f"a cap is reached ({self._client.spending}); at_cap = {self._config.at_cap}",
             )
         failed = [fault for fault in faults if fault.kind != "budget"]
         is_down = bool(failed) and all(isinstance(s, Fault) for j in judgements for s in j.scores)
@@ -135,7 +130,7 @@ class FaultReporter:
         elif self._is_down and judgements and not faults:
             self._warn("answers again")
         self._is_down = is_down or (self._is_down and bool(faults))
-        if other := self._asker.other_model:
+        if other := self._client.other_model:
             self.tell_once("model", f"the server answers as {other!r}")
 
     def tell_once(self, topic: str, message: str) -> None:
@@ -145,11 +140,8 @@ class FaultReporter:
             self._warn(message)
 
     def _warn(self, message: str) -> None:
-        model, server = self._config.model, self._asker.transport.base_url
+        model, server = self._config.model, self._client.transport.base_url
         warnings.warn(f"{model} at {server}: {message}", LabellerWarning, stacklevel=5)
-
-
-Texts = Sequence[tuple[str, str]]
 
 
 class LlmLabeller:
@@ -157,7 +149,7 @@ class LlmLabeller:
 
     It raises `ConfigError` for what only the user can change, and `BudgetError` at a cap where
     the configuration says so. `fallback` answers once a cap is reached, if it is given. All that
-    was learned about the server, and every answer, is in the store: asked before, it costs
+    was learned about the server, and every answer, is in the cache: asked before, it costs
     nothing and needs no network. `run` is the identity under which the audit finds the pairs.
     """
 
@@ -181,15 +173,17 @@ class LlmLabeller:
         """The labeller that takes over at a cap, if there is one."""
         self._known = self._known_answers()
         transport = Transport(config)
-        self.store = AnswerStore(Path(config.store), run)
-        self._loop = Loop()
-        self.close = weakref.finalize(self, _close, self.store, transport, self._loop)
-        """Frees the connections and the store; called at the latest when the process ends."""
-        self.asker = Asker(config, self.template, self.store, transport, sleep, clock)
-        self.server = Server(config, self.template, self.store, self.asker)
-        self._judge = Judge(config, self.template, self.asker, cleaned(config.task))
-        self._outcomes = Outcomes(config.ask)
-        self._faults = FaultReporter(self.asker, config)
+        self.cache = AnswerCache(Path(config.cache), run)
+        self.client = Client(config, self.template, self.cache, transport, sleep, clock)
+        self.server = Server(config, self.template, self.cache, self.client)
+        self._judge = Judge(config, self.template, self.client.answers, transport.base_url)
+        self._counts = LabelCounts(config.ask)
+        self._reporter = FaultReporter(self.client, config)
+        resources = ExitStack()
+        # A thread with an event loop of its own, so that training may itself run inside one.
+        self._portal = resources.enter_context(start_blocking_portal("asyncio"))
+        self.close = weakref.finalize(self, _close, self.cache, transport, self._portal, resources)
+        """Frees the connections and the cache; called at the latest when the process ends."""
         self.figures: Figures | None = None
         """What the preflight found; None before it is done, and without one."""
 
@@ -198,9 +192,9 @@ class LlmLabeller:
         second = described(self._describe, self.config.describe, pairs.second)
         texts = list(zip(first, second, strict=True))
         started = time.monotonic()
-        judgements = self._loop.run(self._judgements(texts))
-        self._outcomes.add(judgements)
-        self._faults.report(judgements)
+        judgements = self._wait_for(self._judgements, texts)
+        self._counts.add(judgements)
+        self._reporter.report(judgements)
         self._keep(time.monotonic() - started, self._labelled(pairs, texts, judgements))
         labels = [judgement.verdict.label for judgement in judgements]
         return self._at_cap(pairs, torch.tensor(labels), judgements)
@@ -212,26 +206,30 @@ class LlmLabeller:
         says no, and a model that carries nothing, are a `ConfigError`.
         """
         try:
-            self._loop.run(self._prepared())
+            self._wait_for(self._prepared)
         except Fault as fault:
             if must_be_changed(fault):
                 raise ConfigError(
-                    f"preferences.llm: {self.asker.transport.base_url} turned the model "
+                    f"preferences.llm: {self.client.transport.base_url} turned the model "
                     f"{self.config.model!r} down ({fault})"
                 ) from None
-            self._faults.tell_once("start", f"not ready yet ({fault}); training starts without it")
+            self._reporter.tell_once(
+                "start", f"not ready yet ({fault}); training starts without it"
+            )
 
     def metrics(self) -> dict[str, float]:
         """Return counts of labels and their causes, and what they cost."""
-        return self._outcomes.metrics() | self.asker.metrics()
+        features = self.server.features
+        candidates = math.nan if features is None else float(features.top_logprobs)
+        return self._counts.metrics() | self.client.metrics() | {"llm_top_logprobs": candidates}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counts of labels; what was spent is in the store."""
-        return self._outcomes.state_dict()
+        """Return the counts of labels; what was spent is in the cache."""
+        return self._counts.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the counts of `state_dict()`."""
-        self._outcomes.load_state_dict(state)
+        self._counts.load_state_dict(state)
 
     def _known_answers(self) -> tuple[tuple[str, str], ...]:
         if self.config.preflight == "off":
@@ -243,15 +241,34 @@ class LlmLabeller:
             'model on; add some, or set preferences.llm.preflight = "off"'
         )
 
+    def _wait_for(self, work: Callable[P, Awaitable[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return what asynchronous work returns; an interrupt of the caller cancels it."""
+        future = self._portal.start_task_soon(partial(work, *args, **kwargs))
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
     async def _prepared(self) -> Features:
-        """Return the server's features once the preflight is passed, or raise what hinders."""
-        features = await self.server.get_ready()
+        """Return the server's features once the preflight is passed.
+
+        Raises the `Fault` in the way, or `ConfigError` where the model is not there or unfit.
+        """
+        features = await self.server.ready()
+        if features.top_logprobs < self.config.top_logprobs:
+            self._reporter.tell_once(
+                "way",
+                f"is asked by {features.way_of_asking(self.config)}, for the server does not give "
+                f"{self.config.top_logprobs} log-probabilities (preferences.llm.top_logprobs)",
+            )
         if self._known:
-            found = await preflight(self._judge, features, self._known, self.template)
+            self.figures = await preflight(
+                self._judge, features, self._known, self.template, self.config
+            )
+            if self.figures is not None:
+                self._consider(self.figures)
             self._known = ()
-            self.figures = found
-            if found is not None:
-                self._consider(found)
         return features
 
     def _consider(self, found: Figures) -> None:
@@ -264,27 +281,30 @@ class LlmLabeller:
                     "model, prompt or way to ask, or accept it by preferences.llm.preflight = "
                     '"allow"'
                 )
-            self._faults.tell_once("preflight", f"carries little, but is allowed. {message}")
+            self._reporter.tell_once("preflight", f"carries little, but is allowed. {message}")
         elif found.is_one_sided:
-            self._faults.tell_once("preflight", f"is one-sided. {message}")
+            self._reporter.tell_once("preflight", f"is one-sided. {message}")
 
     async def _judgements(self, texts: Texts) -> list[Judgement]:
         """Return a judgement per pair, within the time that is left."""
         if not texts:
             return []
         try:
-            async with asyncio.timeout(self.asker.spending.seconds_left):
+            async with asyncio.timeout(self.client.spending.seconds_left):
                 return await self._judged(texts)
         except TimeoutError:
-            self.asker.spending.time_is_up = True
-        return await self._judged(texts)  # what came in time is in the store by now
+            self.client.spending.time_is_up = True
+        return await self._judged(texts)  # what came in time is in the cache by now
 
     async def _judged(self, texts: Texts) -> list[Judgement]:
         try:
             features = await self._prepared()
         except Fault as fault:
-            nothing = Verdict(label=float("nan"), outcome=fault.kind)
-            return [Judgement(verdict=nothing, scores=(fault, fault))] * len(texts)
+            return _without_answers(fault, len(texts))
+        except ConfigError as error:  # a server that was not there when training started
+            self.client.counts["fault_unfit"] += 1
+            self.client.breaker.failed(lasting=True)
+            return _without_answers(Fault("unfit", str(error)), len(texts))
         judgements = await self._judge.judge(texts, features)
         if all(judgement.verdict.outcome == "no_logprobs" for judgement in judgements):
             self.server.forget()
@@ -292,12 +312,12 @@ class LlmLabeller:
 
     def _keep(self, seconds: float, labelled: Sequence[Labelled]) -> None:
         """Keep the time spent waiting, which outlives the process, and the labels."""
-        self.asker.spending.seconds += seconds
+        self.client.spending.seconds += seconds
         try:
-            self.store.set_note("seconds", self.asker.spending.seconds)
-            self.store.add_labels(labelled)
+            self.cache.set_note("seconds", self.client.spending.seconds)
+            self.cache.add_labels(labelled)
         except sqlite3.Error as error:
-            self._faults.tell_once("store", f"{self.store.path} cannot be written: {error}")
+            self._reporter.tell_once("cache", f"{self.cache.path} cannot be written: {error}")
 
     def _labelled(
         self, pairs: EpisodePairs, texts: Texts, judgements: Sequence[Judgement]
@@ -330,18 +350,25 @@ class LlmLabeller:
             return labels
         if self.config.at_cap == "abort":
             raise BudgetError(
-                f"preferences.llm: a cap is reached ({self.asker.spending}); every answer is in "
-                f"{self.store.path}, where a run with a larger cap finds it for nothing"
+                f"preferences.llm: a cap is reached ({self.client.spending}); every answer is in "
+                f"{self.cache.path}, where a run with a larger cap finds it for nothing"
             )
         rows = open_.nonzero().squeeze(-1)
         for fallback in self.labellers:
-            self._outcomes.add_fallbacks(len(rows))
+            self._counts.add_fallbacks(len(rows))
             answers = checked_labels(fallback, name_of(fallback), pairs.rows(rows))
             labels[rows] = answers.to(labels.device)
         return labels
 
 
-def _close(store: AnswerStore, transport: Transport, loop: Loop) -> None:
-    loop.run(transport.close())
-    loop.close()
-    store.close()
+def _without_answers(fault: Fault, count: int) -> list[Judgement]:
+    nothing = Verdict(label=math.nan, outcome=fault.kind)
+    return [Judgement(verdict=nothing, scores=(fault, fault))] * count
+
+
+def _close(
+    cache: AnswerCache, transport: Transport, portal: BlockingPortal, resources: ExitStack
+) -> None:
+    portal.call(transport.close)
+    resources.close()
+    cache.close()

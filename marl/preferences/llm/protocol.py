@@ -1,9 +1,13 @@
-"""From replies to a label.
+"""Requests, replies, and the label that the replies to a pair's two questions make.
 
 Axes: none; log-odds are of the template's first choice against its second. With l_1 the log-odds
 that the first episode is better when it is shown first, and l_2 when it is shown second,
 P = sigmoid((l_1 + l_2) / 2): whatever favours a position cancels. Pointwise, with g the log-odds
 of a good grade, P = sigmoid(g_first - g_second).
+
+Nothing that a server sends is believed: every reply is validated against strict types, and texts
+and numbers are capped before they are kept. A reply is kept as its text and the candidates at the
+token that carries the answer, so that a change of margins or of parsing needs no new question.
 """
 
 import hashlib
@@ -11,22 +15,20 @@ import json
 import math
 import re
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from marl.config.llm import LlmConfig
 from marl.preferences.llm.faults import Fault
-from marl.preferences.llm.prompts import Messages, Template
-
-# Questions as the server gets them, and the key under which each answer is kept.
-
+from marl.preferences.llm.prompts import Messages, Template, cleaned
 
 Feature = Literal[
     "max_tokens",
     "max_completion_tokens",
     "temperature",
     "seed",
-    "logprobs",
     "json_schema",
     "grammar",
     "no_cache",
@@ -35,7 +37,47 @@ Feature = Literal[
 ]
 """Parts of a request that some servers do not take."""
 
-Features = frozenset[Feature]
+END_OF_THINKING = "</think>"
+LEAST_LOG_PROB = -20.0
+"""Smaller log-probabilities count as this; servers write placeholders such as -9999."""
+MAX_CANDIDATES = 200
+"""Candidates at the answer's token that are kept, as many as may be asked for."""
+MAX_KEPT = 4_000
+"""Characters of a reply that are kept: its end, where the answer stands."""
+MAX_NAME = 300
+"""Characters of a token, of a model's name, and of why a reply ended, that are kept."""
+MAX_TOKENS = 10**7
+"""A server that says it used more is not believed."""
+VOTE_PRIOR = 0.5
+"""Added to both counts of votes: all of five for one choice are log-odds of 2.4, not infinite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Features:
+    """What requests to a server use."""
+
+    parts: frozenset[Feature]
+    top_logprobs: int = 0
+    """Candidates asked for at every token; 0: no log-probabilities, the answer is read."""
+
+    def __contains__(self, part: Feature) -> bool:
+        return part in self.parts
+
+    @property
+    def soft(self) -> bool:
+        """Whether one answer gives a probability; otherwise a question is put to several votes."""
+        return self.top_logprobs > 0
+
+    def way_of_asking(self, config: LlmConfig) -> str:
+        """Return how questions are answered, in words."""
+        if self.soft:
+            return f"the log-probabilities of the {self.top_logprobs} likeliest tokens"
+        form = "in free text"
+        if "json_schema" in self:
+            form = "under a JSON schema"
+        elif "grammar" in self:
+            form = "under a grammar"
+        return f"{config.votes} votes a question {form}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +112,7 @@ def make_requests(
     messages: Messages, template: Template, config: LlmConfig, base_url: str, features: Features
 ) -> list[Request]:
     """Return the requests that answer one question: one, or a sample for each vote."""
-    samples = 1 if "logprobs" in features else config.votes
+    samples = 1 if features.soft else config.votes
     return [
         Request(
             body=request_body(messages, template.choices, config, features, sample),
@@ -94,14 +136,13 @@ def request_body(
     `sample` enters the body as the user field where there is no seed, so that each vote has a key
     of its own.
     """
-    soft = "logprobs" in features
+    soft = features.soft
     limit = config.soft_tokens if soft else config.max_tokens
     parts: dict[Feature, dict[str, Any]] = {
         "max_tokens": {"max_tokens": limit},
         "max_completion_tokens": {"max_completion_tokens": limit},
         "temperature": {"temperature": 0.0 if soft else config.vote_temperature},
         "seed": {"seed": config.seed + sample},
-        "logprobs": {"logprobs": True, "top_logprobs": config.top_logprobs},
         "json_schema": {"response_format": _schema(choices)},
         "grammar": {"grammar": "root ::= " + " | ".join(f'"{c}"' for c in choices)},
         # llama.cpp reuses the state of earlier prompts, which changes log-probabilities slightly.
@@ -115,6 +156,8 @@ def request_body(
     for name, part in parts.items():
         if name in features:
             body |= part
+    if soft:
+        body |= {"logprobs": True, "top_logprobs": features.top_logprobs}
     if sample and "seed" not in features:
         body["user"] = f"sample {sample}"
     return body
@@ -133,20 +176,74 @@ def _schema(choices: Sequence[str]) -> dict[str, Any]:
     }
 
 
-# What a server sent, taken apart field by field; nothing it promised is believed.
-#
-# A reply is kept as the text, and the candidates at the token that carries the answer, so that a
-# change of margins or of parsing needs no new question.
+class _Validated(BaseModel):
+    """What is read of a server's JSON: these fields with these types; others are passed over."""
+
+    model_config = ConfigDict(strict=True, frozen=True)
 
 
-END_OF_THINKING = "</think>"
-LEAST_LOG_PROB = -20.0
-"""Smaller ones count as this; servers write placeholders such as -9999."""
+_Read = TypeVar("_Read", bound=_Validated)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reply:
-    """One reply of the model, validated."""
+class _Candidate(_Validated):
+    token: str
+    logprob: FiniteFloat | None = None
+
+
+class _Token(_Validated):
+    token: str
+    top_logprobs: Annotated[list[_Candidate], Field(fail_fast=True)] | None = None
+
+
+class _LogProbs(_Validated):
+    content: Annotated[list[_Token], Field(fail_fast=True)] | None = None
+
+
+class _TextPart(_Validated):
+    text: str = ""
+
+
+class _Message(_Validated):
+    content: str | Annotated[list[_TextPart], Field(fail_fast=True)] | None = None
+
+
+class _Choice(_Validated):
+    message: _Message
+    finish_reason: str | None = None
+    logprobs: _LogProbs | None = None
+
+
+class _Usage(_Validated):
+    prompt_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+    completion_tokens: Annotated[int, Field(ge=0, le=MAX_TOKENS)] | None = None
+
+
+class _Completion(_Validated):
+    choices: Annotated[list[_Choice], Field(min_length=1, fail_fast=True)]
+    model: str | None = None
+    usage: _Usage | None = None
+
+
+class _Model(_Validated):
+    id: str
+
+
+class _ModelList(_Validated):
+    data: Annotated[list[_Model], Field(fail_fast=True)]
+
+
+class _Answer(BaseModel):
+    """An answer under the JSON schema."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    answer: str
+
+
+class Reply(BaseModel):
+    """One reply of the model, validated and capped."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
 
     text: str
     finish: str
@@ -159,70 +256,74 @@ class Reply:
     prompt_tokens: int | None
     reply_tokens: int | None
 
-    def to_json(self) -> str:
-        """Return all of it as text for the store."""
-        return json.dumps(asdict(self), sort_keys=True)
 
-    @classmethod
-    def from_json(cls, text: str) -> "Reply":
-        """Return the reply that `to_json` wrote."""
-        values = json.loads(text)
-        values["candidates"] = tuple((token, value) for token, value in values["candidates"])
-        return cls(**values)
+Answers = Callable[[Sequence[Request]], Awaitable[dict[str, Reply | Fault]]]
+"""From requests to a reply or a fault under each one's key."""
 
 
-def parsed(body: str) -> Reply:
-    """Return the reply in a response's body, or raise a fault of kind ``garbled``."""
-    try:
-        answer = json.loads(body)
-    except ValueError:
-        raise Fault("garbled", f"not JSON: {body[:80]!r}") from None
-    if not isinstance(answer, dict) or not isinstance(answer.get("choices"), list):
-        raise Fault("garbled", f"no list of choices: {body[:80]!r}")
-    choice = answer["choices"][0] if answer["choices"] else None
-    message = choice.get("message") if isinstance(choice, dict) else None
-    if not isinstance(choice, dict) or not isinstance(message, dict):
-        raise Fault("garbled", f"no message in the first choice: {body[:80]!r}")
-    content = message.get("content")
-    usage = answer.get("usage")
-    usage = usage if isinstance(usage, dict) else {}
+def parsed(body: bytes, hide: Callable[[str], str] = str) -> Reply:
+    """Return the reply in a response's body, or raise a fault of kind ``garbled``.
+
+    `hide` takes the key out of texts that are kept: a server may send back what it was sent.
+    """
+    completion = _validated(_Completion, body)
+    choice = completion.choices[0]
+    usage = completion.usage or _Usage()
+    content = choice.message.content or ""
+    text = content if isinstance(content, str) else "".join(part.text for part in content)
     return Reply(
-        text=content if isinstance(content, str) else "",
-        finish=str(choice.get("finish_reason")),
-        model=str(answer.get("model")),
-        candidates=_candidates(choice.get("logprobs")),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        reply_tokens=_count(usage.get("completion_tokens")),
+        text=_capped(hide(text)),
+        finish=cleaned(hide(choice.finish_reason or ""))[:MAX_NAME],
+        model=cleaned(hide(completion.model or ""))[:MAX_NAME],
+        candidates=tuple(
+            (hide(token[:MAX_KEPT])[:MAX_NAME], value)
+            for token, value in _candidates(choice.logprobs)
+        ),
+        prompt_tokens=usage.prompt_tokens,
+        reply_tokens=usage.completion_tokens,
     )
 
 
-def _count(value: Any) -> int | None:
-    """Return a number of tokens, None where it is none."""
-    is_count = isinstance(value, int) and not isinstance(value, bool) and value >= 0
-    return value if is_count else None
+def parsed_models(body: bytes) -> list[str]:
+    """Return the names in a server's list of models, or raise a fault of kind ``garbled``."""
+    return sorted(model.id for model in _validated(_ModelList, body).data)
 
 
-def _candidates(logprobs: Any) -> tuple[tuple[str, float], ...]:
-    """Return the candidates at the first token that is neither thinking nor white space."""
-    content = logprobs.get("content") if isinstance(logprobs, dict) else None
-    tokens = [item for item in content or () if isinstance(item, dict)]
+def _validated(kind: type[_Read], body: bytes) -> _Read:
+    """Return what a body says, or raise a fault that names the first field that is wrong."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "reply"
+        said = body[:80].decode("utf-8", "replace")
+        raise Fault("garbled", f"{place}: {first['msg']}, in {said!r}") from None
+
+
+def _capped(text: str) -> str:
+    """Return a text, of a long one the end; by itself that end is no answer."""
+    return text if len(text) <= MAX_KEPT else f"[...] {text[-MAX_KEPT:]}"
+
+
+def _candidates(logprobs: _LogProbs | None) -> list[tuple[str, float]]:
+    """Return the candidates at the first token that is neither thinking nor white space.
+
+    Their log-probabilities lie in [`LEAST_LOG_PROB`, 0].
+    """
+    tokens = (logprobs.content if logprobs is not None else None) or []
     said, start = "", 0
     for index, item in enumerate(tokens):
-        said += str(item.get("token"))
+        said = (said + item.token)[-len(END_OF_THINKING) - 8 :]
         if said.rstrip().endswith(END_OF_THINKING):
             start = index + 1
     for item in tokens[start:]:
-        if str(item.get("token")).strip():
-            listed = item.get("top_logprobs")
-            return tuple(
-                (one["token"], float(one["logprob"]))
-                for one in (listed if isinstance(listed, list) else ())
-                if isinstance(one, dict)
-                and isinstance(one.get("token"), str)
-                and isinstance(one.get("logprob"), int | float)
-                and math.isfinite(one["logprob"])
-            )
-    return ()
+        if item.token.strip():
+            return [
+                (one.token, min(max(one.logprob, LEAST_LOG_PROB), 0.0))
+                for one in (item.top_logprobs or [])[:MAX_CANDIDATES]
+                if one.logprob is not None
+            ]
+    return []
 
 
 def choice_of(text: str, choices: Sequence[str]) -> int | None:
@@ -232,21 +333,22 @@ def choice_of(text: str, choices: Sequence[str]) -> int | None:
     in a full stop or a bracket; a choice somewhere inside a sentence is no answer ("A better
     attempt" is not "A"). A single letter must be a capital one.
     """
-    answer = text.rpartition(END_OF_THINKING)[2].strip()
+    answer = after_thinking(text)
     if answer.startswith("{"):
-        answer = _answer_in_json(answer)
+        try:
+            answer = _Answer.model_validate_json(answer).answer.strip()
+        except ValidationError:
+            return None
     word = re.fullmatch(r"(\w+)[.!)]?", answer)
     return _matching(word[1], choices) if word else None
 
 
-def _answer_in_json(text: str) -> str:
-    """Return the text under the only key "answer", empty if there is no such thing."""
-    try:
-        value = json.loads(text)
-    except ValueError:
+def after_thinking(text: str) -> str:
+    """Return what a reply says after its thinking; nothing where it never stops to think."""
+    _, end, answer = text.rpartition(END_OF_THINKING)
+    if not end and answer.lstrip().startswith("<think>"):
         return ""
-    answer = value.get("answer") if isinstance(value, dict) and len(value) == 1 else None
-    return answer.strip() if isinstance(answer, str) else ""
+    return answer.strip()
 
 
 def _matching(word: str, choices: Sequence[str]) -> int | None:
@@ -268,116 +370,10 @@ def log_odds(
     for token, log_prob in candidates:
         index = _matching(token.strip().rstrip(".!)"), choices)
         if index is not None:
-            found[index] += math.exp(min(max(log_prob, LEAST_LOG_PROB), 0.0))
-    least = min((log_prob for _, log_prob in candidates), default=LEAST_LOG_PROB)
-    least = math.exp(max(least, LEAST_LOG_PROB))
+            found[index] += math.exp(log_prob)
+    least = math.exp(min((log_prob for _, log_prob in candidates), default=LEAST_LOG_PROB))
     first, second = (probability or least for probability in found)
     return math.log(first) - math.log(second), sum(found)
-
-
-# What a server can do, found out once by asking.
-#
-# Each part of a request is judged by what comes back, not by what the server says: one ignores an
-# unknown field, another answers 400, a third 500. The ladder, best first: log-probabilities;
-# votes under a JSON schema; votes under a grammar (if allowed); votes read strictly from free
-# text.
-
-
-Send = Callable[[dict[str, Any]], Awaitable[Reply]]
-
-_REFUSALS = ("rejected", "server", "missing", "garbled", "no_logprobs")
-"""Faults by which servers turn down a field they do not know."""
-
-
-async def probe(send: Send, template: Template, config: LlmConfig) -> Features:
-    """Return the features that work, or raise the `Fault` that keeps even a bare question away.
-
-    One request that uses everything is enough where nothing is missing; otherwise the cap on
-    tokens is settled first and each other feature is tried alone.
-    """
-    wanted = _wanted(config)
-    everything: Features = frozenset(("max_tokens", "logprobs", *wanted))
-    messages = _question(template)
-    if await _works(send, messages, template, config, everything, "logprobs"):
-        return everything
-    limit = await _token_limit(send, messages, template, config)
-    found = {limit}
-    for feature in wanted:
-        if await _works(send, messages, template, config, frozenset((limit, feature)), feature):
-            found.add(feature)
-    for feature in _ladder(config):
-        if await _works(send, messages, template, config, frozenset((limit, feature)), feature):
-            found.add(feature)
-            break
-    return frozenset(found)
-
-
-def _wanted(config: LlmConfig) -> tuple[Feature, ...]:
-    """Return what is used wherever the server takes it."""
-    thinking: dict[str, tuple[Feature, ...]] = {
-        "default": (),
-        "off": ("thinking", "reasoning_effort"),
-    }
-    return (
-        "temperature",
-        "seed",
-        "no_cache",
-        *thinking.get(config.thinking, ("reasoning_effort",)),
-    )
-
-
-def _ladder(config: LlmConfig) -> tuple[Feature, ...]:
-    """Return the ways to get an answer, best first; free text needs none of them."""
-    grammar: tuple[Feature, ...] = ("grammar",) if config.use_grammar else ()
-    return ("logprobs", "json_schema", *grammar)
-
-
-def _question(template: Template) -> Messages:
-    """Return a question of the template's own form about nothing in particular."""
-    names = ("task", "first", "second", "episode")
-    fields = dict.fromkeys(names, "length: 10 steps")
-    return template.messages(**fields)
-
-
-async def _token_limit(
-    send: Send, messages: Messages, template: Template, config: LlmConfig
-) -> Feature:
-    """Return the name under which the server takes a cap on tokens, or raise its fault."""
-    try:
-        await send(request_body(messages, template.choices, config, frozenset(("max_tokens",))))
-    except Fault as fault:
-        if fault.kind != "rejected":
-            raise
-        features: Features = frozenset(("max_completion_tokens",))
-        await send(request_body(messages, template.choices, config, features))
-        return "max_completion_tokens"
-    return "max_tokens"
-
-
-async def _works(
-    send: Send,
-    messages: Messages,
-    template: Template,
-    config: LlmConfig,
-    features: Features,
-    judged: Feature,
-) -> bool:
-    """Return whether a request with these features is answered as the judged one promises."""
-    try:
-        reply = await send(request_body(messages, template.choices, config, features))
-    except Fault as fault:
-        if fault.kind not in _REFUSALS:
-            raise
-        return False
-    if judged == "logprobs":
-        return log_odds(reply.candidates, template.choices)[1] > 0.0
-    if judged in ("json_schema", "grammar"):
-        return choice_of(reply.text, template.choices) is not None
-    return True
-
-
-VOTE_PRIOR = 0.5
-"""Added to both counts of votes: all of five for one choice are log-odds of 2.4, not infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,6 +400,15 @@ class Verdict:
     """``answered``, ``tie``, or why there is no answer."""
     flipped: bool = False
     """The two orders preferred different episodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """A pair's verdict and what it was made of."""
+
+    verdict: Verdict
+    scores: tuple[Score | Fault, Score | Fault]
+    """Of its two questions."""
 
 
 def questions(first: str, second: str, template: Template, task: str) -> tuple[Messages, Messages]:
@@ -455,3 +460,45 @@ def verdict(scores: tuple[Score | Fault, Score | Fault], form: str, config: LlmC
             return Verdict(label=0.5, outcome="tie", flipped=flipped)
         return Verdict(label=math.nan, outcome="margin", flipped=flipped)
     return Verdict(label=probability, outcome="answered", flipped=flipped)
+
+
+class Judge:
+    """Judges pairs of texts by a template, for a task."""
+
+    def __init__(
+        self, config: LlmConfig, template: Template, answers: Answers, base_url: str
+    ) -> None:
+        """`answers` is what asks a server, at `base_url`."""
+        self._config, self._template, self._answers = config, template, answers
+        self._base_url = base_url
+        self._task = cleaned(config.task)
+
+    async def judge(self, texts: Sequence[tuple[str, str]], features: Features) -> list[Judgement]:
+        """Return one judgement per (first, second); equal questions are asked once."""
+        asked = [
+            [self._requests(question, features) for question in self._questions(*pair)]
+            for pair in texts
+        ]
+        every = [request for pair in asked for requests in pair for request in requests]
+        replies = await self._answers(every)
+        return [self._judgement(one, two, replies, features) for one, two in asked]
+
+    def _questions(self, first: str, second: str) -> tuple[Messages, Messages]:
+        return questions(first, second, self._template, self._task)
+
+    def _requests(self, messages: Messages, features: Features) -> list[Request]:
+        return make_requests(messages, self._template, self._config, self._base_url, features)
+
+    def _judgement(
+        self,
+        one: Sequence[Request],
+        two: Sequence[Request],
+        replies: dict[str, Reply | Fault],
+        features: Features,
+    ) -> Judgement:
+        choices = self._template.choices
+        scores = (
+            score([replies[request.key] for request in one], choices, soft=features.soft),
+            score([replies[request.key] for request in two], choices, soft=features.soft),
+        )
+        return Judgement(verdict=verdict(scores, self._template.form, self._config), scores=scores)
