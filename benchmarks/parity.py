@@ -22,7 +22,8 @@ from gymnasium_robotics.envs.multiagent_mujoco.coupled_half_cheetah import Coupl
 from gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi import MultiAgentMujocoEnv
 
 from envs.base import EnvStep
-from envs.mujoco.mamujoco import MAMUJOCO_NAMES, MaMuJoCo, scenario_from_name
+from envs.catalogue import MAMUJOCO_NAMES
+from envs.mujoco.mamujoco import MaMuJoCo, scenario_from_name
 from envs.mujoco.scenarios import DenseTendons, in_fixed_order, without_compiler_warnings
 
 QUANTITIES = ("obs", "state", "reward", "terminated", "truncated")

@@ -1,22 +1,25 @@
 """Cooperative multi-agent environments, their contract, and a checker for your own."""
 
-import farama_notifications
+from typing import TYPE_CHECKING
 
-from envs.base import (
-    EnvError,
-    EnvSpec,
-    EnvStep,
-    Fact,
-    HasClose,
-    HasHiddenRewards,
-    VecEnv,
-    close_env,
-)
-from envs.checker import check_env
-from envs.frames import Frame, HasFrames
-from envs.registry import env_names, make_env, open_env
-from envs.simulated import SimulatedEnv, Task, View
-from envs.sparse import SparseRewards, unwrapped
+from envs.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from envs.base import (
+        EnvError,
+        EnvSpec,
+        EnvStep,
+        Fact,
+        HasClose,
+        HasHiddenRewards,
+        VecEnv,
+        close_env,
+    )
+    from envs.checker import check_env
+    from envs.frames import Frame, HasFrames
+    from envs.registry import env_names, make_env, open_env
+    from envs.simulated import SimulatedEnv, Task, View
+    from envs.sparse import SparseRewards, unwrapped
 
 __all__ = [
     "EnvError",
@@ -40,5 +43,27 @@ __all__ = [
     "unwrapped",
 ]
 
-# gymnasium-robotics, imported later, prints a notice about hand tasks, which are none of ours.
-farama_notifications.notifications.pop("gymnasium_robotics", None)
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "EnvError": "envs.base",
+        "EnvSpec": "envs.base",
+        "EnvStep": "envs.base",
+        "Fact": "envs.base",
+        "HasClose": "envs.base",
+        "HasHiddenRewards": "envs.base",
+        "VecEnv": "envs.base",
+        "close_env": "envs.base",
+        "check_env": "envs.checker",
+        "Frame": "envs.frames",
+        "HasFrames": "envs.frames",
+        "env_names": "envs.registry",
+        "make_env": "envs.registry",
+        "open_env": "envs.registry",
+        "SimulatedEnv": "envs.simulated",
+        "Task": "envs.simulated",
+        "View": "envs.simulated",
+        "SparseRewards": "envs.sparse",
+        "unwrapped": "envs.sparse",
+    },
+)

@@ -55,11 +55,6 @@ SPREAD_FACTS = (
 )
 
 
-def members() -> list[str]:
-    """Return the usual sizes; any number of agents can be asked for."""
-    return ["nav_3", "nav_6", "nav_12", "spread_3"]
-
-
 def maker(member: str) -> Maker | None:
     """Return the maker of a particle task, e.g. `nav_6`."""
     task, _, count = member.rpartition("_")

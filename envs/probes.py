@@ -16,28 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
+from envs.catalogue import PROBES
 from envs.registry import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
-
-__all__ = [
-    "continuous_match",
-    "coordination",
-    "dying",
-    "local_credit",
-    "masked",
-    "recall",
-    "time_limit",
-]
-
-
-def members() -> list[str]:
-    """Return the names of the probes."""
-    return list(__all__)
 
 
 def maker(member: str) -> Maker | None:
     """Return the maker of a probe."""
-    return Maker(globals()[member]) if member in __all__ else None
+    return Maker(globals()[member]) if member in PROBES else None
 
 
 Steps = npt.NDArray[np.int64]

@@ -1,15 +1,15 @@
 """Environments by name: `make_env("particles/nav_6", num_envs=64)` or `"my_envs:two_keys"`.
 
-The part of a name before the slash is a family of environments: one line in `FAMILIES` and a
-module with two functions, `members() -> list[str]`, the names to list, and
-`maker(member) -> Maker | None`, which may accept more names than are listed. The module is
-imported when one of its names is used or listed, never before. A name with a colon is an import
-path of the user's own. What optional packages need to be installed stands at the end.
+The part of a name before the slash is a family of environments: one entry of `FAMILIES`, with the
+names to list (`envs.catalogue`), and a module with a function `maker(member) -> Maker | None`,
+which may accept more names. The module is imported when one of its names is used, never before.
+A name with a colon is an import path of the user's own. What optional packages need to be
+installed stands at the end.
 """
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,6 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import EnvError, VecEnv, close_env
+from envs.catalogue import (
+    FLEET_NAMES,
+    GYM_TEAMS,
+    MAMUJOCO_NAMES,
+    PARTICLE_NAMES,
+    PROBES,
+    SMACV2_MAPS,
+    SMAX_NAMES,
+    VMAS_NAMES,
+)
 from envs.plugins import (
     NoSubmoduleError,
     callables_in,
@@ -47,13 +57,17 @@ class Family:
     """One line for `marl envs`."""
     reward_mode: str = ""
     """How its rewards are paid unless the user says otherwise; empty: as the environments do."""
+    names: Sequence[str] = ()
+    """Its usual environments, after the slash; an empty name stands for the family's own."""
     needs: str = ""
     """Optional package that it needs, one of `EXTRAS` or `BY_HAND`; empty: none."""
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Optional packages that single environments need."""
 
     @property
     def is_installed(self) -> bool:
         """Whether what the family needs is there."""
-        return not self.needs or find_spec(self.needs) is not None
+        return _is_installed(self.needs)
 
     @property
     def how_to_install(self) -> str | None:
@@ -61,9 +75,8 @@ class Family:
         return install_hint(self.needs)
 
     def members(self) -> list[str]:
-        """Return the names to list; an empty name stands for the family's own."""
-        listed: list[str] = importlib.import_module(self.module).members()
-        return listed
+        """Return the names to list: those whose packages are installed."""
+        return [name for name in self.names if _is_installed(self.packages.get(name, ""))]
 
     def maker(self, member: str) -> Maker | None:
         """Return how to make a member; None where there is none of that name.
@@ -79,43 +92,52 @@ FAMILIES: dict[str, Family] = {
         module="envs.mujoco.mamujoco",
         summary="one MuJoCo robot whose joints are shared among agents",
         reward_mode="episodic",
+        names=MAMUJOCO_NAMES,
     ),
     "fleet": Family(
         module="envs.mujoco.fleet",
         summary="MuJoCo robots that share one return; any number, e.g. hopper_3",
         reward_mode="episodic",
+        names=FLEET_NAMES,
     ),
     "particles": Family(
         module="envs.particles",
         summary="points on a plane that look for landmarks; any number, e.g. nav_9",
         reward_mode="episodic",
+        names=PARTICLE_NAMES,
     ),
     "gym": Family(
         module="envs.adapters.gym_teams",
         summary="gymnasium teams by id (extras lbforaging, rware); your own: gym/my_envs:Team-v0",
+        names=tuple(GYM_TEAMS),
+        packages=GYM_TEAMS,
     ),
     "smax": Family(
         module="envs.jaxmarl.smax",
         summary="battles of scripted against learning units, in JAX; for 512 environments or more",
         reward_mode="episodic",
         needs="jaxmarl",
+        names=SMAX_NAMES,
     ),
     "vmas": Family(
         module="envs.vmas",
         summary="robots on a plane, in PyTorch, batched",
         reward_mode="episodic",
         needs="vmas",
+        names=VMAS_NAMES,
     ),
     "smacv2": Family(
         module="envs.smacv2",
         summary="StarCraft II itself: battles of teams drawn anew in every episode",
         reward_mode="episodic",
         needs="smacv2",
+        names=SMACV2_MAPS,
     ),
     "probe": Family(
         module="envs.probes",
         summary="tiny tasks with a known optimum, to test learning",
         reward_mode="episodic",
+        names=PROBES,
     ),
 }
 REWARD_OPTIONS = ("reward_mode", "reward_every", "reward_outcome")
@@ -182,6 +204,11 @@ def env_names() -> list[str]:
         if family.is_installed
         for member in family.members()
     ]
+
+
+def _is_installed(package: str) -> bool:
+    """Return whether an optional package is there; an empty name stands for none."""
+    return not package or find_spec(package) is not None
 
 
 def _shipped(name: str) -> Maker:

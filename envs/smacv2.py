@@ -62,11 +62,6 @@ FACTS = (
 """Health counts shields too."""
 
 
-def members() -> list[str]:
-    """Return the maps."""
-    return list(_TEAMS)
-
-
 def maker(member: str) -> Maker | None:
     """Return the maker of a map."""
     return Maker(smacv2, {"map_name": member}) if member in _TEAMS else None

@@ -24,36 +24,10 @@ from torch import Tensor
 
 from envs.adapters.quirks import TeamReward, check_team_reward, different_rewards
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, check_num_envs, split_ends
+from envs.catalogue import VMAS_NAMES
 from envs.registry import Maker
 from envs.validation import checked_actions
 
-VMAS_NAMES: tuple[str, ...] = (
-    "balance",
-    "ball_passage",
-    "ball_trajectory",
-    "buzz_wire",
-    "discovery",
-    "dispersion",
-    "dropout",
-    "flocking",
-    "football",
-    "give_way",
-    "joint_passage",
-    "joint_passage_size",
-    "multi_give_way",
-    "navigation",
-    "passage",
-    "reverse_transport",
-    "road_traffic",
-    "sampling",
-    "transport",
-    "wheel",
-    "wind_flocking",
-    "simple_reference",
-    "simple_speaker_listener",
-    "simple_spread",
-)
-"""The cooperative scenarios of VMAS. In football, the other side is scripted."""
 LEFT_OUT = {
     "simple": "it has one agent",
     "simple_adversary": "two sides play against each other",
@@ -74,11 +48,6 @@ LEFT_OUT = {
     "waterfall": "it shows a feature of the simulator and is no task for a team",
 }
 """Scenarios of VMAS that are not offered, and why."""
-
-
-def members() -> list[str]:
-    """Return the cooperative scenarios."""
-    return list(VMAS_NAMES)
 
 
 def maker(member: str) -> Maker | None:

@@ -1,17 +1,22 @@
 """Sparse-reward cooperative multi-agent reinforcement learning from preferences (IMAP)."""
 
-__version__ = "0.1.0"
+from typing import TYPE_CHECKING
 
-from marl.config import Config, ConfigError
-from marl.config.io import load_config
-from marl.data.types import Rewards, Transitions
-from marl.evaluation import evaluate
-from marl.policy import Policy, load
-from marl.preferences import EpisodePairs, Labeller
-from marl.rewards import RewardModel
-from marl.rewards.fit import fit_reward
-from marl.runs import train
-from marl.trainer import Trainer
+from envs.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from marl.config import Config, ConfigError
+    from marl.config.io import load_config
+    from marl.data.types import Rewards, Transitions
+    from marl.evaluation import evaluate
+    from marl.policy import Policy, load
+    from marl.preferences.labellers import EpisodePairs, Labeller
+    from marl.rewards.base import RewardModel
+    from marl.rewards.fit import fit_reward
+    from marl.runs import train
+    from marl.trainer import Trainer
+
+__version__ = "0.1.0"
 
 __all__ = [
     "Config",
@@ -29,3 +34,23 @@ __all__ = [
     "load_config",
     "train",
 ]
+
+__getattr__ = lazy_attributes(
+    __name__,
+    {
+        "Config": "marl.config",
+        "ConfigError": "marl.config",
+        "load_config": "marl.config.io",
+        "Rewards": "marl.data.types",
+        "Transitions": "marl.data.types",
+        "evaluate": "marl.evaluation",
+        "Policy": "marl.policy",
+        "load": "marl.policy",
+        "EpisodePairs": "marl.preferences.labellers",
+        "Labeller": "marl.preferences.labellers",
+        "RewardModel": "marl.rewards.base",
+        "fit_reward": "marl.rewards.fit",
+        "train": "marl.runs",
+        "Trainer": "marl.trainer",
+    },
+)

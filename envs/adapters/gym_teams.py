@@ -8,7 +8,6 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from importlib.util import find_spec
 from typing import Any, cast
 
 import gymnasium
@@ -31,18 +30,12 @@ from envs.adapters.spaces import AgentSpaces, ObsBounds
 from envs.adapters.team import TeamView, joined_columns
 from envs.adapters.team_env import TeamEnv
 from envs.base import BoolArray, EnvError, EnvSpec
+from envs.catalogue import GYM_TEAMS
 from envs.plugins import search_working_directory
 from envs.registry import Maker, install_hint
 
-GYM_TEAMS = ("Foraging-8x8-2p-2f-coop-v3", "rware-tiny-2ag-v2")
-"""Usual ids; every other id of these families works too."""
 _MODULES = {"Foraging": "lbforaging", "rware": "rware"}
 """Which package registers ids that begin so."""
-
-
-def members() -> list[str]:
-    """Return the usual ids of the packages that are installed."""
-    return [env_id for env_id in GYM_TEAMS if find_spec(_MODULES[env_id.partition("-")[0]])]
 
 
 def maker(member: str) -> Maker | None:
@@ -248,5 +241,8 @@ def _registered(env_id: str) -> Registered:
         fix = install_hint(module) if module and isinstance(error, ModuleNotFoundError) else None
         raise EnvError(
             f"there is no environment 'gym/{env_id}': {error}; "
-            + (fix or f"give an id such as {GYM_TEAMS[0]}, or module:id if yours registers it")
+            + (
+                fix
+                or f"give an id such as {next(iter(GYM_TEAMS))}, or module:id if yours registers it"
+            )
         ) from error

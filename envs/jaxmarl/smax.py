@@ -22,29 +22,13 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec, EnvStep, Fact, check_num_envs, split_ends
+from envs.catalogue import SMAX_NAMES
 from envs.frames import Frame
 from envs.jaxmarl.smax_artist import BattleArtist
 from envs.registry import Maker
 from envs.rng import env_seeds
 from envs.validation import checked_actions
 
-SMAX_NAMES: tuple[str, ...] = (
-    "3m",
-    "2s3z",
-    "25m",
-    "3s5z",
-    "8m",
-    "5m_vs_6m",
-    "10m_vs_11m",
-    "27m_vs_30m",
-    "3s5z_vs_3s6z",
-    "3s_vs_5z",
-    "6h_vs_8z",
-    "smacv2_5_units",
-    "smacv2_10_units",
-    "smacv2_20_units",
-)
-"""JaxMARL's scenarios; those named after SMACv2 draw unit types and positions anew each time."""
 FACTS = (
     Fact(name="won", meaning="battle won", higher_is_better=True, is_success=True),
     Fact(name="allies_alive", meaning="allies alive", higher_is_better=True),
@@ -52,11 +36,6 @@ FACTS = (
     Fact(name="ally_health", meaning="share of the allies' health left", higher_is_better=True),
     Fact(name="enemy_health", meaning="share of the enemies' health left", higher_is_better=False),
 )
-
-
-def members() -> list[str]:
-    """Return JaxMARL's scenarios."""
-    return list(SMAX_NAMES)
 
 
 def maker(member: str) -> Maker | None:

@@ -10,21 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray
+from envs.catalogue import FLEET_SCENARIOS
 from envs.frames import Frame
 from envs.mujoco.artist import BodyArtist, fleet_frame
 from envs.mujoco.mamujoco import TimeLimit
 from envs.mujoco.obs import Views, find_columns
 from envs.mujoco.physics import Bodies, Controls
-from envs.mujoco.scenarios import PARTITIONS, SEGMENTED, choose, make_source
+from envs.mujoco.scenarios import choose, make_source
 from envs.registry import Maker
-
-FLEET_SCENARIOS: tuple[str, ...] = tuple(s for s in PARTITIONS if s not in SEGMENTED)
-"""Robots a fleet can consist of."""
-
-
-def members() -> list[str]:
-    """Return fleets of four; any number of bodies can be asked for."""
-    return [f"{scenario.lower()}_4" for scenario in FLEET_SCENARIOS]
 
 
 def maker(member: str) -> Maker | None:

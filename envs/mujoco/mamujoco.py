@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, split_ends
+from envs.catalogue import MAMUJOCO_NAMES
 from envs.frames import Frame
 from envs.mujoco.artist import BodyArtist
 from envs.mujoco.obs import Views, find_columns
 from envs.mujoco.physics import Bodies, Controls
 from envs.mujoco.scenarios import (
-    MAMUJOCO_NAMES,
     check_partition,
     choose,
     make_partition,
@@ -28,12 +28,7 @@ from envs.mujoco.scenarios import (
 )
 from envs.registry import Maker
 
-__all__ = ["MAMUJOCO_NAMES", "MaMuJoCo", "maker", "members", "scenario_from_name"]
-
-
-def members() -> list[str]:
-    """Return the usual ways to cut each body; segmented bodies can be cut in others."""
-    return list(MAMUJOCO_NAMES)
+__all__ = ["MaMuJoCo", "maker", "scenario_from_name"]
 
 
 def maker(member: str) -> Maker | None:

@@ -23,32 +23,7 @@ from gymnasium_robotics.envs.multiagent_mujoco.coupled_half_cheetah import Coupl
 from gymnasium_robotics.envs.multiagent_mujoco.mujoco_multi import MultiAgentMujocoEnv
 
 from envs.base import EnvError
-
-SEGMENTED = {"ManySegmentSwimmer": "Swimmer", "ManySegmentAnt": "Ant"}
-"""Scenarios with any partition AxB (A agents of B segments), and the scenario they extend."""
-
-PARTITIONS: dict[str, tuple[str, ...]] = {
-    "Ant": ("2x4", "2x4d", "4x2"),
-    "HalfCheetah": ("2x3", "6x1"),
-    "Hopper": ("3x1",),
-    "Humanoid": ("9|8",),
-    "HumanoidStandup": ("9|8",),
-    "Walker2d": ("2x3",),
-    "Reacher": ("2x1",),
-    "Swimmer": ("2x1",),
-    "Pusher": ("3p",),
-    "CoupledHalfCheetah": ("1p1",),
-    "ManySegmentSwimmer": ("2x2", "2x5", "6x1", "10x2"),
-    "ManySegmentAnt": ("2x2", "2x3", "3x1"),
-}
-"""Partitions of each scenario; of the segmented ones, those that the tests cover."""
-
-MAMUJOCO_NAMES: tuple[str, ...] = tuple(
-    f"{scenario.lower()}_{partition}"
-    for scenario, partitions in PARTITIONS.items()
-    for partition in partitions
-)
-"""Names `scenario_from_name` accepts; the segmented scenarios accept any other AxB as well."""
+from envs.catalogue import MAMUJOCO_NAMES, PARTITIONS, SEGMENTED
 
 _COUPLED_MAX_STEPS = 1000  # the TimeLimit that mamujoco_v1 puts around CoupledHalfCheetahEnv
 

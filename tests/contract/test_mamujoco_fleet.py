@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from envs.base import EnvError, EnvStep, VecEnv
-from envs.mujoco.fleet import FLEET_SCENARIOS, Fleet, fleet_from_name
+from envs.catalogue import FLEET_SCENARIOS
+from envs.mujoco.fleet import Fleet, fleet_from_name
 from envs.mujoco.mamujoco import MaMuJoCo
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.parity import QUANTITIES, compare
-from envs.mujoco.mamujoco import MAMUJOCO_NAMES, MaMuJoCo, scenario_from_name
+from envs.catalogue import MAMUJOCO_NAMES
+from envs.mujoco.mamujoco import MaMuJoCo, scenario_from_name
 
 FALLING = ("hopper", "walker2d", "humanoid")  # within 150 random steps
 SHORT = {"reacher": 50, "pusher": 100}  # time limits within 150 steps

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from envs import EnvError, Frame, HasFrames, HasHiddenRewards, VecEnv, check_env, make_env
+from envs.catalogue import SMAX_NAMES
 from envs.frames import HealthBar, frame_of
-from envs.jaxmarl.smax import FACTS, SMAX_NAMES, Smax, import_smax
+from envs.jaxmarl.smax import FACTS, Smax, import_smax
 from envs.rng import env_seeds, random_actions
 
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")

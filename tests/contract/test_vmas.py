@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from envs import EnvError, HasHiddenRewards, VecEnv, check_env, make_env
+from envs.catalogue import VMAS_NAMES
 from envs.rng import random_actions
-from envs.vmas import LEFT_OUT, VMAS_NAMES, Vmas
+from envs.vmas import LEFT_OUT, Vmas
 
 vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from envs.base import EnvError
-from envs.mujoco.mamujoco import MAMUJOCO_NAMES, TimeLimit, scenario_from_name
+from envs.catalogue import MAMUJOCO_NAMES
+from envs.mujoco.mamujoco import TimeLimit, scenario_from_name
 from envs.mujoco.obs import Features
 from envs.mujoco.physics import Controls, make_start
 from envs.mujoco.rewards import Distances, Locomotion, make_dense_reward, make_healthy_box

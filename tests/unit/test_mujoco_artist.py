@@ -6,9 +6,10 @@ import mujoco
 import numpy as np
 import pytest
 
+from envs.catalogue import PARTITIONS
 from envs.frames import INK, Circle, Polygon, Segment, agent_colour
 from envs.mujoco.artist import CAMERAS, OBLIQUE, SIDE, TOP, BodyArtist, body_owners, floor, hull
-from envs.mujoco.scenarios import PARTITIONS, Source, make_source
+from envs.mujoco.scenarios import Source, make_source
 
 BOX_AND_BALL = """
 <mujoco>

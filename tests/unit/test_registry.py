@@ -146,13 +146,11 @@ def test_import_error_inside_the_users_file_names_what_is_missing() -> None:
         make_env("needs_more:Anything", 2)
 
 
-def test_a_family_is_one_line_and_two_functions(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_family_is_one_line_and_a_function(monkeypatch: pytest.MonkeyPatch) -> None:
     module = types.ModuleType("my_family")
-    vars(module).update(
-        members=lambda: [""], maker=lambda member: None if member else Maker(particles.nav)
-    )
+    vars(module).update(maker=lambda member: None if member else Maker(particles.nav))
     monkeypatch.setitem(sys.modules, "my_family", module)
-    monkeypatch.setitem(FAMILIES, "mine", Family(module="my_family", summary="a test"))
+    monkeypatch.setitem(FAMILIES, "mine", Family(module="my_family", summary="a test", names=("",)))
     assert "mine" in env_names()
     assert make_env("mine", 2, num_agents=4).spec.num_agents == 4
     assert isinstance(make_env("mine", 2), SimulatedEnv)
@@ -168,3 +166,13 @@ def test_a_family_that_is_not_installed_names_its_extra(monkeypatch: pytest.Monk
     assert not any(name.startswith("battle") for name in env_names())
     with pytest.raises(EnvError, match=r"pip install -c constraints.txt '.\[battles\]'"):
         make_env("battle/royale", 2)
+
+
+@pytest.mark.parametrize("prefix", FAMILIES)
+def test_every_listed_name_can_be_made(prefix: str) -> None:
+    family = FAMILIES[prefix]
+    if not family.is_installed:
+        pytest.skip(f"needs {family.needs}")
+    for member in family.members():
+        assert isinstance(family.maker(member), Maker), member
+    assert family.maker("no such member") is None or prefix == "gym"
