@@ -1,5 +1,6 @@
-"""Independent jobs on two threads."""
+"""Adam with clipping on the parameters of one network, and independent jobs on two threads."""
 
+import copy
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,7 +12,12 @@ from torch import Tensor, nn
 
 
 class Optimizer:
-    """Adam on some parameters, whose gradient is clipped to a norm of its own."""
+    """Adam on some parameters, whose gradient is clipped to a norm of its own.
+
+    Parameters, gradients and moments of one kind of number are one vector each; what the modules
+    hold are views of it, so a step costs one norm and one fused Adam call however many layers
+    there are. Gradients are kept, not set to None: ``parameter.grad`` may be written in place.
+    """
 
     def __init__(
         self,
@@ -23,7 +29,20 @@ class Optimizer:
     ) -> None:
         self.parameters = list(parameters)
         self.max_grad_norm = max_grad_norm
-        self.adam = torch.optim.Adam(self.parameters, lr=learning_rate, eps=eps, fused=True)
+        kinds = dict.fromkeys((p.dtype, p.device) for p in self.parameters)
+        self.vectors = [
+            flattened([p for p in self.parameters if (p.dtype, p.device) == kind]) for kind in kinds
+        ]
+        self.adam = torch.optim.Adam(self.vectors, lr=learning_rate, eps=eps, fused=True)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
+        """Return an optimizer of the copied parameters; plain copies would not be its views."""
+        parameters = [copy.deepcopy(parameter, memo) for parameter in self.parameters]
+        group = self.adam.param_groups[0]
+        other = Optimizer(parameters, group["lr"], self.max_grad_norm, eps=group["eps"])
+        other.load_state_dict(copy.deepcopy(self.state_dict()))
+        memo[id(self)] = other
+        return other
 
     def minimize(self, loss: Tensor) -> None:
         """Take one gradient step on a loss."""
@@ -32,12 +51,18 @@ class Optimizer:
 
     def backward(self, loss: Tensor) -> None:
         """Set the parameters' gradient to that of a loss."""
-        self.adam.zero_grad(set_to_none=True)
+        for vector in self.vectors:
+            assert vector.grad is not None
+            vector.grad.zero_()
         loss.backward()
 
     def step(self) -> None:
         """Clip the gradient and take one Adam step."""
-        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        gradients = [vector.grad for vector in self.vectors if vector.grad is not None]
+        norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
+        scale = (self.max_grad_norm / (norms.norm() + 1e-6)).clamp_(max=1.0)
+        for gradient in gradients:
+            gradient.mul_(scale)
         self.adam.step()
 
     def set_learning_rate(self, learning_rate: float) -> None:
@@ -54,8 +79,20 @@ class Optimizer:
         self.adam.load_state_dict(state)
 
 
-Result = TypeVar("Result")
+def flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
+    """Return one vector with its gradient (zero), of which the parameters are views from now on."""
+    vector = nn.Parameter(torch.cat([parameter.detach().flatten() for parameter in parameters]))
+    vector.grad = torch.zeros_like(vector)
+    begin = 0
+    for parameter in parameters:
+        span = slice(begin, begin + parameter.numel())
+        parameter.data = vector.data[span].view_as(parameter)
+        parameter.grad = vector.grad[span].view_as(parameter)
+        begin = span.stop
+    return vector
 
+
+Result = TypeVar("Result")
 First = TypeVar("First")
 Second = TypeVar("Second")
 
