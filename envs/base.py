@@ -16,6 +16,7 @@ Axes, in all of `envs`:
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
@@ -44,6 +45,82 @@ class Fact:
     is_success: bool = False
     """Whether it is 1 where an episode succeeded and 0 where not: its mean, the success rate, is
     shown beside the return."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeSpace:
+    """How an agent observes and acts in the environment behind a `VecEnv`, e.g. a PettingZoo one.
+
+    `VecEnv`s show every agent a vector and take integers from 0, or numbers in [-1, 1].
+    """
+
+    obs_shape: tuple[int, ...] = ()
+    """Shape of an observed array, which is flattened."""
+    obs_choices: int = 0
+    """Choices of an observed integer, which becomes one-hot; 0: an array is observed."""
+    obs_start: int = 0
+    """The smallest observed integer."""
+    action_shape: tuple[int, ...] = ()
+    """Shape of a continuous action."""
+    action_low: tuple[float, ...] = ()
+    """Lower bounds of a continuous action, flattened; empty: the action is an integer."""
+    action_high: tuple[float, ...] = ()
+    """Upper bounds."""
+    action_dtype: str = "float32"
+    """NumPy's name for the type of a continuous action."""
+    action_start: int = 0
+    """The smallest integer of a discrete action."""
+
+    def features(self, obs: Any) -> npt.NDArray[Any]:
+        """Return an observation as a vector; raise `EnvError` with what was expected."""
+        if self.obs_choices:
+            index = int(obs) - self.obs_start
+            if not 0 <= index < self.obs_choices:
+                last = self.obs_start + self.obs_choices - 1
+                raise EnvError(
+                    f"observed {obs}; its space promises integers from {self.obs_start} to {last}"
+                )
+            return np.eye(1, self.obs_choices, index, dtype=np.float32)[0]
+        array = np.asarray(obs)
+        if array.shape != self.obs_shape or array.dtype.kind not in "fiub":
+            raise EnvError(
+                f"observed {described(obs)}; its space promises numbers of shape {self.obs_shape}"
+            )
+        return array.reshape(-1)
+
+    def action(self, chosen: Any) -> Any:
+        """Return the agent's own action from an integer from 0, or (A,) numbers in [-1, 1]."""
+        if not self.action_low:
+            return chosen + self.action_start
+        low, high = self.bounds
+        share = np.asarray(chosen)[: len(self.action_low)].reshape(self.action_shape)
+        scaled = (high + low) / 2 + (high - low) / 2 * share
+        return np.clip(scaled, low, high).astype(low.dtype, copy=False)
+
+    def chosen(self, action: Any) -> Any:
+        """Return the integer from 0, or the numbers in [-1, 1], that `action` makes this action."""
+        if not self.action_low:
+            return action - self.action_start
+        low, high = self.bounds
+        half = (high - low) / 2
+        share = (np.asarray(action, low.dtype) - (high + low) / 2) / np.where(half == 0, 1, half)
+        return np.clip(share, -1.0, 1.0).reshape(-1).astype(np.float32)
+
+    @cached_property
+    def bounds(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Lower and upper bounds of an action, in its own shape and type."""
+        low, high = (
+            np.array(bounds, self.action_dtype).reshape(self.action_shape)
+            for bounds in (self.action_low, self.action_high)
+        )
+        return low, high
+
+
+def described(value: Any) -> str:
+    """Return type, and shape where there is one, for a message."""
+    if isinstance(value, np.ndarray):
+        return f"{value.dtype} of shape {value.shape}"
+    return f"a {type(value).__name__} ({value!r:.60})"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +155,8 @@ class EnvSpec:
     """The columns of `EnvStep.facts`; empty where it is not given."""
     agent_names: tuple[str, ...] = ()
     """Names of the agents, for messages and films; empty: their numbers."""
+    native_spaces: tuple[NativeSpace, ...] = ()
+    """Spaces of the agents in the environment behind this one, if they are others; else empty."""
 
     @property
     def num_agents(self) -> int:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from envs import EnvSpec, VecEnv, open_env
+from envs import EnvError, EnvSpec, VecEnv, open_env
 from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, plain
 from marl.config.validation import build
@@ -119,13 +119,19 @@ class Policy:
         return parameters
 
     def act_named(
-        self, obs: Mapping[str, Any], agents: Sequence[str], greedy: bool = False
+        self,
+        obs: Mapping[str, Any],
+        agents: Sequence[str],
+        greedy: bool = False,
+        infos: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
         """Return an action for each agent in `obs`, by name, as PettingZoo's `step` takes them.
 
         `agents` are all names in the environment's order, e.g. ``env.possible_agents``; those
-        missing in `obs` have died. An observation is an agent's own features, or a dict of
-        ``observation`` and ``action_mask``. Actions have each agent's own size.
+        missing in `obs` have died. An observation is what the agent observes in the environment
+        that it was trained in, as it is there or as a vector, or a dict of ``observation`` and
+        ``action_mask``; masks may stand in `infos` instead. Actions are those of the agents' own
+        spaces, as they were in training: shifted, scaled and shaped.
         """
         spec = self.spec
         unknown = set(obs) - set(agents)
@@ -140,20 +146,42 @@ class Policy:
         for index, agent in enumerate(agents):
             if agent not in obs:
                 continue
-            own = obs[agent]
+            own, size = obs[agent], spec.obs_sizes[index]
+            mask = None if infos is None else infos.get(agent, {}).get("action_mask")
             if isinstance(own, Mapping):
-                legal[index, : spec.action_sizes[index]] = own["action_mask"]
-                own = own["observation"]
-            if np.shape(own) != (spec.obs_sizes[index],):
-                raise ValueError(
-                    f"the observation of {agent} has shape {np.shape(own)}; "
-                    f"{spec.name} was trained with {(spec.obs_sizes[index],)}"
-                )
-            padded[index, : spec.obs_sizes[index]] = own
+                mask, own = own["action_mask"], own["observation"]
+            if mask is not None:
+                legal[index, : spec.action_sizes[index]] = mask
+            padded[index, :size] = self._vector(index, agent, own)
         actions = self.act(padded, mask=legal, greedy=greedy)
-        if spec.action_kind == "continuous":
-            return {a: actions[i, : spec.action_sizes[i]] for i, a in enumerate(agents) if a in obs}
-        return {a: int(actions[i]) for i, a in enumerate(agents) if a in obs}
+        return {
+            agent: self._own_action(index, actions[index])
+            for index, agent in enumerate(agents)
+            if agent in obs
+        }
+
+    def _vector(self, agent: int, name: str, obs: Any) -> Any:
+        """Return an agent's observation as the vector that it was trained with."""
+        spec, shape = self.spec, (self.spec.obs_sizes[agent],)
+        if np.shape(obs) == shape:
+            return obs
+        if not spec.native_spaces:
+            raise ValueError(
+                f"the observation of {name} has shape {np.shape(obs)}; {spec.name} was trained "
+                f"with {shape}"
+            )
+        try:
+            return spec.native_spaces[agent].features(obs)
+        except EnvError as error:
+            raise ValueError(f"{name} {error}; {spec.name} was trained so") from None
+
+    def _own_action(self, agent: int, action: Any) -> Any:
+        """Return an agent's action, an integer or padded numbers in [-1, 1], in its own space."""
+        spec = self.spec
+        chosen = int(action) if spec.action_kind == "discrete" else action
+        if spec.native_spaces:
+            return spec.native_spaces[agent].action(chosen)
+        return chosen if isinstance(chosen, int) else chosen[: spec.action_sizes[agent]]
 
     def _checked(
         self, name: str, given: npt.ArrayLike, shape: tuple[int, int], dtype: type[np.generic]

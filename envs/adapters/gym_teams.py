@@ -122,6 +122,7 @@ class TupleTeam:
             finite_horizon=finite_horizon,
             masks_actions=any(self._spaces.masked),
             facts=self._facts.facts,
+            native_spaces=self._spaces.native,
         )
 
     @property

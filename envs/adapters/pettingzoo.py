@@ -155,6 +155,7 @@ class ParallelEnvTeam:
             agents_die=agents_die,
             facts=self._facts.facts,
             agent_names=tuple(map(str, self._names)),
+            native_spaces=self._spaces.native,
         )
 
     @property

@@ -3,7 +3,7 @@
 Axes are those of `envs.base`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -11,10 +11,9 @@ import numpy.typing as npt
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Space
 
 from envs.adapters.team import TeamView
-from envs.base import EnvError, FloatArray
+from envs.base import EnvError, FloatArray, NativeSpace, described
 
 _MASK = "action_mask"
-Pack = Callable[[Any, FloatArray], None]
 
 
 class AgentSpaces:
@@ -30,7 +29,6 @@ class AgentSpaces:
         self.masked = [_is_masked(space) for space in obs_spaces]
         """Per agent, whether its observation is a dict that holds an action mask."""
         seen = [_unmasked(space) for space in obs_spaces]
-        self._packs = [_packer(name, space) for name, space in zip(names, seen, strict=True)]
         self.obs_bounds = ObsBounds(names, seen)
         self.obs_sizes = tuple(_features(space) for space in seen)
         kinds = {_action_kind(n, space) for n, space in zip(names, action_spaces, strict=True)}
@@ -42,7 +40,8 @@ class AgentSpaces:
             )
         self.action_kind: Literal["discrete", "continuous"] = kinds.pop()
         self.action_sizes = tuple(_features(space) for space in action_spaces)
-        self._actions = [_reader(agent, space) for agent, space in enumerate(action_spaces)]
+        self.native = tuple(map(_native, names, seen, action_spaces))
+        """The agents' own spaces, for `EnvSpec`."""
 
     def write(self, agent: int, obs: Any, view: TeamView, over: bool) -> None:
         """Write one agent's observation, and its mask if the observation holds one.
@@ -52,13 +51,17 @@ class AgentSpaces:
         if self.masked[agent]:
             if not isinstance(obs, Mapping) or not {"observation", _MASK} <= set(obs):
                 raise EnvError(
-                    f"{self._names[agent]} observed {_described(obs)}; its space promises a dict "
+                    f"{self._names[agent]} observed {described(obs)}; its space promises a dict "
                     f"with 'observation' and {_MASK!r}"
                 )
             if not over:
                 self.write_mask(agent, obs[_MASK], view)
             obs = obs["observation"]
-        self._packs[agent](obs, view.obs[agent])
+        try:
+            features = self.native[agent].features(obs)
+        except EnvError as error:
+            raise EnvError(f"{self._names[agent]} {error}") from None
+        view.obs[agent, : len(features)] = features
 
     def write_mask(self, agent: int, mask: Any, view: TeamView) -> None:
         """Write one agent's action mask."""
@@ -77,7 +80,7 @@ class AgentSpaces:
 
     def action(self, agent: int, actions: npt.NDArray[Any]) -> Any:
         """Return one agent's action, in its own space, out of the (N,) or (N, A) array."""
-        return self._actions[agent](actions)
+        return self.native[agent].action(actions[agent])
 
 
 def _is_masked(space: Space[Any]) -> bool:
@@ -94,58 +97,29 @@ def _features(space: Space[Any]) -> int:
     return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
 
 
-def _packer(name: str, space: Space[Any]) -> Pack:
-    """Return what writes an observation of this space into a row of features."""
-    if isinstance(space, Discrete):
-        return _OneHot(name, int(space.n), int(space.start))
-    if isinstance(space, Box | MultiBinary) and np.prod(space.shape) > 0:
-        return _Flat(name, tuple(space.shape))
-    raise EnvError(
-        f"{name} observes {space}; supported are Box, Discrete, MultiBinary, and a Dict of "
-        f"'observation' and {_MASK!r}; wrap the environment, e.g. with "
-        "gymnasium.spaces.utils.flatten"
+def _native(name: str, obs_space: Space[Any], action_space: Space[Any]) -> NativeSpace:
+    """Return both spaces of an agent as plain numbers, or raise on one that is not supported."""
+    values: dict[str, Any] = {}
+    if isinstance(obs_space, Discrete):
+        values |= {"obs_choices": int(obs_space.n), "obs_start": int(obs_space.start)}
+    elif isinstance(obs_space, Box | MultiBinary) and np.prod(obs_space.shape) > 0:
+        values["obs_shape"] = tuple(map(int, obs_space.shape))
+    else:
+        raise EnvError(
+            f"{name} observes {obs_space}; supported are Box, Discrete, MultiBinary, and a Dict of "
+            f"'observation' and {_MASK!r}; wrap the environment, e.g. with "
+            "gymnasium.spaces.utils.flatten"
+        )
+    if isinstance(action_space, Discrete):
+        return NativeSpace(**values, action_start=int(action_space.start))
+    assert isinstance(action_space, Box)
+    return NativeSpace(
+        **values,
+        action_shape=tuple(map(int, action_space.shape)),
+        action_low=tuple(action_space.low.ravel().tolist()),
+        action_high=tuple(action_space.high.ravel().tolist()),
+        action_dtype=str(action_space.dtype),
     )
-
-
-class _Flat:
-    """Writes numbers of a fixed shape in a row."""
-
-    def __init__(self, name: str, shape: tuple[int, ...]) -> None:
-        self._name, self._shape, self._size = name, shape, int(np.prod(shape))
-
-    def __call__(self, obs: Any, row: FloatArray) -> None:
-        array = np.asarray(obs)
-        if array.shape != self._shape or array.dtype.kind not in "fiub":
-            raise EnvError(
-                f"{self._name} observed {_described(obs)}; its space promises numbers of shape "
-                f"{self._shape}"
-            )
-        row[: self._size] = array.reshape(-1)
-
-
-class _OneHot:
-    """Writes a one for the number seen and zeros for the others."""
-
-    def __init__(self, name: str, count: int, start: int) -> None:
-        self._name, self._count, self._start = name, count, start
-
-    def __call__(self, obs: Any, row: FloatArray) -> None:
-        index = int(obs) - self._start
-        if not 0 <= index < self._count:
-            raise EnvError(
-                f"{self._name} observed {obs}; its space promises integers from {self._start} to "
-                f"{self._start + self._count - 1}"
-            )
-        row[: self._count] = 0
-        row[index] = 1
-
-
-def _described(value: Any) -> str:
-    """Return type, and shape where there is one."""
-    array = value if isinstance(value, np.ndarray) else None
-    if array is None:
-        return f"a {type(value).__name__} ({value!r:.60})"
-    return f"{array.dtype} of shape {array.shape}"
 
 
 def _action_kind(name: str, space: Space[Any]) -> Literal["discrete", "continuous"]:
@@ -163,39 +137,6 @@ def _action_kind(name: str, space: Space[Any]) -> Literal["discrete", "continuou
         f"{name} acts in {space}; supported are Discrete and Box of floats; wrap the environment, "
         "e.g. with one Discrete that counts the combinations"
     )
-
-
-def _reader(agent: int, space: Space[Any]) -> Callable[[npt.NDArray[Any]], Any]:
-    """Return what finds an agent's action in the team's array."""
-    if isinstance(space, Box):
-        return _Steering(agent, space)
-    assert isinstance(space, Discrete)
-    return _Choice(agent, int(space.start))
-
-
-class _Choice:
-    """Counts choices from where the space starts."""
-
-    def __init__(self, agent: int, start: int) -> None:
-        self._agent, self._start = agent, start
-
-    def __call__(self, actions: npt.NDArray[Any]) -> Any:
-        return actions[self._agent] + self._start
-
-
-class _Steering:
-    """Scales [-1, 1] to the space's bounds."""
-
-    def __init__(self, agent: int, space: Box) -> None:
-        self._agent, self._space, self._size = agent, space, int(np.prod(space.shape))
-        self._middle = (space.high + space.low) / 2
-        self._half = (space.high - space.low) / 2
-
-    def __call__(self, actions: npt.NDArray[Any]) -> Any:
-        space = self._space
-        share = actions[self._agent, : self._size].reshape(space.shape)
-        scaled = self._middle + self._half * share
-        return np.clip(scaled, space.low, space.high).astype(space.dtype, copy=False)
 
 
 class ObsBoundsWarning(UserWarning):

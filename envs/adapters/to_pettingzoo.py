@@ -25,11 +25,11 @@ def to_pettingzoo(name: str, illegal: Illegal = "error", **options: Any) -> "Par
 class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no types
     """One environment of a `VecEnv` for programs that speak PettingZoo.
 
-    Agents are named ``agent_0`` to ``agent_(N-1)``, see and act in spaces of their own size and
-    are all paid the team's reward. Where actions can be illegal, an observation is a dict of
-    ``observation`` and ``action_mask``, PettingZoo's convention. An agent that dies is
-    terminated and leaves `agents`. Infos hold the episode's facts by name, and `illegal_action`
-    where an action was replaced.
+    Agents are named ``agent_0`` to ``agent_(N-1)``, observe vectors of their own size, act in
+    their own spaces (`EnvSpec.native_spaces`) and are all paid the team's reward. Where actions
+    can be illegal, an observation is a dict of ``observation`` and ``action_mask``, PettingZoo's
+    convention. An agent that dies is terminated and leaves `agents`. Infos hold the episode's
+    facts by name, and `illegal_action` where an action was replaced.
     """
 
     def __init__(self, env: VecEnv, illegal: Illegal = "error") -> None:
@@ -134,6 +134,15 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
     def _action_spaces(self) -> list[spaces.Space[Any]]:
         """Return the agents' action spaces."""
         spec = self.env.spec
+        if spec.native_spaces and spec.action_kind == "discrete":
+            starts = [native.action_start for native in spec.native_spaces]
+            sizes = zip(spec.action_sizes, starts, strict=True)
+            return [spaces.Discrete(size, start=start) for size, start in sizes]
+        if spec.native_spaces:
+            return [
+                spaces.Box(*native.bounds, dtype=np.dtype(native.action_dtype).type)
+                for native in spec.native_spaces
+            ]
         if spec.action_kind == "discrete":
             return [spaces.Discrete(size) for size in spec.action_sizes]
         return [spaces.Box(-1.0, 1.0, (size,), np.float32) for size in spec.action_sizes]
@@ -185,10 +194,13 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             joined = np.zeros((spec.num_agents, spec.action_size), np.float32)
         for agent in self.agents:
             index = self.possible_agents.index(agent)
+            action = actions[agent]
+            if spec.native_spaces:
+                action = spec.native_spaces[index].chosen(action)
             if spec.action_kind == "discrete":
-                joined[index] = actions[agent]
+                joined[index] = action
             else:
-                joined[index, : spec.action_sizes[index]] = actions[agent]
+                joined[index, : spec.action_sizes[index]] = action
         return joined[None]
 
     def _replace_illegal(self, joined: npt.NDArray[Any]) -> list[str]:

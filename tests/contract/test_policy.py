@@ -6,6 +6,8 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from pettingzoo import ParallelEnv
 
 import marl
 from envs import make_env
@@ -143,6 +145,86 @@ def test_named_actions_play_a_parallel_env(name: str) -> None:
             ends += 1
             obs, _ = env.reset()
     assert ends >= 4
+
+
+class Valves(ParallelEnv):  # type: ignore[type-arg]
+    """Agents whose spaces are no vectors and whose actions are neither from 0 nor in [-1, 1]."""
+
+    metadata = {"name": "valves"}  # noqa: RUF012  # PettingZoo's own spelling
+    possible_agents = ["left", "right"]  # noqa: RUF012  # as above
+
+    def __init__(self, acts: str = "box") -> None:
+        self.acts = acts
+
+    def observation_space(self, agent: str) -> spaces.Space[Any]:
+        return (
+            spaces.Box(-1, 1, (2, 2), np.float64)
+            if agent == "left"
+            else spaces.Discrete(3, start=7)
+        )
+
+    def action_space(self, agent: str) -> spaces.Space[Any]:
+        if self.acts == "discrete":
+            return spaces.Discrete(3, start=5 if agent == "left" else -1)
+        low = np.array([[10.0], [-4.0]], np.float32)
+        return (
+            spaces.Box(low, low + 10.0) if agent == "left" else spaces.Box(0, 1, (1,), np.float64)
+        )
+
+    def reset(self, seed: int | None = None, options: Any = None) -> tuple[Any, Any]:
+        self.agents, self.t = list(self.possible_agents), 0
+        return self._seen(), {agent: {} for agent in self.agents}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, Any]:
+        for agent, action in actions.items():
+            assert self.action_space(agent).contains(action), (agent, action)
+        self.t += 1
+        over = dict.fromkeys(self.agents, self.t == 4)
+        infos: dict[str, Any] = {agent: {} for agent in self.agents}
+        answer = self._seen(), dict.fromkeys(over, 1.0), dict.fromkeys(over, False), over, infos
+        if self.t == 4:
+            self.agents = []
+        return answer
+
+    def _seen(self) -> dict[str, Any]:
+        return {"left": np.full((2, 2), 0.1 * self.t), "right": 7 + self.t % 3}
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("acts", ["box", "discrete"])
+def test_a_policy_acts_in_the_spaces_it_was_trained_in(acts: str, tmp_path: Path) -> None:
+    """The raw PettingZoo environment gets what its spaces contain, and what training gave it."""
+    name = "tests.contract.test_policy:Valves"
+    options = {"acts": acts, "max_steps": 4, "workers": 0}
+    overrides = SMALL | {"env.name": name, "env.options": options, "algorithm": "sparse"}
+    list(marl.train(marl.load_config(overrides=overrides), tmp_path / "run"))
+    policy, raw = marl.load(tmp_path / "run"), Valves(acts)
+    obs, _ = raw.reset()
+    step = make_env(name, 1, **options).reset(0)
+    expected = policy.act(step.obs[0], greedy=True)
+    named = policy.act_named(obs, raw.possible_agents, greedy=True)
+    if acts == "discrete":
+        assert named == {"left": expected[0] + 5, "right": expected[1] - 1}
+    else:
+        low = np.array([[10.0], [-4.0]])
+        np.testing.assert_allclose(named["left"], low + 5.0 + 5.0 * expected[0][:, None], rtol=1e-6)
+        np.testing.assert_allclose(named["right"], 0.5 + 0.5 * expected[1][:1], rtol=1e-6)
+    ours = to_pettingzoo(name, **options)
+    same, _ = ours.reset(seed=0)
+    while raw.agents:
+        actions = policy.act_named(obs, raw.possible_agents)
+        obs, *_ = raw.step(actions)
+        ours.step(policy.act_named(same, ours.possible_agents))
+    with pytest.raises(ValueError, match=r"right observed 3; its space promises integers from 7"):
+        policy.act_named({"right": 3}, raw.possible_agents)
+
+
+def test_masks_of_infos_count_for_named_actions() -> None:
+    policy = untrained("probe/masked")
+    obs = {"a": np.zeros(5, np.float32), "b": np.zeros(5, np.float32)}
+    only = {name: {"action_mask": np.eye(5, dtype=np.int8)[3]} for name in obs}
+    assert policy.act_named(obs, ["a", "b"], infos=only) == {"a": 3, "b": 3}
 
 
 def test_named_actions_are_those_of_the_team() -> None:
