@@ -14,6 +14,7 @@ from envs import EnvError, EnvSpec, VecEnv, open_env
 from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, plain
 from marl.config.validation import build
+from marl.data.rollout import executed
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 from marl.utils.checkpoint import load_checkpoint
@@ -101,9 +102,7 @@ class Policy:
         else:
             noise = self.actor.noise(tuple(seen.shape[:-2]), self._generator)
             actions = self.actor.sample(parameters, noise, legal)
-        if spec.action_kind == "continuous":
-            actions = actions.clamp(-1.0, 1.0)
-        chosen: npt.NDArray[Any] = actions.numpy()
+        chosen: npt.NDArray[Any] = executed(spec, actions).numpy()
         return chosen if np.ndim(obs) == 3 else chosen[0]
 
     def _parameters(self, seen: torch.Tensor) -> torch.Tensor:

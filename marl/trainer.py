@@ -13,7 +13,7 @@ from torch import Tensor
 
 from envs import Fact, close_env, make_env
 from marl.config import Config
-from marl.data.rollout import Collector
+from marl.data.rollout import Collector, executed
 from marl.data.types import Rewards, Rollout, Transitions
 from marl.learners.mappo import Mappo
 from marl.nn.layers import correlation
@@ -168,12 +168,14 @@ class Trainer:
 
     @torch.no_grad()
     def policy(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
-        """Return actions of the current policy at some transitions, and their log-probabilities."""
+        """Return actions of the current policy at some transitions, as an environment receives
+        them, and the log-probabilities of what was drawn."""
         actor = self.mappo.actor
         parameters = actor(self.norm.obs(transitions.obs))
         noise = actor.noise(transitions.terminated.shape, self.seeds.torch("soft", self.device))
         actions = actor.sample(parameters, noise, transitions.action_mask)
-        return actions, actor.log_prob(parameters, actions, transitions.action_mask)
+        log_probs = actor.log_prob(parameters, actions, transitions.action_mask)
+        return executed(self.env.spec, actions), log_probs
 
     def _time_metrics(self, laps: dict[str, float]) -> dict[str, float]:
         """Return the seconds this iteration spent in each part, and the memory it holds."""

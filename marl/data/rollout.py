@@ -45,7 +45,15 @@ def rollout_buffers(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict
         buffers["facts"] = torch.zeros(*lead, len(spec.facts))
     if hidden_rewards:
         buffers["hidden_rewards"] = torch.zeros(lead)
+    buffers["sampled_actions"] = buffers["actions"]
+    if spec.action_kind == "continuous":
+        buffers["sampled_actions"] = torch.zeros_like(buffers["actions"])
     return buffers
+
+
+def executed(spec: EnvSpec, actions: Tensor) -> Tensor:
+    """Return what an environment receives where a policy drew `actions`."""
+    return actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
 
 
 class ActorHidden:
@@ -197,8 +205,9 @@ class Collector:
             mask = buffers["action_mask"][t].to(self.device) if spec.masks_actions else None
             parameters = self.acting.step(actor, t, self.norm.obs(obs))
             actions = actor.sample(parameters, noise[t], mask)
-            buffers["actions"][t] = actions
-            sent = actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
+            buffers["sampled_actions"][t] = actions
+            sent = executed(spec, actions)
+            buffers["actions"][t] = sent
             taken = sent.cpu().numpy()
             if self.callback is not None:
                 self.callback.before_step(self._current, taken)
@@ -280,10 +289,12 @@ class Collector:
             next_alive=tensors.get("next_alive"),
             action_mask=tensors.get("action_mask"),
         )
+        sampled = tensors["sampled_actions"]
         return Rollout(
             transitions=transitions,
             truncated=tensors["truncated"],
-            log_probs=actor.log_prob(parameters, tensors["actions"], transitions.action_mask),
+            sampled_actions=sampled,
+            log_probs=actor.log_prob(parameters, sampled, transitions.action_mask),
             task_rewards=tensors["rewards"],
             episodes=self._finished_episodes(),
             facts=tensors.get("facts"),

@@ -35,6 +35,7 @@ class Transitions:
     obs: Float[Tensor, "*L N O"]
     state: Float[Tensor, "*L S"]
     actions: Int64[Tensor, "*L N"] | Float[Tensor, "*L N A"]
+    """What the environment received: continuous actions are clipped to [-1, 1]."""
     next_obs: Float[Tensor, "*L N O"]
     """What the step led to; at an episode's end the real final observation, never the reset."""
     next_state: Float[Tensor, "*L S"]
@@ -71,6 +72,8 @@ class Rollout:
 
     transitions: Transitions
     truncated: Bool[Tensor, "T E"]
+    sampled_actions: Int64[Tensor, "T E N"] | Float[Tensor, "T E N A"]
+    """What the policy drew, unclipped; `transitions` hold what the environment received."""
     log_probs: Float[Tensor, "T E N"]
     """Log-probabilities of the unclipped actions under the policy that took them."""
     task_rewards: Float[Tensor, "T E"]

@@ -315,7 +315,7 @@ class Mappo:
             like=advantages,
             present=steps.alive,
             obs=inputs.obs,
-            actions=steps.actions,
+            actions=rollout.sampled_actions,
             log_probs=rollout.log_probs,
             advantages=advantages,
             action_mask=steps.action_mask,

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import marl
 from envs import EnvError, EnvStep
 from marl.data.types import Rollout
 from marl.nn.layers import NonFiniteError
@@ -206,3 +207,31 @@ def test_a_mistake_in_a_step_is_told_with_its_place(mistake: str, message: str) 
     collector, actor = scripted_collector(env, 5)
     with pytest.raises(EnvError, match=message):
         collector.collect(actor)
+
+
+def test_transitions_hold_the_actions_that_the_environment_received(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PPO keeps what the policy drew; the reward model and the store see what was executed."""
+    config = marl.load_config(
+        overrides={"env.name": "probe/continuous_match", "env.num_envs": 4, "algorithm": "ipl"}
+    )
+    trainer = marl.Trainer(config)
+    actor, env = trainer.mappo.actor, trainer.collector.env
+    received: list[np.ndarray] = []
+    step = env.step
+    monkeypatch.setattr(
+        env, "step", lambda actions: received.append(actions.copy()) or step(actions)
+    )
+    with torch.no_grad():
+        actor.log_std.fill_(1.0)  # deviations of 2.7: most draws lie outside [-1, 1]
+    rollout = trainer.collector.collect(actor)[0]
+    transitions, drawn = rollout.transitions, rollout.sampled_actions
+    np.testing.assert_array_equal(transitions.actions.numpy(), np.stack(received))
+    assert (drawn.abs() > 1.0).float().mean() > 0.3
+    assert torch.equal(transitions.actions, drawn.clamp(-1.0, 1.0))
+    parameters = actor(trainer.norm.obs(transitions.obs))
+    assert torch.allclose(rollout.log_probs, actor.log_prob(parameters, drawn, None), atol=1e-5)
+    actions, log_probs = trainer.policy(transitions)  # as the reward's soft values ask it
+    assert actions.abs().max() == 1.0
+    assert not torch.allclose(log_probs, actor.log_prob(parameters, actions, None))

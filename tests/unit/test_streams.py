@@ -79,6 +79,7 @@ def test_cutting_a_rollout_in_two_changes_no_bootstrap(stream: Any) -> None:
             **{k: None if v is None else v[:6] for k, v in vars(rollout.transitions).items()}
         ),
         truncated=rollout.truncated[:6],
+        sampled_actions=rollout.sampled_actions[:6],
         log_probs=rollout.log_probs[:6],
         task_rewards=rollout.task_rewards[:6],
         episodes=rollout.episodes,
