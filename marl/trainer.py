@@ -68,7 +68,7 @@ class Trainer:
             config.network,
             config.learner,
             self.norm,
-            local_stream=config.learns_reward and config.is_factored,
+            local_stream=config.is_factored,
             threads=config.threads,
             generator=self.seeds.torch("learner", self.device),
             device=self.device,
@@ -85,6 +85,8 @@ class Trainer:
                 self.seeds,
                 self.device,
                 num_iterations=config.num_iterations,
+                uses_labels=config.learns_from_labels,
+                uses_returns=config.learns_from_returns,
                 people=self.people,
                 run=run,
             )
@@ -158,11 +160,11 @@ class Trainer:
         return metrics
 
     def _given_rewards(self, rollout: Rollout, hidden_rewards: Tensor | None) -> Rewards:
-        """Return what the policy maximises where nothing is learned from preferences.
+        """Return what the policy maximises where no reward is learned.
 
         The hidden reward reaches the oracle, a myopic teacher and nothing else.
         """
-        if self.config.algorithm == "dense" and hidden_rewards is not None:
+        if self.config.reward_choice.source == "hidden" and hidden_rewards is not None:
             return Rewards(team=hidden_rewards)
         return Rewards(team=rollout.task_rewards)
 

@@ -14,7 +14,7 @@ from marl.config import RewardConfig
 from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward
-from marl.rewards.factored import Mixed
+from marl.rewards.base import TeamValue
 
 CPU = torch.device("cpu")
 N, O, S, A = 3, 4, 5, 2  # noqa: E741  # the letters of the legend
@@ -72,11 +72,11 @@ def make_model(
     return model
 
 
-def parts_of(model: Any, steps: Transitions) -> tuple[Rewards, Mixed, Tensor]:
+def outputs_of(model: Any, steps: Transitions) -> tuple[Rewards, TeamValue, Tensor]:
     """Return the rewards, Q at s with its parts, and the bias part of R."""
-    now = model.now(steps)
-    rewards, bias = model.rewards(steps, now, model.then(steps))
-    return rewards, now, bias
+    q = model.q_tot(steps)
+    rewards, bias = model.rewards(steps, q, model.next_v_tot(steps))
+    return rewards, q, bias
 
 
 def uniform_policy(steps: Transitions) -> tuple[Tensor, Tensor]:
@@ -88,10 +88,21 @@ def uniform_policy(steps: Transitions) -> tuple[Tensor, Tensor]:
 def batch_of(weights: list[list[float]], lengths: list[int], **labels: Any) -> EpisodeBatch:
     """Return a batch of episodes with these step weights."""
     steps = make_steps(0, len(lengths), len(weights[0]))
-    pairs: dict[str, Any] = {"first": [0], "second": [1], "labels": [1.0]} | labels
+    values: dict[str, Any] = {"first": [0], "second": [1], "labels": [1.0]}
+    values |= {"returns": [math.nan] * len(lengths)} | labels
     return EpisodeBatch(
         transitions=steps,
         step_weights=torch.tensor(weights),
         lengths=torch.tensor(lengths),
-        **{name: torch.tensor(value) for name, value in pairs.items()},
+        **{name: torch.tensor(value) for name, value in values.items()},
     )
+
+
+class OneBatch:
+    """A source that always serves the same batch, to train and to measure on."""
+
+    def __init__(self, batch: EpisodeBatch) -> None:
+        self.served = batch
+
+    def batch(self, *, held_out: bool = False) -> EpisodeBatch:
+        return self.served

@@ -5,8 +5,8 @@ the file, and the result is one frozen `Config`, written into the run folder and
 """
 
 from marl.config.llm import LlmConfig
+from marl.config.presets import Algorithm
 from marl.config.schema import (
-    Algorithm,
     Config,
     EnvConfig,
     LearnerConfig,

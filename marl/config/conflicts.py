@@ -1,7 +1,9 @@
 """Settings that contradict each other, each with what to set instead."""
 
+import difflib
 from typing import TYPE_CHECKING
 
+from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
 from marl.config.validation import ConfigError
 
 if TYPE_CHECKING:
@@ -23,13 +25,13 @@ def check_conflicts(config: "Config") -> None:
             'set reward.shared_mixer = true or reward.mixer = "linear"'
         )
     _check_preferences(config.preferences)
+    _check_reward(config)
     asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
     if asks_policy and config.network.recurrence != "none":
         raise ConfigError(
             'reward.value_loss: "soft" asks the policy about single steps, which a recurrent '
             'one cannot answer; set reward.value_loss = "gumbel" or network.recurrence = "none"'
         )
-    _check_reward_recurrence(config)
     if config.learner.minibatches > config.batch_rows:
         if config.network.recurrence == "none":
             rows = f"{config.batch_rows} steps (env.num_envs x learner.rollout_steps)"
@@ -44,21 +46,60 @@ def check_conflicts(config: "Config") -> None:
         )
 
 
-def _check_reward_recurrence(config: "Config") -> None:
-    """Raise `ConfigError` where the reward cannot be recurrent."""
-    if config.reward.recurrence == "none":
+def _check_reward(config: "Config") -> None:
+    """Raise `ConfigError` for settings of the reward that contradict each other."""
+    asked, choice = config.reward, config.reward_choice
+    if choice.source != "learned":
+        for name in ("model", "loss"):
+            if value := getattr(asked, name):
+                raise ConfigError(
+                    f"reward.{name}: got {value!r}, but with algorithm = {config.algorithm!r} the "
+                    f"policy's reward is the {choice.source} one and none is learned; leave it out "
+                    'or set reward.source = "learned"'
+                )
         return
-    if config.algorithm in ("ipl", "sl") or config.reward.model:
-        which = f"reward.model = {config.reward.model!r}"
-        if not config.reward.model:
-            which = f"algorithm = {config.algorithm!r}"
+    for name, value, known in (
+        ("model", choice.model, REWARD_MODELS),
+        ("loss", choice.loss, REWARD_LOSSES),
+    ):
+        is_path = name == "model" and ":" in value
+        if value not in known and not is_path:
+            near = difflib.get_close_matches(value, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            paths = ", or an import path package.module:Class" if name == "model" else ""
+            raise ConfigError(
+                f"reward.{name}: got {value!r}, expected one of {', '.join(known)}{paths}{hint}"
+            )
+    if choice.gamma > 0.0 and not choice.has_value:
         raise ConfigError(
-            f"reward.recurrence: got {config.reward.recurrence!r}, but only the utilities of imap "
-            f'and slf can be recurrent, and this run has {which}; set reward.recurrence = "none"'
+            f"reward.gamma: got {choice.gamma:g}, but reward.model = {choice.model!r} has no value "
+            "network V to discount; leave it out or set it to 0"
         )
-    if config.algorithm == "imap" and config.reward.value_loss == "soft":
+    if choice.model == "constant" and choice.loss != "regression":
         raise ConfigError(
-            f'reward.recurrence: got {config.reward.recurrence!r}, but value_loss = "soft" '
+            f'reward.loss: got {choice.loss!r}, but reward.model = "constant" pays returns and '
+            'learns nothing from labels; set reward.loss = "regression"'
+        )
+    if config.learns_from_returns and config.preferences.teacher.myopia < 1.0:
+        raise ConfigError(
+            f"preferences.teacher.myopia: got {config.preferences.teacher.myopia}, but with "
+            f"reward.loss = {choice.loss!r} the hidden rewards that the teacher sees would be "
+            "learned from; leave it at 1"
+        )
+    if asked.unbiased_regression and asked.sample_steps < 2:
+        raise ConfigError(
+            "reward.sample_steps: got 1, but reward.unbiased_regression estimates a variance; it "
+            "takes at least 2"
+        )
+    if asked.recurrence != "none" and choice.model != "factored":
+        raise ConfigError(
+            f'reward.recurrence: got {asked.recurrence!r}, but only reward.model = "factored" '
+            f"can be recurrent, and this run has {choice.model!r} (algorithm = "
+            f'{config.algorithm!r}); set reward.recurrence = "none"'
+        )
+    if asked.recurrence != "none" and choice.gamma > 0.0 and asked.value_loss == "soft":
+        raise ConfigError(
+            f'reward.recurrence: got {asked.recurrence!r}, but value_loss = "soft" '
             'values actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
         )
 

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from marl.config.conflicts import check_conflicts
 from marl.config.llm import LlmConfig
+from marl.config.presets import Algorithm, RewardChoice, RewardSource, chosen_reward
 from marl.config.validation import Range, settings
 
 Option = bool | int | float | str
-
-Algorithm = Literal["imap", "ipl", "sl", "slf", "sparse", "dense"]
 
 Sizes = Annotated[tuple[Annotated[int, Range(1, 1e6)], ...], Field(min_length=1)]
 """Units of each hidden layer; at least one layer."""
@@ -98,12 +97,26 @@ class LearnerConfig:
 
 @settings("reward")
 class RewardConfig:
-    """The reward learned from preferences (algorithm ``imap``, ``ipl``, ``slf`` or ``sl``)."""
+    """What the policy's reward is, and how it is learned.
 
+    `algorithm` presets the first four settings (the table in ``marl/config/presets.py``).
+    """
+
+    source: RewardSource | Literal[""] = ""
+    """Task: the environment's own reward. Hidden: an oracle on a benchmark's dense reward. Learned:
+    from preferences or returns. Empty: the preset's."""
     model: str = ""
-    """Import path of your own reward model; empty: the algorithm's own."""
-    gamma: Annotated[float, Range(0, 1)] = 0.9
-    """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
+    """Factored: local rewards that add up to the global one. Central: one network of the state and
+    the joint action. Constant: every step of an episode gets its normalised return. Or the import
+    path of your own. Empty: the preset's."""
+    loss: str = ""
+    """Preference: Bradley-Terry on labelled pairs. Regression: squared error of the sum of rewards
+    to the episode's return; nobody is asked. Both: their sum. Empty: the preset's."""
+    gamma: Annotated[float, Range(0, 1)] | None = None
+    """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); 0 leaves V out. Without: the preset's."""
+    unbiased_regression: bool = False
+    """Whether the regression subtracts the variance that sampling steps adds to its squared error;
+    steps are then drawn without replacement instead of one from each stratum."""
     target_rate: Annotated[float, Range(0, 1)] = 0.001
     """Polyak rate per gradient step of the target networks: V and the mixer used at s'."""
     drift_tolerance: Annotated[float, Range(0, 1e6)] = 0.1
@@ -306,8 +319,10 @@ class Config:
     """One run."""
 
     algorithm: Algorithm = "imap"
-    """imap: factored implicit reward. ipl: central implicit. slf: factored explicit (gamma_R = 0).
-    sl: central explicit. sparse: the task's own reward. dense: oracle on the hidden reward."""
+    """Preset of the reward, learned from preferences: imap (factored, implicit), slf (factored,
+    gamma_R = 0), ipl (central, implicit), sl (central, gamma_R = 0); from returns: rrd (factored),
+    rrd_central, ircr (the normalised return at every step); or given: sparse (the task's own),
+    dense (oracle on the hidden one)."""
     total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
     """Environment steps, summed over environments."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
@@ -332,30 +347,52 @@ class Config:
         check_conflicts(self)
 
     @property
+    def reward_choice(self) -> RewardChoice:
+        """Source, model, loss and gamma_R of the reward: the preset and what overrides it."""
+        reward = self.reward
+        return chosen_reward(
+            self.algorithm,
+            source=reward.source,
+            model=reward.model,
+            loss=reward.loss,
+            gamma=reward.gamma,
+        )
+
+    @property
     def learns_reward(self) -> bool:
-        """Whether the policy is trained on a reward learned from preferences."""
-        return self.algorithm in ("imap", "ipl", "slf", "sl")
+        """Whether the policy is trained on a learned reward."""
+        return self.reward_choice.source == "learned"
+
+    @property
+    def learns_from_labels(self) -> bool:
+        """Whether a labeller is asked about pairs of episodes."""
+        return self.reward_choice.needs_labels
+
+    @property
+    def learns_from_returns(self) -> bool:
+        """Whether the reward is fitted to the returns of episodes."""
+        return self.reward_choice.needs_returns
 
     @property
     def asks_people(self) -> bool:
         """Whether people label, on the page of ``marl label``."""
-        return self.learns_reward and self.preferences.labeller == "people"
+        return self.learns_from_labels and self.preferences.labeller == "people"
 
     @property
     def is_factored(self) -> bool:
-        """Whether the learned reward splits into local ones."""
-        return self.algorithm in ("imap", "slf") or bool(self.reward.model)
+        """Whether the learned reward may split into local ones."""
+        return self.reward_choice.is_factored
 
     @property
     def sees_hidden(self) -> bool:
         """Whether anything may see the hidden reward: an oracle, a diagnosis, a myopic teacher."""
-        myopic = self.learns_reward and self.preferences.teacher.myopia < 1.0
-        return self.algorithm == "dense" or self.diagnose_hidden or myopic
+        myopic = self.learns_from_labels and self.preferences.teacher.myopia < 1.0
+        return self.reward_choice.source == "hidden" or self.diagnose_hidden or myopic
 
     @property
     def reward_gamma(self) -> float:
         """gamma_R; explicit rewards are the implicit ones at 0."""
-        return self.reward.gamma if self.algorithm in ("imap", "ipl") else 0.0
+        return self.reward_choice.gamma
 
     @property
     def batch_steps(self) -> int:

@@ -259,6 +259,23 @@ def make_replay(
     )
 
 
+def draw_steps(
+    lengths: Int64[Tensor, "M"], max_steps: int, count: int, generator: torch.Generator
+) -> tuple[Int64[Tensor, "M K"], Float[Tensor, "M K"]]:
+    """Return min(K, T) different steps of each episode and their weights, T / min(K, T).
+
+    All sets of steps are equally likely, unlike those of `sample_steps`, so that the variance of
+    the weighted sum can be estimated. Padding has weight 0.
+    """
+    count = min(count, max_steps)
+    keys = torch.rand((len(lengths), max_steps), generator=generator, device=lengths.device)
+    beyond = torch.arange(max_steps, device=lengths.device) >= lengths.unsqueeze(-1)
+    offsets = keys.masked_fill(beyond, 2.0).argsort(dim=-1)[:, :count].sort(dim=-1).values
+    is_real = offsets < lengths.unsqueeze(-1)
+    sampled = is_real.sum(dim=-1, keepdim=True)
+    return offsets, torch.where(is_real, lengths.unsqueeze(-1) / sampled, 0.0)
+
+
 Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]
 """Steps, their weights in the estimated sum, and the lengths of the episodes."""
 
@@ -275,7 +292,8 @@ def sampled(
     is_whole = config.recurrence != "none" or max_steps <= config.whole_episodes
     if is_whole and len(episodes):
         count = max_steps = int(episodes.lengths.max())
-    offsets, weights = sample_steps(episodes.lengths, max_steps, count, generator)
+    draw = draw_steps if config.unbiased_regression else sample_steps
+    offsets, weights = draw(episodes.lengths, max_steps, count, generator)
     steps = episodes.replay.steps(episodes.numbers, offsets)
     return in_order(steps, offsets, config), weights, episodes.lengths
 

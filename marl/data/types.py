@@ -107,7 +107,7 @@ class Rewards:
 
 @dataclass(frozen=True, kw_only=True)
 class EpisodeBatch:
-    """M episodes, K steps of each, and the answered pairs among them."""
+    """M episodes, K steps of each, their returns, and the answered pairs among them."""
 
     transitions: Transitions
     """Leading axes (M, K)."""
@@ -115,11 +115,20 @@ class EpisodeBatch:
     """Factor of each step in its episode's estimated sum: T/K for a sample, 0 for padding."""
     lengths: Int64[Tensor, "M"]
     """True length of each episode in steps."""
+    returns: Float[Tensor, "M"]
+    """What each episode returned; NaN where nobody knows."""
     first: Int64[Tensor, "B"]
     """Index into the M episodes."""
     second: Int64[Tensor, "B"]
     labels: Float[Tensor, "B"]
     """P(first preferred): 1 first, 0 second, 0.5 tie. No NaN."""
+    return_scale: float = 1.0
+    """Standard deviation of the returns of all kept episodes."""
+
+    @property
+    def is_sampled(self) -> Bool[Tensor, "M K"]:
+        """Which steps are samples rather than padding."""
+        return self.step_weights > 0
 
 
 @runtime_checkable

@@ -1,8 +1,9 @@
-"""From finished episodes to labelled batches for the reward model.
+"""From finished episodes to batches for the reward model: returns, and labels of pairs.
 
 Axes: T time, E environments, M episodes, K sampled steps, B pairs, V reward models.
 """
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,7 +213,8 @@ class FeedbackPipeline:
 
     A labeller that costs nothing (``queries_per_iteration = 0``) is asked for every pair of a
     batch. One that costs something is asked for a few pairs an iteration; the answers are kept
-    and training uses the answered pairs only.
+    and training uses the answered pairs only. A reward that is learned from returns alone needs no
+    labeller: batches then hold episodes and no pairs.
     """
 
     def __init__(
@@ -225,25 +227,31 @@ class FeedbackPipeline:
         device: torch.device,
         *,
         num_iterations: int,
+        uses_labels: bool = True,
+        uses_returns: bool = False,
         people: Labeller | None = None,
         run: str = "",
     ) -> None:
         """`people` is the labeller of that name, where the run has one."""
+        self.uses_labels, self.uses_returns = uses_labels, uses_returns
         self.config = preferences
         self.reward_config = reward
         self.max_steps = spec.max_steps
         self.num_iterations = num_iterations
         self.generator = seeds.torch("preferences", device)
-        self.labeller = make_labeller(preferences, spec, seeds, people, run=run)
-        labellers = list(iter_labellers(self.labeller))
+        self.labeller: Labeller | None = None
+        if uses_labels:
+            self.labeller = make_labeller(preferences, spec, seeds, people, run=run)
+        labellers = [] if self.labeller is None else list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
         self.selective = [child for child in labellers if isinstance(child, IsSelective)]
         self.replay = make_replay(spec, rollout_steps, preferences, device)
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
         self.tally = Tally(preferences.labeller, stratified=preferences.query == "stratified")
+        self.least_return, self.largest_return = math.inf, -math.inf
         self.myopic: MyopicReturns | None = None
-        if preferences.teacher.myopia < 1.0:
+        if uses_labels and preferences.teacher.myopia < 1.0:
             self.myopic = MyopicReturns(preferences.teacher.myopia, spec.num_envs, device)
         self.num_rollouts = 0
         self.device = device
@@ -264,10 +272,15 @@ class FeedbackPipeline:
             returns = self.myopic.observe(rollout, hidden)
             rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
         self.replay.append(rollout)
+        if self.uses_returns and len(rollout.episodes.returns):
+            low, high = rollout.episodes.returns.aminmax()
+            self.least_return = min(self.least_return, float(low))
+            self.largest_return = max(self.largest_return, float(high))
         self._take_late_answers()
         progress = self.num_rollouts / self.num_iterations
         self.num_rollouts += 1
-        if self.config.queries_per_iteration == 0 or len(rollout.episodes.env) == 0:
+        is_free = self.config.queries_per_iteration == 0
+        if not self.uses_labels or is_free or len(rollout.episodes.env) == 0:
             return
         train, held_out = self.budget.grant(progress)
         for count, side in ((train, False), (held_out, True)):
@@ -324,24 +337,35 @@ class FeedbackPipeline:
         return first[best], second[best]
 
     def batch(self, *, held_out: bool = False, member: int | None = None) -> EpisodeBatch | None:
-        """Return M episodes with every answered pair among them; None if there is no pair.
+        """Return M episodes with every answered pair among them; None if there is nothing to learn.
 
         `member` leaves out the answers that this member of an ensemble does not learn from.
         """
-        if self.config.queries_per_iteration == 0:
+        if not self.uses_labels:
+            numbers = self._drawn_episodes(held_out)
+            first = second = torch.zeros(0, dtype=torch.int64, device=self.device)
+            labels = torch.zeros(0, device=self.device)
+        elif self.config.queries_per_iteration == 0:
             numbers, first, second, labels = self._free_pairs(held_out)
         else:
             numbers, first, second, labels = self._answered_pairs(held_out, member)
-        if len(labels) == 0:
+            if self.uses_returns:  # returns are free: the batch is filled up
+                drawn = self._drawn_episodes(held_out)
+                others = drawn[~torch.isin(drawn, numbers)]
+                size = self.reward_config.batch_episodes
+                numbers = torch.cat((numbers, others[: max(0, size - len(numbers))]))
+        if len(labels) == 0 and not (self.uses_returns and len(numbers)):
             return None
         transitions, weights, lengths = self._sampled(numbers)
         return EpisodeBatch(
             transitions=transitions,
             step_weights=weights,
             lengths=lengths,
+            returns=self.replay.episodes(numbers).returns,
             first=first,
             second=second,
             labels=labels,
+            return_scale=self.replay.return_moments()[1] if self.uses_returns else 1.0,
         )
 
     def _sampled(
@@ -353,7 +377,7 @@ class FeedbackPipeline:
 
     def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a batch of episodes and every answered pair among them, asked now."""
-        numbers = self._free_episodes(held_out)
+        numbers = self._drawn_episodes(held_out)
         first, second = all_pairs(len(numbers), self.device)
         if self.config.query == "recent_with_older" and not held_out:
             is_new = numbers >= self.replay.latest
@@ -366,8 +390,8 @@ class FeedbackPipeline:
         self.buffer.num_unanswered += int((~answered).sum())
         return numbers, first[answered], second[answered], labels[answered]
 
-    def _free_episodes(self, held_out: bool) -> Int64[Tensor, "M"]:
-        """Return the episodes of a batch for a free labeller; held-out ones are always uniform."""
+    def _drawn_episodes(self, held_out: bool) -> Int64[Tensor, "M"]:
+        """Return the episodes of a batch, as the query says; held-out ones are always uniform."""
         available = self.replay.available(held_out=held_out)
         count = self.reward_config.batch_episodes
         if self.config.query == "stratified" and not held_out and len(available):
@@ -404,6 +428,7 @@ class FeedbackPipeline:
         return numbers, inverse[0], inverse[1], self.buffer.labels[rows]
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
+        assert self.labeller is not None, "a reward learned from returns asks nobody"
         pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
         name = self.config.labeller
         with within(self.config.deadline if ":" in name else 0.0, name):
@@ -413,38 +438,50 @@ class FeedbackPipeline:
 
     @property
     def is_informative(self) -> bool:
-        """Whether any answer so far prefers one episode to another; ties alone teach nothing."""
-        return self.tally.is_informative
+        """Whether anything so far tells a better episode from a worse one.
+
+        That is an answer which prefers one, or two returns that differ; ties alone teach nothing.
+        """
+        by_labels = self.uses_labels and self.tally.is_informative
+        return by_labels or (self.uses_returns and self.least_return < self.largest_return)
 
     def metrics(self) -> dict[str, float]:
         """Return sizes, counts, and what became of the questions since the last call."""
         metrics = {
             "preference/episodes": float(self.replay.num_finished),
-            "preference/answered": float(self.buffer.num_answered),
-            "preference/unanswered": float(self.buffer.num_unanswered),
             "memory/replay_mib": self.replay.num_bytes / 2**20,
         }
-        return metrics | self.tally.take() | labeller_metrics(self.labeller)
+        if self.labeller is None:
+            return metrics
+        counts = {
+            "preference/answered": float(self.buffer.num_answered),
+            "preference/unanswered": float(self.buffer.num_unanswered),
+        }
+        return metrics | counts | self.tally.take() | labeller_metrics(self.labeller)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the replay buffer, the answers, and what the labeller remembers."""
+        """Return the episodes, the answers, and what the labeller remembers."""
         return {
             "replay": self.replay.state_dict(),
             "buffer": self.buffer.state_dict(),
             "budget": self.budget.state_dict(),
             "tally": self.tally.state_dict(),
-            "labeller": labeller_state(self.labeller),
+            "labeller": [] if self.labeller is None else labeller_state(self.labeller),
             "num_rollouts": self.num_rollouts,
             "myopic": None if self.myopic is None else self.myopic.state_dict(),
+            "return_range": [self.least_return, self.largest_return],
+            "is_informative": self.is_informative,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a source with the same settings."""
+        """Continue from `state_dict()` of a pipeline with the same settings."""
         self.replay.load_state_dict(state["replay"])
         self.buffer.load_state_dict(state["buffer"])
         self.budget.load_state_dict(state["budget"])
         self.tally.load_state_dict(state["tally"])
-        load_labeller_state(self.labeller, state["labeller"])
+        if self.labeller is not None:
+            load_labeller_state(self.labeller, state["labeller"])
         self.num_rollouts = state["num_rollouts"]
         if self.myopic is not None:
             self.myopic.load_state_dict(state["myopic"])
+        self.least_return, self.largest_return = state["return_range"]

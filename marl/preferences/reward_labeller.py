@@ -12,7 +12,7 @@ from torch import Tensor
 from marl.config.schema import ModelConfig
 from marl.data.types import EpisodeReplay, Episodes
 from marl.preferences.labellers import EpisodePairs
-from marl.rewards.scoring import whole_scores
+from marl.rewards.scoring import score_episodes
 from marl.rewards.trainer import RewardLearner
 
 MOST_REMEMBERED = 16_384
@@ -110,7 +110,7 @@ class RewardLabeller:
             return
         fresh = episodes.rows(rows)
         known = torch.cat((self._numbers, fresh.numbers))
-        scores = torch.cat((self._scores, whole_scores(self.learner, fresh)))
+        scores = torch.cat((self._scores, score_episodes(self.learner, fresh)))
         self._numbers, order = known.sort()
         self._scores = scores[order]
 

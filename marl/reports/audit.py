@@ -105,10 +105,10 @@ def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> R
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} is not a run folder: it has no config.toml")
     config = load_config(run / "config.toml")
-    if not config.learns_reward:
+    if not config.learns_from_labels:
         raise ConfigError(
-            f"{run}: algorithm {config.algorithm!r} learns no reward, so nobody was asked "
-            "anything; imap, slf, ipl and sl do"
+            f"{run}: algorithm {config.algorithm!r} learns no reward from labels, so nobody was "
+            "asked anything; imap, slf, ipl and sl do"
         )
     notes = [MYOPIC] if config.preferences.teacher.myopia < 1.0 else []
     saved = None

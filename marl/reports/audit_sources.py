@@ -19,7 +19,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config
-from marl.data.replay import ReplayBuffer, make_replay
+from marl.data.replay import make_replay
 from marl.policy import restored
 from marl.preferences.dataset.answers import Answer, AnswerLog
 from marl.preferences.dataset.format import read_return
@@ -40,8 +40,8 @@ from marl.reports.statistics import (
     mean,
     reliability,
 )
-from marl.rewards import RewardLearner
 from marl.rewards.io import restored_reward
+from marl.rewards.scoring import score_episodes
 from marl.utils.seeding import Seeds
 from marl.utils.text import one_line
 
@@ -150,8 +150,6 @@ def _cost(prompt: str, model: str, rows: Sequence[sqlite3.Row]) -> Cost:
 
 RULES = ("return", "outcome", "facts")
 """Labellers that come with the package and cost nothing to ask again."""
-_BATCH = 32
-"""Episodes scored at once, so that long ones fit into memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +187,10 @@ class Saved:
         """Learned score S of each episode whose steps are kept; empty before anything is
         learned."""
         if self.reward is not None:
-            self.scores = _scores(self.reward, self.replay)
+            replay = self.replay
+            numbers = torch.cat((replay.available(), replay.available(held_out=True)))
+            scores = score_episodes(self.reward, replay.episodes(numbers))
+            self.scores = dict(zip(numbers.tolist(), scores.tolist(), strict=True))
 
     def kept(self, *, ask_again: bool) -> Kept:
         """Return the answers training uses.
@@ -259,19 +260,6 @@ def _outcome(label: float) -> str:
     if math.isnan(label):
         return "unanswered"
     return "tie" if label == 0.5 else "answered"
-
-
-def _scores(reward: RewardLearner, replay: ReplayBuffer) -> dict[int, float]:
-    """Return the learned score S of each episode whose steps are kept, from all its steps."""
-    every = torch.cat((replay.available(), replay.available(held_out=True)))
-    scores: dict[int, float] = {}
-    for numbers in every.split(_BATCH):
-        lengths = replay.episodes(numbers).lengths
-        offsets = torch.arange(int(lengths.max())).expand(len(numbers), -1)
-        weights = (offsets < lengths.unsqueeze(-1)).to(torch.float32)
-        found = reward.scores(replay.steps(numbers, offsets), weights, lengths)
-        scores |= dict(zip(numbers.tolist(), found.tolist(), strict=True))
-    return scores
 
 
 # What people answered at the page, set against the return, other sources and themselves.

@@ -1,15 +1,17 @@
-"""Reward models learned from preferences."""
+"""Reward models, and how they are learned from preferences or returns."""
 
 import torch
 from torch import nn
 
 from envs import EnvSpec
 from marl.config import Config
+from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
 from marl.nn.normalisation import TeamNorm
-from marl.rewards.base import ImplicitReward, RewardModel
+from marl.rewards.base import RewardModel, ValueBasedReward
 from marl.rewards.central import CentralReward
 from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
+from marl.rewards.losses import RewardLoss
 from marl.rewards.trainer import RewardLearner, fit_budget
 from marl.utils import plugins
 
@@ -17,9 +19,10 @@ __all__ = [
     "CentralReward",
     "Ensemble",
     "FactoredReward",
-    "ImplicitReward",
     "RewardLearner",
+    "RewardLoss",
     "RewardModel",
+    "ValueBasedReward",
     "make_ensemble",
     "make_reward_learner",
 ]
@@ -32,30 +35,37 @@ def make_reward_learner(
     generator: torch.Generator,
     device: torch.device,
 ) -> RewardLearner:
-    """Return the learner of the reward that the algorithm, or ``reward.model``, names."""
-    name = config.reward.model
-    gamma = config.reward_gamma
-    if name:
-        with torch.random.fork_rng(devices=[]):  # its layers draw from PyTorch's global generator
-            torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
-            model = plugins.load(name, "reward.model")(spec)
-        if not isinstance(model, nn.Module):
-            raise plugins.PluginError(
-                f"reward model {name} is a {type(model).__name__}, expected a torch.nn.Module "
-                "whose forward takes Transitions"
-            )
+    """Return the learner of the model and the loss that ``config.reward_choice`` names."""
+    choice = config.reward_choice
+    if entry := REWARD_MODELS.get(choice.model):
+        kind = plugins.load(entry.path, "reward.model")
+        model = kind(spec, config.reward, choice.gamma, norm, generator)
     else:
-        kind = FactoredReward if config.is_factored else CentralReward
-        model = kind(spec, config.reward, gamma, norm, generator)
+        model = _own_model(choice.model, spec, generator)
+    loss = plugins.load(REWARD_LOSSES[choice.loss].path, "reward.loss")
     return RewardLearner(
         model,
-        name,
+        choice.model,
         config.reward,
         spec.max_steps,
+        loss=loss(config.reward, spec.max_steps),
         budget=fit_budget(config),
         threads=config.threads,
         device=device,
     )
+
+
+def _own_model(path: str, spec: EnvSpec, generator: torch.Generator) -> nn.Module:
+    """Return the user's model at an import path, seeded by the run, or raise `PluginError`."""
+    with torch.random.fork_rng(devices=[]):  # its layers draw from PyTorch's global generator
+        torch.manual_seed(int(torch.randint(2**31, (), generator=generator)))
+        model = plugins.load(path, "reward.model")(spec)
+    if not isinstance(model, nn.Module):
+        raise plugins.PluginError(
+            f"reward model {path} is a {type(model).__name__}, expected a torch.nn.Module "
+            "whose forward takes Transitions"
+        )
+    return model
 
 
 def make_ensemble(
@@ -66,8 +76,9 @@ def make_ensemble(
     generator: torch.Generator,
     device: torch.device,
 ) -> Ensemble | None:
-    """Return the models that choose the questions; None where the query needs none."""
-    if config.preferences.query not in ("disagreement", "entropy"):
+    """Return the models that choose the questions; None where nobody chooses by models."""
+    by_models = config.preferences.query in ("disagreement", "entropy")
+    if not by_models or not config.learns_from_labels:
         return None
     others = [
         make_reward_learner(spec, config, norm, generator, device)

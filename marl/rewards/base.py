@@ -1,62 +1,118 @@
-"""What a reward model promises, and where what it learns from comes from.
+"""What a reward model is: the base class for yours, and that of ours with a value function.
 
-Axes: M episodes, K sampled steps; ``*L`` any leading axes.
+Axes: M episodes, K sampled steps, N agents, H hidden units; ``*L`` any leading axes: (T, E) of a
+rollout or (M, K) of a batch.
 """
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from marl.data.types import EpisodeBatch, Rewards, Transitions
-from marl.rewards.factored import Mixed, PolicySampler
+
+PolicySampler = Callable[[Transitions], tuple[Tensor, Tensor]]
+"""Draws actions of the current policy at some transitions: (actions, log-probabilities)."""
 
 
-@runtime_checkable
-class RewardModel(Protocol):
-    """Any `nn.Module` from transitions to rewards; built as ``Class(spec)`` if it is yours.
+class RewardModel(nn.Module, ABC):
+    """A module from transitions to rewards; built as ``Class(spec)`` if it is yours.
 
-    It sees no reward of the environment. `fit` trains it by the Bradley-Terry loss.
+    It sees no reward and no return. Its parameters are fitted by the loss that ``reward.loss``
+    names. A plain `nn.Module` with the same `forward` serves as well.
     """
 
-    def __call__(self, transitions: Transitions) -> Rewards:
-        """Return the global reward (*L) and, if the model splits it, the local ones (*L, N)."""
-        ...
+    @abstractmethod
+    def forward(self, transitions: Transitions) -> Rewards | Tensor:
+        """Return the global reward (*L) and, if the model splits it, the local ones (*L, N).
+
+        A bare tensor is the global reward.
+        """
 
 
-@runtime_checkable
-class ImplicitReward(RewardModel, Protocol):
-    """A reward R = Q - gamma V with a value network of its own."""
+@dataclass(frozen=True, kw_only=True)
+class TeamValue:
+    """Q_tot or V_tot at some steps and, of a linear mixer, what it is made of."""
 
-    def now(self, steps: Transitions) -> Mixed:
-        """Return Q at s and its parts."""
-        ...
+    total: Float[Tensor, "*L"]
+    utilities: Float[Tensor, "*L N"]
+    """q_i or v_i, which were mixed."""
+    weights: Float[Tensor, "*L N"]
+    """w_i(s) >= 0; ones where the mixer is not linear."""
+    bias: Float[Tensor, "*L"]
+    """b(s)."""
+    hidden: Float[Tensor, "*L N H"] | None = None
+    """The utilities' hidden state after each step. None: they are feed-forward."""
 
-    def then(self, steps: Transitions) -> Mixed | None:
-        """Return gamma (1 - terminated) V at s' and its parts, without gradient."""
-        ...
 
-    def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
-        """Return R = now - then with its local parts, and the bias part of R."""
-        ...
+class ValueBasedReward(RewardModel):
+    """R = Q(s, a) - gamma_R (1 - terminated) V(s'), the inverse soft Bellman equation (IPL).
 
+    The loss of the rewards trains Q alone: V at s' comes from target networks and carries no
+    gradient, because a V as fast as Q chases Q, and the scale of R drifts. `value_loss` draws V to
+    the soft value of Q. At gamma_R = 0 there is no V, and R = Q is an explicit reward.
+    """
+
+    gamma: float
+    """gamma_R."""
+
+    def forward(self, transitions: Transitions) -> Rewards:
+        """Return R and, where the model splits it, r_i."""
+        q, next_v = self.q_tot(transitions), self.next_v_tot(transitions)
+        return self.rewards(transitions, q, next_v)[0]
+
+    @abstractmethod
+    def q_tot(self, steps: Transitions) -> TeamValue:
+        """Return Q(s, a) and its parts."""
+
+    @abstractmethod
+    def next_v_tot(self, steps: Transitions) -> TeamValue | None:
+        """Return gamma_R (1 - terminated) V(s') and its parts, without gradient; None without V.
+
+        The discount stands in the total, the utilities and the bias, once in each.
+        """
+
+    @abstractmethod
+    def rewards(
+        self, steps: Transitions, q: TeamValue, next_v: TeamValue | None
+    ) -> tuple[Rewards, Tensor]:
+        """Return R = q - next_v with its local parts, and (*L) the bias part of R."""
+
+    @abstractmethod
     def value_parameters(self) -> list[nn.Parameter]:
         """Return what `value_loss` trains; empty where there is no V."""
-        ...
 
+    @abstractmethod
     def value_loss(
-        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
+        self, steps: Transitions, q: TeamValue, weights: Tensor, policy: PolicySampler
     ) -> Tensor:
-        """Return the loss of V given Q."""
-        ...
+        """Return the loss of V given Q; `weights` (M, K) marks padding by zero."""
 
+    @abstractmethod
     def update_targets(self, rate: float) -> Tensor:
         """Move the target networks by the Polyak rate; return the distance of V from its own."""
-        ...
+
+
+@torch.no_grad()
+def polyak_update(online: nn.Module, target: nn.Module, rate: float) -> Tensor:
+    """Update a target network, target += rate (online - target), and return their distance.
+
+    The distance is the Euclidean norm over all parameters, after the move.
+    """
+    distances: list[Tensor] = []
+    for source, moved in zip(online.parameters(), target.parameters(), strict=True):
+        moved.lerp_(source, rate)
+        distances.append((source - moved).norm())
+    return torch.stack(distances).norm()
 
 
 @runtime_checkable
 class Batches(Protocol):
-    """Where labelled batches come from."""
+    """Where batches of episodes come from."""
 
     def batch(self, *, held_out: bool = False) -> EpisodeBatch | None:
         """Return a batch to train on or to measure with; None while there is none."""

@@ -7,6 +7,7 @@ import copy
 import itertools
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from envs import EnvSpec
@@ -14,11 +15,12 @@ from marl.config import RewardConfig
 from marl.data.types import Rewards, Transitions
 from marl.nn.layers import masked_mean, mlp
 from marl.nn.normalisation import TeamNorm
-from marl.rewards.factored import FactoredReward, Mixed, PolicySampler, polyak_update
-from marl.rewards.losses import expectile_loss, gumbel_loss, soft_value_loss
+from marl.rewards.base import PolicySampler, TeamValue, ValueBasedReward, polyak_update
+from marl.rewards.factored import FactoredReward
+from marl.rewards.losses import value_loss
 
 
-class CentralReward(nn.Module):
+class CentralReward(ValueBasedReward):
     """R = Q(s, a) - gamma_R (1 - terminated) V(s') (IPL, arXiv 2305.15363), on the joint action.
 
     V at s' comes from a target network. At gamma_R = 0 this is an explicit per-step reward.
@@ -45,29 +47,25 @@ class CentralReward(nn.Module):
             self.v = mlp(spec.state_size, hidden, 1, output_gain=0.1, generator=generator)
             self.target_v = copy.deepcopy(self.v).requires_grad_(False)
 
-    def forward(self, transitions: Transitions) -> Rewards:
-        """Return R; there are no local rewards."""
-        now, then = self.now(transitions), self.then(transitions)
-        return self.rewards(transitions, now, then)[0]
-
-    def now(self, steps: Transitions) -> Mixed:
-        """Return Q(s, a) as a mixture of one part."""
-        return _undecomposed(
+    def q_tot(self, steps: Transitions) -> TeamValue:
+        """Return Q(s, a) as the value of a team of one."""
+        return as_team_value(
             self._joint_q(self.norm.state(steps.state), steps.actions, steps.alive)
         )
 
     @torch.no_grad()
-    def then(self, steps: Transitions) -> Mixed | None:
-        """Return gamma_R (1 - terminated) V(s') as a mixture of one part; None if gamma_R is 0."""
+    def next_v_tot(self, steps: Transitions) -> TeamValue | None:
+        """Return gamma_R (1 - terminated) V(s') in the same form; None where gamma_R is 0."""
         if self.gamma == 0.0:
             return None
         next_v = self.target_v(self.norm.state(steps.next_state)).squeeze(-1)
-        return _undecomposed(self.gamma * (~steps.terminated).to(next_v.dtype) * next_v)
+        return as_team_value(self.gamma * (~steps.terminated).to(next_v.dtype) * next_v)
 
-    def rewards(self, steps: Transitions, now: Mixed, then: Mixed | None) -> tuple[Rewards, Tensor]:
+    def rewards(
+        self, steps: Transitions, q: TeamValue, next_v: TeamValue | None
+    ) -> tuple[Rewards, Tensor]:
         """Return R, without local rewards, and its bias part, which is zero."""
-        team = now.total if then is None else now.total - then.total
-        return Rewards(team=team), now.bias
+        return Rewards(team=q.total if next_v is None else q.total - next_v.total), q.bias
 
     def _joint_q(self, state: Tensor, actions: Tensor, alive: Tensor | None) -> Tensor:
         if self.is_discrete:
@@ -80,33 +78,30 @@ class CentralReward(nn.Module):
         return [] if self.gamma == 0.0 else list(self.v.parameters())
 
     def value_loss(
-        self, transitions: Transitions, now: Mixed, weights: Tensor, policy: PolicySampler
+        self, steps: Transitions, q: TeamValue, weights: Tensor, policy: PolicySampler
     ) -> Tensor:
-        """Return the loss that draws V to the soft value of Q. Gradients reach V only."""
-        steps, config = transitions, self.config
+        """Return L_v, which draws V to the soft value of Q. Gradients reach V only."""
         state = self.norm.state(steps.state)
         v = self.v(state).squeeze(-1)
-        if config.value_loss == "soft":
-            actions, log_probs = policy(steps)
-            log_probs = log_probs if steps.alive is None else log_probs * steps.alive
+        joint_q, log_probs = q.total, None
+        if self.config.value_loss == "soft":
+            actions, local_log_probs = policy(steps)
+            if steps.alive is not None:
+                local_log_probs = local_log_probs * steps.alive
+            log_probs = local_log_probs.sum(dim=-1)
             with torch.no_grad():
-                q = self._joint_q(state, actions, steps.alive)
-            loss = soft_value_loss(q, v, log_probs.sum(dim=-1), config.beta)
-        elif config.value_loss == "expectile":
-            loss = expectile_loss(now.total, v, config.expectile)
-        else:
-            loss = gumbel_loss(now.total, v, config.beta, config.exponent_clip)
-        return masked_mean(loss, weights > 0)
+                joint_q = self._joint_q(state, actions, steps.alive)
+        return masked_mean(value_loss(joint_q, v, self.config, log_probs), weights > 0)
 
     def update_targets(self, rate: float) -> Tensor:
         """Move the target network by the Polyak rate; return the distance of V from it."""
         return polyak_update(self.v, self.target_v, rate)
 
 
-def _undecomposed(total: Tensor) -> Mixed:
-    """Return a value that is not decomposed in the form of one that is."""
+def as_team_value(total: Float[Tensor, "*L"]) -> TeamValue:
+    """Return a value that is not decomposed as that of a team of one."""
     part = total.unsqueeze(-1)
-    return Mixed(
+    return TeamValue(
         total=total, utilities=part, weights=torch.ones_like(part), bias=torch.zeros_like(total)
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from marl.data.types import EpisodeBatch, Transitions
 from marl.preferences import FeedbackPipeline
-from marl.rewards.factored import PolicySampler
+from marl.rewards.base import PolicySampler
 from marl.rewards.trainer import RewardLearner
 
 

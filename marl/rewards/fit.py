@@ -1,6 +1,6 @@
 """A reward model fitted to a preference dataset, without an environment or a policy.
 
-Axes: T steps of all episodes.
+Axes: T steps of all episodes, B pairs.
 """
 
 import json
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from marl.config import Config, ConfigError, EnvConfig, RewardConfig
 from marl.config.io import load_config
+from marl.config.presets import PRESETS
 from marl.data.types import Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceDataset
@@ -27,13 +28,15 @@ from marl.reports.plots import plot_reliability
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import save_reward
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy
-from marl.rewards.scoring import Reliability, reliability, whole_scores
+from marl.rewards.scoring import Reliability, reliability, score_episodes
 from marl.utils.checkpoint import write_whole
 from marl.utils.seeding import Seeds
 
-# What fitting a reward model to a preference dataset has come to.
-#
-# Axes: B pairs.
+BLOCK = 10
+"""Gradient steps between two measurements where ``reward.gradient_steps`` is 0."""
+
+MODELS = tuple(name for name, choice in PRESETS.items() if choice.loss == "preference")
+"""Presets whose reward is learned from preferences."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +95,7 @@ def measured(learner: RewardLearner, batches: DatasetBatches, *, held_out: bool)
     """Return how a model does on all pairs of one side of the split, from all of their steps."""
     first, second, labels = batches.pairs(held_out=held_out)
     numbers, places = torch.stack((first, second)).unique(return_inverse=True)
-    scores = whole_scores(learner, batches.archive.episodes(numbers))
+    scores = score_episodes(learner, batches.archive.episodes(numbers))
     logits = scores[places[0]] - scores[places[1]]
     return Measured(
         pairs=len(labels),
@@ -105,13 +108,6 @@ def measured(learner: RewardLearner, batches: DatasetBatches, *, held_out: bool)
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-BLOCK = 10
-"""Gradient steps between two measurements where ``reward.gradient_steps`` is 0."""
-
-MODELS = ("imap", "slf", "ipl", "sl")
-"""Shipped reward models, by the algorithm that each belongs to."""
 
 
 def fit_reward(
@@ -241,7 +237,8 @@ def _fit(
         task = progress.add_task("", total=steps)
         while learner.num_fits < steps:
             metrics = learner.fit(batches, _no_policy)
-            shown = f"loss {metrics['preference/loss']:.3f}"
+            losses = [value for name, value in metrics.items() if name.endswith("/loss")]
+            shown = f"loss {sum(losses):.3f}"
             if "preference/accuracy" in metrics:
                 shown += f", {metrics['preference/accuracy']:.0%} of held-out pairs right"
             progress.update(task, completed=learner.num_fits, description=shown)

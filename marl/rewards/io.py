@@ -40,7 +40,7 @@ def restored_reward(
     the first answer that is no tie.
     """
     trainer = saved["trainer"]
-    if not config.learns_reward or not trainer["feedback"]["tally"]["is_informative"]:
+    if not config.learns_reward or not trainer["feedback"]["is_informative"]:
         return None
     learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
     learner.load_state_dict(trainer["reward"])
@@ -62,7 +62,7 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
     saved = load_checkpoint(folder / "checkpoints")[1]
     config = config_from_dict(saved["config"], str(folder))
     theirs = spec_in(saved, config, str(folder))
-    if not config.reward.model:
+    if ":" not in config.reward_choice.model:
         _check_sizes(theirs, spec, folder, setting)
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     try:
@@ -73,7 +73,7 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
             learner.load_state_dict(saved["reward"])
     except RuntimeError as error:  # PyTorch's, for parameters of other shapes
         raise ConfigError(
-            f"{setting}: the reward model {config.reward.model} of {folder}, fitted to "
+            f"{setting}: the reward model {config.reward_choice.model} of {folder}, fitted to "
             f"{theirs.name}, does not fit {spec.name}: {error}"
         ) from error
     if learner is None:

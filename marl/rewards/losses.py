@@ -1,14 +1,34 @@
-"""The losses of the implicit reward.
+"""The losses of learned rewards, from the score of an episode to the loss of V.
+
+A `RewardLoss` fits rewards to what is known of whole episodes: which one is preferred
+(`PreferenceLoss`), what each returned (`RegressionLoss`), or both (`SumOfLosses`). Another is one
+class here, or in a module of its own, and one line of `marl.config.presets.REWARD_LOSSES`.
 
 Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
 """
+
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
-from marl.data.types import EpisodeBatch
+from marl.data.types import EpisodeBatch, Rewards
+from marl.nn.layers import correlation, masked_mean
+
+
+@runtime_checkable
+class RewardLoss(Protocol):
+    """A loss of a reward model's outputs on a batch; built as ``Class(config, max_steps)``."""
+
+    def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss on a batch to train on, and metrics of it without gradient."""
+        ...
+
+    def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
+        """Return metrics of a held-out batch."""
+        ...
 
 
 def episode_scores(
@@ -27,6 +47,29 @@ def episode_scores(
     if config.length_normalised:
         return config.alpha * sums / lengths
     return config.alpha / max_steps * sums
+
+
+class PreferenceLoss:
+    """Bradley-Terry on the answered pairs: BCE(S(tau_1) - S(tau_2), y)."""
+
+    def __init__(self, config: RewardConfig, max_steps: int) -> None:
+        self.config = config
+        self.max_steps = max_steps
+
+    def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, and it and the share of ties as metrics."""
+        logits = preference_logits(rewards.team, batch, self.config, self.max_steps)
+        loss = bradley_terry_loss(logits, batch.labels)
+        ties = (batch.labels == 0.5).to(loss.dtype).mean()
+        return loss, {"preference/loss": loss.detach(), "preference/ties": ties}
+
+    def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
+        """Return accuracy and loss on pairs that were never trained on."""
+        logits = preference_logits(rewards.team, batch, self.config, self.max_steps)
+        return {
+            "preference/accuracy": float(preference_accuracy(logits, batch.labels)),
+            "preference/held_out_loss": float(bradley_terry_loss(logits, batch.labels)),
+        }
 
 
 def preference_logits(
@@ -54,14 +97,110 @@ def preference_accuracy(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) 
     return ((logits > 0) == (labels > 0.5))[decided].to(torch.float32).mean()
 
 
+class RegressionLoss:
+    """Randomised return decomposition (Ren et al. 2022, arXiv 2111.13485).
+
+        L = mean over episodes of ((1/n) [(T/K) sum_k R_k - G T_max / sd(G)])^2
+
+    with K of the T steps sampled. Rewards are learned in units of sd(G) / T_max, sd(G) the
+    deviation of the returns of all kept episodes, so that they are of order one in every task.
+    n is T_max, or the episode's own T with ``length_normalised``, which is the paper's form.
+
+    Sampling adds the variance of the estimated sum to the loss. ``unbiased_regression`` subtracts
+    its estimate (T/n)^2 (1 - K/T) Var_K(R) / K, for steps drawn without replacement.
+    """
+
+    def __init__(self, config: RewardConfig, max_steps: int) -> None:
+        self.config = config
+        self.max_steps = max_steps
+
+    def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss, also as metric."""
+        loss = self._loss(rewards, batch)
+        return loss, {"regression/loss": loss.detach()}
+
+    def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
+        """Return the loss on held-out episodes, and their sums' correlation with the returns."""
+        sums = (batch.step_weights * rewards.team).sum(dim=-1)
+        known = ~batch.returns.isnan()
+        return {
+            "regression/held_out_loss": float(self._loss(rewards, batch)),
+            "regression/correlation": float(correlation(sums, batch.returns, known)),
+        }
+
+    def _loss(self, rewards: Rewards, batch: EpisodeBatch) -> Tensor:
+        """Return the mean over the episodes whose return is known; zero where none is."""
+        known = ~batch.returns.isnan()
+        sums = (batch.step_weights * rewards.team).sum(dim=-1)
+        targets = batch.returns.nan_to_num() * self.max_steps / batch.return_scale
+        divisor = batch.lengths if self.config.length_normalised else self.max_steps
+        errors = ((sums - targets) / divisor) ** 2
+        if self.config.unbiased_regression:
+            errors = errors - sampling_variance(rewards.team, batch) / divisor**2
+        return masked_mean(errors, known)
+
+
+def sampling_variance(
+    team_rewards: Float[Tensor, "M K"], batch: EpisodeBatch
+) -> Float[Tensor, "M"]:
+    """Return T^2 (1 - K/T) Var_K(R) / K, the variance of (T/K) sum_k R_k over draws of K steps.
+
+    Unbiased for K >= 2 of the T steps drawn without replacement; zero where all T are there.
+    """
+    lengths, count = batch.lengths, batch.is_sampled.sum(dim=-1)
+    mean = (team_rewards * batch.is_sampled).sum(dim=-1, keepdim=True) / count.unsqueeze(-1)
+    squares = ((team_rewards - mean) ** 2 * batch.is_sampled).sum(dim=-1)
+    variance = squares / (count - 1).clamp(min=1)
+    return lengths**2 * (1.0 - count / lengths) * variance / count
+
+
+class SumOfLosses:
+    """`PreferenceLoss` plus `RegressionLoss`, each where the batch has what it reads."""
+
+    def __init__(self, config: RewardConfig, max_steps: int) -> None:
+        self.preference = PreferenceLoss(config, max_steps)
+        self.regression = RegressionLoss(config, max_steps)
+
+    def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the sum and the metrics of both; NaN for preferences without an answered pair."""
+        loss, metrics = self.regression(rewards, batch)
+        if len(batch.labels) == 0:
+            unknown = torch.full_like(loss.detach(), torch.nan)
+            return loss, metrics | {"preference/loss": unknown, "preference/ties": unknown}
+        other, others = self.preference(rewards, batch)
+        return loss + other, metrics | others
+
+    def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
+        """Return the metrics of both."""
+        metrics = self.regression.evaluate(rewards, batch)
+        return metrics | (self.preference.evaluate(rewards, batch) if len(batch.labels) else {})
+
+
 def split_penalty(local_scores: Float[Tensor, "N M"]) -> Tensor:
     """Return the mean over episodes of sum_i (S_i - S_bar)^2, S_i the score of r_i alone.
 
-    Preferences tell only about S = sum_i S_i. Scores of whole episodes, not rewards, are kept
-    alike: what an agent's own action is worth at a step stays its own.
+    Preferences and returns tell only about S = sum_i S_i. Scores of whole episodes, not rewards,
+    are kept alike: what an agent's own action is worth at a step stays its own.
     """
     mean = local_scores.mean(dim=0, keepdim=True)
     return ((local_scores - mean) ** 2).sum(dim=0).mean()
+
+
+def value_loss(
+    q: Float[Tensor, "*L"],
+    v: Float[Tensor, "*L"],
+    config: RewardConfig,
+    log_probs: Float[Tensor, "*L"] | None = None,
+) -> Float[Tensor, "*L"]:
+    """Return L_v of every entry in the form that ``reward.value_loss`` names; `q` is a constant.
+
+    `log_probs` are those of the current policy's actions, at which ``soft`` takes `q`.
+    """
+    if log_probs is not None:
+        return soft_value_loss(q, v, log_probs, config.beta)
+    if config.value_loss == "expectile":
+        return expectile_loss(q, v, config.expectile)
+    return gumbel_loss(q, v, config.beta, config.exponent_clip)
 
 
 def gumbel_loss(

@@ -1,6 +1,6 @@
-"""Whether a reward model, or a labeller, is as sure of a preference as it is right.
+"""Scores of whole episodes, and whether they are as sure of a preference as they are right.
 
-Axes: B pairs, K bins.
+Axes: M episodes, L steps, B pairs, K bins.
 """
 
 from dataclasses import dataclass
@@ -14,33 +14,27 @@ from marl.data.replay import in_order
 from marl.data.types import Episodes
 from marl.rewards.trainer import RewardLearner
 
-# Scores of whole episodes, from all of their steps.
-#
-# Axes: M episodes, L steps.
-
-
-ROWS_AT_ONCE = 65_536
+MAX_ROWS = 65_536
 """Steps that are scored in one pass."""
 
+BINS = 10
 
-def whole_scores(learner: RewardLearner, episodes: Episodes) -> Float[Tensor, "M"]:
-    """Return S = (alpha / T_max) * sum_t R_t of each episode, nothing sampled."""
+
+def score_episodes(learner: RewardLearner, episodes: Episodes) -> Float[Tensor, "M"]:
+    """Return S = (alpha / T_max) * sum_t R_t of each episode, from all of its steps."""
     longest = int(episodes.lengths.max()) if len(episodes) else 1
-    at_once = max(1, ROWS_AT_ONCE // longest)
+    at_once = max(1, MAX_ROWS // longest)
     scores = [torch.zeros(0, device=episodes.lengths.device)]
     for start in range(0, len(episodes), at_once):
         rows = torch.arange(start, min(start + at_once, len(episodes)))
-        part = episodes.rows(rows.to(episodes.lengths.device))
-        steps = part.transitions()
-        offsets = torch.arange(steps.terminated.shape[1], device=part.lengths.device)
+        chunk = episodes.rows(rows.to(episodes.lengths.device))
+        steps = chunk.transitions()
+        offsets = torch.arange(steps.terminated.shape[1], device=chunk.lengths.device)
         offsets = offsets.expand(steps.terminated.shape)
         steps = in_order(steps, offsets, learner.config)
-        weights = (offsets < part.lengths.unsqueeze(-1)).to(torch.float32)
-        scores.append(learner.scores(steps, weights, part.lengths))
+        weights = (offsets < chunk.lengths.unsqueeze(-1)).to(torch.float32)
+        scores.append(learner.scores(steps, weights, chunk.lengths))
     return torch.cat(scores)
-
-
-BINS = 10
 
 
 @dataclass(frozen=True, kw_only=True)

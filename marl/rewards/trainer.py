@@ -1,4 +1,4 @@
-"""Fits any reward model to preferences and puts its rewards on one scale.
+"""Fits any reward model by its loss, and puts its rewards on one scale.
 
 Axes: T time, E environments, N agents, M episodes, K sampled steps.
 """
@@ -14,26 +14,44 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from marl.config import Config, RewardConfig
-from marl.data.types import EpisodeBatch, History, Rewards, Transitions
+from marl.data.types import EpisodeBatch, FinishedEpisodes, History, Rewards, Transitions
 from marl.learners.optimizer import Optimizer, SideBySide
 from marl.nn.layers import check_finite, masked_mean
 from marl.nn.normalisation import ValueNorm
-from marl.rewards.base import Batches, ImplicitReward
-from marl.rewards.factored import Mixed, PolicySampler
-from marl.rewards.losses import (
-    bradley_terry_loss,
-    episode_scores,
-    preference_accuracy,
-    preference_logits,
-    split_penalty,
-)
+from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedReward
+from marl.rewards.constant import ConstantReward
+from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.utils.plugins import PluginError
 
-# The guard against a value that runs away.
-
-
 AVERAGED_FITS = 20
-"""Fits over which the preference loss is averaged."""
+"""Fits over which the drift guard averages the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitBudget:
+    """What an iteration grants a fit: counts, so that a run can be repeated exactly."""
+
+    block: int
+    """Gradient steps that are taken in any case, and in every further block."""
+    max_rows: int = 0
+    """Rows passed through the networks at which a fit takes no further step; 0: one block only."""
+
+
+def fit_budget(config: Config) -> FitBudget:
+    """Return the budget of every fit of a run.
+
+    A constant ``reward.gradient_steps`` is one block. Otherwise the first block follows the data,
+    and the fit may take `fit_share` of the rows that it and the policy's update pass through their
+    networks, whose share is 1 - `fit_share`.
+    """
+    reward = config.reward
+    if reward.gradient_steps:
+        return FitBudget(block=reward.gradient_steps)
+    policy_rows = config.batch_steps * config.learner.epochs
+    return FitBudget(
+        block=-(-config.batch_steps // reward.env_steps_per_gradient_step),
+        max_rows=int(policy_rows * reward.fit_share / (1.0 - reward.fit_share)),
+    )
 
 
 class DriftGuard:
@@ -80,51 +98,30 @@ class DriftGuard:
         vars(self).update(state)
 
 
-# How much work one fit of the reward may take.
-
-
 @dataclass(frozen=True, kw_only=True)
-class FitBudget:
-    """What an iteration grants a fit: counts, so that a run can be repeated exactly."""
-
-    block: int
-    """Gradient steps that are taken in any case, and in every further block."""
-    max_rows: int = 0
-    """Rows passed through the networks at which a fit takes no further step; 0: one block only."""
-
-
-def fit_budget(config: Config) -> FitBudget:
-    """Return the budget of every fit of a run.
-
-    A constant ``reward.gradient_steps`` is one block. Otherwise the first block follows the data,
-    and the fit may take `fit_share` of the rows that it and the policy's update pass through their
-    networks, whose share is 1 - `fit_share`.
-    """
-    reward = config.reward
-    if reward.gradient_steps:
-        return FitBudget(block=reward.gradient_steps)
-    policy_rows = config.batch_steps * config.learner.epochs
-    return FitBudget(
-        block=-(-config.batch_steps // reward.env_steps_per_gradient_step),
-        max_rows=int(policy_rows * reward.fit_share / (1.0 - reward.fit_share)),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """Rewards and what they are made of."""
+class ModelOutputs:
+    """Rewards and, of a value-based model, what they are made of."""
 
     rewards: Rewards
     bias: Tensor
-    """The bias part of the team's reward; zero for a model that is not ours."""
-    now: Mixed | None = None
-    """Q at s. None: the model is not ours."""
-    then: Mixed | None = None
-    """gamma V at s'. None: there is no V."""
+    """The bias part of the team's reward; zero for other models."""
+    q: TeamValue | None = None
+    """Q at s. None: the model is not value-based."""
+    next_v: TeamValue | None = None
+    """gamma_R V at s'. None: there is no V."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientStep:
+    """What one gradient step came to."""
+
+    loss: Tensor
+    """That of the `RewardLoss`, without penalties."""
+    metrics: dict[str, Tensor]
 
 
 class RewardLearner:
-    """A reward model with its optimizer, its running scale and its diagnostics."""
+    """A reward model with its loss, its optimizers, its running scale and its diagnostics."""
 
     def __init__(
         self,
@@ -133,28 +130,32 @@ class RewardLearner:
         config: RewardConfig,
         max_steps: int,
         *,
+        loss: RewardLoss | None = None,
         budget: FitBudget | None = None,
         threads: int,
         device: torch.device,
     ) -> None:
-        """Without a `budget` every fit takes ``config.gradient_steps``."""
+        """Without a `loss` it is `PreferenceLoss`; without a `budget` every fit takes
+        ``config.gradient_steps``. Errors call the model `name`."""
         self.model = model.to(device)
         self.device = device
         self.name = name
         self.config = config
-        self.own = model if isinstance(model, ImplicitReward) else None
+        self.value_based = model if isinstance(model, ValueBasedReward) else None
         self.max_steps = max_steps
+        self.loss = loss or PreferenceLoss(config, max_steps)
         self.budget = budget or FitBudget(block=config.gradient_steps)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
-        if not self.parameters:
+        self.is_constant = isinstance(model, ConstantReward)
+        if not self.parameters and not self.is_constant:
             raise PluginError(
                 f"reward model {name} has no parameters to fit; give it at least one "
                 "torch.nn.Parameter or layer"
             )
-        of_value = [] if self.own is None else self.own.value_parameters()
+        of_value = [] if self.value_based is None else self.value_based.value_parameters()
         others = [p for p in self.parameters if all(p is not v for v in of_value)]
         settings = config.learning_rate, config.max_grad_norm
-        self.q_optimizer = Optimizer(others, *settings)
+        self.q_optimizer = Optimizer(others, *settings) if others else None
         self.v_optimizer = Optimizer(of_value, *settings) if of_value else None
         self.guard = DriftGuard(config.target_rate, config.drift_tolerance)
         self.side_by_side = SideBySide(threads, device)
@@ -165,44 +166,47 @@ class RewardLearner:
 
     @property
     def is_fitted(self) -> bool:
-        """Whether any preference has been seen; before that the rewards are noise."""
-        return self.num_fits > 0
+        """Whether there was anything to fit to; before that the rewards are noise."""
+        return self.num_fits > 0 or self.is_constant
 
     def fit(self, source: Batches, policy: PolicySampler) -> dict[str, float]:
-        """Take gradient steps on labelled batches and return metrics.
+        """Take gradient steps on batches and return metrics.
 
-            L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2)
-                  + mu mean(sum_i (S_i - S_bar)^2)                      -> q, mixer
-            L_v = extreme V (or its options) of w_i v_i on w_i q_i      -> v
+            L_q = L(R) + lambda mean(R^2) + mu mean(sum_i (S_i - S_bar)^2)   -> q, mixer
+            L_v = extreme V (or its options) of w_i v_i on w_i q_i           -> v
 
-        The gradients of the two losses reach disjoint parameters, so they are found side by side
-        and clipped apart. `RewardConfig.gradient_steps` says how many steps there are.
+        L is the `RewardLoss`, such as BCE(S(tau_1) - S(tau_2), y). The gradients of L_q and L_v
+        reach disjoint parameters, so they are found side by side and clipped apart.
+        `RewardConfig.gradient_steps` says how many steps there are.
         """
-        steps, held_out = self._descend(source, policy)
+        if self.q_optimizer is None:
+            return {"reward/gradient_steps": 0.0}
+        steps, held_out = self._descend(self.q_optimizer, source, policy)
         self.num_fits += len(steps)
         if not steps:
-            return {"preference/ties": float("nan"), "reward/gradient_steps": 0.0}
-        names = ("preference/loss", "preference/ties", "reward/bias_share", "reward/value_drift")
-        means = torch.stack(steps).mean(dim=0)
-        check_finite(preference_loss=means[0])
-        metrics = dict(zip(names, means.tolist(), strict=True))
+            return {"reward/gradient_steps": 0.0}
+        loss = torch.stack([step.loss for step in steps]).mean()
+        check_finite(reward_loss=loss)
+        means = torch.stack([torch.stack([*step.metrics.values()]) for step in steps]).mean(dim=0)
+        metrics = dict(zip(steps[0].metrics, means.tolist(), strict=True))
         if self.v_optimizer is not None:
-            self.guard.update(metrics["preference/loss"])
+            self.guard.update(float(loss))
             metrics["reward/target_rate"] = self.guard.rate
         metrics["reward/gradient_steps"] = float(len(steps))
-        return metrics | self._held_out(held_out or source.batch(held_out=True))
+        held_out = held_out or source.batch(held_out=True)
+        return metrics | ({} if held_out is None else self._evaluate(held_out)[1])
 
     def _descend(
-        self, source: Batches, policy: PolicySampler
-    ) -> tuple[list[Tensor], EpisodeBatch | None]:
+        self, optimizer: Optimizer, source: Batches, policy: PolicySampler
+    ) -> tuple[list[GradientStep], EpisodeBatch | None]:
         """Take one block of gradient steps, and more while they help and the budget lasts.
 
         Return each step's metrics and, if more than one block was possible, the held-out batch.
         """
         block, max_rows = self.budget.block, self.budget.max_rows
         held_out = source.batch(held_out=True) if max_rows else None
-        loss = self._held_out_loss(held_out)
-        steps: list[Tensor] = []
+        loss = math.nan if held_out is None else self._evaluate(held_out)[0]
+        steps: list[GradientStep] = []
         num_rows = 0
         while True:
             end = len(steps) + block
@@ -210,83 +214,68 @@ class RewardLearner:
                 batch = source.batch()
                 if batch is None:
                     return steps, held_out
-                steps.append(self._step(batch, policy))
+                steps.append(self._step(optimizer, batch, policy))
                 num_rows += batch.step_weights.numel()
             if held_out is None or num_rows >= max_rows:
                 return steps, held_out
-            before, loss = loss, self._held_out_loss(held_out)
+            before, loss = loss, self._evaluate(held_out)[0]
             if loss > (1.0 - self.config.held_out_fall) * before:
                 return steps, held_out
 
-    def _step(self, batch: EpisodeBatch, policy: PolicySampler) -> Tensor:
-        split = self._split(batch.transitions)
-        rewards, now = split.rewards, split.now
-        logits = preference_logits(rewards.team, batch, self.config, self.max_steps)
-        preference_loss = bradley_terry_loss(logits, batch.labels)
-        present = batch.step_weights > 0
-        loss = preference_loss + self.config.regularisation * masked_mean(rewards.team**2, present)
-        if self.config.split_regularisation > 0.0 and rewards.local is not None:
-            local_scores = episode_scores(
-                rewards.local.movedim(-1, 0),
-                batch.step_weights,
-                batch.lengths,
-                self.config,
-                self.max_steps,
-            )
-            loss = loss + self.config.split_regularisation * split_penalty(local_scores)
-        drift = torch.zeros_like(preference_loss)
-        if self.own is None or self.v_optimizer is None or now is None:
-            self.q_optimizer.minimize(loss)
+    def _step(
+        self, optimizer: Optimizer, batch: EpisodeBatch, policy: PolicySampler
+    ) -> GradientStep:
+        """Take one gradient step and return what there is to tell about it."""
+        outputs = self._outputs(batch.transitions)
+        fit_loss, metrics = self.loss(outputs.rewards, batch)
+        loss = self._with_penalties(fit_loss, outputs.rewards, batch)
+        drift = torch.zeros_like(fit_loss)
+        model, v_optimizer, q = self.value_based, self.v_optimizer, outputs.q
+        if model is None or v_optimizer is None or q is None:
+            optimizer.minimize(loss)
         else:
+            value_loss = partial(model.value_loss, batch.transitions, q, batch.step_weights, policy)
             self.side_by_side(
-                partial(self.q_optimizer.backward, loss),
-                partial(self._backward_value, self.own, self.v_optimizer, batch, now, policy),
+                lambda: optimizer.backward(loss),
+                lambda: v_optimizer.backward(value_loss()),
             )
-            self.q_optimizer.step()
-            self.v_optimizer.step()
-            drift = self.own.update_targets(self.guard.rate)
-        share = split.bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
-        ties = (batch.labels == 0.5).to(loss.dtype).mean()
-        return torch.stack((preference_loss.detach(), ties, share, drift))
+            optimizer.step()
+            v_optimizer.step()
+            drift = model.update_targets(self.guard.rate)
+        team = outputs.rewards.team.detach()
+        share = outputs.bias.detach().var() / team.var().clamp(min=1e-12)
+        metrics = metrics | {"reward/bias_share": share, "reward/value_drift": drift}
+        return GradientStep(loss=fit_loss.detach(), metrics=metrics)
 
-    @staticmethod
-    def _backward_value(
-        model: ImplicitReward,
-        optimizer: Optimizer,
-        batch: EpisodeBatch,
-        now: Mixed,
-        policy: PolicySampler,
-    ) -> None:
-        """Set the gradient of the parameters of V to that of L_v."""
-        optimizer.backward(model.value_loss(batch.transitions, now, batch.step_weights, policy))
+    def _with_penalties(self, loss: Tensor, rewards: Rewards, batch: EpisodeBatch) -> Tensor:
+        """Return loss + lambda mean(R^2) + mu mean(sum_i (S_i - S_bar)^2)."""
+        config = self.config
+        loss = loss + config.regularisation * masked_mean(rewards.team**2, batch.is_sampled)
+        if config.split_regularisation > 0.0 and rewards.local is not None:
+            by_agent = rewards.local.movedim(-1, 0)
+            scores = episode_scores(
+                by_agent, batch.step_weights, batch.lengths, config, self.max_steps
+            )
+            loss = loss + config.split_regularisation * split_penalty(scores)
+        return loss
 
-    def _split(self, transitions: Transitions) -> Split:
-        """Return checked rewards and, for our own models, what they are made of."""
-        if self.own is None:
+    def _outputs(self, transitions: Transitions) -> ModelOutputs:
+        """Return checked rewards and, of a value-based model, what they are made of."""
+        model = self.value_based
+        if model is None:
             rewards = checked_rewards(self.model(transitions), self.name, transitions)
-            return Split(rewards=rewards, bias=torch.zeros_like(rewards.team))
-        now, then = self.side_by_side(
-            partial(self.own.now, transitions),
-            partial(self.own.then, transitions),
+            return ModelOutputs(rewards=rewards, bias=torch.zeros_like(rewards.team))
+        q, next_v = self.side_by_side(
+            partial(model.q_tot, transitions), partial(model.next_v_tot, transitions)
         )
-        rewards, bias = self.own.rewards(transitions, now, then)
-        return Split(rewards=rewards, bias=bias, now=now, then=then)
-
-    def _held_out_loss(self, batch: EpisodeBatch | None) -> float:
-        """Return the preference loss of a held-out batch; NaN without one."""
-        return self._held_out(batch).get("preference/held_out_loss", float("nan"))
+        rewards, bias = model.rewards(transitions, q, next_v)
+        return ModelOutputs(rewards=rewards, bias=bias, q=q, next_v=next_v)
 
     @torch.no_grad()
-    def _held_out(self, batch: EpisodeBatch | None) -> dict[str, float]:
-        """Return accuracy and loss on pairs that were never trained on."""
-        if batch is None:
-            return {}
-        team = self._split(batch.transitions).rewards.team
-        logits = preference_logits(team, batch, self.config, self.max_steps)
-        return {
-            "preference/accuracy": float(preference_accuracy(logits, batch.labels)),
-            "preference/held_out_loss": float(bradley_terry_loss(logits, batch.labels)),
-        }
+    def _evaluate(self, batch: EpisodeBatch) -> tuple[float, dict[str, float]]:
+        """Return the loss and the metrics of a batch that is never trained on."""
+        rewards = self._outputs(batch.transitions).rewards
+        return float(self.loss(rewards, batch)[0]), self.loss.evaluate(rewards, batch)
 
     @torch.no_grad()
     def scores(
@@ -296,7 +285,7 @@ class RewardLearner:
         lengths: Int64[Tensor, "M"],
     ) -> Float[Tensor, "M"]:
         """Return each episode's score S, estimated from its sampled steps."""
-        team = self._split(transitions).rewards.team
+        team = self._outputs(transitions).rewards.team
         return episode_scores(team, step_weights, lengths, self.config, self.max_steps)
 
     @torch.no_grad()
@@ -311,19 +300,19 @@ class RewardLearner:
         A recurrent model begins with `hidden`: in training, with its own hidden state, a fit ago,
         after the last rollout. It needs `done`.
         """
-        if self.config.recurrence == "none" or self.own is None:
-            return self._split(transitions).rewards, None
+        if self.config.recurrence == "none" or self.value_based is None:
+            return self._outputs(transitions).rewards, None
         assert done is not None, "a recurrent reward model must know where episodes end"
         starts = torch.cat((torch.zeros_like(done[:1]), done[:-1]))
         history = History(starts=starts, time_axis=0, hidden=hidden)
-        split = self._split(replace(transitions, history=history))
-        parts = {"q": split.now, "v": split.then}
+        outputs = self._outputs(replace(transitions, history=history))
+        values = {"q": outputs.q, "v": outputs.next_v}
         next_hidden = {
-            name: part.hidden[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
-            for name, part in parts.items()
-            if part is not None and part.hidden is not None
+            name: value.hidden[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
+            for name, value in values.items()
+            if value is not None and value.hidden is not None
         }
-        return split.rewards, next_hidden
+        return outputs.rewards, next_hidden
 
     def rewards(
         self,
@@ -340,19 +329,29 @@ class RewardLearner:
         return self._scaled(self._raw(transitions, done, hidden)[0])
 
     def rollout_rewards(
-        self, transitions: Transitions, done: Bool[Tensor, "T E"], *, informed: bool
+        self,
+        transitions: Transitions,
+        done: Bool[Tensor, "T E"],
+        *,
+        informed: bool,
+        episodes: FinishedEpisodes | None = None,
     ) -> tuple[Rewards | None, dict[str, float]]:
         """Return rewards of a new rollout, divided by their running deviation, and metrics.
 
         None while no fit was `informed`: what ties alone have taught is noise, scaled up. The
-        mean is not shifted: a constant reward must stay a reason to live or to end.
+        mean is not shifted: a constant reward must stay a reason to live or to end. `episodes` are
+        those that ended in the rollout; their returns matter to a `ConstantReward` only.
         """
         known = self.is_fitted and informed
-        if not known and self.config.recurrence == "none":
-            return None, {}
-        raw, self.hidden = self._raw(transitions, done, self.hidden)
+        if isinstance(self.model, ConstantReward):
+            assert episodes is not None, "a constant reward pays the returns of episodes"
+            self.model.update(episodes.returns)
+            raw = self.model.rollout_rewards(transitions, done, episodes)
+        elif known or self.config.recurrence != "none":
+            # A recurrent model reads every rollout, so that its hidden state follows the episodes.
+            raw, self.hidden = self._raw(transitions, done, self.hidden)
         if not known:
-            return None, {}  # read all the same: a recurrent model follows the episodes
+            return None, {}
         check_finite(learned_reward=raw.team)
         self.team_scale.update(raw.team)
         if raw.local is not None:
@@ -372,8 +371,8 @@ class RewardLearner:
         """Return the model, the optimizer and the scales."""
         state = {
             "model": self.model.state_dict(),
-            "q_optimizer": self.q_optimizer.state_dict(),
-            "v_optimizer": None if self.v_optimizer is None else self.v_optimizer.state_dict(),
+            "q_optimizer": self.q_optimizer and self.q_optimizer.state_dict(),
+            "v_optimizer": self.v_optimizer and self.v_optimizer.state_dict(),
             "team_scale": self.team_scale.state_dict(),
             "local_scale": self.local_scale.state_dict(),
             "guard": self.guard.state_dict(),
@@ -384,7 +383,8 @@ class RewardLearner:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner with the same settings."""
         self.model.load_state_dict(state["model"])
-        self.q_optimizer.load_state_dict(state["q_optimizer"])
+        if self.q_optimizer is not None:
+            self.q_optimizer.load_state_dict(state["q_optimizer"])
         if self.v_optimizer is not None:
             self.v_optimizer.load_state_dict(state["v_optimizer"])
         self.team_scale.load_state_dict(state["team_scale"])

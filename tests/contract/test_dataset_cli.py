@@ -13,7 +13,7 @@ from marl.config.io import load_config
 from marl.data.replay import in_order
 from marl.preferences.dataset import Answer, PreferenceDataset, now
 from marl.rewards.io import load_reward
-from marl.rewards.scoring import whole_scores
+from marl.rewards.scoring import score_episodes
 from marl.trainer import Trainer
 from tests.command_line import run
 
@@ -229,9 +229,9 @@ def test_a_recurrent_model_is_fitted_and_labels(folder: Path, tmp_path: Path) ->
     )
     learner = load_reward(tmp_path / "fit", spec, "here")
     episodes = archive.episodes(archive.numbers)
-    scores = whole_scores(learner, episodes)
+    scores = score_episodes(learner, episodes)
     # What an episode is worth depends on the order of its steps, not on the other episodes.
-    alone = torch.cat([whole_scores(learner, episodes.rows(torch.tensor([i]))) for i in range(3)])
+    alone = torch.cat([score_episodes(learner, episodes.rows(torch.tensor([i]))) for i in range(3)])
     torch.testing.assert_close(alone, scores[:3])
     mixed = archive.steps(archive.numbers[:3], torch.arange(24, -1, -1).expand(3, 25))
     every = torch.arange(25).expand(3, 25)

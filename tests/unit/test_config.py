@@ -7,7 +7,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from marl.config import Config, ConfigError, LearnerConfig, LlmConfig, RewardConfig
+from marl.config import Config, ConfigError, LearnerConfig, LlmConfig
 from marl.config.io import config_from_dict, load_config, save_config, to_dict
 from marl.config.validation import Range, ranges_in
 from marl.runs import flat
@@ -253,23 +253,3 @@ def test_derived_numbers() -> None:
     config = load_config(overrides={"total_steps": 4001, "env.num_envs": 16})
     assert config.batch_steps == 2000  # 16 copies x 125 steps
     assert config.num_iterations == 3  # 4001 / 2000, rounded up
-
-
-@pytest.mark.parametrize(
-    ("algorithm", "gamma", "factored", "learns"),
-    [
-        ("imap", 0.99, True, True),
-        ("ipl", 0.99, False, True),
-        ("slf", 0.0, True, True),
-        ("sl", 0.0, False, True),
-        ("sparse", 0.0, False, False),
-        ("dense", 0.0, False, False),
-    ],
-)
-def test_what_an_algorithm_switches(
-    algorithm: Any, gamma: float, factored: bool, learns: bool
-) -> None:
-    config = Config(algorithm=algorithm, reward=RewardConfig(gamma=0.99))
-    assert config.reward_gamma == gamma
-    assert config.is_factored == factored
-    assert config.learns_reward == learns

@@ -21,7 +21,7 @@ from marl.preferences.dataset import EpisodeArchive, EpisodeRecord
 from marl.preferences.reward_labeller import LengthControl, RewardLabeller
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import load_reward, save_reward
-from marl.rewards.scoring import whole_scores
+from marl.rewards.scoring import score_episodes
 from tests.reward_models import CPU, make_spec
 
 LENGTHS = [1, 2, 3, 4, 5]
@@ -77,7 +77,7 @@ def pairs_of(archive: EpisodeArchive, *pairs: tuple[int, int]) -> EpisodePairs:
 def test_the_score_is_the_sum_over_all_steps() -> None:
     archive = archive_of([3.0, 1.0, 2.0, -1.0, 2.0])
     labeller = labeller_of(StateReward(0.5), length_control=False)
-    scores = whole_scores(labeller.learner, archive.episodes(archive.numbers))
+    scores = score_episodes(labeller.learner, archive.episodes(archive.numbers))
     assert scores.tolist() == pytest.approx([3.5, 2.0, 3.5, 1.0, 4.5])
     labels = labeller(pairs_of(archive, (0, 1), (1, 2), (0, 2), (3, 4)))
     assert labels.tolist() == [1.0, 0.0, 0.5, 0.0]
@@ -86,9 +86,9 @@ def test_the_score_is_the_sum_over_all_steps() -> None:
 def test_parts_of_many_episodes_score_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     archive, learner = archive_of([3.0, 1.0, 2.0, -1.0, 2.0]), labeller_of(StateReward()).learner
     episodes = archive.episodes(archive.numbers)
-    together = whole_scores(learner, episodes)
-    monkeypatch.setattr("marl.rewards.scoring.ROWS_AT_ONCE", 11)  # two episodes of 5 steps at once
-    assert torch.equal(whole_scores(learner, episodes), together)
+    together = score_episodes(learner, episodes)
+    monkeypatch.setattr("marl.rewards.scoring.MAX_ROWS", 11)  # two episodes of 5 steps at once
+    assert torch.equal(score_episodes(learner, episodes), together)
 
 
 def test_the_constant_by_hand() -> None:

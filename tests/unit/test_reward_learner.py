@@ -16,13 +16,13 @@ from envs import EnvSpec
 from marl.config import Config, RewardConfig
 from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
-from marl.preferences import FeedbackPipeline
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
 from marl.rewards.losses import split_penalty
 from marl.rewards.trainer import checked_rewards
 from tests.reward_models import (
     CPU,
     GAMMA,
+    OneBatch,
     batch_of,
     generator,
     make_model,
@@ -30,16 +30,6 @@ from tests.reward_models import (
     make_steps,
     uniform_policy,
 )
-
-
-class OneBatch(FeedbackPipeline):
-    """A preference source that always serves the same batch."""
-
-    def __init__(self, batch: EpisodeBatch) -> None:
-        self.served = batch
-
-    def batch(self, *, held_out: bool = False) -> EpisodeBatch:
-        return self.served
 
 
 def make_learner(kind: type, gamma: float = GAMMA, **options: Any) -> RewardLearner:
@@ -50,8 +40,13 @@ def make_learner(kind: type, gamma: float = GAMMA, **options: Any) -> RewardLear
 def test_reward_models_never_see_a_reward() -> None:
     names = {field.name for field in dataclasses.fields(Transitions)}
     assert not {name for name in names if "reward" in name or "return" in name}
+
+
+def test_batches_hold_returns_of_whole_episodes_and_no_single_reward() -> None:
     names = {field.name for field in dataclasses.fields(EpisodeBatch)}
-    assert names == {"transitions", "step_weights", "lengths", "first", "second", "labels"}
+    pairs = {"first", "second", "labels"}
+    steps = {"transitions", "step_weights", "lengths"}
+    assert names == steps | pairs | {"returns", "return_scale"}
 
 
 @pytest.mark.parametrize(
@@ -61,10 +56,9 @@ def test_reward_models_never_see_a_reward() -> None:
 def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     """Six episodes of random steps in order of preference: the order is learned."""
     pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
-    batch = EpisodeBatch(
+    batch = dataclasses.replace(
+        batch_of([[1.0] * 5] * 6, [5] * 6),
         transitions=make_steps(0, 6, 5),
-        step_weights=torch.ones(6, 5),
-        lengths=torch.full((6,), 5),
         first=pairs[:, 0],
         second=pairs[:, 1],
         labels=torch.ones(len(pairs)),

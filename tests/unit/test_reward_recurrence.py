@@ -20,11 +20,12 @@ from marl.rewards.factored import MAX_RECURRENT_STEPS
 from tests.reward_models import (
     CPU,
     GAMMA,
+    OneBatch,
     generator,
     make_model,
     make_spec,
     make_steps,
-    parts_of,
+    outputs_of,
     uniform_policy,
 )
 
@@ -127,11 +128,11 @@ def test_a_reward_depends_on_the_past_of_its_own_episode_only() -> None:
 def test_local_rewards_still_add_up(gamma: float, shared: bool) -> None:
     # The identity R = sum_i r_i of the complete form, and of the additive one up to the bias part.
     steps = followed(make_steps(0, 5, 4, dies=True), from_nothing(5, 4))
-    rewards, _, bias = parts_of(make_model(gamma=gamma, recurrence="gru"), steps)
+    rewards, _, bias = outputs_of(make_model(gamma=gamma, recurrence="gru"), steps)
     additive = make_model(
         gamma=gamma, recurrence="gru", share_parameters=shared, local_form="additive"
     )
-    others, _, other_bias = parts_of(additive, steps)
+    others, _, other_bias = outputs_of(additive, steps)
     assert steps.alive is not None
     someone = steps.alive.any(dim=-1)
     assert rewards.local is not None
@@ -144,13 +145,13 @@ def test_local_rewards_still_add_up(gamma: float, shared: bool) -> None:
 def test_gradients_of_the_two_losses_reach_disjoint_parameters() -> None:
     model = make_model(recurrence="gru")
     steps = followed(make_steps(0, 4, 6), from_nothing(4, 6, axis=1), axis=1)
-    rewards, now, _ = parts_of(model, steps)
+    rewards, q_tot, _ = outputs_of(model, steps)
     rewards.team.sum().backward(retain_graph=True)
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert {name.partition(".")[0] for name in reached} == {"q", "q_mixer"}
     assert "q.gru.weight_hidden" in reached
     model.zero_grad()
-    model.value_loss(steps, now, torch.ones(4, 6), uniform_policy).backward()
+    model.value_loss(steps, q_tot, torch.ones(4, 6), uniform_policy).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
     assert {name.partition(".")[0] for name in reached} == {"v"}
     assert "v.gru.weight_hidden" in reached
@@ -171,11 +172,12 @@ def test_what_stands_behind_an_episode_changes_nothing() -> None:
             transitions=dataclasses.replace(steps, obs=obs, history=history),
             step_weights=weights,
             lengths=torch.tensor([3, 6]),
+            returns=torch.tensor([torch.nan, torch.nan]),
             first=torch.tensor([0]),
             second=torch.tensor([1]),
             labels=torch.tensor([1.0]),
         )
-        mine._step(batch, uniform_policy)
+        mine.fit(OneBatch(batch), uniform_policy)
         fitted.append(mine.model.state_dict())
     for name, tensor in fitted[0].items():
         assert torch.equal(tensor, fitted[1][name]), name
@@ -235,10 +237,10 @@ def test_long_episodes_are_refused() -> None:
     [
         (
             {"algorithm": "ipl"},
-            r"recurrence: got 'gru', but .* this run has algorithm = 'ipl'; set",
+            r"recurrence: got 'gru', but .* this run has 'central' \(algorithm = 'ipl'\); set",
         ),
-        ({"algorithm": "sl"}, r"this run has algorithm = 'sl'; set reward\.recurrence = \"none\""),
-        ({"model": "mine:Model"}, r"this run has reward\.model = 'mine:Model'"),
+        ({"algorithm": "sl"}, r"\(algorithm = 'sl'\); set reward\.recurrence = \"none\""),
+        ({"model": "mine:Model"}, r"this run has 'mine:Model' \(algorithm = 'imap'\)"),
         ({"value_loss": "soft"}, r"values actions that were not taken; set reward\.value_loss"),
     ],
 )

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from marl.data.types import Transitions
 from marl.rewards import CentralReward, FactoredReward
-from marl.rewards.factored import LinearMixer, TwoLayerMixer, polyak_update
+from marl.rewards.base import polyak_update
+from marl.rewards.factored import LinearMixer, TwoLayerMixer
 from tests.reward_models import (
     GAMMA,
     N,
@@ -23,7 +24,7 @@ from tests.reward_models import (
     generator,
     make_model,
     make_steps,
-    parts_of,
+    outputs_of,
     uniform_policy,
 )
 
@@ -59,29 +60,30 @@ def test_the_global_reward_is_the_additive_local_ones_plus_shaping(
     """R = sum_i r_i + b(s) - gamma (1 - terminated) b(s')."""
     model = make_model(gamma=gamma, continuous=continuous, local_form="additive")
     steps = make_steps(seed, 4, 5, continuous=continuous, dies=dies)
-    rewards, now, bias = parts_of(model, steps)
+    rewards, q_tot, bias = outputs_of(model, steps)
     assert torch.allclose(rewards.team, rewards.local.sum(dim=-1) + bias, atol=1e-5)
-    expected = now.bias
+    expected = q_tot.bias
     if gamma > 0.0:
         going_on = (~steps.terminated).float()
         expected = (
-            now.bias - gamma * going_on * model.target_mixer.hypernetwork(steps.next_state)[..., -1]
+            q_tot.bias
+            - gamma * going_on * model.target_mixer.hypernetwork(steps.next_state)[..., -1]
         )
     assert torch.allclose(bias, expected, atol=1e-6)
 
 
 def test_a_terminated_step_is_worth_its_utility_alone() -> None:
     model, steps = make_model(local_form="additive"), make_steps(0, 4, 5, terminated=1.1)
-    rewards, now, bias = parts_of(model, steps)
-    q = model.utilities(steps.obs, steps.actions, None)
-    assert torch.allclose(rewards.team, now.total)
-    assert torch.allclose(rewards.local, now.weights * q)
-    assert torch.equal(bias, now.bias)
+    rewards, q_tot, bias = outputs_of(model, steps)
+    q = model.local_q(steps.obs, steps.actions, None)
+    assert torch.allclose(rewards.team, q_tot.total)
+    assert torch.allclose(rewards.local, q_tot.weights * q)
+    assert torch.equal(bias, q_tot.bias)
 
 
 def test_the_plain_form_has_no_weights() -> None:
     model, steps = make_model(local_form="plain"), make_steps(0, 4, 5, terminated=-1.0)
-    q = model.utilities(steps.obs, steps.actions, None)
+    q = model.local_q(steps.obs, steps.actions, None)
     next_v = model.target_v(model.norm.obs(steps.next_obs)).squeeze(-1)
     assert torch.allclose(model(steps).local, q - GAMMA * next_v, atol=1e-6)
 
@@ -111,7 +113,7 @@ def test_linear_mixers_start_near_a_plain_sum() -> None:
 def test_local_advantages_add_up_to_the_global_one() -> None:
     """Q_tot - V_tot = sum_i w_i (q_i - v_i), with the same mixer for both."""
     model, steps = make_model(), make_steps(3, 4, 5)
-    q = model.utilities(steps.obs, steps.actions, None)
+    q = model.local_q(steps.obs, steps.actions, None)
     v = model.v(model.norm.obs(steps.obs)).squeeze(-1)
     q_mixed, v_mixed = model.q_mixer(steps.state, q), model.v_mixer(steps.state, v)
     local = (q_mixed.weights * (q - v)).sum(dim=-1)
@@ -122,8 +124,8 @@ def test_local_advantages_add_up_to_the_global_one() -> None:
 @pytest.mark.parametrize("value_loss", ["gumbel", "expectile", "soft"])
 def test_the_value_loss_reaches_v_only(kind: type, value_loss: Any) -> None:
     model, steps = make_model(kind, value_loss=value_loss), make_steps(0, 4, 5)
-    now = model.now(steps)
-    model.value_loss(steps, now, torch.ones(4, 5), uniform_policy).backward()
+    q_tot = model.q_tot(steps)
+    model.value_loss(steps, q_tot, torch.ones(4, 5), uniform_policy).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert reached
     assert all(name.startswith("v.") for name in reached)
@@ -131,8 +133,8 @@ def test_the_value_loss_reaches_v_only(kind: type, value_loss: Any) -> None:
 
 def test_the_value_loss_reaches_a_separate_mixer_of_v() -> None:
     model, steps = make_model(shared_mixer=False), make_steps(0, 4, 5)
-    now = model.now(steps)
-    model.value_loss(steps, now, torch.ones(4, 5), uniform_policy).backward()
+    q_tot = model.q_tot(steps)
+    model.value_loss(steps, q_tot, torch.ones(4, 5), uniform_policy).backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
     assert {name.split(".")[0] for name in reached} == {"v", "v_mixer"}
 
@@ -172,13 +174,13 @@ def test_the_next_state_is_seen_by_target_networks_only(kind: type) -> None:
 
 def test_the_mixer_at_the_next_state_is_a_target_network_too() -> None:
     model, steps = make_model(), make_steps(0, 4, 5, terminated=-1.0)
-    before, now, _ = parts_of(model, steps)
+    before, q_tot, _ = outputs_of(model, steps)
     with torch.no_grad():
         for parameter in model.q_mixer.parameters():
             parameter.add_(1.0)
-    after, now_after, _ = parts_of(model, steps)
+    after, q_tot_after, _ = outputs_of(model, steps)
     # What has changed is the part at s alone.
-    assert torch.allclose(after.team - now_after.total, before.team - now.total, atol=1e-4)
+    assert torch.allclose(after.team - q_tot_after.total, before.team - q_tot.total, atol=1e-4)
 
 
 def test_target_networks_move_by_exactly_the_rate() -> None:
@@ -244,12 +246,12 @@ def test_dead_agents_contribute_nothing(seed: int, kind: type) -> None:
         actions=torch.where(steps.alive, steps.actions, 1 - steps.actions),
         obs=steps.obs.where(steps.alive.unsqueeze(-1), torch.tensor(9.0)),
     )
-    before, now, _ = parts_of(model, steps)
-    after, now_after, _ = parts_of(model, swapped)
+    before, q_tot, _ = outputs_of(model, steps)
+    after, q_tot_after, _ = outputs_of(model, swapped)
     assert torch.equal(before.team, after.team)
     losses = [
-        model.value_loss(each, mixed, torch.ones(4, 5), uniform_policy)
-        for each, mixed in ((steps, now), (swapped, now_after))
+        model.value_loss(each, value, torch.ones(4, 5), uniform_policy)
+        for each, value in ((steps, q_tot), (swapped, q_tot_after))
     ]
     assert torch.equal(*losses)
     if before.local is not None:
@@ -264,9 +266,9 @@ def test_dead_agents_leave_the_soft_value_of_the_joint_action() -> None:
         log_probs = torch.where(steps.alive, -1.0, -scale)  # type: ignore[arg-type]
         return lambda _: (steps.actions, log_probs)
 
-    now = model.now(steps)
+    q_tot = model.q_tot(steps)
     weights = torch.ones(4, 5)
-    losses = [model.value_loss(steps, now, weights, policy(scale)) for scale in (1.0, 100.0)]
+    losses = [model.value_loss(steps, q_tot, weights, policy(scale)) for scale in (1.0, 100.0)]
     assert torch.equal(*losses)
 
 
@@ -275,12 +277,12 @@ def test_padding_leaves_the_value_loss(kind: type) -> None:
     model, steps = make_model(kind), make_steps(0, 4, 5)
     weights = torch.ones(4, 5)
     weights[:, 3:] = 0.0
-    now = model.now(steps)
+    q_tot = model.q_tot(steps)
     short = Transitions(**{k: None if v is None else v[:, :3] for k, v in vars(steps).items()})
-    now_short = model.now(short)
+    q_tot_short = model.q_tot(short)
     assert torch.allclose(
-        model.value_loss(steps, now, weights, uniform_policy),
-        model.value_loss(short, now_short, torch.ones(4, 3), uniform_policy),
+        model.value_loss(steps, q_tot, weights, uniform_policy),
+        model.value_loss(short, q_tot_short, torch.ones(4, 3), uniform_policy),
     )
 
 

@@ -287,13 +287,14 @@ class DatasetBatches:
         order = torch.randperm(len(labels), generator=self.generator, device=labels.device)
         rows = order[: self.config.batch_episodes // 2]
         numbers, places = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
-        steps, weights, lengths = sampled(
-            self.archive.episodes(numbers), self.config, self.max_steps, self.generator
-        )
+        episodes = self.archive.episodes(numbers)
+        steps, weights, lengths = sampled(episodes, self.config, self.max_steps, self.generator)
         return EpisodeBatch(
             transitions=steps,
             step_weights=weights,
             lengths=lengths,
+            returns=episodes.returns,
+            return_scale=self.archive.return_moments()[1],
             first=places[0],
             second=places[1],
             labels=labels[rows],
