@@ -35,7 +35,10 @@ class ModelServer:
         self, *, delay: float = 0.0, logprobs: bool = True, schema: bool = True, port: int = 0
     ) -> None:
         self.delay, self.logprobs, self.schema = delay, logprobs, schema
-        self.models = ["stand-in"]
+        self.models: Any = ["stand-in"]
+        """Names, or bytes to answer with in place of the list."""
+        self.most_logprobs = 20
+        """Requests for more candidates are answered by a 400."""
         self.refused_fields: set[str] = set()
         """Fields of a request that are answered by a 400."""
         self.faults: list[Fault] = []
@@ -46,6 +49,8 @@ class ModelServer:
         """How often each body was answered in full, to the last byte."""
         self.keys: set[str] = set()
         """Authorization headers seen."""
+        self.cookies: set[str] = set()
+        """Cookies that came back."""
         self.connections: list[socket.socket] = []
         self.most_at_once = self._at_once = 0
         self._lock = threading.Lock()
@@ -75,6 +80,7 @@ class ModelServer:
         with self._lock:
             self.asked.append(body)
             self.keys.add(handler.headers.get("Authorization", ""))
+            self.cookies.update(handler.headers.get_all("Cookie", []))
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
             fault = self.faults.pop(0) if self.faults else self.fault
@@ -85,6 +91,10 @@ class ModelServer:
                 return
             if refused := self.refused_fields & body.keys():
                 handler.reply(400, {"error": {"message": f"unknown field {refused.pop()}"}})
+                return
+            if body.get("top_logprobs", 0) > self.most_logprobs:
+                message = f"top_logprobs must be at most {self.most_logprobs}"
+                handler.reply(400, {"error": {"message": message}})
                 return
             handler.reply(200, self.answer(body))
             with self._lock:
@@ -156,6 +166,9 @@ class Handler(BaseHTTPRequestHandler):
             super().handle()
 
     def do_GET(self) -> None:
+        if isinstance(self.owner.models, bytes):
+            self.reply(200, self.owner.models)
+            return
         listed = [
             {"id": name, "object": "model", "created": 0, "owned_by": "me"}
             for name in self.owner.models
@@ -197,11 +210,13 @@ def status(code: int, headers: dict[str, str] | None = None, text: str = "no") -
     return fault
 
 
-def body_of(content: bytes, kind: str = "json") -> Fault:
-    """Answer 200 with some bytes."""
+def body_of(
+    content: bytes, kind: str = "json", headers: dict[str, str] | None = None, code: int = 200
+) -> Fault:
+    """Answer with some bytes."""
 
     def fault(handler: Handler, _: dict[str, Any]) -> bool:
-        handler.reply(200, content, kind=kind)
+        handler.reply(code, content, headers, kind)
         return True
 
     return fault
@@ -219,7 +234,27 @@ def changed(**fields: Any) -> Fault:
     return fault
 
 
-def saying(content: str | None, finish: str = "stop") -> Fault:
+def whole(**fields: Any) -> Fault:
+    """Answer, but with fields of the whole reply replaced."""
+
+    def fault(handler: Handler, body: dict[str, Any]) -> bool:
+        handler.reply(200, handler.owner.answer(body) | fields)
+        return True
+
+    return fault
+
+
+def edited(change: Callable[[bytes], bytes], kind: str = "json") -> Fault:
+    """Answer, but with the bytes of the reply changed."""
+
+    def fault(handler: Handler, body: dict[str, Any]) -> bool:
+        handler.reply(200, change(json.dumps(handler.owner.answer(body)).encode()), kind=kind)
+        return True
+
+    return fault
+
+
+def saying(content: Any, finish: str = "stop") -> Fault:
     """Answer with a text of one's own, without log-probabilities."""
     message = {"role": "assistant", "content": content}
     return changed(message=message, finish_reason=finish, logprobs=None)

@@ -37,6 +37,7 @@ from marl.preferences.llm.protocol import (
     parsed,
     parsed_models,
 )
+from marl.utils.text import one_line
 
 NO_KEY = "none"
 """What a local server gets; the client insists on something."""
@@ -164,8 +165,8 @@ class Transport:
     def _fault(self, error: Exception) -> Fault:
         """Return what an exception stands for, with the key hidden and nothing attached."""
         fault = fault_of(error)
-        detail = self.hide_key("".join(c if c.isprintable() else "?" for c in fault.detail))
-        return Fault(fault.kind, detail[:MAX_DETAIL], fault.retry_after)
+        detail = one_line(self.hide_key(fault.detail), MAX_DETAIL)
+        return Fault(fault.kind, detail, fault.retry_after)
 
     def hide_key(self, text: str) -> str:
         """Return a text without the key, nor what a server may echo of it."""

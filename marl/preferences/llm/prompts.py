@@ -1,4 +1,7 @@
-"""Prompt templates: versioned TOML files, shipped or a user's own."""
+"""The words of a question: versioned TOML templates, shipped or a user's own, and descriptions.
+
+Axes: M episodes.
+"""
 
 import difflib
 import hashlib
@@ -16,14 +19,18 @@ from marl.config.llm import AskForm
 from marl.data.types import Episodes
 from marl.preferences.describe import describe, describe_whole
 from marl.utils import plugins
-
-# The texts that enter a question.
-#
-# Axes: M episodes.
-
+from marl.utils.text import printable
 
 MAX_TEXT = 4_000
 """Characters of a text that are kept."""
+Messages = tuple[dict[str, str], ...]
+
+FIELDS: dict[str, tuple[str, ...]] = {
+    "pointwise": ("task", "episode"),
+    "pairwise": ("task", "first", "second"),
+}
+"""What the text of each form may name in braces; the episodes must be there."""
+KEYS = ("version", "form", "choices", "system", "user", "nudge", "known")
 
 
 @runtime_checkable
@@ -63,18 +70,7 @@ def described(description: Describe, name: str, episodes: Episodes) -> list[str]
 def cleaned(text: str) -> str:
     """Return a text with what is not printable escaped, its lines kept, and capped."""
     lines = text[:MAX_TEXT].splitlines()
-    plain = ("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines)
-    return "\n".join(plain)[:MAX_TEXT]
-
-
-Messages = tuple[dict[str, str], ...]
-
-FIELDS: dict[str, tuple[str, ...]] = {
-    "pointwise": ("task", "episode"),
-    "pairwise": ("task", "first", "second"),
-}
-"""What the text of each form may name in braces; the episodes must be there."""
-KEYS = ("version", "form", "choices", "system", "user", "nudge", "known")
+    return "\n".join(map(printable, lines))[:MAX_TEXT]
 
 
 @dataclass(frozen=True, kw_only=True)
