@@ -15,7 +15,6 @@ from envs import EnvSpec
 from marl.config import NetworkConfig
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
-from marl.nn.normalisation import input_size
 
 
 @runtime_checkable
@@ -63,12 +62,13 @@ class _ActorBase(nn.Module):
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
-            input_size(spec),
+            spec.obs_size,
             config.hidden_sizes,
             spec.action_size,
             shared=config.share_parameters,
             output_gain=0.01,
             generator=generator,
+            ids_at=spec.obs_size,
         )
         sizes = torch.tensor(spec.action_sizes)
         present = torch.arange(spec.action_size) < sizes[:, None]

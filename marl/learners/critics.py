@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import NetworkConfig
 from marl.nn.gru import RecurrentBody
-from marl.nn.layers import agent_mlp, mlp
-from marl.nn.normalisation import ValueNorm, input_size
+from marl.nn.layers import agent_mlp, mlp, with_team
+from marl.nn.normalisation import ValueNorm
 
 
 class TeamCritic(nn.Module):
@@ -56,18 +56,19 @@ class LocalCritics(nn.Module):
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
-            input_size(spec) + spec.state_size,
+            spec.obs_size + spec.state_size,
             config.hidden_sizes,
             1,
             shared=config.share_parameters,
             output_gain=1.0,
             generator=generator,
+            ids_at=spec.obs_size,
         )
 
     def forward(
         self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
     ) -> Float[Tensor, "*L N"]:
-        return self.body(_each_with_the_state(obs, state)).squeeze(-1)
+        return self.body(obs, state).squeeze(-1)
 
     def unroll(
         self,
@@ -77,13 +78,5 @@ class LocalCritics(nn.Module):
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N"], Float[Tensor, "T *B N H"]]:
         """Return the values of successive steps and the hidden state after each."""
-        values, hidden_states = self.body(_each_with_the_state(obs, state), hidden, starts)
+        values, hidden_states = self.body(with_team(obs, state), hidden, starts)
         return values.squeeze(-1), hidden_states
-
-
-def _each_with_the_state(
-    obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
-) -> Float[Tensor, "*L N J"]:
-    """Return every agent's observation with the team's state behind it."""
-    team = state.unsqueeze(-2).expand(*obs.shape[:-1], state.shape[-1])
-    return torch.cat((obs, team), dim=-1)

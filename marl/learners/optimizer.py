@@ -33,6 +33,7 @@ class Optimizer:
         self.vectors = [
             flattened([p for p in self.parameters if (p.dtype, p.device) == kind]) for kind in kinds
         ]
+        self.gradients = [parameter.grad for parameter in self.parameters]
         self.adam = torch.optim.Adam(self.vectors, lr=learning_rate, eps=eps, fused=True)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
@@ -54,6 +55,8 @@ class Optimizer:
         for vector in self.vectors:
             assert vector.grad is not None
             vector.grad.zero_()
+        for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
+            parameter.grad = gradient  # `zero_grad` of a module may have taken it away
         loss.backward()
 
     def step(self) -> None:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from marl.nn.layers import AgentLinear, Tanh, agent_mlp
+from marl.nn.layers import AgentLinear, Tanh, agent_mlp, with_ids
 
 
 class AgentGRU(nn.Module):
@@ -89,8 +89,11 @@ class RecurrentBody(nn.Module):
         shared: bool,
         output_gain: float,
         generator: torch.Generator,
+        ids_at: int | None = None,
     ) -> None:
         super().__init__()
+        self.ids_at = ids_at
+        inputs += 0 if ids_at is None else num_agents
         before, after = hidden_sizes[:1], hidden_sizes[2:]
         size = hidden_sizes[min(1, len(hidden_sizes) - 1)]
         self.hidden_shape = (num_agents, size)
@@ -124,15 +127,19 @@ class RecurrentBody(nn.Module):
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N A"], Float[Tensor, "T *B N H"]]:
         """Return the outputs of successive steps and the hidden state after each (`AgentGRU`)."""
-        hidden_states = self.gru(self.before(x), hidden, starts)
+        hidden_states = self.gru(self._before(x), hidden, starts)
         return self.after(hidden_states), hidden_states
 
     def step(
         self, x: Float[Tensor, "*B N I"], hidden: Float[Tensor, "*B N H"]
     ) -> tuple[Float[Tensor, "*B N A"], Float[Tensor, "*B N H"]]:
         """Return the outputs of one step and the hidden state after it."""
-        hidden = self.gru.step(self.before(x), hidden)
+        hidden = self.gru.step(self._before(x), hidden)
         return self.after(hidden), hidden
+
+    def _before(self, x: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N H"]:
+        """Return what the unit reads."""
+        return self.before(x if self.ids_at is None else with_ids(x, self.ids_at))
 
 
 def initial_hidden(body: nn.Module, num_envs: int) -> Float[Tensor, "E N H"] | None:

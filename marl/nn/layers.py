@@ -87,8 +87,25 @@ class Tanh(nn.Module):
         return out
 
 
+def with_ids(x: Float[Tensor, "*L N I"], at: int) -> Float[Tensor, "*L N J"]:
+    """Return agents' features with their one-hot ids before feature `at`."""
+    ids = torch.eye(x.shape[-2], dtype=x.dtype, device=x.device).expand(*x.shape[:-1], -1)
+    return torch.cat((x[..., :at], ids, x[..., at:]), dim=-1)
+
+
+def with_team(x: Float[Tensor, "*L N I"], team: Float[Tensor, "*L S"]) -> Float[Tensor, "*L N J"]:
+    """Return agents' features with the team's behind them."""
+    return torch.cat((x, team.unsqueeze(-2).expand(*x.shape[:-1], team.shape[-1])), dim=-1)
+
+
 class AgentLinear(nn.Module):
-    """A linear layer applied to every agent, with shared weights or one set of weights each."""
+    """A linear layer applied to every agent, with shared weights or one set of weights each.
+
+    With `ids_at` it also knows whom it is applied to: as if x held the agents' one-hot ids before
+    feature `ids_at`. Shared weights never see them written out, nor the team's features once per
+    agent: the columns of the ids are biases, and the team's part is computed once, so that the cost
+    of an agent does not grow with the number of agents.
+    """
 
     def __init__(
         self,
@@ -99,9 +116,13 @@ class AgentLinear(nn.Module):
         shared: bool,
         gain: float,
         generator: torch.Generator,
+        ids_at: int | None = None,
     ) -> None:
+        """`inputs` counts the agent's own features and the team's, but not the ids."""
         super().__init__()
         self.shared = shared
+        self.ids_at = ids_at
+        inputs += 0 if ids_at is None else num_agents
         groups = 1 if shared else num_agents
         weights = [torch.empty(outputs, inputs) for _ in range(groups)]
         for weight in weights:
@@ -109,10 +130,41 @@ class AgentLinear(nn.Module):
         self.weight = nn.Parameter(weights[0] if shared else torch.stack(weights))
         self.bias = nn.Parameter(torch.zeros((outputs,) if shared else (num_agents, outputs)))
 
-    def forward(self, x: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N H"]:
+    def forward(
+        self, x: Float[Tensor, "*L N I"], team: Float[Tensor, "*L S"] | None = None
+    ) -> Float[Tensor, "*L N H"]:
+        if self.shared and self.ids_at is not None:
+            own, ids, of_team = self.columns(x.shape[-1], x.shape[-2])
+            out = nn.functional.linear(x, own) + (ids.t() + self.bias)
+            return out if team is None else out + nn.functional.linear(team, of_team).unsqueeze(-2)
+        x = x if team is None else with_team(x, team)
+        x = x if self.ids_at is None else with_ids(x, self.ids_at)
         if self.shared:
             return nn.functional.linear(x, self.weight, self.bias)
         return torch.einsum("...ni,noi->...no", x, self.weight) + self.bias
+
+    def columns(self, own: int, num_agents: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the columns of shared weights: of the agent's own features, ids, the team's."""
+        assert self.ids_at is not None
+        before, ids, after = self.weight.split(
+            (self.ids_at, num_agents, self.weight.shape[1] - num_agents - self.ids_at), dim=1
+        )
+        behind = own - self.ids_at
+        of_own = torch.cat((before, after[:, :behind]), dim=1) if behind else before
+        return of_own, ids, after[:, behind:]
+
+
+class AgentMLP(nn.Sequential):
+    """A tanh network of a team of agents; its first layer also reads the team's features."""
+
+    def forward(
+        self, x: Float[Tensor, "*L N I"], team: Float[Tensor, "*L S"] | None = None
+    ) -> Float[Tensor, "*L N H"]:
+        first, *others = self
+        y = first(x, team)
+        for layer in others:
+            y = layer(y)
+        return y
 
 
 def agent_mlp(
@@ -124,8 +176,12 @@ def agent_mlp(
     shared: bool,
     output_gain: float,
     generator: torch.Generator,
-) -> nn.Sequential:
-    """Return a tanh network from (*L, N, inputs) to (*L, N, outputs) for a team of agents."""
+    ids_at: int | None = None,
+) -> AgentMLP:
+    """Return a tanh network from (*L, N, inputs) to (*L, N, outputs) for a team of agents.
+
+    With `ids_at` it knows which agent it is applied to (see `AgentLinear`).
+    """
     sizes = (inputs, *hidden, outputs)
     layers: list[nn.Module] = []
     for index in range(len(sizes) - 1):
@@ -138,11 +194,12 @@ def agent_mlp(
                 shared=shared,
                 gain=output_gain if last else math.sqrt(2.0),
                 generator=generator,
+                ids_at=ids_at if index == 0 else None,
             )
         )
         if not last:
             layers.append(Tanh())
-    return nn.Sequential(*layers)
+    return AgentMLP(*layers)
 
 
 def mlp(

@@ -54,11 +54,6 @@ class InputNorm(nn.Module):
         self.scale.copy_((self.var + 1e-6).rsqrt())
 
 
-def input_size(spec: EnvSpec) -> int:
-    """Return the features of `TeamNorm.obs`: an agent's observation and its one-hot id."""
-    return spec.obs_size + spec.num_agents
-
-
 class TeamNorm(nn.Module):
     """Prepares what agents see and the team's state; every network reads through it.
 
@@ -66,19 +61,15 @@ class TeamNorm(nn.Module):
     that acted.
     """
 
-    ids: Tensor
-
     def __init__(self, spec: EnvSpec, *, enabled: bool) -> None:
         super().__init__()
         self.enabled = enabled
         self.obs_norm = InputNorm(spec.num_agents, spec.obs_size)
         self.state_norm = InputNorm(spec.state_size)
-        self.register_buffer("ids", torch.eye(spec.num_agents), persistent=False)
 
-    def obs(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N I"]:
-        """Return standardised observations with the agents' one-hot ids appended."""
-        ids = self.ids.expand(*obs.shape[:-1], self.ids.shape[-1])
-        return torch.cat((self.obs_norm(obs) if self.enabled else obs, ids), dim=-1)
+    def obs(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N O"]:
+        """Return standardised observations."""
+        return self.obs_norm(obs) if self.enabled else obs
 
     def state(self, state: Float[Tensor, "*L S"]) -> Float[Tensor, "*L S"]:
         """Return standardised states."""

@@ -20,7 +20,7 @@ from marl.config import ConfigError, RewardConfig
 from marl.data.types import History, Rewards, Transitions
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp, masked_mean, mlp
-from marl.nn.normalisation import TeamNorm, input_size
+from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import PolicySampler, TeamValue, ValueBasedReward, polyak_update
 from marl.rewards.losses import value_loss
 
@@ -62,10 +62,10 @@ class FactoredReward(ValueBasedReward):
         self.action_size = spec.action_size
         mixer = LinearMixer if config.mixer == "linear" else TwoLayerMixer
         size = (spec.state_size, spec.num_agents, config.mixer_hidden)
-        self.q = make_utility(spec, config, input_size(spec) + spec.action_size, generator)
+        self.q = make_utility(spec, config, spec.obs_size + spec.action_size, generator)
         self.q_mixer = mixer(*size, generator)
         if gamma > 0.0:
-            self.v = make_utility(spec, config, input_size(spec), generator)
+            self.v = make_utility(spec, config, spec.obs_size, generator)
             self.v_mixer = self.q_mixer if config.shared_mixer else mixer(*size, generator)
             self.target_v = copy.deepcopy(self.v).requires_grad_(False)
             self.target_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
@@ -236,6 +236,7 @@ def make_utility(
         shared=config.share_parameters,
         output_gain=0.1,
         generator=generator,
+        ids_at=spec.obs_size,
     )
 
 

@@ -154,7 +154,7 @@ def test_shared_agents_are_told_apart_by_their_ids() -> None:
 def test_unshared_agents_have_weights_of_their_own() -> None:
     network = dataclasses.replace(NETWORK, share_parameters=False)
     actor = make_mappo(ScriptedEnv(LENGTHS).spec, network=network).actor
-    logits = actor(torch.ones(2, 6))
+    logits = actor(torch.ones(2, 4))
     actor.zero_grad()
     logits[0].sum().backward()
     for parameter in actor.parameters():
