@@ -10,12 +10,12 @@ import pytest
 from tests.command_line import QUICK, run
 
 ROOT = Path(__file__).parents[2]
-README = ROOT / "README.md"
+GUIDES = (ROOT / "README.md", ROOT / "envs/README.md")
 
 
 def shown_files() -> dict[str, str]:
     """Return the code blocks that begin with a file's name, by that name."""
-    text = README.read_text()
+    text = "\n".join(guide.read_text() for guide in GUIDES)
     return dict(
         re.findall(r"^```python\n# (my_\w+)\.py\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     )
