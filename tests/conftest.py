@@ -17,6 +17,7 @@ TENSOR_MODULES = [
     "marl.learners.mappo",
     "marl.nn.gru",
     "marl.nn.layers",
+    "marl.nn.mlp",
     "marl.nn.normalisation",
     "marl.policy",
     "marl.preferences",
