@@ -205,8 +205,72 @@ def test_missing_and_damaged_frames_say_so_and_the_pair_can_be_skipped(folder: P
     reply = page.get(f"/api/frames/{shown['episodes'][0]}")
     assert reply.status_code == 500
     assert "is damaged" in reply.json()["error"]
-    assert "was not filmed" in page.get("/api/frames/77").json()["error"]
     assert answer(page, shown, "skip").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ('{"id": "x", "choice": "first", "seconds": NaN}', "seconds: Input should be a finite"),
+        ('{"id": "x", "choice": "first", "seconds": -Infinity}', "seconds: Input should be "),
+        ('{"id": "x", "choice": NaN}', "choice: Input should be 'first'"),
+        ('{"id": "\\ud800", "choice": "none"}', "choice: Input should be 'first'"),
+    ],
+)
+def test_what_is_no_answer_gets_a_sentence(folder: Path, body: str, words: str) -> None:
+    page = client(folder)
+    reply = page.post("/api/answer", content=body, headers={"content-type": "application/json"})
+    assert reply.status_code == 422
+    assert words in reply.json()["error"]
+    assert answers(folder) == []
+
+
+@pytest.mark.parametrize("body", ["[" * 100_000, "1" * 5000, "\xff"])
+def test_what_is_no_json_is_refused(folder: Path, body: str) -> None:
+    headers = {"content-type": "application/json"}
+    reply = client(folder).post("/api/answer", content=body.encode("latin-1"), headers=headers)
+    assert reply.status_code == 400
+    assert "There was an error parsing the body" in reply.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "words"),
+    [
+        ("/api/frames/77", 404, "episode 77 was not filmed"),
+        ("/api/frames/-1", 422, "number: Input should be greater than or equal to 0"),
+        (f"/api/frames/1{'0' * 25}", 422, "number: Input should be less than or equal to"),
+        (f"/api/frames/1{'0' * 4400}", 422, "number: Unable to parse input string as an integer"),
+        ("/api/frames/%ED%A0%80", 422, "number: Input should be a valid integer"),
+        ("/%00", 404, "there is no such page"),
+        ("/%0a", 404, "there is no such page"),
+    ],
+)
+def test_what_is_not_there_gets_a_sentence(
+    folder: Path, path: str, status: int, words: str
+) -> None:
+    reply = client(folder).get(path)
+    assert reply.status_code == status
+    assert words in reply.text
+
+
+@pytest.mark.parametrize("path", ["/", "/api/question", "/label.js"])
+def test_a_websocket_is_refused_in_words(folder: Path, path: str) -> None:
+    headers = {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-version": "13"}
+    reply = client(folder).get(path, headers=headers)
+    assert reply.status_code == 400
+    assert reply.json()["refused"] == "this server takes no other protocol than HTTP"
+
+
+def test_our_own_fault_is_said_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    page = client(folder)
+    monkeypatch.setattr(Labelling, "question", fault)
+    quiet = TestClient(page.app, page.base_url, headers=page.headers, raise_server_exceptions=False)
+    reply = quiet.get("/api/question")
+    assert reply.status_code == 500
+    assert "marl label has failed (ZeroDivisionError)" in reply.json()["error"]
 
 
 def test_a_log_damaged_in_the_middle_is_shown_as_an_error(folder: Path) -> None:

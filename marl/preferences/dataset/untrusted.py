@@ -66,12 +66,15 @@ def read_file(path: Path, most: int) -> bytes:
         if not path.is_file():
             raise DatasetError(f"{path} is no file; {REMEDY}")
         with path.open("rb") as file:
-            content = file.read(most + 1)
+            size = os.fstat(file.fileno()).st_size
+            if size > most:
+                raise DatasetError(
+                    f"{path} is too large: it has {size:,} bytes, expected at most {most:,}; "
+                    f"{REMEDY}"
+                )
+            return file.read(size)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read: {error.strerror}") from None
-    if len(content) > most:
-        raise DatasetError(f"{path} is too large: expected at most {most:,} bytes; {REMEDY}")
-    return content
 
 
 def inflated(content: bytes, most: int) -> bytes:

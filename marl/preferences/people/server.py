@@ -11,10 +11,11 @@ import socket
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import FastAPI
+from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from fastapi.staticfiles import StaticFiles
@@ -23,7 +24,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marl.preferences.dataset.footage import frames_path, packed, read_frames
-from marl.preferences.dataset.untrusted import DatasetError
+from marl.preferences.dataset.untrusted import MAX_NUMBER, DatasetError
 from marl.preferences.people.session import Labelling, StaleError
 from marl.utils.text import one_line
 
@@ -127,6 +128,9 @@ class UndoPost(BaseModel):
     id: str | None
 
 
+EpisodeNumber = Annotated[int, PathParameter(ge=0, le=MAX_NUMBER)]
+
+
 class Page:
     """What the page asks the server. Every reply but an episode's frames is what to show next."""
 
@@ -138,7 +142,7 @@ class Page:
         """Return the current pair."""
         return self._shown()
 
-    async def frames(self, number: int) -> Response:
+    async def frames(self, number: EpisodeNumber) -> Response:
         """Return the frames of an episode; 404 where it has none."""
         folder = self._labelling.folder
         if not frames_path(folder, number).exists():
@@ -219,7 +223,7 @@ def listening(port: int) -> socket.socket:
 def serve(app: ASGIApp, listener: socket.socket) -> None:
     """Serve until Ctrl-C."""
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, ws="none"
+        app, log_level="error", access_log=False, server_header=False, ws="none"
     )
     with suppress(KeyboardInterrupt):  # uvicorn raises it once it has ended in good order
         uvicorn.Server(config).run(sockets=[listener])
