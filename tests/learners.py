@@ -11,7 +11,7 @@ from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.rollout import Collector
 from marl.data.types import Rewards, Rollout
-from marl.learners.gae import Stream, local_inputs, read_inputs, reward_stream
+from marl.learners.gae import Stream
 from marl.learners.mappo import Mappo
 from marl.nn.normalisation import TeamNorm
 
@@ -82,33 +82,11 @@ def assert_same(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
 
 
 def team_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
-    """Return the team's stream; the learner's value statistics stay as they are."""
-    inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.team_critic)
-    with torch.no_grad():
-        return reward_stream(
-            critic,
-            rewards.team,
-            inputs,
-            rollout,
-            mappo.config,
-            per_agent=False,
-            hidden=mappo.hidden["team_critic"],
-        )
+    """Return the team's stream; the learner stays as it is."""
+    return copy.deepcopy(mappo)._streams(rollout, rewards)["team"]
 
 
 def local_stream(mappo: Mappo, rollout: Rollout, rewards: Rewards) -> Stream:
-    """Return the agents' streams; the learner's value statistics stay as they are."""
+    """Return the agents' streams; the learner stays as it is."""
     assert rewards.local is not None
-    inputs, critic = read_inputs(rollout, mappo.norm), copy.deepcopy(mappo.local_critics)
-    inputs = local_inputs(inputs, rollout, mappo.norm, mappo.config.absence)
-    assert critic is not None
-    with torch.no_grad():
-        return reward_stream(
-            critic,
-            rewards.local,
-            inputs,
-            rollout,
-            mappo.config,
-            per_agent=True,
-            hidden=mappo.hidden["local_critics"],
-        )
+    return copy.deepcopy(mappo)._streams(rollout, rewards)["local"]

@@ -1,7 +1,9 @@
-"""A reward stream: one reward signal, its critic, and the advantages they give.
+"""Advantages: GAE of one reward stream, and the streams' mixture that the actors maximise.
 
-Axes: T time, E environments, N agents, D rows where an episode or the rollout ends, C chunks,
-H hidden units; ``*X`` is nothing for the team's stream and N for the local ones, and M the hidden
+A reward stream is one reward signal with its critic: the team's, or the agents' local ones.
+
+Axes: T time, E environments, N agents, D rows where an episode or the rollout ends, C chunks, H
+hidden units; ``*X`` is nothing for the team's stream and N for the local ones, and M the hidden
 states of a critic: one or N.
 """
 
@@ -17,35 +19,30 @@ from marl.data.types import Rollout
 from marl.learners.critics import LocalCritics, TeamCritic
 from marl.nn.normalisation import TeamNorm
 
-# Advantages of one or several reward streams.
-#
-# Axes: T time, E environments, N agents; ``*X`` is nothing for the team's stream and N for the
-# local ones.
-
 
 def gae(
     rewards: Float[Tensor, "T E *X"],
     values: Float[Tensor, "T E *X"],
     next_values: Float[Tensor, "T E *X"],
     terminated: Bool[Tensor, "T E"],
-    ends: Bool[Tensor, "T E *X"],
+    cuts: Bool[Tensor, "T E *X"],
     gamma: float,
     gae_lambda: float,
 ) -> Float[Tensor, "T E *X"]:
     """Return generalised advantage estimates (Schulman et al. 2016, eq. 16).
 
     `next_values` belong to the state a step really led to, so a truncated episode bootstraps
-    from its true final state and a terminated one from zero. `ends` are the steps behind which a
-    stream stops: nothing that comes later is traced back to them. The recursion
+    from its true final state and a terminated one from zero. Traces are cut after the steps
+    `cuts`, at the latest where an episode ends. The recursion
 
-        A_t = delta_t + c_t A_{t+1},   c_t = gamma lambda (1 - ends_t)
+        A_t = delta_t + c_t A_{t+1},   c_t = gamma lambda (1 - cuts_t)
 
     is solved in log2(T) vectorised rounds: after round k, A_t sums the 2^k steps from t.
     """
     shape = (*terminated.shape, *([1] * (rewards.ndim - 2)))
     alive = (~terminated).view(shape).to(rewards.dtype)
     advantages = rewards + gamma * alive * next_values - values
-    carry = gamma * gae_lambda * (~ends).to(rewards.dtype)
+    carry = gamma * gae_lambda * (~cuts).to(rewards.dtype)
     steps = rewards.shape[0]
     shift = 1
     while shift < steps:
@@ -96,7 +93,7 @@ def dual_advantages(
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the networks read of a rollout, standardised once."""
+    """What the networks read of a rollout, standardised once for all gradient steps."""
 
     obs: Float[Tensor, "T E N I"]
     state: Float[Tensor, "T E S"]
@@ -124,8 +121,11 @@ class Values:
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """One reward stream of a rollout: what its critic is trained towards."""
+    """One reward stream of a rollout: what its critic reads, and is trained towards."""
 
+    inputs: Inputs
+    present: Bool[Tensor, "T E N"] | None
+    """Rows that count. None: all."""
     values: Float[Tensor, "T E *X"]
     """Critic outputs in normalised units, before the update."""
     targets: Float[Tensor, "T E *X"]
@@ -154,14 +154,13 @@ def read_inputs(rollout: Rollout, norm: TeamNorm) -> Inputs:
     )
 
 
-def local_inputs(inputs: Inputs, rollout: Rollout, norm: TeamNorm, absence: Absence) -> Inputs:
-    """Return what the local critics read: an agent that is absent sees zeros.
+def without_absent(inputs: Inputs, rollout: Rollout, norm: TeamNorm) -> Inputs:
+    """Return inputs in which an absent agent sees zeros.
 
-    Where its stream goes on in its absence, so that nothing depends on what an environment shows
-    to the dead.
+    So that nothing depends on what an environment shows to the dead, where a critic values them.
     """
     steps = rollout.transitions
-    if absence == "ends" or steps.alive is None or steps.next_alive is None:
+    if steps.alive is None or steps.next_alive is None:
         return inputs
     obs = steps.obs * steps.alive.unsqueeze(-1)
     next_obs = steps.next_obs * steps.next_alive.unsqueeze(-1)
@@ -208,7 +207,7 @@ def reward_stream(
     rollout: Rollout,
     config: LearnerConfig,
     *,
-    per_agent: bool,
+    present: Bool[Tensor, "T E N"] | None = None,
     hidden: Float[Tensor, "E M H"] | None = None,
 ) -> Stream:
     """Return values, advantages and targets, and take the targets into the value normaliser.
@@ -216,41 +215,29 @@ def reward_stream(
     The next value is the next row's, except where an episode or the rollout ends: there it
     belongs to the state the step really led to.
 
-    With ``absence = "ends"`` an absent agent earns nothing and its state is worth nothing. So its
-    own stream ends with the last step before its absence, for lambda > 0 as for lambda = 0, also if
-    it returns later: that is a new stream, whose reward no action of the old one is credited with.
-    What its actions earn the team after it left, the team's stream credits them with, which no
-    absence ends. Otherwise an absent agent goes on earning (see `with_absent`), its state has a
-    value, and its stream ends with the episode only.
+    Where agents are not `present` they earn nothing and their state is worth nothing. So an agent's
+    traces are cut after the last step before its absence, for lambda > 0 as for lambda = 0, and
+    also if it returns later: no action before is credited with a reward after. None: all are.
     """
     steps = rollout.transitions
-    present = steps.alive if per_agent else None
-    if present is not None and config.absence != "ends":
-        reward, present = with_absent(reward, present, config.absence), None
     read = read_values(critic, inputs, rollout, hidden, config.chunk_length)
     values = critic.value_norm.denormalise(read.steps)
     end_values = critic.value_norm.denormalise(read.ends)
-    stream_ends = rollout.done
-    if per_agent:
-        stream_ends = rollout.done.unsqueeze(-1).expand_as(values)
+    cuts = rollout.done.view(*rollout.done.shape, *[1] * (reward.ndim - 2)).expand_as(values)
     if present is not None and steps.next_alive is not None:
         reward, values = reward * present, values * present
         end_values = end_values * steps.next_alive.flatten(0, 1)[inputs.ends]
-        stream_ends = stream_ends | ~steps.next_alive
+        cuts = cuts | ~steps.next_alive
     next_values = torch.roll(values, -1, dims=0)
     next_values.flatten(0, 1)[inputs.ends] = end_values
     advantages = gae(
-        reward,
-        values,
-        next_values,
-        steps.terminated,
-        stream_ends,
-        config.gamma,
-        config.gae_lambda,
+        reward, values, next_values, steps.terminated, cuts, config.gamma, config.gae_lambda
     )
     targets = advantages + values
     critic.value_norm.update(targets, present)
     return Stream(
+        inputs=inputs,
+        present=present,
         values=read.steps,
         targets=critic.value_norm.normalise(targets),
         advantages=advantages,

@@ -1,17 +1,19 @@
-"""MAPPO: clipped policy and value updates on the team's and the local advantage streams.
+"""MAPPO: clipped policy and value updates on the team's and the agents' reward streams.
 
-Axes: T time, E environments, N agents, B rows; O, S, A features. A row is a step of any copy; of
-recurrent networks it is a chunk of successive steps, and ``*B`` are a chunk's steps and the rows.
+Axes: T time, E environments, N agents, O, S, A features; L steps of a chunk, C chunks, M hidden
+states of a network (1 or N), H hidden units. Minibatches consist of B of R rows: a row is a step of
+one environment or, of recurrent networks, a chunk of successive steps; ``*B`` are a chunk's steps
+and the rows.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
@@ -22,19 +24,17 @@ from marl.learners.gae import (
     Inputs,
     Stream,
     dual_advantages,
-    local_inputs,
     read_inputs,
     read_values,
     reward_stream,
+    with_absent,
+    without_absent,
 )
-from marl.learners.optimizer import Optimizer, SideBySide
 from marl.nn.gru import initial_hidden
 from marl.nn.layers import check_finite, correlation, masked_mean
 from marl.nn.normalisation import TeamNorm
-
-# PPO's losses.
-#
-# Axes: B rows, N agents; ``*L`` any leading axes.
+from marl.nn.optimizer import Optimizer
+from marl.utils.threads import TwoThreads
 
 
 def clipped_policy_loss(
@@ -66,83 +66,29 @@ def clipped_value_loss(
 
 @torch.no_grad()
 def policy_metrics(
-    loss: Tensor, log_ratio: Tensor, alive: Tensor | None, clip_coef: float
-) -> Tensor:
-    """Return loss, approximate KL (http://joschu.net/blog/kl-approx.html) and clipped share."""
+    log_ratio: Float[Tensor, "*B N"], alive: Tensor | None, clip_coef: float
+) -> dict[str, Tensor]:
+    """Return approximate KL (http://joschu.net/blog/kl-approx.html) and the clipped share."""
     ratio = log_ratio.exp()
-    kl = masked_mean(ratio - 1.0 - log_ratio, alive)
     clipped = ((ratio - 1.0).abs() > clip_coef).to(ratio.dtype)
-    return torch.stack((loss, kl, masked_mean(clipped, alive)))
+    return {
+        "policy/kl": masked_mean(ratio - 1.0 - log_ratio, alive),
+        "policy/clip_fraction": masked_mean(clipped, alive),
+    }
 
 
-# The rows that gradient steps are taken on: steps or, of recurrent networks, chunks of steps.
-#
-# Axes: T time, E environments, L steps of a chunk, C chunks, R rows, B of them in a minibatch, M
-# hidden states of a network (1 or N), H hidden units.
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """A rollout cut into rows: row t * E + e is step (or chunk) t of copy e."""
-
-    tensors: dict[str, Tensor]
-    """By name, (T * E, ...); recurrent (L, C * E, ...)."""
-    hidden: Float[Tensor, "R M H"] | None
-    """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
-
-    def take(self, order: Int64[Tensor, "B"]) -> dict[str, Tensor]:
-        """Return some rows; with recurrent networks also ``hidden``, the state before them."""
-        if self.hidden is None:
-            return {name: tensor[order] for name, tensor in self.tensors.items()}
-        batch = {name: tensor.index_select(1, order) for name, tensor in self.tensors.items()}
-        return batch | {"hidden": self.hidden[order]}
-
-
-def step_rows(**tensors: Tensor | None) -> Rows:
-    """Return those (T, E, ...) tensors that there are, every step of every copy a row."""
-    flat = {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
-    return Rows(tensors=flat, hidden=None)
-
-
-def chunk_rows(
-    hidden: Float[Tensor, "C E M H"],
-    starts: Bool[Tensor, "T E"],
-    length: int,
-    *,
-    present: Tensor | None,
-    **tensors: Tensor | None,
-) -> Rows:
-    """Return those (T, E, ...) tensors that there are, every `length` steps of a copy a row.
-
-    Where T is no multiple of `length` the last chunks are filled up with steps not `present`.
-    """
-    chunks = {"starts": starts, "present": present} | tensors
-    return Rows(
-        tensors={name: chunked(x, length) for name, x in chunks.items() if x is not None},
-        hidden=hidden.flatten(0, 1),
-    )
-
-
-def chunked(tensor: Tensor, length: int) -> Tensor:
-    """Return a (T, E, ...) tensor as (L, C * E, ...), zero (False) beyond T."""
-    missing = -len(tensor) % length
-    if missing:
-        tensor = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
-    return tensor.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
-
-
+LossOf = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
+"""A network's loss on a minibatch, and metrics."""
 Epoch = Sequence[Int64[Tensor, "B"]]
-"""The rows of every minibatch."""
-Job = Generator[None, None, dict[str, Tensor]]
-"""One network's update: yields after every epoch and returns metrics."""
+"""The rows of every minibatch of an epoch."""
 
 
 class Mappo:
-    """One actor network, a team critic and local critics, which share nothing.
+    """Multi-agent PPO (Yu et al. 2022, arXiv 2103.01955) on one or two reward streams.
 
-    With `threads` > 1 two of them at a time are updated side by side, in turns of one epoch; each
-    works through the same minibatches in its own order of operations, so the numbers do not depend
-    on the threads.
+    The actor maximises a mixture of the streams' advantages (`dual_advantages`); each stream has a
+    critic. The networks share nothing: each has its optimizer and works through the same
+    minibatches by itself, two at a time if there are `threads`, which changes no number.
     """
 
     def __init__(
@@ -164,33 +110,24 @@ class Mappo:
         seed = torch.randint(2**31, (), generator=generator, device=generator.device)
         cpu = torch.Generator().manual_seed(int(seed))
         self.actor = make_actor(spec, network, cpu).to(device)
-        self.team_critic = TeamCritic(spec, network, cpu).to(device)
-        uses_local = local_stream and learner.local_weight > 0.0
-        self.local_critics = LocalCritics(spec, network, cpu).to(device) if uses_local else None
-        self.networks: dict[str, nn.Module] = {
-            name: module
-            for name, module in (
-                ("actor", self.actor),
-                ("local_critics", self.local_critics),
-                ("team_critic", self.team_critic),
-            )
-            if module is not None
-        }
+        self.critics: dict[str, TeamCritic | LocalCritics]
+        self.critics = {"team": TeamCritic(spec, network, cpu).to(device)}
+        if local_stream and learner.local_weight > 0.0:
+            self.critics["local"] = LocalCritics(spec, network, cpu).to(device)
+        self.networks = {"actor": self.actor} | self.critics
         self.optimizers = {
             name: Optimizer(
-                network.parameters(), learner.learning_rate, learner.max_grad_norm, eps=1e-5
+                net.parameters(), learner.learning_rate, learner.max_grad_norm, eps=1e-5
             )
-            for name, network in self.networks.items()
+            for name, net in self.networks.items()
         }
-        self._side_by_side = SideBySide(threads, device)
         self.is_recurrent = network.recurrence != "none"
-        critics = {"team_critic": self.team_critic, "local_critics": self.local_critics}
-        self.critics = {name: critic for name, critic in critics.items() if critic is not None}
         self.hidden = {
             name: initial_hidden(critic.body, spec.num_envs)
             for name, critic in self.critics.items()
         }
         """Each critic's hidden state after the rollouts so far; None if feed-forward."""
+        self._threads = TwoThreads(threads, device)
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
@@ -200,138 +137,60 @@ class Mappo:
         learning_rate = self.config.learning_rate * (remaining if self.config.anneal else 1.0)
         for optimizer in self.optimizers.values():
             optimizer.set_learning_rate(learning_rate)
-
         steps = rollout.transitions
-        with torch.no_grad():
-            inputs = read_inputs(rollout, self.norm)
-            own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
-            stream = partial(reward_stream, rollout=rollout, config=self.config)
-            hidden = self.hidden
-            team = stream(
-                self.team_critic,
-                rewards.team,
-                inputs=inputs,
-                per_agent=False,
-                hidden=hidden["team_critic"],
-            )
-            hidden["team_critic"] = team.next_hidden
-            local = None
-            if self.local_critics is not None and rewards.local is not None:
-                local = stream(
-                    self.local_critics,
-                    rewards.local,
-                    inputs=own_inputs,
-                    per_agent=True,
-                    hidden=hidden["local_critics"],
-                )
-                hidden["local_critics"] = local.next_hidden
-            advantages = dual_advantages(
-                team.advantages,
-                None if local is None else local.advantages,
-                steps.alive,
-                self.num_agents,
-                self.config.local_weight,
-            )
-            check_finite(advantages=advantages)
+        streams = self._streams(rollout, rewards)
+        team, local = streams["team"], streams.get("local")
+        advantages = dual_advantages(
+            team.advantages,
+            None if local is None else local.advantages,
+            steps.alive,
+            self.num_agents,
+            self.config.local_weight,
+        )
+        check_finite(advantages=advantages)
 
-        num_steps, num_envs = steps.terminated.shape
-        length = self.config.chunk_length if self.is_recurrent else 1
-        epochs = self._minibatches(-(-num_steps // length) * num_envs)
+        epochs = self._minibatches(rollout)
         jobs = [
-            self._improve_actor(rollout, inputs, advantages, epochs),
-            self._improve_critic("team", inputs, team, None, epochs),
+            self._run_epochs(
+                "actor", self._policy_loss, self._actor_rows(rollout, advantages), epochs
+            )
         ]
+        for name, stream in streams.items():
+            loss_of = partial(self._value_loss, name)
+            jobs.append(self._run_epochs(name, loss_of, self._critic_rows(rollout, stream), epochs))
+        improved = {k: v for metrics in self._threads.in_turns(jobs) for k, v in metrics.items()}
+        check_finite(**improved)
+        metrics = {"policy/learning_rate": learning_rate}
+        metrics |= dict(zip(improved, torch.stack(list(improved.values())).tolist(), strict=True))
+        for name, stream in streams.items():
+            metrics[f"value/explained_variance_{name}"] = float(stream.explained_variance)
         if local is not None:
-            valued = steps.alive if self.config.absence == "ends" else None
-            jobs.insert(1, self._improve_critic("local", own_inputs, local, valued, epochs))
-        metrics = {
-            "policy/learning_rate": learning_rate,
-            "value/explained_variance_team": float(team.explained_variance),
-        } | self._run(jobs)
-        if local is not None:
-            metrics["value/explained_variance_local"] = float(local.explained_variance)
             metrics["policy/advantage_correlation"] = float(
                 correlation(local.advantages, team.advantages.unsqueeze(-1), steps.alive)
             )
         return metrics
 
-    @torch.no_grad()
-    def advance(self, rollout: Rollout) -> None:
-        """Carry recurrent critics' hidden states over a rollout that nothing is learned from."""
-        if self.is_recurrent:
-            inputs = read_inputs(rollout, self.norm)
-            own_inputs = local_inputs(inputs, rollout, self.norm, self.config.absence)
-            for name, critic in self.critics.items():
-                read_by = own_inputs if name == "local_critics" else inputs
-                length = self.config.chunk_length
-                read = read_values(critic, read_by, rollout, self.hidden[name], length)
-                self.hidden[name] = read.next_hidden
+    def _run_epochs(
+        self, name: str, loss_of: LossOf, rows: "Rows", epochs: Sequence[Epoch]
+    ) -> Generator[None, None, dict[str, Tensor]]:
+        """Take a gradient step of one network on every minibatch and return the mean metrics.
 
-    def _minibatches(self, rows: int) -> list[Epoch]:
-        """Return the rows of every minibatch, epoch by epoch."""
-        size = -(-rows // self.config.minibatches)
-        device = self.generator.device
-        return [
-            torch.randperm(rows, generator=self.generator, device=device).split(size)
-            for _ in range(self.config.epochs)
-        ]
-
-    def _run(self, jobs: Sequence[Job]) -> dict[str, float]:
-        """Run independent jobs, side by side if there are threads, and return their metrics."""
-        results = self._side_by_side.in_turns(jobs)
-        metrics = {name: value for result in results for name, value in result.items()}
-        check_finite(**metrics)
-        return dict(zip(metrics, torch.stack(list(metrics.values())).tolist(), strict=True))
-
-    def _rows(
-        self,
-        hidden: Tensor | None,
-        starts: Bool[Tensor, "T E"],
-        *,
-        like: Tensor,
-        present: Tensor | None,
-        **tensors: Tensor | None,
-    ) -> Rows:
-        """Return the rows of a network's minibatches; its loss has the shape of `like`."""
-        if hidden is None:
-            return step_rows(present=present, **tensors)
-        length = self.config.chunk_length
-        if present is None and len(starts) % length:
-            present = torch.ones_like(like, dtype=torch.bool)
-        return chunk_rows(hidden, starts, length, present=present, **tensors)
-
-    def _improve_actor(
-        self,
-        rollout: Rollout,
-        inputs: Inputs,
-        advantages: Float[Tensor, "T E N"],
-        epochs: list[Epoch],
-    ) -> Job:
-        """Improve the actor on every minibatch and return mean metrics."""
-        steps = rollout.transitions
-        rows = self._rows(
-            rollout.hidden,
-            inputs.starts,
-            like=advantages,
-            present=steps.alive,
-            obs=inputs.obs,
-            actions=rollout.sampled_actions,
-            log_probs=rollout.log_probs,
-            advantages=advantages,
-            action_mask=steps.action_mask,
-        )
-        sums = torch.zeros(3, device=advantages.device)
+        Between two epochs the thread may turn to another network.
+        """
+        totals: dict[str, Tensor] = {}
         for epoch in epochs:
             for order in epoch:
-                sums += self._actor_step(rows.take(order))
+                loss, metrics = loss_of(rows.take(order))
+                self.optimizers[name].minimize(loss)
+                totals = {key: x + totals[key] if totals else x for key, x in metrics.items()}
             yield
-        names = ("policy/loss", "policy/kl", "policy/clip_fraction")
-        return dict(zip(names, sums / _count(epochs), strict=True))
+        count = sum(len(epoch) for epoch in epochs)
+        return {key: total / count for key, total in totals.items()}
 
-    def _actor_step(self, batch: dict[str, Tensor]) -> Tensor:
-        """Take one gradient step and return its metrics."""
+    def _policy_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the actor's loss: the clipped surrogate, less a bonus for entropy."""
         alive, mask = batch.get("present"), batch.get("action_mask")
-        parameters = _outputs(self.actor, batch, "obs")
+        parameters = outputs(self.actor, batch, "obs")
         surrogate, log_ratio = clipped_policy_loss(
             self.actor.log_prob(parameters, batch["actions"], mask),
             batch["log_probs"],
@@ -342,48 +201,121 @@ class Mappo:
         if self.config.entropy_coef > 0.0:
             entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
             loss = loss - self.config.entropy_coef * entropy
-        self.optimizers["actor"].minimize(loss)
-        return policy_metrics(loss.detach(), log_ratio.detach(), alive, self.config.clip_coef)
+        metrics = policy_metrics(log_ratio.detach(), alive, self.config.clip_coef)
+        return loss, {"policy/loss": loss.detach()} | metrics
 
-    def _improve_critic(
-        self,
-        name: str,
-        inputs: Inputs,
-        stream: Stream,
-        present: Tensor | None,
-        epochs: list[Epoch],
-    ) -> Job:
-        """Improve one stream's critic on every minibatch and return its mean loss."""
-        critic = "team_critic" if name == "team" else "local_critics"
-        network, optimizer = self.networks[critic], self.optimizers[critic]
-        rows = self._rows(
+    def _value_loss(self, name: str, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return a critic's loss: the clipped squared error of its normalised values."""
+        loss = clipped_value_loss(
+            outputs(self.critics[name], batch, "obs", "state"),
+            batch["values"],
+            batch["targets"],
+            self.config.value_clip,
+        )
+        loss = masked_mean(loss, batch.get("present"))
+        return loss, {f"value/loss_{name}": loss.detach()}
+
+    @torch.no_grad()
+    def _streams(self, rollout: Rollout, rewards: Rewards) -> dict[str, Stream]:
+        """Return the reward streams that there are, and carry their critics' hidden states on."""
+        streams = {}
+        for name, inputs in self._critic_inputs(rollout).items():
+            reward, present = rewards.team, None
+            if name == "local":
+                if rewards.local is None:
+                    continue
+                reward, present = rewards.local, rollout.transitions.alive
+                if present is not None and self.config.absence != "ends":
+                    reward, present = with_absent(reward, present, self.config.absence), None
+            streams[name] = reward_stream(
+                self.critics[name],
+                reward,
+                inputs,
+                rollout,
+                self.config,
+                present=present,
+                hidden=self.hidden[name],
+            )
+            self.hidden[name] = streams[name].next_hidden
+        return streams
+
+    def _critic_inputs(self, rollout: Rollout) -> dict[str, Inputs]:
+        """Return what each critic reads of a rollout."""
+        inputs = read_inputs(rollout, self.norm)
+        if "local" not in self.critics:
+            return {"team": inputs}
+        if self.config.absence == "ends":
+            return {"team": inputs, "local": inputs}
+        return {"team": inputs, "local": without_absent(inputs, rollout, self.norm)}
+
+    @torch.no_grad()
+    def advance(self, rollout: Rollout) -> None:
+        """Carry recurrent critics' hidden states over a rollout that nothing is learned from."""
+        if not self.is_recurrent:
+            return
+        for name, inputs in self._critic_inputs(rollout).items():
+            critic, length = self.critics[name], self.config.chunk_length
+            read = read_values(critic, inputs, rollout, self.hidden[name], length)
+            self.hidden[name] = read.next_hidden
+
+    def _minibatches(self, rollout: Rollout) -> list[Epoch]:
+        """Return the rows of every minibatch, epoch by epoch."""
+        num_steps, num_envs = rollout.truncated.shape
+        num_rows = num_envs * -(
+            -num_steps // (self.config.chunk_length if self.is_recurrent else 1)
+        )
+        size, device = -(-num_rows // self.config.minibatches), self.generator.device
+        return [
+            torch.randperm(num_rows, generator=self.generator, device=device).split(size)
+            for _ in range(self.config.epochs)
+        ]
+
+    def _actor_rows(self, rollout: Rollout, advantages: Float[Tensor, "T E N"]) -> "Rows":
+        """Return what the actor's loss reads."""
+        steps = rollout.transitions
+        return self._rows(
+            advantages,
+            rollout,
+            rollout.hidden,
+            steps.alive,
+            obs=self.norm.obs(steps.obs),
+            log_probs=rollout.log_probs,
+            actions=rollout.sampled_actions,
+            action_mask=steps.action_mask,
+            advantages=advantages,
+        )
+
+    def _critic_rows(self, rollout: Rollout, stream: Stream) -> "Rows":
+        """Return what a critic's loss reads."""
+        return self._rows(
+            stream.targets,
+            rollout,
             stream.chunk_hidden,
-            inputs.starts,
-            like=stream.targets,
-            present=present,
-            obs=inputs.obs,
-            state=inputs.state,
+            stream.present,
             values=stream.values,
             targets=stream.targets,
+            obs=stream.inputs.obs,
+            state=stream.inputs.state,
         )
-        total = torch.zeros((), device=stream.values.device)
-        for epoch in epochs:
-            for order in epoch:
-                batch = rows.take(order)
-                loss = clipped_value_loss(
-                    _outputs(network, batch, "obs", "state"),
-                    batch["values"],
-                    batch["targets"],
-                    self.config.value_clip,
-                )
-                loss = masked_mean(loss, batch.get("present"))
-                optimizer.minimize(loss)
-                total += loss.detach()
-            yield
-        return {f"value/loss_{name}": total / _count(epochs)}
+
+    def _rows(
+        self,
+        like: Tensor,
+        rollout: Rollout,
+        hidden: Tensor | None,
+        present: Tensor | None,
+        **x: Tensor | None,
+    ) -> "Rows":
+        """Return the rows of tensors `x` for a loss of the shape of `like`."""
+        if hidden is None:
+            return step_rows(present=present, **x)
+        length = self.config.chunk_length
+        if present is None and len(rollout.starts) % length:
+            present = torch.ones_like(like, dtype=torch.bool)
+        return chunk_rows(hidden, rollout.starts, length, present=present, **x)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return every network (value normaliser included), its optimizer, and hidden states."""
+        """Return networks (value normalisers included), optimizers and hidden states."""
         state: dict[str, Any] = {
             name: {
                 "network": network.state_dict(),
@@ -406,14 +338,59 @@ class Mappo:
             self.optimizers[name].load_state_dict(state[name]["optimizer"])
 
 
-def _count(epochs: Sequence[Epoch]) -> int:
-    """Return the number of minibatches."""
-    return sum(len(epoch) for epoch in epochs)
-
-
-def _outputs(network: Any, batch: dict[str, Tensor], *names: str) -> Tensor:
+def outputs(network: Any, batch: dict[str, Tensor], *names: str) -> Tensor:
     """Return a network's outputs for a minibatch, given the inputs of these names."""
     inputs = [batch[name] for name in names]
     if "hidden" not in batch:
         return network(*inputs)
     return network.unroll(*inputs, batch["hidden"], batch["starts"])[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """A rollout cut into rows: row t * E + e is step (or chunk) t of environment e."""
+
+    tensors: dict[str, Tensor]
+    """By name, (T * E, ...); recurrent (L, C * E, ...)."""
+    hidden: Float[Tensor, "R M H"] | None
+    """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
+
+    def take(self, order: Int64[Tensor, "B"]) -> dict[str, Tensor]:
+        """Return some rows; with recurrent networks also ``hidden``, the state before them."""
+        if self.hidden is None:
+            return {name: tensor[order] for name, tensor in self.tensors.items()}
+        batch = {name: tensor.index_select(1, order) for name, tensor in self.tensors.items()}
+        return batch | {"hidden": self.hidden[order]}
+
+
+def step_rows(**tensors: Tensor | None) -> Rows:
+    """Return those (T, E, ...) tensors that there are, every step a row."""
+    flat = {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
+    return Rows(tensors=flat, hidden=None)
+
+
+def chunk_rows(
+    hidden: Float[Tensor, "C E M H"],
+    starts: Bool[Tensor, "T E"],
+    length: int,
+    *,
+    present: Tensor | None,
+    **tensors: Tensor | None,
+) -> Rows:
+    """Return those (T, E, ...) tensors that there are, every `length` steps a row.
+
+    Where T is no multiple of `length` the last chunks are filled up with steps not `present`.
+    """
+    chunks = {"starts": starts, "present": present} | tensors
+    return Rows(
+        tensors={name: chunked(x, length) for name, x in chunks.items() if x is not None},
+        hidden=hidden.flatten(0, 1),
+    )
+
+
+def chunked(tensor: Tensor, length: int) -> Tensor:
+    """Return a (T, E, ...) tensor as (L, C * E, ...), zero (False) beyond T."""
+    missing = -len(tensor) % length
+    if missing:
+        tensor = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
+    return tensor.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)

@@ -1,4 +1,4 @@
-"""Layers and networks without hidden state, for a team of agents and for its state.
+"""Feed-forward layers for a team of agents and for its state, and arithmetic that they share.
 
 Axes: N agents, I inputs, H units; ``*L`` any leading axes.
 """
@@ -11,10 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-
-# Small pieces of arithmetic that several parts need.
-#
-# Axes: ``*L`` any leading axes.
 
 
 class NonFiniteError(RuntimeError):

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from marl.config import Config, RewardConfig
 from marl.data.types import EpisodeBatch, FinishedEpisodes, History, Rewards, Transitions
-from marl.learners.optimizer import Optimizer, SideBySide
 from marl.nn.layers import check_finite, masked_mean
 from marl.nn.normalisation import ValueNorm
+from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedReward
 from marl.rewards.constant import ConstantReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.utils.plugins import PluginError
+from marl.utils.threads import TwoThreads
 
 AVERAGED_FITS = 20
 """Fits over which the drift guard averages the loss."""
@@ -158,7 +159,7 @@ class RewardLearner:
         self.q_optimizer = Optimizer(others, *settings) if others else None
         self.v_optimizer = Optimizer(of_value, *settings) if of_value else None
         self.guard = DriftGuard(config.target_rate, config.drift_tolerance)
-        self.side_by_side = SideBySide(threads, device)
+        self.two_threads = TwoThreads(threads, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
         self.hidden: dict[str, Tensor] | None = None
@@ -235,7 +236,7 @@ class RewardLearner:
             optimizer.minimize(loss)
         else:
             value_loss = partial(model.value_loss, batch.transitions, q, batch.step_weights, policy)
-            self.side_by_side(
+            self.two_threads.both(
                 lambda: optimizer.backward(loss),
                 lambda: v_optimizer.backward(value_loss()),
             )
@@ -265,7 +266,7 @@ class RewardLearner:
         if model is None:
             rewards = checked_rewards(self.model(transitions), self.name, transitions)
             return ModelOutputs(rewards=rewards, bias=torch.zeros_like(rewards.team))
-        q, next_v = self.side_by_side(
+        q, next_v = self.two_threads.both(
             partial(model.q_tot, transitions), partial(model.next_v_tot, transitions)
         )
         rewards, bias = model.rewards(transitions, q, next_v)

@@ -149,7 +149,7 @@ def test_imap_navigates() -> None:
 def value_of_the_start(trainer: Trainer) -> float:
     """Return V(s) of state 0 of the time-limit probe, in units of the reward."""
     state = torch.tensor([[1.0, 0.0]])
-    critic, norm = trainer.mappo.team_critic, trainer.norm
+    critic, norm = trainer.mappo.critics["team"], trainer.norm
     with torch.no_grad():
         output = critic(norm.obs(state.unsqueeze(1)), norm.state(state))
         return critic.value_norm.denormalise(output).item()

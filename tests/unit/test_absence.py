@@ -41,8 +41,8 @@ def make(absence: Absence, steps: int, **options: Any) -> tuple[Mappo, Rollout]:
     """Return a learner whose local critics say 0, and a rollout of one episode of two agents."""
     env = ScriptedEnv([[steps]], agents_die=True)
     mappo = make_mappo(env.spec, LearnerConfig(absence=absence, **options))
-    assert mappo.local_critics is not None
-    for parameter in mappo.local_critics.parameters():
+    assert "local" in mappo.critics
+    for parameter in mappo.critics["local"].parameters():
         parameter.data.zero_()
     return mappo, collect(mappo, env, steps=steps)
 
@@ -162,7 +162,7 @@ def test_local_critics_learn_what_absence_is_worth(absence: Absence) -> None:
     rollout = collect(mappo, env, steps=8)
     assert rollout.transitions.alive is not None
     mappo.update(rollout, random_rewards(rollout), 1.0)
-    critic = mappo.local_critics
+    critic = mappo.critics["local"]
     assert critic is not None
     stream = local_stream(make_mappo(env.spec, learner), rollout, random_rewards(rollout))
     # Before the first update values come out in units of the reward, so these are the targets.
@@ -176,10 +176,10 @@ def test_an_interrupted_episode_leaves_the_dead_a_future_unless_they_end() -> No
     found = {}
     for absence in ("ends", "alive_mean"):
         mappo = make_mappo(env.spec, LearnerConfig(absence=absence))
-        assert mappo.local_critics is not None
-        for parameter in mappo.local_critics.parameters():
+        assert "local" in mappo.critics
+        for parameter in mappo.critics["local"].parameters():
             parameter.data.zero_()
-        mappo.local_critics.value_norm.update(torch.tensor([0.0, 1.0]))  # 0 comes out as .5
+        mappo.critics["local"].value_norm.update(torch.tensor([0.0, 1.0]))  # 0 comes out as .5
         rollout = collect(mappo, ScriptedEnv([[2]], agents_die=True, tells_final_alive=True), 4)
         assert rollout.truncated[3, 0]
         rewards = dataclasses.replace(random_rewards(rollout), local=torch.zeros(4, 1, 2))

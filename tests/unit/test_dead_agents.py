@@ -88,10 +88,10 @@ def test_an_absence_ends_an_agents_stream_though_it_returns(
     mappo = make_mappo(
         ScriptedEnv([[3]], agents_die=True).spec, LearnerConfig(gamma=0.5, gae_lambda=gae_lambda)
     )
-    assert mappo.local_critics is not None
-    for parameter in mappo.local_critics.parameters():
+    assert "local" in mappo.critics
+    for parameter in mappo.critics["local"].parameters():
         parameter.data.zero_()
-    mappo.local_critics.value_norm.update(torch.tensor([0.0, 1.0]))  # 0 comes out as their mean
+    mappo.critics["local"].value_norm.update(torch.tensor([0.0, 1.0]))  # 0 comes out as their mean
     rollout = collect(mappo, ScriptedEnv([[3]], agents_die=True), steps=3)
     alive = torch.tensor([[[True, True]], [[False, True]], [[True, True]]])
     following = torch.cat((alive[1:], alive[-1:]))
@@ -110,7 +110,7 @@ def test_who_dies_in_the_last_step_of_an_interrupted_episode_has_no_future(tells
     mappo = make_mappo(env.spec)
     rollout = collect(mappo, env, steps=4)
     assert rollout.truncated.flatten().tolist() == [False, False, False, True]
-    rewards, critic = random_rewards(rollout), mappo.local_critics
+    rewards, critic = random_rewards(rollout), mappo.critics["local"]
     assert rewards.local is not None
     assert critic is not None
     steps = rollout.transitions
@@ -138,7 +138,7 @@ def test_dead_rows_of_a_rollout_leave_the_value_statistics() -> None:
     env = ScriptedEnv([[8]], agents_die=True)
     mappo = make_mappo(env.spec)
     rollout = collect(mappo, env)
-    alive, critic = rollout.transitions.alive, mappo.local_critics
+    alive, critic = rollout.transitions.alive, mappo.critics["local"]
     assert alive is not None
     assert critic is not None
     values = critic(mappo.norm.obs(rollout.transitions.obs), rollout.transitions.state).detach()

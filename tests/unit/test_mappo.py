@@ -85,14 +85,14 @@ def test_a_huge_critic_gradient_does_not_shrink_the_actors() -> None:
         mappo = make_mappo(env.spec, dataclasses.replace(learner, local_weight=1.0))
         rollout = collect(mappo, env)
         with torch.no_grad():
-            mappo.team_critic.body[-1].bias.fill_(wrong_by)
+            mappo.critics["team"].body[-1].bias.fill_(wrong_by)
         mappo.update(rollout, random_rewards(rollout), 1.0)
         norms.append({name: gradient_norm(n) for name, n in mappo.networks.items()})
     limit = pytest.approx(1e-3, rel=1e-2)
-    assert norms[0] == {"actor": limit, "local_critics": limit, "team_critic": limit}
-    assert norms[1]["team_critic"] == limit
+    assert norms[0] == {"actor": limit, "local": limit, "team": limit}
+    assert norms[1]["team"] == limit
     assert norms[1]["actor"] == norms[0]["actor"]
-    assert norms[1]["local_critics"] == norms[0]["local_critics"]
+    assert norms[1]["local"] == norms[0]["local"]
 
 
 def gradient_norm(network: nn.Module) -> float:
@@ -105,7 +105,7 @@ def test_omega_zero_makes_the_learner_of_the_shared_reward() -> None:
     env = ScriptedEnv(LENGTHS)
     off = dataclasses.replace(ONE_STEP, local_weight=0.0)
     mappo = make_mappo(env.spec, off)
-    assert mappo.local_critics is None
+    assert "local" not in mappo.critics
     rollout = collect(mappo, env)
     rewards = random_rewards(rollout)
     assert rewards.local is not None
@@ -137,7 +137,7 @@ def test_the_step_size_is_annealed() -> None:
 def test_every_row_is_used_once_per_epoch() -> None:
     # 24 rows in 5 minibatches: sizes 5, 5, 5, 5, 4.
     mappo = make_mappo(ScriptedEnv(LENGTHS).spec, LearnerConfig(epochs=2, minibatches=5))
-    epochs = mappo._minibatches(24)
+    epochs = mappo._minibatches(collect(mappo, ScriptedEnv(LENGTHS)))
     assert [[len(rows) for rows in epoch] for epoch in epochs] == [[5, 5, 5, 5, 4]] * 2
     for epoch in epochs:
         assert sorted(torch.cat(list(epoch)).tolist()) == list(range(24))

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from marl.learners.optimizer import Optimizer
+from marl.nn.optimizer import Optimizer
 
 
 def make_network() -> nn.Sequential:

@@ -181,11 +181,11 @@ def test_critics_value_an_episode_as_if_nothing_had_been_before(
 ) -> None:
     """Also where it ends: what the last step led to is read with that episode's hidden state."""
     mappo, collector = learner(network)
-    critic = mappo.critics["team_critic" if kind == "team" else "local_critics"]
+    critic = mappo.critics[kind]
     first, second = rollouts(mappo, collector)
     mappo.advance(first)
     inputs = read_inputs(second, mappo.norm)
-    hidden = mappo.hidden["team_critic" if kind == "team" else "local_critics"]
+    hidden = mappo.hidden[kind]
     assert hidden is not None
     read = read_values(critic, inputs, second, hidden, 5)
     both = [read_inputs(first, mappo.norm), inputs]
@@ -228,7 +228,7 @@ def test_steps_that_fill_up_a_chunk_do_not_count() -> None:
     before = copy.deepcopy(mappo)
     metrics = mappo.update(rollout, rewards, 1.0)
     inputs = read_inputs(rollout, before.norm)
-    values = read_values(before.team_critic, inputs, rollout, before.hidden["team_critic"], 5).steps
+    values = read_values(before.critics["team"], inputs, rollout, before.hidden["team"], 5).steps
     targets = team_stream(before, rollout, rewards).targets
     expected = 0.5 * (values - targets).square().mean()
     assert metrics["value/loss_team"] == pytest.approx(expected.item(), rel=1e-4)

@@ -32,7 +32,7 @@ def test_a_truncation_bootstraps_with_the_value_of_the_real_final_state() -> Non
     where = rollout.truncated.nonzero()[0].tolist()
     stream = team_stream(mappo, rollout, rewards)
     with torch.no_grad():
-        final = mappo.team_critic(mappo.norm.obs(steps.next_obs), steps.next_state)
+        final = mappo.critics["team"](mappo.norm.obs(steps.next_obs), steps.next_state)
     t, copy_ = where
     # An episode's last step has no trace behind it: its advantage is its own delta.
     delta = rewards.team[t, copy_] + 0.99 * final[t, copy_] - stream.values[t, copy_]
@@ -93,7 +93,7 @@ def test_values_are_denormalised_before_gae() -> None:
     mappo = make_mappo(ScriptedEnv(LENGTHS).spec)
     rollout = collect(mappo, ScriptedEnv(LENGTHS))
     rewards = random_rewards(rollout)
-    mappo.team_critic.value_norm.update(torch.tensor([90.0, 110.0]))  # mean 100, deviation 10
+    mappo.critics["team"].value_norm.update(torch.tensor([90.0, 110.0]))  # mean 100, deviation 10
     stream = team_stream(mappo, rollout, rewards)
     values = 10.0 * stream.values + 100.0
     t, copy_ = rollout.transitions.terminated.nonzero()[0].tolist()
@@ -139,7 +139,7 @@ def test_value_clipping_compares_values_in_one_scale() -> None:
     mappo.update(rollout, far, 1.0)
     stream = team_stream(mappo, rollout, far)
     with torch.no_grad():
-        outputs = mappo.team_critic(
+        outputs = mappo.critics["team"](
             mappo.norm.obs(rollout.transitions.obs), rollout.transitions.state
         )
     assert torch.equal(stream.values, outputs)

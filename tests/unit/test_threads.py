@@ -1,18 +1,18 @@
-"""Jobs side by side: what they return, what they raise, and who runs when."""
+"""Jobs on two threads: what they return, what they raise, and who runs when."""
 
 from collections.abc import Generator
 
 import pytest
 import torch
 
-from marl.learners.optimizer import SideBySide
+from marl.utils.threads import TwoThreads
 
 CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_both_results_come_back_in_order(threads: int) -> None:
-    assert SideBySide(threads, CPU)(lambda: "first", lambda: 2) == ("first", 2)
+    assert TwoThreads(threads, CPU).both(lambda: "first", lambda: 2) == ("first", 2)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -23,10 +23,10 @@ def test_an_error_of_either_job_is_raised(threads: int, broken: int) -> None:
 
     jobs = [lambda: None, lambda: None]
     jobs[broken] = fail
-    both = SideBySide(threads, CPU)
+    pair = TwoThreads(threads, CPU)
     with pytest.raises(ValueError, match="mine"):
-        both(*jobs)
-    assert both(lambda: 1, lambda: 2) == (1, 2)  # the thread is still there
+        pair.both(*jobs)
+    assert pair.both(lambda: 1, lambda: 2) == (1, 2)  # the thread is still there
 
 
 def counting(name: str, count: int, log: list[str]) -> Generator[None, None, str]:
@@ -40,7 +40,7 @@ def counting(name: str, count: int, log: list[str]) -> Generator[None, None, str
 def test_jobs_take_turns_and_each_keeps_its_order(threads: int) -> None:
     log: list[str] = []
     jobs = [counting("a", 3, log), counting("b", 1, log), counting("c", 2, log)]
-    assert SideBySide(threads, CPU).in_turns(jobs) == ["a", "b", "c"]
+    assert TwoThreads(threads, CPU).in_turns(jobs) == ["a", "b", "c"]
     for name, count in (("a", 3), ("b", 1), ("c", 2)):
         assert [entry for entry in log if entry[0] == name] == [f"{name}{i}" for i in range(count)]
     if threads == 1:
@@ -54,4 +54,4 @@ def test_an_error_in_a_turn_is_raised(threads: int) -> None:
         raise ValueError("mine")
 
     with pytest.raises(ValueError, match="mine"):
-        SideBySide(threads, CPU).in_turns([counting("a", 3, []), broken()])
+        TwoThreads(threads, CPU).in_turns([counting("a", 3, []), broken()])

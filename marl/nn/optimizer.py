@@ -1,11 +1,8 @@
-"""Adam with clipping on the parameters of one network, and independent jobs on two threads."""
+"""Adam with clipping on the parameters of one network."""
 
 import copy
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -93,60 +90,3 @@ def flattened(parameters: list[nn.Parameter]) -> nn.Parameter:
         parameter.grad = vector.grad[span].view_as(parameter)
         begin = span.stop
     return vector
-
-
-Result = TypeVar("Result")
-First = TypeVar("First")
-Second = TypeVar("Second")
-
-
-class SideBySide:
-    """Runs jobs that share nothing two at a time on a CPU with threads, else one after the other.
-
-    PyTorch releases Python's lock inside its operations, so two threads overlap; each job keeps
-    its own order of operations, so the numbers do not depend on the threads.
-    """
-
-    def __init__(self, threads: int, device: torch.device) -> None:
-        self._pool = ThreadPoolExecutor(1) if threads > 1 and device.type == "cpu" else None
-
-    def __call__(
-        self, first: Callable[[], First], second: Callable[[], Second]
-    ) -> tuple[First, Second]:
-        """Return what both jobs return; an error of either is raised after both have ended."""
-        if self._pool is None:
-            return first(), second()
-        future = self._pool.submit(second)
-        try:
-            result = first()
-        finally:
-            future.exception()
-        return result, future.result()
-
-    def in_turns(self, jobs: Sequence[Generator[None, None, Result]]) -> list[Result]:
-        """Return what every job returns; the threads change jobs wherever one yields.
-
-        So three jobs keep two threads busy to the end.
-        """
-        waiting = deque(enumerate(jobs))
-        results: dict[int, Result] = {}
-        work = partial(_take_turns, waiting, results)
-        self(work, work)
-        return [results[index] for index in range(len(jobs))]
-
-
-def _take_turns(
-    waiting: deque[tuple[int, Generator[None, None, Result]]], results: dict[int, Result]
-) -> None:
-    """Run the longest waiting job to its next yield, again and again, until none waits."""
-    while waiting:
-        try:
-            index, job = waiting.popleft()
-        except IndexError:  # the other thread was faster
-            return
-        try:
-            next(job)
-        except StopIteration as end:
-            results[index] = end.value
-        else:
-            waiting.append((index, job))
