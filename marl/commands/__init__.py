@@ -1,1 +1,5 @@
-"""The subcommands of `marl`."""
+"""The subcommands of `marl`: one module each, the options and what is done with them.
+
+The modules import only what their options need; the rest is imported when a command runs, so that
+help and mistakes in a command are shown at once.
+"""

@@ -1,85 +1,110 @@
 """The commands ``marl export`` and ``marl fit-reward``."""
 
-import argparse
 import re
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 
-from marl.config.io import load_config
-from marl.preferences.dataset import PreferenceDataset
-from marl.preferences.dataset.export import export_run
-from marl.rewards.fit import MODELS, FitReport, Measured, fit_reward
+from marl.config.validation import Range, settings
+from marl.utils.terminal import LiteralConsole
+
+if TYPE_CHECKING:
+    from marl.rewards.fit import FitReport, Measured
 
 
-def export(arguments: list[str], description: str | None) -> int:
-    """Write the dataset that the arguments of ``marl export`` ask for and say what is in it."""
-    parser = argparse.ArgumentParser(prog="marl export", description=description)
-    parser.add_argument("run", type=Path, help="folder of the run; its newest checkpoint is read")
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the dataset; a new folder")
-    parser.add_argument("--episodes", type=int, help="newest episodes (default: all that are kept)")
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        default=1000,
-        help="random pairs to label where the run has kept no answers because its labeller is "
-        "free, or with --labeller (default 1000)",
-    )
-    parser.add_argument(
-        "--labeller",
-        default="",
-        help="who labels random pairs, as in preferences.labeller, instead of what the run kept",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="seed of the pairs (default 0)")
-    options = parser.parse_args(arguments)
-    if (options.episodes is not None and options.episodes < 1) or options.pairs < 0:
-        parser.error("--episodes must be at least 1 and --pairs at least 0")
-    made = export_run(
-        options.run,
-        options.folder,
-        episodes=options.episodes,
-        pairs=options.pairs,
-        labeller=options.labeller,
-        seed=options.seed,
-    )
-    print(
-        f"{made.folder}: {made.episodes:,} episodes, {made.answers:,} answers by {made.source}"
-        + (f", {made.unanswered:,} pairs without one" if made.unanswered else "")
-    )
-    if made.answers:
-        print(f"learn from it with: marl fit-reward {made.folder}")
-    return 0
+@settings("--")
+class Export:
+    """Write a run's episodes and answers as a preference dataset."""
+
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run; its newest checkpoint is read."""
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """The dataset; a new folder."""
+    episodes: Annotated[int, Range(1, 1e9)] | None = None
+    """Newest episodes; all that are kept if not given."""
+    pairs: Annotated[int, Range(0, 1e9)] = 1000
+    """Random pairs to label where the run has kept no answers because its labeller is free, or
+    with --labeller."""
+    labeller: str = ""
+    """Who labels random pairs, as in preferences.labeller, instead of what the run kept."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of the pairs."""
+
+    def run(self) -> int:
+        """Write the dataset and say what is in it."""
+        from marl.preferences.dataset.export import export_run
+
+        made = export_run(
+            self.run_dir,
+            self.folder,
+            episodes=self.episodes,
+            pairs=self.pairs,
+            labeller=self.labeller,
+            seed=self.seed,
+        )
+        print(
+            f"{made.folder}: {made.episodes:,} episodes, {made.answers:,} answers by {made.source}"
+            + (f", {made.unanswered:,} pairs without one" if made.unanswered else "")
+        )
+        if made.answers:
+            print(f"learn from it with: marl fit-reward {made.folder}")
+        return 0
 
 
-def fit(arguments: list[str], description: str | None) -> int:
-    """Fit the model that the arguments of ``marl fit-reward`` ask for and show how good it is."""
-    options = _fit_parser(description).parse_args(arguments)
-    config = load_config(options.config)
-    preferences = PreferenceDataset(options.folder, skip_damaged=options.skip_damaged)
-    console = Console()
-    report = fit_reward(
-        preferences,
-        model=options.model,
-        steps=options.steps,
-        seed=options.seed,
-        out=options.out or _new_folder(options.folder, options.model, options.seed),
-        reward=config.reward,
-        source=options.source,
-        holdout_every=options.holdout_every,
-        console=console,
-    )
-    show(report, console)
-    return 0
+@settings("--")
+class FitReward:
+    """Fit a reward model to a preference dataset; held-out accuracy and calibration."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
+    """The preference dataset."""
+    model: str = "imap"
+    """An algorithm that learns a reward, e.g. imap or sl, or the import path of your own model."""
+    steps: Annotated[int, Range(1, 1e9)] = 1000
+    """Gradient steps."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of weights and batches."""
+    out: Path | None = None
+    """A new folder; one under runs/ if not given."""
+    config: Path | None = None
+    """TOML file whose section [reward] has other settings."""
+    source: str = "*"
+    """Whose answers count, e.g. "person:*"; everybody's if not given."""
+    holdout_every: Annotated[int, Range(2, 1e6)] = 8
+    """Every so many-th episode, with all its pairs, only measures."""
+    skip_damaged: bool = False
+    """Leave damaged files and answers out instead of stopping."""
+
+    def run(self) -> int:
+        """Fit the model and show how good it is."""
+        from marl.config.io import load_config
+        from marl.preferences.dataset import PreferenceDataset
+        from marl.rewards.fit import fit_reward
+
+        console = LiteralConsole()
+        report = fit_reward(
+            PreferenceDataset(self.folder, skip_damaged=self.skip_damaged),
+            model=self.model,
+            steps=self.steps,
+            seed=self.seed,
+            out=self.out or _new_folder(self.folder, self.model, self.seed),
+            reward=load_config(self.config).reward,
+            source=self.source,
+            holdout_every=self.holdout_every,
+            console=console,
+        )
+        show(report, console)
+        return 0
 
 
-def show(report: FitReport, console: Console) -> None:
+def show(report: "FitReport", console: Console) -> None:
     """Print what a fit has come to."""
     sources = ", ".join(f"{count:,} by {name}" for name, count in report.sources.items())
     console.print(
         f"{report.model} on {report.environment}: {report.episodes:,} episodes, answers {sources}",
-        highlight=False,
         soft_wrap=True,
     )
     for count, what in (
@@ -87,7 +112,7 @@ def show(report: FitReport, console: Console) -> None:
         (report.orphaned, "answers are about episodes that are not there"),
     ):
         if count:
-            console.print(f"left out: {count:,} {what}", highlight=False)
+            console.print(f"left out: {count:,} {what}")
     table = Table(title=f"after {report.steps:,} gradient steps")
     for heading in ("pairs", "number", "ties", "right", "loss", "calibration error"):
         table.add_column(heading, justify="left" if heading == "pairs" else "right")
@@ -104,19 +129,18 @@ def show(report: FitReport, console: Console) -> None:
             f"written to {report.folder}: report.json, calibration.png and the model; label a new "
             f"run with it:\n  marl train --env.name {report.environment} "
             f"--preferences.labeller model --preferences.model.run {report.folder}",
-            highlight=False,
             soft_wrap=True,
         )
 
 
-def _cells(part: Measured) -> tuple[str, ...]:
+def _cells(part: "Measured") -> tuple[str, ...]:
     right = "?" if part.pairs == part.ties else f"{part.accuracy:.1%}"
     loss = f"{part.loss:.3f}" if part.pairs else "?"
     error = "?" if part.pairs == part.ties else f"{part.calibration.error:.3f}"
     return f"{part.pairs:,}", f"{part.ties:,}", right, loss, error
 
 
-def _reliability(part: Measured) -> Table:
+def _reliability(part: "Measured") -> Table:
     table = Table(title="reliability on held-out pairs")
     for heading in ("confidence", "pairs", "mean confidence", "right"):
         table.add_column(heading, justify="right")
@@ -136,32 +160,3 @@ def _new_folder(folder: Path, model: str, seed: int) -> Path:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = re.sub(r"[^\w.-]+", "_", f"{folder.resolve().name}-{model}-seed{seed}")
     return Path("runs") / f"fit-{name}-{stamp}"
-
-
-def _fit_parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="marl fit-reward", description=description)
-    parser.add_argument("folder", metavar="DIR", type=Path, help="the preference dataset")
-    parser.add_argument(
-        "--model",
-        default="imap",
-        help=f"one of {', '.join(MODELS)}, or the import path of your own (default imap)",
-    )
-    parser.add_argument("--steps", type=int, default=1000, help="gradient steps (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights and batches")
-    parser.add_argument("--out", type=Path, help="a new folder (default: one under runs/)")
-    parser.add_argument(
-        "--config", type=Path, help="TOML file whose section [reward] has other settings"
-    )
-    parser.add_argument(
-        "--source", default="*", help='whose answers count, e.g. "person:*" (default: everybody\'s)'
-    )
-    parser.add_argument(
-        "--holdout-every",
-        type=int,
-        default=8,
-        help="every so many-th episode, with all its pairs, only measures (default 8)",
-    )
-    parser.add_argument(
-        "--skip-damaged", action="store_true", help="leave damaged answers out instead of stopping"
-    )
-    return parser

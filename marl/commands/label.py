@@ -1,26 +1,98 @@
 """The command ``marl label``."""
 
-import argparse
 import getpass
 import os
 import re
 import secrets
 import sys
 import webbrowser
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
-from rich.console import Console
-from rich.progress import track
+import tyro
 
 from marl.config import ConfigError
-from marl.config.io import load_config
-from marl.preferences.dataset.footage import filmed_episodes
-from marl.preferences.people.camera import film_episodes, missing_episodes
-from marl.preferences.people.session import Labelling, Plan, alone
-from marl.reports.video import load_team
+from marl.config.io import load_run_config
+from marl.config.validation import Range, settings
+from marl.utils.terminal import LiteralConsole
 
-_EPISODES, _PAIRS, _REPEATS = 16, 50, 0.1
+if TYPE_CHECKING:
+    from marl.preferences.people.session import Labelling
+
+_PAIRS = 50
+"""Answers after which labelling ends, unless a run asks."""
+
+
+def _user() -> str:
+    """Return the name to label under where none was given."""
+    try:
+        name = re.sub(r"[^\w.-]", "_", getpass.getuser())[:40]
+    except (OSError, KeyError):  # an account without a name, as in some containers
+        name = ""
+    return name or "someone"
+
+
+@settings("--")
+class Label:
+    """Compare episodes yourself, on a page in your browser.
+
+    A run trained with preferences.labeller = "people" asks its own questions; of any other run,
+    episodes are played with its newest checkpoint and kept in RUN/people.
+    """
+
+    run_dir: Annotated[
+        tyro.conf.Positional[Path | None], tyro.conf.arg(name="run", metavar="RUN")
+    ] = None
+    """Folder of the run."""
+    dataset: Path | None = None
+    """Instead of a run, a folder with frames/."""
+    name: str = field(default_factory=_user)
+    """Who labels."""
+    task: str = ""
+    """What the team should achieve, for the page; preferences.people.task if not given."""
+    port: Annotated[int, Range(0, 65_535)] = 0
+    """Port of the page; 0: a free one."""
+    episodes: Annotated[int, Range(2, 10_000)] = 16
+    """Episodes to play."""
+    pairs: Annotated[int, Range(1, 1e9)] | None = None
+    """Answers after which it ends; 50 if not given, and never while training asks."""
+    repeats: Annotated[float, Range(0, 0.5)] = 0.1
+    """Share of pairs shown again, sides swapped, to see how often you agree with yourself."""
+    open: bool = True
+    """Open the page in a browser, rather than only print its address."""
+    skip_damaged: bool = False
+    """Leave damaged files and lines out."""
+
+    def __post_init__(self) -> None:
+        if (self.run_dir is None) == (self.dataset is None):
+            raise ConfigError(
+                "give either the folder of a run, or --dataset and the folder of a dataset"
+            )
+        if not re.fullmatch(r"[\w.-]{1,40}", self.name):
+            raise ConfigError(
+                f"--name is {self.name!r}; expected up to 40 letters, digits, dots, hyphens"
+            )
+
+    def run(self) -> int:
+        """Serve the page until Ctrl-C or the last answer."""
+        from marl.preferences.people.session import Labelling, Plan, alone
+
+        _need_the_extra()
+        subject = _of_dataset(self) if self.run_dir is None else _of_run(self, self.run_dir)
+        pairs = self.pairs
+        if pairs is None and not subject.asked_by_run:
+            pairs = _PAIRS
+        plan = Plan(asked_by_run=subject.asked_by_run, pairs=pairs, repeats=self.repeats)
+        labelling = Labelling(subject.folder, self.name, plan, skip_damaged=self.skip_damaged)
+        with alone(subject.folder, self.name):
+            labelling.question()  # damage is told before the page opens
+            _serve(labelling, subject.title, self.port, self.open)
+        answered = labelling.progress().answered
+        print(f"{answered} answers of {self.name} in {subject.folder / 'answers.jsonl'}")
+        if answered:
+            print(f"a reward learns from them with: marl fit-reward {subject.folder}")
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,31 +105,7 @@ class Subject:
     asked_by_run: bool
 
 
-def label(arguments: list[str], description: str | None) -> int:
-    """Serve the page that the arguments of ``marl label`` ask for, until Ctrl-C."""
-    parser = _parser(description)
-    options = parser.parse_args(arguments)
-    if (options.run is None) == (options.dataset is None):
-        parser.error("give either the folder of a run, or --dataset and the folder of a dataset")
-    _check(options)
-    _need_the_extra()
-    subject = _of_dataset(options) if options.run is None else _of_run(options)
-    pairs = options.pairs
-    if pairs is None and not subject.asked_by_run:
-        pairs = _PAIRS
-    plan = Plan(asked_by_run=subject.asked_by_run, pairs=pairs, repeats=options.repeats)
-    labelling = Labelling(subject.folder, options.name, plan, skip_damaged=options.skip_damaged)
-    with alone(subject.folder, options.name):
-        labelling.question()  # damage is told before the page opens
-        _serve(labelling, subject.title, options.port, options.open)
-    answered = labelling.progress().answered
-    print(f"{answered} answers of {options.name} in {subject.folder / 'answers.jsonl'}")
-    if answered:
-        print(f"a reward learns from them with: marl fit-reward {subject.folder}")
-    return 0
-
-
-def _serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
+def _serve(labelling: "Labelling", title: str, port: int, opens: bool) -> None:
     """Serve the page, print its address once and open it."""
     from marl.preferences.people.server import listening, make_app, serve  # needs the extra
 
@@ -75,12 +123,14 @@ def _serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
     serve(app, listener)
 
 
-def _of_run(options: argparse.Namespace) -> Subject:
+def _of_run(options: Label, run: Path) -> Subject:
     """Return the dataset of a run: what its training asks, or else episodes of its newest team."""
-    run: Path = options.run
-    if not (run / "config.toml").exists():
-        raise ConfigError(f"{run} is not a run folder: it has no config.toml")
-    config, folder = load_config(run / "config.toml"), run / "people"
+    from rich.progress import track
+
+    from marl.preferences.people.camera import film_episodes, missing_episodes
+    from marl.reports.video import load_team
+
+    config, folder = load_run_config(run), run / "people"
     folder.mkdir(exist_ok=True)
     title = _titled(config.env.name, options.task or config.preferences.people.task)
     if config.asks_people:
@@ -88,7 +138,7 @@ def _of_run(options: argparse.Namespace) -> Subject:
     missing = missing_episodes(folder, options.episodes)
     if missing:
         films = film_episodes(load_team(run)[0], run, folder, missing)
-        console = Console(stderr=True)
+        console = LiteralConsole(stderr=True)
         shown = track(
             films,
             "playing",
@@ -102,9 +152,11 @@ def _of_run(options: argparse.Namespace) -> Subject:
     return Subject(folder=folder, title=title, asked_by_run=False)
 
 
-def _of_dataset(options: argparse.Namespace) -> Subject:
+def _of_dataset(options: Label) -> Subject:
     """Return a dataset that was made elsewhere."""
-    folder: Path = options.dataset
+    from marl.preferences.dataset.footage import filmed_episodes
+
+    folder = options.dataset or Path()
     episodes = len(filmed_episodes(folder, skip_damaged=options.skip_damaged))
     if episodes < 2:
         raise ConfigError(
@@ -117,19 +169,6 @@ def _of_dataset(options: argparse.Namespace) -> Subject:
 
 def _titled(name: str, task: str) -> str:
     return f"{name}: {task}" if task else name
-
-
-def _check(options: argparse.Namespace) -> None:
-    """Raise `ConfigError` for a value out of its range."""
-    if not re.fullmatch(r"[\w.-]{1,40}", options.name):
-        raise ConfigError(
-            f"--name is {options.name!r}; expected up to 40 letters, digits, dots, hyphens"
-        )
-    ranges = {"episodes": (2, 10_000), "pairs": (1, 1e9), "repeats": (0, 0.5), "port": (0, 65_535)}
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            raise ConfigError(f"--{name} is {value}; expected a number from {low:g} to {high:g}")
 
 
 def _need_the_extra() -> None:
@@ -148,52 +187,3 @@ def _has_a_screen() -> bool:
     if sys.platform in ("win32", "darwin"):
         return True
     return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
-
-
-def _user() -> str:
-    """Return the name to label under where none was given."""
-    try:
-        name = re.sub(r"[^\w.-]", "_", getpass.getuser())[:40]
-    except (OSError, KeyError):  # an account without a name, as in some containers
-        name = ""
-    return name or "someone"
-
-
-def _parser(description: str | None) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="marl label",
-        description=description,
-        epilog='A run trained with preferences.labeller = "people" asks its own questions; of any '
-        "other run, episodes are played with its newest checkpoint and kept in RUN/people.",
-    )
-    parser.add_argument("run", type=Path, nargs="?", help="folder of the run")
-    parser.add_argument("--dataset", type=Path, help="instead of a run, a folder with frames/")
-    parser.add_argument("--name", default=_user(), help="who labels (default: %(default)s)")
-    parser.add_argument(
-        "--task",
-        default="",
-        help="what the team should achieve, for the page (default preferences.people.task)",
-    )
-    parser.add_argument("--port", type=int, default=0, help="default 0: a free one")
-    parser.add_argument(
-        "--episodes", type=int, default=_EPISODES, help="to play (default %(default)s)"
-    )
-    parser.add_argument(
-        "--pairs",
-        type=int,
-        help=f"answers after which it ends (default {_PAIRS}; never while training asks)",
-    )
-    parser.add_argument(
-        "--repeats",
-        type=float,
-        default=_REPEATS,
-        help="share of pairs shown again, sides swapped, to see how often you agree with yourself "
-        "(default %(default)s)",
-    )
-    parser.add_argument(
-        "--no-open", dest="open", action="store_false", help="only print the address"
-    )
-    parser.add_argument(
-        "--skip-damaged", action="store_true", help="leave damaged files and lines out"
-    )
-    return parser

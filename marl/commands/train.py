@@ -1,74 +1,54 @@
 """The commands ``marl train`` and ``marl resume``."""
 
-import argparse
-import dataclasses
 import math
 import os
 import re
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from envs import EnvSpec
-from marl.config import Config, ConfigError
-from marl.config.io import load_config
-from marl.runs import train
-from marl.utils.progress import Progress
+from marl.config import Config
+from marl.config.io import load_run_config
+from marl.config.validation import settings
+
+if TYPE_CHECKING:
+    from envs import EnvSpec
 
 _TOGETHER = 1.0
 """Seconds in which signals count as one."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainCommand:
+@settings("--")
+class Train:
     """Train a team. Flags override the file given by --config, which overrides the defaults."""
 
     config: Path | None = None
     """TOML file of differences from the defaults, e.g. configs/nav_6.toml."""
     run_dir: Path | None = None
     """Where the run is recorded; a new folder under runs/ if not given."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = dataclasses.field(default_factory=Config)
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    def run(self) -> int:
+        """Train, and say how it goes."""
+        return _run(self.settings, self.run_dir or _new_folder(self.settings), resume=False)
 
 
-def train_command(arguments: list[str]) -> int:
-    """Train a team; `marl train --help` lists every setting."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config", type=Path, action="append", default=[])
-    paths = finder.parse_known_args(arguments)[0].config
-    if len(paths) > 1:
-        named = " and ".join(map(str, paths))
-        raise ConfigError(
-            f"--config: got {named}, expected one file; put both into one, or give the rest as "
-            "flags"
-        )
-    path = paths[0] if paths else None
-    default = TrainCommand(config=path, settings=load_config(path))
-    command = tyro.cli(TrainCommand, prog="marl train", args=arguments, default=default)
-    config = command.settings
-    folder = command.run_dir or _new_folder(config)
-    return _run(config, folder, resume=False)
-
-
-def resume_command(arguments: list[str]) -> int:
+@settings("--")
+class Resume:
     """Continue a stopped or killed run exactly where its newest checkpoint stands."""
-    parser = argparse.ArgumentParser(prog="marl resume", description=resume_command.__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run")
-    folder: Path = parser.parse_args(arguments).run
-    return _run(config_of(folder), folder, resume=True)
 
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run."""
 
-def config_of(folder: Path) -> Config:
-    """Return the settings in a run's folder."""
-    path = folder / "config.toml"
-    if not path.exists():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.toml")
-    return load_config(path)
+    def run(self) -> int:
+        """Train on, and say how it goes."""
+        return _run(load_run_config(self.run_dir), self.run_dir, resume=True)
 
 
 def _new_folder(config: Config) -> Path:
@@ -102,11 +82,14 @@ class _Stop:
 
 def _run(config: Config, folder: Path, *, resume: bool) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
+    from marl.runs import train
+    from marl.utils.progress import Progress
+
     stop = _Stop()
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
     with Progress(config.total_steps, title) as progress:
 
-        def begun(spec: EnvSpec) -> None:
+        def begun(spec: "EnvSpec") -> None:
             if config.asks_people:
                 print(
                     f"you are the labeller: run `marl label {folder}` in another terminal",

@@ -53,6 +53,14 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     return config_from_dict(values, where)
 
 
+def load_run_config(folder: Path) -> Config:
+    """Return the settings in a run's folder; `ConfigError` if it is none."""
+    path = folder / "config.toml"
+    if not path.is_file():
+        raise ConfigError(f"{folder} is not a run folder: it has no config.toml")
+    return load_config(path)
+
+
 def config_from_dict(values: dict[str, Any], where: str) -> Config:
     """Return the `Config` of nested plain values; `where` names their origin in errors."""
     return build(Config, values, where)

@@ -37,7 +37,7 @@ def _checked(url: str) -> str:
     return url
 
 
-@settings("preferences.llm")
+@settings("preferences.llm.")
 class LlmConfig:
     """A language model behind any endpoint that speaks OpenAI's chat protocol.
 

@@ -9,9 +9,16 @@ from pydantic import Field
 from marl.config.conflicts import check_conflicts
 from marl.config.llm import LlmConfig
 from marl.config.presets import Algorithm, RewardChoice, RewardSource, chosen_reward
-from marl.config.validation import Range, settings
+from marl.config.validation import Hints, Range, settings
 
 Option = bool | int | float | str
+
+OTHER_NAMES = {
+    "mappo": '"sparse" is plain MAPPO, on the task\'s own reward',
+    "ppo": '"sparse" is plain MAPPO, on the task\'s own reward',
+    "oracle": '"dense" is MAPPO on the hidden reward of every step',
+}
+"""What is meant by names of algorithms that others use."""
 
 Sizes = Annotated[tuple[Annotated[int, Range(1, 1e6)], ...], Field(min_length=1)]
 """Units of each hidden layer; at least one layer."""
@@ -20,7 +27,7 @@ Absence = Literal["ends", "alive_mean", "team_share", "centred"]
 """See `LearnerConfig.absence`."""
 
 
-@settings("env")
+@settings("env.")
 class EnvConfig:
     """The task."""
 
@@ -36,7 +43,7 @@ class EnvConfig:
     as they do."""
 
 
-@settings("network")
+@settings("network.")
 class NetworkConfig:
     """Bodies of the actors and critics."""
 
@@ -53,7 +60,7 @@ class NetworkConfig:
     """Logarithm of the Gaussian policy's initial standard deviation."""
 
 
-@settings("learner")
+@settings("learner.")
 class LearnerConfig:
     """MAPPO (arXiv 2103.01955) on two advantage streams."""
 
@@ -95,7 +102,7 @@ class LearnerConfig:
     absence neither better nor worse with alive_mean and centred."""
 
 
-@settings("reward")
+@settings("reward.")
 class RewardConfig:
     """What the policy's reward is, and how it is learned.
 
@@ -190,7 +197,7 @@ class RewardConfig:
     """Largest gradient norm of the reward model."""
 
 
-@settings("preferences.model")
+@settings("preferences.model.")
 class ModelConfig:
     """A reward model learned before, from a run or by `marl fit-reward`."""
 
@@ -205,7 +212,7 @@ class ModelConfig:
     hard ones."""
 
 
-@settings("preferences.teacher")
+@settings("preferences.teacher.")
 class TeacherConfig:
     """Simulated human error around the labeller (Lee et al. 2021, arXiv 2111.03026).
 
@@ -228,7 +235,7 @@ class TeacherConfig:
     the teacher judges by, a sum of the hidden dense rewards. 1: the true return."""
 
 
-@settings("preferences.people")
+@settings("preferences.people.")
 class PeopleConfig:
     """People who answer on the page of ``marl label RUN``, while the run trains."""
 
@@ -241,7 +248,7 @@ class PeopleConfig:
     """What the team should achieve, in a sentence or two; shown on the page."""
 
 
-@settings("preferences")
+@settings("preferences.")
 class PreferenceConfig:
     """Which episodes are compared, and by whom."""
 
@@ -318,7 +325,7 @@ class PreferenceConfig:
 class Config:
     """One run."""
 
-    algorithm: Algorithm = "imap"
+    algorithm: Annotated[Algorithm, Hints(OTHER_NAMES)] = "imap"
     """Preset of the reward, learned from preferences: imap (factored, implicit), slf (factored,
     gamma_R = 0), ipl (central, implicit), sl (central, gamma_R = 0); from returns: rrd (factored),
     rrd_central, ircr (the normalised return at every step); or given: sparse (the task's own),

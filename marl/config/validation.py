@@ -12,16 +12,18 @@ import types
 import typing
 from collections.abc import Callable
 from difflib import get_close_matches
-from typing import Any, TypeVar, dataclass_transform
+from typing import Any, Literal, TypeVar, dataclass_transform
 
 import pydantic
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
+from marl.errors import UserError
+
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
+class ConfigError(UserError):
     """A setting is unknown, of the wrong type, or out of range."""
 
 
@@ -45,13 +47,21 @@ class Range:
         return core_schema.float_schema(ge=self.low, le=self.high, strict=True)
 
 
+@dataclasses.dataclass(frozen=True, eq=False)  # annotations must be hashable
+class Hints:
+    """What to say about words that a choice does not know: ``Annotated[Algorithm, Hints(...)]``."""
+
+    words: dict[str, str]
+
+
 @dataclass_transform(
     frozen_default=True, kw_only_default=True, field_specifiers=(dataclasses.field,)
 )
-def settings(section: str = "") -> Callable[[type[T]], type[T]]:
+def settings(prefix: str = "") -> Callable[[type[T]], type[T]]:
     """Return a decorator that makes a class a frozen dataclass whose values are checked.
 
-    Whatever is wrong raises `ConfigError`, which names the field within `section`.
+    Whatever is wrong raises `ConfigError`, which names the field after `prefix`: that of a section,
+    such as ``learner.``, or ``--`` for options of the command line.
     """
 
     def decorate(cls: type[T]) -> type[T]:
@@ -65,7 +75,6 @@ def settings(section: str = "") -> Callable[[type[T]], type[T]]:
             try:
                 init(self, *positional, **values)
             except ValidationError as error:
-                prefix = f"{section}." if section else ""
                 raise ConfigError("\n".join(explained(error, made, prefix))) from None
 
         made.__init__ = checked_init
@@ -87,11 +96,10 @@ def build(cls: type[T], values: dict[str, Any], where: str, prefix: str = "") ->
         adapter: TypeAdapter[T] = _adapter(typing.cast(Any, cls))
         return adapter.validate_json(text, strict=True, extra="forbid")
     except ValidationError as error:
-        lines = [
-            line if line.startswith(where) else f"{where}: {line}"
-            for line in explained(error, cls, prefix)
-        ]
-        raise ConfigError("\n".join(lines)) from None
+        lines = explained(error, cls, prefix)
+    except ConfigError as error:  # of settings that contradict each other
+        lines = str(error).splitlines()
+    raise ConfigError("\n".join(f"{where}: {line}" for line in lines))
 
 
 def explained(error: ValidationError, cls: type, prefix: str = "") -> list[str]:
@@ -111,12 +119,12 @@ def _adapter(cls: Any) -> TypeAdapter[Any]:
 def _line(detail: ErrorDetails, cls: type, prefix: str) -> str:
     """Return what pydantic says about one value, in the words of this package."""
     kind, got = detail["type"], detail["input"]
-    if kind == "value_error":  # raised by a check of ours, which has said it all
-        return str(detail["ctx"]["error"])
     names, owner, hint = _place(cls, detail["loc"])
     if not names:
         return f"{detail['msg']}: {str(got)[:80]!r}"
     key = prefix + ".".join(names)
+    if prefix == "--":
+        key = key.replace("_", "-")
     if kind == "unexpected_keyword_argument":
         known = sorted(field.name for field in dataclasses.fields(owner))
         near = get_close_matches(names[-1], known, n=1)
@@ -127,9 +135,10 @@ def _line(detail: ErrorDetails, cls: type, prefix: str) -> str:
     if kind in ("greater_than_equal", "less_than_equal"):
         return f"{key}: got {got!r}, expected {' and '.join(map(str, ranges_in(hint)))}"
     if kind == "literal_error":
-        choices = typing.get_args(_bare(hint))
-        near = get_close_matches(str(got), [str(choice) for choice in choices], n=1)
+        choices = _choices(hint)
+        near = get_close_matches(str(got), choices, n=1)
         suggestion = f"; did you mean {near[0]!r}?" if near else ""
+        suggestion = f"; {hint_about(got, hint)}" if hint_about(got, hint) else suggestion
         expected = ", ".join(map(repr, choices))
         return f"{key}: got {got!r}, expected one of {expected}{suggestion}"
     if dataclasses.is_dataclass(hint) and not isinstance(got, dict):
@@ -138,6 +147,12 @@ def _line(detail: ErrorDetails, cls: type, prefix: str) -> str:
         least = detail["ctx"]["min_length"]
         return f"{key}: got {got!r}, expected {_in_words(hint)}, at least {least}"
     return f"{key}: got {got!r} ({type(got).__name__}), expected {_in_words(hint)}"
+
+
+def hint_about(got: Any, hint: Any) -> str:
+    """Return what an annotation's `Hints` say about a word; empty if nothing."""
+    known = [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Hints)]
+    return "".join(hints.words.get(str(got).lower(), "") for hints in known)
 
 
 def ranges_in(hint: Any) -> list[Range]:
@@ -159,7 +174,7 @@ def _place(cls: type, loc: tuple[int | str, ...]) -> tuple[list[str], Any, Any]:
         origin, members = typing.get_origin(bare), typing.get_args(bare)
         if dataclasses.is_dataclass(bare):
             owner = bare
-            hint = typing.get_type_hints(bare, include_extras=True).get(str(step))
+            hint = _present(typing.get_type_hints(bare, include_extras=True).get(str(step)))
             names.append(str(step))
         elif origin is tuple:
             hint = members[0]
@@ -171,6 +186,15 @@ def _place(cls: type, loc: tuple[int | str, ...]) -> tuple[list[str], Any, Any]:
     return names, owner, hint
 
 
+def _choices(hint: Any) -> list[str]:
+    """Return what an annotation allows that is a `Literal` or a union of them."""
+    bare = _bare(hint)
+    members = typing.get_args(bare)
+    if typing.get_origin(bare) is Literal:
+        return [str(member) for member in members]
+    return [choice for member in members for choice in _choices(member)]
+
+
 def _in_words(hint: Any) -> str:
     """Return what an annotation takes."""
     bare = _bare(hint)
@@ -180,6 +204,13 @@ def _in_words(hint: Any) -> str:
     if origin in (typing.Union, types.UnionType):
         return " or ".join(_in_words(member) for member in members)
     return bare.__name__ if isinstance(bare, type) else str(bare)
+
+
+def _present(hint: Any) -> Any:
+    """Return ``X`` of an annotation ``X | None``, and any other as it is."""
+    members = [one for one in typing.get_args(hint) if one is not types.NoneType]
+    is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    return members[0] if is_union and len(members) == 1 else hint
 
 
 def _bare(hint: Any) -> Any:

@@ -12,8 +12,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from marl.errors import UserError
 
-class NonFiniteError(RuntimeError):
+
+class NonFiniteError(UserError):
     """A tensor that training depends on holds NaN or infinity."""
 
 

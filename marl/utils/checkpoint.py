@@ -18,6 +18,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from marl.errors import UserError
+
 # Files that are whole or not there, also after a power cut.
 
 
@@ -146,7 +148,7 @@ _HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
 _HEADER_SIZE = len(_HEADER.format(version=0, size=0, digest=""))
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError):
     """A checkpoint could not be written, or none could be read."""
 
 

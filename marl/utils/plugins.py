@@ -6,9 +6,10 @@ from typing import Any
 from envs import EnvError
 from envs.plugins import load_attribute
 from marl.config import ConfigError
+from marl.errors import UserError
 
 
-class PluginError(ValueError):
+class PluginError(UserError):
     """A plug-in returned something outside its protocol."""
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from envs.registry import EXTRAS, FAMILIES, Family
-from marl.cli import main
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.metrics import read_metrics
 from tests.command_line import QUICK, run
@@ -42,10 +41,21 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
     ("arguments", "status", "message"),
     [
         (["trian"], 2, "did you mean `marl train`"),
-        (["train", "--algorithm=imapp"], 2, "imap"),
-        (["train", "--learner.gama=1"], 2, "--learner.gamma"),
+        (["train", "--algorithm=imapp"], 2, "did you mean 'imap'?"),
+        (["train", "--algorithm=mappo"], 2, '"sparse" is plain MAPPO'),
+        (["train", "--learner.gama=1"], 2, "did you mean --learner.gamma?"),
+        (["train", "--learner.lr=1"], 2, "did you mean --learner.learning-rate?"),
+        (["train", "--lr=1"], 2, "did you mean --learner.learning-rate or --reward.learning-rate?"),
+        (["train", "--learner.ent-coef=1"], 2, "did you mean --learner.entropy-coef?"),
+        (["train", "--learner.no-aneal"], 2, "did you mean --learner.anneal?"),
+        (["train", "--total-timesteps=1"], 2, "did you mean --total-steps?"),
+        (["train", "--seed=1.5"], 2, "got '1.5', expected a whole number such as 64 or 1e6"),
+        (["train", "--env.options", "workers"], 2, "expected a value after every key"),
+        (["train", "nowhere"], 2, "'nowhere' is one argument too many"),
+        (["watch", "nowhere", "--width=3"], 2, "--width: got 3, expected a number from 320 to"),
+        (["export", "nowhere", "x", "--episodes=0"], 2, "--episodes: got 0, expected a number"),
         (["train", "--learner.gamma=3"], 2, "learner.gamma: got 3.0, expected a number from 0 to"),
-        (["train", "--config=no.toml"], 1, "no.toml: no such config file"),
+        (["train", "--config=no.toml"], 2, "no.toml: no such config file"),
         (["train", "--env.name=mamujoco/halfcheetah_2x4"], 1, "nearest: '2x3'"),
         (["train", "--env.name=no_such_module:Env"], 1, "no_such_module"),
         (["resume", "nowhere"], 1, "nowhere is not a run folder"),
@@ -68,7 +78,7 @@ def test_a_wrong_command_says_what_to_do(
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["--help"])
+    assert run("--help") == 0
     shown = capsys.readouterr().out
     assert all(f"  {name}" in shown for name in ("train", "resume", "evaluate", "check", "envs"))
 
@@ -96,13 +106,13 @@ def test_envs_lists_names_and_how_to_install_the_rest(
     assert fix in capsys.readouterr().err.replace("\n", " ")
 
 
-def test_two_files_of_datasettings_are_refused(
+def test_two_files_of_settings_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for name in ("one.toml", "two.toml"):
         (tmp_path / name).write_text("seed = 1\n")
     both = [f"--config={tmp_path / name}" for name in ("one.toml", "two.toml")]
-    assert run("train", *both) == 1
+    assert run("train", *both) == 2
     assert "expected one file; put both into one" in capsys.readouterr().err
 
 

@@ -72,9 +72,9 @@ def test_a_run_with_people_asks_its_own_questions(
         (["--dataset", "DATASET", "--name", "../ann"], "--name is '../ann'"),
         (
             ["--dataset", "DATASET", "--repeats", "0.9"],
-            "--repeats is 0.9; expected a number from 0 to 0.5",
+            "--repeats: got 0.9, expected a number from 0 to 0.5",
         ),
-        (["--dataset", "DATASET", "--pairs", "0"], "--pairs is 0; expected a number from 1"),
+        (["--dataset", "DATASET", "--pairs", "0"], "--pairs: got 0, expected a number from 1"),
         (["--dataset", "nowhere"], "nowhere has 0 episodes with frames"),
         (["nowhere"], "nowhere is not a run folder"),
     ],
@@ -87,7 +87,7 @@ def test_what_cannot_be_labelled_is_an_error(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     given = [str(small_dataset) if a == "DATASET" else a for a in arguments]
-    assert run("label", *given) == 1
+    assert run("label", *given) == (2 if message.startswith("--") else 1)
     assert message in capsys.readouterr().err
     assert served == []
 

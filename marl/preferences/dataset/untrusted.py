@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
+from marl.errors import UserError
 from marl.utils.text import one_line
 
 Array = npt.NDArray[Any]
@@ -51,7 +52,7 @@ _ZIP_FAULTS = (
 """What `zipfile` raises for damaged files."""
 
 
-class DatasetError(ValueError):
+class DatasetError(UserError, ValueError):
     """A preference dataset, or a file in it, is not as the format says."""
 
 

@@ -1,0 +1,65 @@
+"""The command ``marl evaluate``."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from marl.config.io import load_run_config
+from marl.config.validation import Range, settings
+from marl.utils.terminal import LiteralConsole
+
+
+@settings("--")
+class Evaluate:
+    """Play whole episodes with a trained team, greedy and sampled."""
+
+    run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
+    """Folder of the run."""
+    episodes: Annotated[int, Range(1, 1e9)] = 64
+    """Whole episodes."""
+    num_envs: Annotated[int, Range(1, 1e6)] = 16
+    """Environments in a batch."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of the episodes."""
+
+    def run(self) -> int:
+        """Print a table of both ways to act, and write every return to ``evaluation.json``."""
+        load_run_config(self.run_dir)  # what is wrong with the folder is told at once
+        from rich.table import Table
+
+        from marl.evaluation import evaluate
+        from marl.policy import load
+
+        policy = load(self.run_dir)
+        table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
+        headings = ("acting", "mean return", "95 % interval", "episodes", *policy.spec.successes)
+        for heading in headings:
+            table.add_column(heading, justify="left" if heading == "acting" else "right")
+        report = {}
+        for name in ("greedy", "sampled"):
+            result = evaluate(
+                policy,
+                greedy=name == "greedy",
+                episodes=self.episodes,
+                seed=self.seed,
+                num_envs=self.num_envs,
+            )
+            interval = f"{result.low:.2f} to {result.high:.2f}"
+            rates = [f"{result.facts[success]:.0%}" for success in policy.spec.successes]
+            table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)), *rates)
+            report[name] = {
+                "mean": result.mean,
+                "interval": [result.low, result.high],
+                "facts": result.facts,
+                "returns": result.returns.tolist(),
+            }
+        LiteralConsole().print(table)
+        path = self.run_dir / "evaluation.json"
+        path.write_text(
+            json.dumps({"steps": policy.steps, "seed": self.seed} | report, indent=1),
+            encoding="utf-8",
+        )
+        print(f"written to {path}")
+        return 0

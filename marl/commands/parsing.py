@@ -1,0 +1,257 @@
+"""The command line as a command: flags to values, and what was meant by those that do not exist.
+
+tyro reads the flags from the commands' dataclasses. The rules here add what it does not do: whole
+numbers as ``1e6``, choices whose errors are told by `marl.config`, options of environments as
+``KEY VALUE`` pairs, and the nearest flag for one that is unknown.
+"""
+
+import dataclasses
+import operator
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from functools import reduce
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, Literal, Protocol
+
+import tyro
+from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+from marl.commands.check import Check
+from marl.commands.dataset import Export, FitReward
+from marl.commands.envs import Envs
+from marl.commands.evaluate import Evaluate
+from marl.commands.label import Label
+from marl.commands.labels import Labels
+from marl.commands.train import Resume, Train
+from marl.commands.watch import Watch
+from marl.config import ConfigError, Option
+from marl.config.io import load_config
+
+
+class Command(Protocol):
+    """What was asked for, with its options."""
+
+    def run(self) -> int:
+        """Do it and return the exit status."""
+        ...
+
+
+COMMANDS: dict[str, type[Command]] = {
+    "train": Train,
+    "resume": Resume,
+    "evaluate": Evaluate,
+    "watch": Watch,
+    "label": Label,
+    "export": Export,
+    "fit-reward": FitReward,
+    "labels": Labels,
+    "check": Check,
+    "envs": Envs,
+}
+
+OTHER_WORDS = {
+    "batch-size": "minibatches",
+    "clip-range": "clip-coef",
+    "ent-coef": "entropy-coef",
+    "n-envs": "num-envs",
+    "n-steps": "rollout-steps",
+    "n-epochs": "epochs",
+    "num-minibatches": "minibatches",
+    "num-steps": "rollout-steps",
+    "ppo-epochs": "epochs",
+    "timesteps": "total-steps",
+    "total-timesteps": "total-steps",
+}
+"""Names that other libraries have for our settings."""
+
+
+def parse(arguments: Sequence[str]) -> Command:
+    """Return the command that the arguments ask for, the first of which names one of `COMMANDS`.
+
+    Raises `ConfigError` for flags that do not exist and values that are wrong. Where tyro itself
+    finds a fault, or help is asked for, it prints and exits.
+    """
+    path = _config_file(arguments) if arguments[0] == "train" else None
+    train = Train(config=path, settings=load_config(path))
+    kinds: list[Any] = [
+        Annotated[
+            kind,
+            tyro.conf.subcommand(name, default=train)
+            if kind is Train
+            else tyro.conf.subcommand(name),
+        ]
+        for name, kind in COMMANDS.items()
+    ]
+    command, unknown = tyro.cli(
+        reduce(operator.or_, kinds),
+        prog="marl",
+        args=arguments,
+        registry=RULES,
+        return_unknown_args=True,
+    )
+    if unknown:
+        raise ConfigError(_unknown(unknown, arguments[0]))
+    if isinstance(command, Train):
+        command = _with_options_of_file(command, train.settings.env.options)
+    made: Command = command
+    return made
+
+
+def _config_file(arguments: Sequence[str]) -> Path | None:
+    """Return the file that ``--config`` names, whose settings are the defaults of the flags."""
+    paths = [word.partition("=")[2] for word in arguments if word.startswith("--config=")]
+    paths += [value for word, value in pairwise(arguments) if word == "--config"]
+    if len(paths) > 1:
+        raise ConfigError(
+            f"--config: got {' and '.join(paths)}, expected one file; put both into one, or give "
+            "the rest as flags"
+        )
+    return Path(paths[0]) if paths else None
+
+
+def _with_options_of_file(command: Train, options: Mapping[str, Option]) -> Train:
+    """Return the command with the environment options of its file where no flag changes them."""
+    env = command.settings.env
+    merged = dataclasses.replace(env, options=dict(options) | env.options)
+    return dataclasses.replace(command, settings=dataclasses.replace(command.settings, env=merged))
+
+
+def _unknown(words: Sequence[str], name: str) -> str:
+    """Return what to say about words that no option takes."""
+    lines = []
+    for word in words:
+        flag = word.partition("=")[0]
+        if not flag.startswith("-"):
+            continue
+        near = near_flags(flag, COMMANDS[name])
+        meant = f"; did you mean {' or '.join(near)}?" if near else ""
+        lines.append(f"marl {name} has no option {flag}{meant}")
+    if not lines:
+        lines = [f"marl {name}: {words[0]!r} is one argument too many"]
+    return "\n".join([*lines, f"`marl {name} --help` lists the options"])
+
+
+def near_flags(flag: str, kind: type) -> list[str]:
+    """Return up to three flags of a command that may have been meant.
+
+    Meant may be, in this order: the same name in another section (also one that other libraries
+    use), a longer name that begins so, a name of these initials (``lr``), or one spelt nearly so.
+    """
+    flags = list(_flags(kind))
+    section, _, name = flag.replace("_", "-").removeprefix("--").rpartition(".")
+    name = name.removeprefix("no-")
+    name = OTHER_WORDS.get(name, name)
+    spelt = get_close_matches(name, [_last(one) for one in flags], n=1)
+    rules: list[Callable[[str], bool]] = [
+        lambda last: last == name,
+        lambda last: last.startswith(f"{name}-"),
+        lambda last: "".join(word[0] for word in last.split("-")) == name,
+        lambda last: last in spelt,
+    ]
+    for is_meant in rules:
+        found = [one for one in flags if is_meant(_last(one))]
+        within = [one for one in found if one.startswith(f"--{section}.")]
+        if found:
+            return (within or found)[:3]
+    return []
+
+
+def _last(flag: str) -> str:
+    """Return a flag's name within its section."""
+    return flag.removeprefix("--").rpartition(".")[2]
+
+
+def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
+    """Yield the flags of a command's options, in their order."""
+    positional = tyro.conf.Positional[int].__metadata__[0]  # type: ignore[attr-defined]
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        metadata = getattr(hint, "__metadata__", ())
+        bare = typing.get_args(hint)[0] if metadata else hint
+        if positional in metadata:
+            continue
+        if dataclasses.is_dataclass(bare):
+            within = prefix if name == "settings" else f"{prefix}{name}."
+            yield from _flags(typing.cast(type, bare), within)
+        elif typing.get_origin(bare) is dict:
+            yield "--env.options"
+        else:
+            yield f"{prefix}{name.replace('_', '-')}"
+
+
+RULES = ConstructorRegistry()
+"""How values are read that tyro reads otherwise."""
+
+
+@RULES.primitive_rule
+def _whole_number(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[int] | None:
+    if info.type is not int:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT",
+        instance_from_str=lambda words: _whole(words[0]),
+        is_instance=lambda value: isinstance(value, int),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+@RULES.primitive_rule
+def _choice(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[str] | None:
+    if typing.get_origin(info.type) is not Literal:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="{" + ",".join(typing.get_args(info.type)) + "}",
+        instance_from_str=lambda words: words[0],  # the settings say what is wrong with it
+        is_instance=lambda value: isinstance(value, str),
+        str_from_instance=lambda value: [value],
+    )
+
+
+@RULES.primitive_rule
+def _options(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[dict[str, Option]] | None:
+    if typing.get_origin(info.type) is not dict:
+        return None
+    return PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="KEY VALUE ...",
+        instance_from_str=_pairs,
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda value: [str(one) for pair in value.items() for one in pair],
+    )
+
+
+def _whole(word: str) -> int:
+    """Return a whole number, also one written as ``1e6``."""
+    try:
+        return int(word)
+    except ValueError:
+        pass
+    try:
+        value = float(word)
+    except ValueError:
+        value = float("nan")
+    if not value.is_integer():
+        raise ValueError(f"got {word!r}, expected a whole number such as 64 or 1e6")
+    return int(value)
+
+
+def _pairs(words: list[str]) -> dict[str, Option]:
+    """Return environment options: truth values, numbers, or else words."""
+    if len(words) % 2:
+        raise ValueError(f"got {' '.join(words)!r}, expected a value after every key")
+    return {key: _option(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def _option(word: str) -> Option:
+    """Return the truth value, the number, or the word that is meant."""
+    if word.lower() in ("true", "false"):
+        return word.lower() == "true"
+    for read in (_whole, float):
+        try:
+            return read(word)
+        except ValueError:
+            continue
+    return word

@@ -1,0 +1,27 @@
+"""Where words go: names are shown as they are, on any terminal, also one that has gone."""
+
+import sys
+from io import TextIOWrapper
+
+from rich.console import Console
+
+
+class LiteralConsole(Console):
+    """A console that takes no text for markup and raises `BrokenPipeError` if nobody reads it.
+
+    Colours and styles come from `rich.text.Text`, never from brackets inside a name.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that rich is handling, where rich itself would end the program."""
+        raise BrokenPipeError
+
+
+def accept_any_encoding() -> None:
+    """Let standard output and error replace what their encoding lacks, rather than raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")

@@ -1,0 +1,73 @@
+"""Help, lists and mistakes in a command are told before anything heavy is imported."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("gymnasium", "jax", "matplotlib", "mujoco", "openai", "pettingzoo", "tensorboard", "torch")
+ASK = f"""
+import sys
+from marl.__main__ import main
+try:
+    main()
+except SystemExit as end:
+    print("status", end.code, file=sys.stderr)
+print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [
+        (["--help"], 0),
+        (["--version"], 0),
+        (["train", "--help"], 0),
+        (["resume", "--help"], 0),
+        (["evaluate", "--help"], 0),
+        (["watch", "--help"], 0),
+        (["label", "--help"], 0),
+        (["export", "--help"], 0),
+        (["fit-reward", "--help"], 0),
+        (["labels", "--help"], 0),
+        (["check", "--help"], 0),
+        (["envs", "--help"], 0),
+        (["envs"], 0),
+        (["trian"], 2),
+        (["train", "--learner.gama=1"], 2),
+        (["train", "--learner.gamma=2"], 2),
+        (["train", "--algorithm=mappo"], 2),
+        (["train", "--config=nowhere.toml"], 2),
+        (["evaluate"], 2),
+        (["evaluate", "nowhere"], 1),
+        (["resume", "nowhere"], 1),
+        (["watch", "nowhere"], 1),
+        (["labels", "nowhere"], 1),
+    ],
+)
+def test_no_heavy_package_is_imported(arguments: list[str], status: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ASK, *arguments], capture_output=True, text=True, check=True
+    )
+    assert f"status {status}\nimported []\n" in done.stderr
+
+
+def test_importing_the_packages_imports_nothing_heavy() -> None:
+    code = f"import sys, marl, envs\nprint([name for name in {HEAVY} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("package", ["marl", "envs"])
+def test_every_public_name_is_found(package: str) -> None:
+    module = __import__(package)
+    assert all(hasattr(module, name) for name in module.__all__)
+    with pytest.raises(AttributeError, match=f"module '{package}' has no attribute 'nothing'"):
+        _ = module.nothing
+
+
+def test_python_m_marl_is_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "marl", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("prefmarl ")
