@@ -134,7 +134,10 @@ class Trainer:
             if self.ensemble is not None:
                 self.ensemble.fit(self.feedback, self.policy)
             rewards, reward_metrics = self.reward.rollout_rewards(  # 4
-                rollout.transitions, rollout.done, informed=self.feedback.is_informative
+                rollout.transitions,
+                rollout.done,
+                informed=self.feedback.is_informative,
+                episodes=rollout.episodes,
             )
             metrics |= reward_metrics
         clock.lap("reward")

@@ -100,14 +100,15 @@ def preference_accuracy(logits: Float[Tensor, "B"], labels: Float[Tensor, "B"]) 
 class RegressionLoss:
     """Randomised return decomposition (Ren et al. 2022, arXiv 2111.13485).
 
-        L = mean over episodes of ((1/n) [(T/K) sum_k R_k - G T_max / sd(G)])^2
+        L = mean over episodes of (S(tau) - G(tau) / sd(G))^2,   S = (alpha / T_max) (T/K) sum_k R_k
 
-    with K of the T steps sampled. Rewards are learned in units of sd(G) / T_max, sd(G) the
-    deviation of the returns of all kept episodes, so that they are of order one in every task.
-    n is T_max, or the episode's own T with ``length_normalised``, which is the paper's form.
+    with K of the T steps sampled: the paper's squared error of the estimated sum to the return G,
+    on a scale in which scores, as in the preference loss, are of order one in every task. sd(G) is
+    the deviation of the returns of all kept episodes; their mean is not shifted. With
+    ``length_normalised``, alpha / T and G T_max / T take the places of alpha / T_max and G.
 
-    Sampling adds the variance of the estimated sum to the loss. ``unbiased_regression`` subtracts
-    its estimate (T/n)^2 (1 - K/T) Var_K(R) / K, for steps drawn without replacement.
+    Sampling adds the variance of S to the loss. ``unbiased_regression`` subtracts its estimate,
+    (alpha / T_max)^2 T^2 (1 - K/T) Var_K(R) / K, for steps drawn without replacement.
     """
 
     def __init__(self, config: RewardConfig, max_steps: int) -> None:
@@ -130,20 +131,25 @@ class RegressionLoss:
 
     def _loss(self, rewards: Rewards, batch: EpisodeBatch) -> Tensor:
         """Return the mean over the episodes whose return is known; zero where none is."""
-        known = ~batch.returns.isnan()
-        sums = (batch.step_weights * rewards.team).sum(dim=-1)
-        targets = batch.returns.nan_to_num() * self.max_steps / batch.return_scale
-        divisor = batch.lengths if self.config.length_normalised else self.max_steps
-        errors = ((sums - targets) / divisor) ** 2
-        if self.config.unbiased_regression:
-            errors = errors - sampling_variance(rewards.team, batch) / divisor**2
+        config, max_steps, lengths = self.config, self.max_steps, batch.lengths
+        scores = episode_scores(rewards.team, batch.step_weights, lengths, config, max_steps)
+        targets = batch.returns / batch.return_scale
+        if config.length_normalised:
+            targets = targets * max_steps / lengths
+        known = ~targets.isnan()
+        errors = (scores - targets.nan_to_num()) ** 2
+        if config.unbiased_regression:
+            errors = errors - score_variance(rewards.team, batch, config, max_steps)
         return masked_mean(errors, known)
 
 
-def sampling_variance(
-    team_rewards: Float[Tensor, "M K"], batch: EpisodeBatch
+def score_variance(
+    team_rewards: Float[Tensor, "M K"],
+    batch: EpisodeBatch,
+    config: RewardConfig,
+    max_steps: int,
 ) -> Float[Tensor, "M"]:
-    """Return T^2 (1 - K/T) Var_K(R) / K, the variance of (T/K) sum_k R_k over draws of K steps.
+    """Return (alpha / T_max)^2 T^2 (1 - K/T) Var_K(R) / K, the variance of S over draws of steps.
 
     Unbiased for K >= 2 of the T steps drawn without replacement; zero where all T are there.
     """
@@ -151,7 +157,8 @@ def sampling_variance(
     mean = (team_rewards * batch.is_sampled).sum(dim=-1, keepdim=True) / count.unsqueeze(-1)
     squares = ((team_rewards - mean) ** 2 * batch.is_sampled).sum(dim=-1)
     variance = squares / (count - 1).clamp(min=1)
-    return lengths**2 * (1.0 - count / lengths) * variance / count
+    factor = config.alpha * lengths / (lengths if config.length_normalised else max_steps)
+    return factor**2 * (1.0 - count / lengths) * variance / count
 
 
 class SumOfLosses:

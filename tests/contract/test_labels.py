@@ -185,3 +185,14 @@ def test_what_cannot_be_audited(tmp_path: Path, capsys: pytest.CaptureFixture[st
     found = figures(capsys, tmp_path / "run")
     assert found["kept"] is None
     assert any("no checkpoint yet" in note for note in found["notes"])
+
+
+def test_what_a_recurrent_reward_has_learned_is_audited(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It scores whole episodes, whose steps it must be told to read in order."""
+    folder = tmp_path / "run"
+    flags = ["--reward.recurrence=gru", "--preferences.queries-per-iteration=4"]
+    assert run("train", *SMALL, *flags, "--run-dir", folder) == 0
+    kept = figures(capsys, folder)["kept"]
+    assert kept["learned"]["of"] > 0

@@ -84,6 +84,44 @@ def test_central_rewards_reach_the_optimum(algorithm: str) -> None:
     assert last > 7.8
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "name", "optimum", "random", "threshold"),
+    [
+        ("rrd", "local_credit", 8.0, 4.0, 7.6),
+        ("rrd", "dying", 4.5, 2.25, 4.1),
+        ("rrd_central", "local_credit", 8.0, 4.0, 7.2),
+        ("ircr", "local_credit", 8.0, 4.0, 7.6),
+        ("ircr", "dying", 4.5, 2.25, 4.1),
+    ],
+)
+def test_rewards_learned_from_returns_reach_the_optimum(
+    algorithm: str, name: str, optimum: float, random: float, threshold: float
+) -> None:
+    """Nobody is asked: the labeller that the settings name does not even exist."""
+    nobody = {"preferences.labeller": "nowhere:nobody"}
+    trainer, _, last = trained(f"probe/{name}", algorithm, 15_000, **nobody)
+    assert random < threshold < optimum
+    assert last > threshold
+    assert trainer.feedback is not None
+    assert trainer.feedback.labeller is None
+
+
+def test_unbiased_regression_reaches_the_optimum_from_few_steps_of_an_episode() -> None:
+    # Optimum 8, random 4; three of the 8 steps are read.
+    options = {"reward.unbiased_regression": True, "reward.sample_steps": 3}
+    _, _, last = trained("probe/local_credit", "rrd", 15_000, **options)
+    assert last > 7.2
+
+
+def test_both_losses_together_reach_the_optimum() -> None:
+    # Optimum 8, random 4.
+    options = {"reward.loss": "both", "preferences.queries_per_iteration": 4}
+    trainer, _, last = trained("probe/local_credit", "slf", 15_000, **options)
+    assert trainer.feedback is not None
+    assert trainer.feedback.buffer.num_answered > 0
+    assert last > 7.6
+
+
 RECURRENT = {"network.recurrence": "gru", "network.hidden_sizes": [32, 32]}
 
 

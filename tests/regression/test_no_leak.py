@@ -3,6 +3,7 @@
 Every comparison is bit for bit.
 """
 
+import itertools
 from typing import Any
 
 import numpy as np
@@ -67,8 +68,13 @@ def assert_same_policy(left: Trainer, right: Trainer) -> None:
         assert torch.equal(tensor, theirs[name]), name
 
 
-@pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl", "sparse"])
-@pytest.mark.parametrize("queries", [0, 8])
+@pytest.mark.parametrize(
+    ("algorithm", "queries"),
+    [
+        *itertools.product(["imap", "ipl", "slf", "sl", "sparse"], [0, 8]),
+        *itertools.product(["rrd", "rrd_central", "ircr"], [0]),
+    ],
+)
 def test_poisoned_hidden_rewards_change_nothing(
     algorithm: str, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,7 +84,7 @@ def test_poisoned_hidden_rewards_change_nothing(
     assert_same_run(Trainer(small(**options)), poisoned)
 
 
-@pytest.mark.parametrize("algorithm", ["imap", "sparse"])
+@pytest.mark.parametrize("algorithm", ["imap", "rrd", "ircr", "sparse"])
 def test_poisoned_hidden_rewards_change_nothing_when_paid_in_parts(
     algorithm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,8 +144,8 @@ def test_facts_reach_labellers_that_ask_for_them_and_nothing_else(
         assert_same_policy(honest, poisoned)
 
 
-@pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl"])
-def test_preferences_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
+@pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr"])
+def test_learned_rewards_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
     """Paid at every step or at the end only: the sums are equal, and so is all that is learned."""
     assert_same_run(
         Trainer(small(algorithm=algorithm, env__options={"reward_mode": "episodic"})),
@@ -166,6 +172,26 @@ def test_ties_alone_do_not_move_the_policy() -> None:
     assert rows[-1]["preference/ties"] == 1.0
     for name, tensor in trainer.mappo.actor.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("algorithm", ["rrd", "ircr"])
+def test_equal_returns_do_not_move_the_policy(algorithm: str) -> None:
+    """While nothing tells a better episode from a worse one, learned rewards are noise."""
+    unpaid = {"reward_mode": "outcome", "reward_outcome": "tests.regression.test_no_leak:nothing"}
+    options: dict[str, Any] = {"env__name": "particles/nav_3", "env__options": unpaid}
+    trainer = Trainer(small(algorithm=algorithm, **options))
+    before = {name: t.clone() for name, t in trainer.mappo.actor.state_dict().items()}
+    run(trainer)
+    assert trainer.feedback is not None
+    assert trainer.feedback.replay.num_finished > 0
+    assert not trainer.feedback.is_informative
+    for name, tensor in trainer.mappo.actor.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def nothing(facts: dict[str, Any]) -> Any:
+    """Pay every finished episode alike."""
+    return np.zeros(len(next(iter(facts.values()))))
 
 
 @pytest.mark.parametrize("algorithm", ["sparse", "dense"])
@@ -253,6 +279,17 @@ def test_whoever_labels_a_loaded_trainer_continues_bit_for_bit(labels: str) -> N
     for _ in range(3):
         trainer.iterate()
     other.iterate()  # whatever it did before is overwritten
+    other.load_state_dict(_copied(trainer.state_dict()))
+    assert_same_run(trainer, other)
+
+
+@pytest.mark.parametrize("algorithm", ["rrd", "ircr"])
+def test_a_loaded_trainer_goes_on_learning_from_returns(algorithm: str) -> None:
+    config = small(algorithm=algorithm, reward__unbiased_regression=True, reward__sample_steps=3)
+    trainer, other = Trainer(config), Trainer(config)
+    for _ in range(3):
+        trainer.iterate()
+    other.iterate()
     other.load_state_dict(_copied(trainer.state_dict()))
     assert_same_run(trainer, other)
 

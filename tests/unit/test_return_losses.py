@@ -17,7 +17,7 @@ from marl.data.types import EpisodeBatch, FinishedEpisodes, Rewards
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward, RewardLearner
 from marl.rewards.constant import ConstantReward
-from marl.rewards.losses import PreferenceLoss, RegressionLoss, SumOfLosses, sampling_variance
+from marl.rewards.losses import PreferenceLoss, RegressionLoss, SumOfLosses, score_variance
 from tests.reward_models import (
     CPU,
     OneBatch,
@@ -46,31 +46,37 @@ def regression(batch: EpisodeBatch, rewards: Tensor = REWARDS, **options: Any) -
 
 
 def test_regression_by_hand() -> None:
-    # T_max 10 and deviation 2: returns 1 and 3 are 5 and 15 in units of 2 / 10. The sums are
-    # 1 + 2 = 3 and 4/3 (2 + 4 + 6) = 16, so the errors over T_max are -.2 and .1.
-    # Mean square: (.04 + .01) / 2 = .025.
-    assert regression(two_episodes([1.0, 3.0])) == pytest.approx(0.025)
+    # alpha 10, T_max 10: S is the estimated sum, 1 + 2 = 3 and 4/3 (2 + 4 + 6) = 16. Returns 4 and
+    # 34 of deviation 2 are 2 and 17: errors 1 and -1, mean square 1.
+    assert regression(two_episodes([4.0, 34.0])) == pytest.approx(1.0)
+    # Half the alpha halves S: errors -.5 and -9.
+    assert regression(two_episodes([4.0, 34.0]), alpha=5.0) == pytest.approx((0.25 + 81.0) / 2)
 
 
 def test_length_normalised_regression_by_hand() -> None:
-    # The same errors -2 and 1 over each episode's own length: -1 and .25; mean square .53125.
-    batch = two_episodes([1.0, 3.0])
-    assert regression(batch, length_normalised=True) == pytest.approx(0.53125)
+    # alpha times the mean reward, 15 and 40, and returns per T_max steps, 2 * 10/2 = 10 and
+    # 17 * 10/4 = 42.5: errors 5 and -2.5, mean square 15.625.
+    batch = two_episodes([4.0, 34.0])
+    assert regression(batch, length_normalised=True) == pytest.approx(15.625)
 
 
 def test_unbiased_regression_by_hand() -> None:
     # The first episode is whole: nothing to subtract. Of the second, K = 3 of T = 4 steps are there
-    # with Var_K = ((2-4)^2 + 0 + (6-4)^2) / 2 = 4: T^2 (1 - 3/4) 4 / 3 = 16/3, over T_max^2 .0533.
-    batch = two_episodes([1.0, 3.0])
-    variance = sampling_variance(REWARDS, batch)
+    # with Var_K = ((2-4)^2 + 0 + (6-4)^2) / 2 = 4: T^2 (1 - 3/4) 4/3 = 16/3.
+    batch = two_episodes([4.0, 34.0])
+    variance = score_variance(REWARDS, batch, RewardConfig(), 10)
     torch.testing.assert_close(variance, torch.tensor([0.0, 16 / 3]))
-    expected = (0.04 + 0.01 - 16 / 300) / 2
-    assert regression(batch, unbiased_regression=True) == pytest.approx(expected, abs=1e-6)
+    expected = (1.0 + 1.0 - 16 / 3) / 2
+    assert regression(batch, unbiased_regression=True) == pytest.approx(expected, abs=1e-5)
+    # Of the mean reward times alpha 10 it is 100 / 16 as large.
+    normalised = RewardConfig(length_normalised=True)
+    variance = score_variance(REWARDS, batch, normalised, 10)
+    torch.testing.assert_close(variance, torch.tensor([0.0, 100 / 3]))
 
 
 def test_unknown_returns_do_not_count() -> None:
-    # Without the first episode the second one's .01 is left; without both there is no loss.
-    assert regression(two_episodes([torch.nan, 3.0])) == pytest.approx(0.01)
+    # The second one's error is 16 - 15 = 1; without both there is no loss.
+    assert regression(two_episodes([torch.nan, 30.0])) == pytest.approx(1.0)
     assert regression(two_episodes([torch.nan, torch.nan])) == 0.0
 
 
@@ -84,9 +90,9 @@ def test_the_unbiased_loss_is_that_of_the_whole_episode_in_the_mean() -> None:
     exact = regression(whole, rewards.unsqueeze(0))
     sampled = rewards[steps]
     assert regression(batch, sampled, unbiased_regression=True) == pytest.approx(exact, rel=1e-5)
-    # Population variance (with 3 degrees of freedom) 26.75 / 3; 16 (1 - 1/2) / 2 of it over 100.
+    # Squared deviations from the mean 1.75 sum to 26.75, over 3; times 16 (1 - 1/2) / 2 = 4.
     biased = regression(batch, sampled)
-    assert biased == pytest.approx(exact + 4 * 26.75 / 3 / 100, rel=1e-5)
+    assert biased == pytest.approx(exact + 4 * 26.75 / 3, rel=1e-5)
 
 
 def test_regression_is_evaluated_by_its_correlation_with_the_returns() -> None:
@@ -100,15 +106,15 @@ def test_regression_is_evaluated_by_its_correlation_with_the_returns() -> None:
 
 def test_both_losses_are_added_where_there_is_something_to_read() -> None:
     config, rewards = RewardConfig(), Rewards(team=REWARDS)
-    batch = two_episodes([1.0, 3.0])
-    expected = PreferenceLoss(config, 10)(rewards, batch)[0] + 0.025
+    batch = two_episodes([4.0, 34.0])
+    expected = PreferenceLoss(config, 10)(rewards, batch)[0] + 1.0
     loss, metrics = SumOfLosses(config, 10)(rewards, batch)
     assert float(loss) == pytest.approx(float(expected))
     assert metrics.keys() == {"preference/loss", "preference/ties", "regression/loss"}
     nobody = torch.zeros(0, dtype=torch.int64)
     silent = dataclasses.replace(batch, first=nobody, second=nobody, labels=torch.zeros(0))
     loss, silent_metrics = SumOfLosses(config, 10)(rewards, silent)
-    assert float(loss) == pytest.approx(0.025)
+    assert float(loss) == pytest.approx(1.0)
     assert silent_metrics.keys() == metrics.keys()
     assert silent_metrics["preference/loss"].isnan()
 
@@ -123,12 +129,12 @@ def test_regression_needs_no_pair_and_splits_the_return() -> None:
         second=none,
         labels=torch.zeros(0),
     )
-    model = make_model(FactoredReward, 0.0, gradient_steps=200, learning_rate=2e-2)
+    model = make_model(FactoredReward, 0.0, gradient_steps=400, learning_rate=5e-3)
     config = dataclasses.replace(model.config, regularisation=0.0, split_regularisation=0.0)
     loss = RegressionLoss(config, 10)
     learner = RewardLearner(model, "", config, 10, loss=loss, threads=1, device=CPU)
     metrics = learner.fit(OneBatch(batch), uniform_policy)
-    assert metrics["regression/held_out_loss"] < 1e-3
+    assert metrics["regression/held_out_loss"] < 0.01
     assert metrics["regression/correlation"] > 0.999
     with torch.no_grad():
         rewards = learner.model(batch.transitions)
