@@ -98,6 +98,16 @@ class PreferenceBuffer:
     def __len__(self) -> int:
         return min(self.num_answered, len(self.labels))
 
+    def standing(
+        self,
+    ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"], Float[Tensor, "B"]]:
+        """Return the pairs and labels that were not withdrawn, oldest first."""
+        oldest = self.num_answered - len(self)
+        times = torch.arange(oldest, self.num_answered, device=self.labels.device)
+        rows = times % len(self.labels)
+        rows = rows[~self.labels[rows].isnan()]
+        return self.first[rows], self.second[rows], self.labels[rows]
+
     def state_dict(self) -> dict[str, Any]:
         """Return the ring and its counts."""
         return dict(vars(self))
@@ -189,6 +199,10 @@ class Tally:
                 "of common ones",
                 stacklevel=3,
             )
+
+    def totals(self) -> tuple[int, int]:
+        """Return how many pairs were asked in the whole run, and how many answered."""
+        return self.asked + self._asked, self.answered + self._answered
 
     def state_dict(self) -> dict[str, Any]:
         """Return all counts."""

@@ -13,16 +13,8 @@ from rich.text import Text
 
 from marl.config import ConfigError
 from marl.config.io import load_config
-from marl.reports.audit_sources import (
-    Asked,
-    Judge,
-    Kept,
-    Person,
-    Saved,
-    judges,
-    read_asked,
-    read_people,
-)
+from marl.reports.audit_answers import Kept, Person, SavedRun, read_people
+from marl.reports.audit_llm import Asked, Judge, judges, read_asked
 from marl.reports.statistics import (
     Bin,
     Pair,
@@ -113,7 +105,7 @@ def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> R
     notes = [MYOPIC] if config.preferences.teacher.myopia < 1.0 else []
     saved = None
     if list_checkpoints(run / "checkpoints"):
-        saved = Saved(load_checkpoint(run / "checkpoints")[1], run)
+        saved = SavedRun(load_checkpoint(run / "checkpoints")[1], run)
     else:
         notes.append(NO_CHECKPOINT)
     is_llm = config.preferences.labeller == "llm"

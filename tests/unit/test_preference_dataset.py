@@ -18,7 +18,7 @@ from marl.config.llm import LlmConfig
 from marl.config.schema import ModelConfig
 from marl.data.replay import ReplayBuffer
 from marl.preferences.dataset import Answer, DatasetError, EpisodeRecord, PreferenceDataset, now
-from marl.preferences.dataset.export import _kept, record_of, source_name
+from marl.preferences.dataset.export import record_of, source_name
 from marl.preferences.dataset.format import episode_path
 from marl.preferences.pipeline import PreferenceBuffer
 from tests.scripted import ScriptedEnv, scripted_collector
@@ -240,14 +240,18 @@ def test_foreign_data_comes_in_and_a_kill_leaves_no_half_episode(tmp_path: Path)
     assert opened.manifest.environment.options == {"size": 3}
 
 
-def test_kept_answers_are_told_oldest_first_without_withdrawn_and_unknown_ones() -> None:
+def test_standing_answers_come_oldest_first_without_withdrawn_ones() -> None:
     buffer = PreferenceBuffer(4, torch.device("cpu"))
     first, second = torch.arange(6), torch.arange(1, 7)
     buffer.add(first, second, torch.tensor([1.0, 0.0, 1.0, 0.5, 0.0, 0.25]))
-    # The ring of four keeps (2, 3) to (5, 6); (3, 4) is withdrawn and episode 6 is not exported.
+    # The ring of four keeps (2, 3) to (5, 6); (3, 4) is withdrawn.
     buffer.correct(torch.tensor([3]), torch.tensor([4]), torch.tensor([torch.nan]))
-    kept = _kept(PreferenceConfig(buffer_pairs=4), buffer.state_dict(), torch.arange(6))
-    assert [part.tolist() for part in kept] == [[2, 4], [3, 5], [1.0, 0.0]]
+    found = [part.tolist() for part in buffer.standing()]
+    assert found == [[2, 4, 5], [3, 5, 6], [1.0, 0.0, 0.25]]
+    few = PreferenceBuffer(4, torch.device("cpu"))
+    assert [part.tolist() for part in few.standing()] == [[], [], []]
+    few.add(first[:2], second[:2], torch.tensor([1.0, 0.0]))
+    assert [part.tolist() for part in few.standing()] == [[0, 1], [1, 2], [1.0, 0.0]]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""From a run's newest checkpoint to a preference dataset.
+"""From a run's newest checkpoint to a preference dataset, and what a dataset says of a run.
 
 Axes: M episodes, L steps, B pairs.
 """
@@ -19,17 +19,16 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
 from marl.config.io import config_from_dict
-from marl.data.replay import ReplayBuffer, make_replay
+from marl.data.replay import ReplayBuffer
 from marl.policy import spec_in
 from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import EpisodeRecord
-from marl.preferences.factory import errs, make_labeller
-from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
-from marl.preferences.pipeline import PreferenceBuffer
+from marl.preferences.factory import errs
 from marl.preferences.queries import all_pairs, swapped
+from marl.preferences.saved import SavedFeedback
 from marl.utils.checkpoint import load_checkpoint
-from marl.utils.seeding import Seeds
+from marl.utils.text import printable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,22 +69,22 @@ def export_run(
             "export one that learns a reward (imap, slf, ipl, sl)"
         )
     spec = spec_in(saved, config, str(run))
-    replay = _replay(config, spec, saved["trainer"]["feedback"]["replay"])
-    numbers = torch.cat((replay.available(), replay.available(held_out=True))).sort().values
+    feedback = SavedFeedback(saved["trainer"]["feedback"], config, spec)
+    numbers = feedback.whole_episodes()
     numbers = numbers[-episodes:] if episodes else numbers
     if len(numbers) == 0:
         raise ConfigError(f"{run}: no episode has ended yet; export it later")
+    asked = config.preferences
+    if labeller:  # it answers without errors
+        asked = replace(asked, labeller=labeller, teacher=TeacherConfig(), tie_break=())
     if labeller or config.preferences.queries_per_iteration == 0:
-        asked = _renamed(config.preferences, labeller)
-        first, second = _random_pairs(replay, numbers, pairs, seed)
-        state = None if labeller else saved["trainer"]["feedback"]["labeller"]
-        labels = _labels(asked, spec, config.seed, state, replay, first, second)
+        first, second = _random_pairs(feedback.replay, numbers, pairs, seed)
+        labels = feedback.ask(first, second, asked if labeller else None)
     else:
-        asked = config.preferences
-        first, second, labels = _kept(asked, saved["trainer"]["feedback"]["buffer"], numbers)
+        first, second, labels = feedback.answers.standing()
+        is_exported = torch.isin(first, numbers) & torch.isin(second, numbers)
+        first, second, labels = (rows[is_exported] for rows in (first, second, labels))
     source = source_name(asked)
-    origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
-    origin |= {"seed": config.seed, "steps": step}
     partial = folder.with_name(f".{folder.name}.partial")
     _refuse_occupied(folder)
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export has left
@@ -95,11 +94,11 @@ def export_run(
             spec,
             environment=config.env.name,
             options=config.env.options,
-            origin=origin,
+            origin=origin_of(config, run) | {"steps": step},
         )
         quiet = not get_console().is_terminal
         for number in track(numbers.tolist(), "writing episodes", transient=True, disable=quiet):
-            made.add_episode(record_of(replay, spec, number), number)
+            made.add_episode(record_of(feedback.replay, spec, number), number)
         made.answers.extend(_answers(first, second, labels, source))
         os.replace(partial, folder)
     finally:
@@ -112,6 +111,11 @@ def export_run(
         unanswered=unanswered,
         source=source,
     )
+
+
+def origin_of(config: Config, run: Path) -> dict[str, Option]:
+    """Return where the episodes of a run come from, for a dataset's manifest."""
+    return {"run": printable(str(run)), "algorithm": config.algorithm, "seed": config.seed}
 
 
 def record_of(replay: ReplayBuffer, spec: EnvSpec, number: int) -> EpisodeRecord:
@@ -144,7 +148,7 @@ def record_of(replay: ReplayBuffer, spec: EnvSpec, number: int) -> EpisodeRecord
 
 
 def source_name(config: PreferenceConfig) -> str:
-    """Return how ``answers.jsonl`` names the labeller that a configuration names."""
+    """Return how ``answers.jsonl`` names the labeller of some settings."""
     if config.labeller == "llm":
         name = f"llm:{config.llm.model}"
     elif config.labeller == "model":
@@ -159,29 +163,13 @@ def source_name(config: PreferenceConfig) -> str:
         name = f"own:{config.labeller}"
     if config.tie_break:
         name += f", ties by {' '.join(config.tie_break)}"
-    return f"{name}, noisy" if errs(config.teacher) else name
+    return printable(f"{name}, noisy" if errs(config.teacher) else name)
 
 
 def _refuse_occupied(folder: Path) -> None:
     """Raise `ConfigError` unless a folder is free to be made."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(f"{folder} already exists and is not empty; choose another folder")
-
-
-def _replay(config: Config, spec: EnvSpec, state: dict[str, Any]) -> ReplayBuffer:
-    """Return the replay buffer of a checkpoint, on the CPU."""
-    spec = replace(spec, num_envs=config.env.num_envs)
-    rollout_steps = config.learner.rollout_steps
-    replay = make_replay(spec, rollout_steps, config.preferences, torch.device("cpu"))
-    replay.load_state_dict(state)
-    return replay
-
-
-def _renamed(config: PreferenceConfig, labeller: str) -> PreferenceConfig:
-    """Return the settings with another labeller, if one is named: it answers without errors."""
-    if not labeller:
-        return config
-    return replace(config, labeller=labeller, teacher=TeacherConfig(), tie_break=())
 
 
 def _random_pairs(
@@ -204,38 +192,6 @@ def _random_pairs(
         drawn.append(swapped(side[first[chosen]], side[second[chosen]], generator))
     first, second = (torch.cat(part) for part in zip(*drawn, strict=True))
     return first, second
-
-
-def _labels(
-    config: PreferenceConfig,
-    spec: EnvSpec,
-    seed: int,
-    state: list[dict[str, Any]] | None,
-    replay: ReplayBuffer,
-    first: Int64[Tensor, "B"],
-    second: Int64[Tensor, "B"],
-) -> Float[Tensor, "B"]:
-    """Return what a labeller says now, going on from what it remembered in the run."""
-    labeller = make_labeller(config, spec, Seeds(seed))
-    if state is not None:
-        load_labeller_state(labeller, state)
-    pairs = EpisodePairs(first=replay.episodes(first), second=replay.episodes(second))
-    return checked_labels(labeller, config.labeller, pairs).cpu()
-
-
-def _kept(
-    config: PreferenceConfig, state: dict[str, Any], numbers: Int64[Tensor, "M"]
-) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"], Float[Tensor, "B"]]:
-    """Return the kept answers about these episodes, oldest first."""
-    buffer = PreferenceBuffer(config.buffer_pairs, torch.device("cpu"))
-    buffer.load_state_dict(state)
-    size, start = len(buffer), buffer.num_answered % len(buffer.labels)
-    order = torch.arange(size)
-    if size == len(buffer.labels):
-        order = order.roll(-start)
-    first, second, labels = buffer.first[order], buffer.second[order], buffer.labels[order]
-    there = torch.isin(first, numbers) & torch.isin(second, numbers) & ~labels.isnan()
-    return first[there], second[there], labels[there]
 
 
 def _answers(

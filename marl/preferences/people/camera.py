@@ -14,11 +14,11 @@ import torch
 
 from envs import EnvError, EnvSpec, EnvStep, VecEnv
 from envs.frames import frame_of
-from marl.config import Config, Option
+from marl.config import Config
 from marl.data.replay import ReplayBuffer
 from marl.data.rollout import Collector
 from marl.policy import Policy
-from marl.preferences.dataset.export import record_of
+from marl.preferences.dataset.export import origin_of, record_of
 from marl.preferences.dataset.footage import Footage, filmed_episodes, packed, write_frames
 from marl.preferences.dataset.format import (
     DatasetEnvironment,
@@ -153,8 +153,7 @@ class RunDataset:
 def manifest_of(config: Config, spec: EnvSpec, run: Path) -> Manifest:
     """Return what the dataset of a run says of itself."""
     environment = DatasetEnvironment(name=config.env.name, options=dict(config.env.options))
-    origin: dict[str, Option] = {"run": str(run), "algorithm": config.algorithm}
-    origin |= {"seed": config.seed}
+    origin = origin_of(config, run)
     return Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
 
 
