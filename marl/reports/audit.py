@@ -1,4 +1,4 @@
-"""The report on the console."""
+"""`marl labels`: all that is known of a run's answers, as tables, as JSON and on the console."""
 
 import dataclasses
 import math
@@ -33,9 +33,6 @@ from marl.runs import identity_of
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.text import one_line
 
-# Everything an audit found about one run.
-
-
 NO_CHECKPOINT = (
     "The run has no checkpoint yet: what training keeps, and what the reward has learned, is not "
     "known."
@@ -46,6 +43,7 @@ NO_ANSWERS = (
     "A labeller that is asked about every pair anew leaves no answers. --ask-again asks it about "
     "the kept episodes now."
 )
+UNKNOWN = "-"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +85,15 @@ class Report:
             "Farthest from the learned reward": against_learned(self.pairs, most),
         }
         return {title: pairs for title, pairs in found.items() if pairs}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A table: its first column names what the others hold."""
+
+    title: str
+    headings: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
 
 
 def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> Report:
@@ -144,21 +151,6 @@ def _asked_by(path: Path, run: Path) -> Asked:
         f"{run}: its answers are expected in {path}, where preferences.llm.cache or --cache says, "
         f"but there is no such file{seen_from}; name it by --cache, wherever it is now"
     )
-
-
-# The report as tables of words, which console, page and benchmark print alike.
-
-
-UNKNOWN = "-"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """A table: its first column names what the others hold."""
-
-    title: str
-    headings: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 def sections(report: Report) -> list[Section]:
@@ -276,9 +268,6 @@ def _reasons(reasons: "dict[str, int]") -> str:
         return "0"
     ordered: Sequence[tuple[str, int]] = sorted(reasons.items(), key=lambda item: -item[1])
     return f"{sum(reasons.values()):,}: " + ", ".join(f"{name} {n:,}" for name, n in ordered)
-
-
-# The report as plain JSON, for scripts.
 
 
 def to_json(report: Report, most: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """A frame as a picture, with a bar of the local reward beside each agent.
 
-Axes: N agents.
+Edges are smooth: everything is drawn twice as large and then averaged. Axes: N agents.
 """
 
 import itertools
@@ -23,12 +23,13 @@ from envs.frames import (
     agent_colour,
 )
 
-# Drawing with smooth edges: everything is drawn twice as large and then averaged.
-
-
 SCALE = 2
 BACKGROUND = "#fbfaf7"
 Box = tuple[float, float, float, float]
+_METER_WIDTH, _METER_HEIGHT = 10.0, 48.0
+_OFFSET_X, _OFFSET_Y = 26.0, -34.0
+"""From an agent to the middle of its bar, in pixels."""
+_EDGE = "#a9a59b"
 
 
 class Canvas:
@@ -115,12 +116,6 @@ def _scaled(points: list[Point]) -> list[Point]:
 def _scaled_box(box: Box) -> Box:
     left, top, right, bottom = box
     return left * SCALE, top * SCALE, right * SCALE, bottom * SCALE
-
-
-_METER_WIDTH, _METER_HEIGHT = 10.0, 48.0
-_OFFSET_X, _OFFSET_Y = 26.0, -34.0
-"""From an agent to the middle of its bar."""
-_EDGE = "#a9a59b"
 
 
 class Projection:

@@ -1,4 +1,9 @@
-"""A pair of episodes that a labeller was asked about, as an audit sees it."""
+"""The figures of an audit, from pairs of episodes and from plain numbers.
+
+A label is P(first preferred): 0.5 tie, NaN no answer. A gap says by how much the first episode is
+really better, e.g. the difference of the returns; NaN where that is not known. A pair is decided if
+it has an answer that is no tie and a gap that is not zero.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,13 +13,6 @@ import numpy as np
 import torch
 
 from marl.rewards import scoring
-
-# The figures of an audit, from plain numbers.
-#
-# A label is P(first preferred): 0.5 tie, NaN no answer. A gap says by how much the first episode
-# is really better, e.g. the difference of the returns; NaN where that is not known. A pair is
-# decided if it has an answer that is no tie and a gap that is not zero.
-
 
 _Z = 1.959964
 """Of the normal distribution, for 95 %."""
@@ -55,6 +53,39 @@ class Bin:
     """Mean of max(P, 1 - P)."""
     right: Share
     """Those whose answer has the gap's sign."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One pair, its answer, and what speaks for or against it."""
+
+    label: float
+    """P(first preferred): 0.5 tie, NaN no answer."""
+    outcome: str = "answered"
+    """``answered``, ``tie``, or why there is no answer."""
+    returns: tuple[float, float] = (math.nan, math.nan)
+    numbers: tuple[int, int] | None = None
+    """Of the two episodes in their run, where that is known."""
+    texts: tuple[str, str] = ("", "")
+    """What was told of the two, or could be."""
+    prompt: str = ""
+    """Identity of the question's template; empty where nobody was asked in words."""
+    model: str = ""
+    form: str = ""
+    """``pairwise``, ``pointwise``, or empty."""
+    first_choice: str = ""
+    """What the template calls the first choice, e.g. ``A``."""
+    odds: tuple[float | None, float | None] = (None, None)
+    """Log-odds of the first choice in each of the pair's two questions."""
+    masses: tuple[float | None, float | None] = (None, None)
+    """Probability that the two choices had together."""
+    learned: float = math.nan
+    """P(first preferred) in the eyes of the learned reward; NaN: not known."""
+
+    @property
+    def gap(self) -> float:
+        """By how much the first return is larger."""
+        return self.returns[0] - self.returns[1]
 
 
 def is_decided(label: float, gap: float) -> bool:
@@ -126,39 +157,6 @@ def quantile(values: Sequence[float], level: float) -> float:
 def mean(values: Sequence[float]) -> float:
     """Return the mean; NaN of nothing."""
     return sum(values) / len(values) if values else math.nan
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """One pair, its answer, and what speaks for or against it."""
-
-    label: float
-    """P(first preferred): 0.5 tie, NaN no answer."""
-    outcome: str = "answered"
-    """``answered``, ``tie``, or why there is no answer."""
-    returns: tuple[float, float] = (math.nan, math.nan)
-    numbers: tuple[int, int] | None = None
-    """Of the two episodes in their run, where that is known."""
-    texts: tuple[str, str] = ("", "")
-    """What was told of the two, or could be."""
-    prompt: str = ""
-    """Identity of the question's template; empty where nobody was asked in words."""
-    model: str = ""
-    form: str = ""
-    """``pairwise``, ``pointwise``, or empty."""
-    first_choice: str = ""
-    """What the template calls the first choice, e.g. ``A``."""
-    odds: tuple[float | None, float | None] = (None, None)
-    """Log-odds of the first choice in each of the pair's two questions."""
-    masses: tuple[float | None, float | None] = (None, None)
-    """Probability that the two choices had together."""
-    learned: float = math.nan
-    """P(first preferred) in the eyes of the learned reward; NaN: not known."""
-
-    @property
-    def gap(self) -> float:
-        """By how much the first return is larger."""
-        return self.returns[0] - self.returns[1]
 
 
 def against_returns(pairs: Sequence[Pair], most: int) -> list[Pair]:

@@ -1,4 +1,9 @@
-"""From a run's folder to an animated file."""
+"""`marl watch`: one episode of a trained team as a film, beside it the rewards it has learned.
+
+GIFs need nothing more than what is installed anyway, MP4s the extra ``video``.
+
+Axes: T steps of the episode, N agents.
+"""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -26,124 +31,11 @@ from marl.rewards.io import restored_reward
 from marl.utils.checkpoint import load_checkpoint
 from marl.utils.seeding import Seeds
 
-# One episode of a trained team, with the rewards it has learned.
-#
-# Axes: T steps of the episode, N agents.
-
-
 Array = npt.NDArray[np.float64]
 
-
-@dataclass(frozen=True, kw_only=True)
-class Play:
-    """An episode as it is shown."""
-
-    frames: tuple[Frame, ...]
-    """(T,) each the state in which the agents take that step."""
-    rewards: Array
-    """(T,) what the environment paid: its dense reward, where a sparse task hides one."""
-    team: Array | None
-    """(T,) learned global rewards in running deviations; None: nothing was learned."""
-    local: Array | None
-    """(T, N) learned local rewards in running deviations; None: the model has none."""
-    agents: tuple[str, ...]
-    """(N,) what they are called."""
-
-
-def play(
-    policy: Policy, reward: RewardLearner | None, *, greedy: bool, seed: int, episode: int = 0
-) -> Play:
-    """Return the `episode`-th (from 0) episode of one copy; the same for the same arguments."""
-    seeds = Seeds(seed)
-    with policy.open_env(1) as env:
-        recorder = Recorder(env, episode)
-        collector = Collector(
-            recorder,
-            policy.norm,
-            recorder.spec.max_steps * (episode + 1),
-            seed=seeds.integer("evaluation environment"),
-            generator=seeds.torch("evaluation actions"),
-            device=torch.device("cpu"),
-        )
-        rollout = collector.collect(GreedyActor(policy.actor) if greedy else policy.actor)[0]
-    ends = rollout.done.squeeze(-1).nonzero().squeeze(-1) + 1
-    if len(ends) <= episode:
-        raise EnvError(
-            f"{recorder.spec.name} ended {len(ends)} episodes in {len(rollout.done)} steps; its "
-            f"max_steps of {recorder.spec.max_steps} promises {episode + 1}. `marl check` tests it"
-        )
-    chosen = slice(int(ends[episode - 1]) if episode else 0, int(ends[episode]))
-    team = local = None
-    if reward is not None:
-        learned = reward.rewards(rollout.transitions, rollout.done)
-        team = learned.team.squeeze(-1)[chosen].double().numpy()
-        local = None if learned.local is None else learned.local.squeeze(-2)[chosen]
-    return Play(
-        frames=tuple(recorder.frames),
-        rewards=np.array(recorder.rewards[chosen], np.float64),
-        team=team,
-        local=None if local is None else local.double().numpy(),
-        agents=tuple(policy.spec.agent_name(agent) for agent in range(policy.spec.num_agents)),
-    )
-
-
-def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
-    """Return the policy in a run's newest checkpoint, and the reward that it is trained on.
-
-    None stands for the reward of a run that learns none, or none yet. Both come from one reading,
-    since a run that goes on may write its next checkpoint at any moment.
-    """
-    saved = load_checkpoint(run / "checkpoints")[1]
-    policy = restored(saved, run)
-    return policy, restored_reward(saved, policy.config, policy.spec, policy.norm)
-
-
-class Recorder:
-    """A `VecEnv` of one copy that keeps the frames of one episode, and all that was paid."""
-
-    def __init__(self, env: VecEnv, episode: int) -> None:
-        self.frames: list[Frame] = []
-        self.rewards: list[float] = []
-        """The dense rewards where the environment hides some, otherwise the task's."""
-        self.hidden = env if isinstance(env, HasHiddenRewards) else None
-        self._env = env
-        self._left = episode
-        self._step: EnvStep | None = None
-
-    @property
-    def spec(self) -> EnvSpec:
-        """The constants of the environment."""
-        return self._env.spec
-
-    def reset(self, seed: int) -> EnvStep:
-        """Reset the environment."""
-        self._step = self._env.reset(seed)
-        return self._step
-
-    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
-        """Keep the frame in which the agents act, if it is one of the episode, and step."""
-        assert self._step is not None, "step before reset"
-        if self._left == 0:
-            self.frames.append(frame_of(self._env, 0, self._step, actions))
-        self._step = self._env.step(actions)
-        source = self._step.rewards if self.hidden is None else self.hidden.hidden_rewards()
-        self.rewards.append(float(source[0]))
-        self._left -= int(self._step.terminated[0] | self._step.truncated[0])
-        return self._step
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the environment's state."""
-        return self._env.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue the environment from its state."""
-        self._env.load_state_dict(state)
-
-
-# The column beside the scene: time, return so far, and traces of the rewards.
-#
-# Axes: T steps of the episode, R rows (the team's reward and each agent's).
-
+FORMATS = ("gif", "mp4")
+_COLOURS = 64
+_PALETTE_SAMPLES = 12
 
 PANEL_WIDTH = 190
 _WINDOW = 100
@@ -151,183 +43,6 @@ _WINDOW = 100
 _MARGIN, _TOP, _BOTTOM = 14, 92, 12
 _ROW_HEIGHT, _MOST_ROW_HEIGHT = 17, 58
 _PAPER, _RULE, _QUIET = "#f3f1ec", "#d3cfc5", "#7d8087"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One trace."""
-
-    name: str
-    colour: str
-    values: Array
-    """(T,) in [-1, 1]."""
-
-
-def panel_height(num_rows: int) -> int:
-    """Return the pixels that a panel of so many rows needs at least."""
-    return _TOP + _BOTTOM + num_rows * _ROW_HEIGHT
-
-
-def reward_rows(play: Play) -> tuple[Row, ...]:
-    """Return the learned rewards, each kind on one scale; where there are none, the task's own."""
-    if play.team is None:
-        return (Row(name="task", colour=INK, values=scaled(play.rewards)),)
-    team = Row(name="team", colour=INK, values=scaled(play.team))
-    if play.local is None:
-        return (team,)
-    local = scaled(play.local)
-    agents = (
-        Row(name=name, colour=agent_colour(i), values=local[:, i])
-        for i, name in enumerate(play.agents)
-    )
-    return (team, *agents)
-
-
-def scaled(values: Array) -> Array:
-    """Return values so that the 98th percentile of their size is 1, cut to [-1, 1]."""
-    most = float(np.quantile(np.abs(values), 0.98)) or float(np.abs(values).max()) or 1.0
-    clipped: Array = np.clip(values / most, -1.0, 1.0)
-    return clipped
-
-
-class Panel:
-    """Draws the column of a play."""
-
-    def __init__(self, play: Play, rows: tuple[Row, ...], title: str, detail: str) -> None:
-        self._play, self._rows = play, rows
-        self._title, self._detail = title, detail
-        self._returns = play.rewards.cumsum()
-        self._kind = "task rewards" if play.team is None else "learned rewards"
-
-    def paint(self, step: int, height: int) -> Image.Image:
-        """Return the column at a step, from 0."""
-        canvas = Canvas(PANEL_WIDTH, height, _PAPER)
-        canvas.line([(0, 0), (0, height)], _RULE)
-        room = PANEL_WIDTH - 2 * _MARGIN
-        canvas.text(
-            (_MARGIN, 12), self._title, INK, fitting(self._title, 11, room, True), bold=True
-        )
-        canvas.text((_MARGIN, 28), self._detail, _QUIET, fitting(self._detail, 9, room))
-        seconds = step * self._play.frames[0].seconds_per_step
-        right = PANEL_WIDTH - _MARGIN
-        for y, name, value in (
-            (46, "time", f"{seconds:.1f} s   step {step + 1}"),
-            (60, "return so far", f"{self._returns[step]:,.1f}"),
-        ):
-            canvas.text((_MARGIN, y), name, _QUIET, 10)
-            canvas.text((right, y), value, INK, 10, "ra")
-        canvas.text((_MARGIN, 78), self._kind, _QUIET, 9)
-        pitch = min((height - _TOP - _BOTTOM) / len(self._rows), _MOST_ROW_HEIGHT)
-        for i, row in enumerate(self._rows):
-            self._paint_row(canvas, row, step, _TOP + i * pitch, pitch)
-        return canvas.image()
-
-    def _paint_row(self, canvas: Canvas, row: Row, step: int, top: float, pitch: float) -> None:
-        """Draw one trace up to a step, with its name at the left."""
-        left, right = _MARGIN + 56.0, PANEL_WIDTH - _MARGIN
-        middle, half = top + pitch / 2.0, pitch / 2.0 - 2.0
-        canvas.disc((_MARGIN + 4.0, middle), 4.0, row.colour)
-        canvas.text((_MARGIN + 13.0, middle), row.name, INK, fitting(row.name, 9, 42), "lm")
-        canvas.line([(left, middle), (right, middle)], _RULE)
-        length = min(_WINDOW, len(row.values))
-        first = max(0, step + 1 - length)
-        shown = row.values[first : step + 1].tolist()
-        pixels = (right - left) / length
-        line = [(left + (i + 0.5) * pixels, middle - half * v) for i, v in enumerate(shown)]
-        area = [(line[0][0], middle), *line, (line[-1][0], middle)]
-        canvas.polygon(area, tint(row.colour))
-        if len(line) > 1:
-            canvas.line(line, row.colour, 1.5)
-        canvas.disc(line[-1], 2.5, row.colour)
-
-
-def fitting(text: str, size: int, room: float, bold: bool = False) -> int:
-    """Return the largest size, at most the given one and at least 5, at which a text fits."""
-    while size > 5 and text_width(text, size, bold) > room:
-        size -= 1
-    return size
-
-
-def tint(colour: str) -> str:
-    """Return a colour mixed with three parts of the panel's paper."""
-    parts = [(int(colour[i : i + 2], 16) + 3 * int(_PAPER[i : i + 2], 16)) // 4 for i in (1, 3, 5)]
-    return "#" + "".join(f"{part:02x}" for part in parts)
-
-
-# Animated files: GIF with what is installed anyway, MP4 with the extra ``video``.
-
-
-FORMATS = ("gif", "mp4")
-_COLOURS = 64
-_PALETTE_SAMPLES = 12
-
-
-def write_movie(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
-    """Write pictures of one size, each shown `frame_ms`, in the format of the path's suffix."""
-    if movie_format(path) == "mp4":
-        _write_mp4(path, pictures, frame_ms)
-    else:
-        _write_gif(path, pictures, frame_ms)
-
-
-def movie_format(path: Path) -> str:
-    """Return the format of a file by its suffix, if it is one that can be written here."""
-    name = path.suffix.removeprefix(".").lower()
-    if name not in FORMATS:
-        raise ConfigError(f"{path} ends in {path.suffix!r}; expected .gif or .mp4")
-    if name == "mp4":
-        _av()
-    return name
-
-
-def _write_gif(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
-    """Write a GIF that loops; one palette for all pictures keeps it small and calm."""
-    first = list(itertools.islice(pictures, _PALETTE_SAMPLES))
-    palette = _palette(first)
-    frames = (
-        picture.quantize(palette=palette, dither=Image.Dither.NONE)
-        for picture in itertools.chain(first, pictures)
-    )
-    opening = next(frames)
-    opening.save(
-        path, save_all=True, append_images=frames, duration=frame_ms, loop=0, optimize=False
-    )
-
-
-def _palette(pictures: list[Image.Image]) -> Image.Image:
-    """Return a picture whose palette serves all of these."""
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width, height * len(pictures)))
-    for i, picture in enumerate(pictures):
-        sheet.paste(picture, (0, i * height))
-    return sheet.quantize(_COLOURS, kmeans=1)
-
-
-def _write_mp4(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
-    """Write H.264; players want even sizes, so an odd last row or column is cut off."""
-    with _av().open(str(path), "w", format="mp4") as container:
-        first = next(pictures)
-        stream = container.add_stream("libx264", rate=Fraction(1000, frame_ms))
-        stream.width, stream.height = (side // 2 * 2 for side in first.size)
-        stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "20"}
-        for picture in itertools.chain([first], pictures):
-            even = picture.crop((0, 0, stream.width, stream.height))
-            container.mux(stream.encode(_av().VideoFrame.from_image(even)))
-        container.mux(stream.encode())
-
-
-def _av() -> Any:
-    """Return PyAV, or say how to get it."""
-    try:
-        import av
-    except ImportError as error:
-        raise ConfigError(
-            "MP4 needs the extra video: pip install -c constraints.txt '.[video]'; "
-            "or write a GIF with --format gif"
-        ) from error
-    return av
-
 
 _RANGES: dict[str, tuple[float, float]] = {
     "seed": (0, 2**63 - 1),
@@ -449,3 +164,277 @@ def paint(
         picture.paste(paint_scene(shown.frames[step], bars, scene_width, height))
         picture.paste(panel.paint(step, height), (scene_width, 0))
         yield picture
+
+
+def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
+    """Return the policy in a run's newest checkpoint, and the reward that it is trained on.
+
+    None stands for the reward of a run that learns none, or none yet. Both come from one reading,
+    since a run that goes on may write its next checkpoint at any moment.
+    """
+    saved = load_checkpoint(run / "checkpoints")[1]
+    policy = restored(saved, run)
+    return policy, restored_reward(saved, policy.config, policy.spec, policy.norm)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """An episode as it is shown."""
+
+    frames: tuple[Frame, ...]
+    """(T,) each the state in which the agents take that step."""
+    rewards: Array
+    """(T,) what the environment paid: its dense reward, where a sparse task hides one."""
+    team: Array | None
+    """(T,) learned global rewards in running deviations; None: nothing was learned."""
+    local: Array | None
+    """(T, N) learned local rewards in running deviations; None: the model has none."""
+    agents: tuple[str, ...]
+    """(N,) what they are called."""
+
+
+def play(
+    policy: Policy, reward: RewardLearner | None, *, greedy: bool, seed: int, episode: int = 0
+) -> Play:
+    """Return the `episode`-th (from 0) episode of one copy; the same for the same arguments."""
+    seeds = Seeds(seed)
+    with policy.open_env(1) as env:
+        recorder = Recorder(env, episode)
+        collector = Collector(
+            recorder,
+            policy.norm,
+            recorder.spec.max_steps * (episode + 1),
+            seed=seeds.integer("evaluation environment"),
+            generator=seeds.torch("evaluation actions"),
+            device=torch.device("cpu"),
+        )
+        rollout = collector.collect(GreedyActor(policy.actor) if greedy else policy.actor)[0]
+    ends = rollout.done.squeeze(-1).nonzero().squeeze(-1) + 1
+    if len(ends) <= episode:
+        raise EnvError(
+            f"{recorder.spec.name} ended {len(ends)} episodes in {len(rollout.done)} steps; its "
+            f"max_steps of {recorder.spec.max_steps} promises {episode + 1}. `marl check` tests it"
+        )
+    chosen = slice(int(ends[episode - 1]) if episode else 0, int(ends[episode]))
+    team = local = None
+    if reward is not None:
+        learned = reward.rewards(rollout.transitions, rollout.done)
+        team = learned.team.squeeze(-1)[chosen].double().numpy()
+        local = None if learned.local is None else learned.local.squeeze(-2)[chosen]
+    return Play(
+        frames=tuple(recorder.frames),
+        rewards=np.array(recorder.rewards[chosen], np.float64),
+        team=team,
+        local=None if local is None else local.double().numpy(),
+        agents=tuple(policy.spec.agent_name(agent) for agent in range(policy.spec.num_agents)),
+    )
+
+
+class Recorder:
+    """A `VecEnv` of one copy that keeps the frames of one episode, and all that was paid."""
+
+    def __init__(self, env: VecEnv, episode: int) -> None:
+        self.frames: list[Frame] = []
+        self.rewards: list[float] = []
+        """The dense rewards where the environment hides some, otherwise the task's."""
+        self.hidden = env if isinstance(env, HasHiddenRewards) else None
+        self._env = env
+        self._left = episode
+        self._step: EnvStep | None = None
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of the environment."""
+        return self._env.spec
+
+    def reset(self, seed: int) -> EnvStep:
+        """Reset the environment."""
+        self._step = self._env.reset(seed)
+        return self._step
+
+    def step(self, actions: npt.NDArray[Any]) -> EnvStep:
+        """Keep the frame in which the agents act, if it is one of the episode, and step."""
+        assert self._step is not None, "step before reset"
+        if self._left == 0:
+            self.frames.append(frame_of(self._env, 0, self._step, actions))
+        self._step = self._env.step(actions)
+        source = self._step.rewards if self.hidden is None else self.hidden.hidden_rewards()
+        self.rewards.append(float(source[0]))
+        self._left -= int(self._step.terminated[0] | self._step.truncated[0])
+        return self._step
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the environment's state."""
+        return self._env.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue the environment from its state."""
+        self._env.load_state_dict(state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trace."""
+
+    name: str
+    colour: str
+    values: Array
+    """(T,) in [-1, 1]."""
+
+
+def reward_rows(play: Play) -> tuple[Row, ...]:
+    """Return the learned rewards, each kind on one scale; where there are none, the task's own."""
+    if play.team is None:
+        return (Row(name="task", colour=INK, values=scaled(play.rewards)),)
+    team = Row(name="team", colour=INK, values=scaled(play.team))
+    if play.local is None:
+        return (team,)
+    local = scaled(play.local)
+    agents = (
+        Row(name=name, colour=agent_colour(i), values=local[:, i])
+        for i, name in enumerate(play.agents)
+    )
+    return (team, *agents)
+
+
+def scaled(values: Array) -> Array:
+    """Return values so that the 98th percentile of their size is 1, cut to [-1, 1]."""
+    most = float(np.quantile(np.abs(values), 0.98)) or float(np.abs(values).max()) or 1.0
+    clipped: Array = np.clip(values / most, -1.0, 1.0)
+    return clipped
+
+
+class Panel:
+    """Draws the column of a play."""
+
+    def __init__(self, play: Play, rows: tuple[Row, ...], title: str, detail: str) -> None:
+        self._play, self._rows = play, rows
+        self._title, self._detail = title, detail
+        self._returns = play.rewards.cumsum()
+        self._kind = "task rewards" if play.team is None else "learned rewards"
+
+    def paint(self, step: int, height: int) -> Image.Image:
+        """Return the column at a step, from 0."""
+        canvas = Canvas(PANEL_WIDTH, height, _PAPER)
+        canvas.line([(0, 0), (0, height)], _RULE)
+        room = PANEL_WIDTH - 2 * _MARGIN
+        canvas.text(
+            (_MARGIN, 12), self._title, INK, fitting(self._title, 11, room, True), bold=True
+        )
+        canvas.text((_MARGIN, 28), self._detail, _QUIET, fitting(self._detail, 9, room))
+        seconds = step * self._play.frames[0].seconds_per_step
+        right = PANEL_WIDTH - _MARGIN
+        for y, name, value in (
+            (46, "time", f"{seconds:.1f} s   step {step + 1}"),
+            (60, "return so far", f"{self._returns[step]:,.1f}"),
+        ):
+            canvas.text((_MARGIN, y), name, _QUIET, 10)
+            canvas.text((right, y), value, INK, 10, "ra")
+        canvas.text((_MARGIN, 78), self._kind, _QUIET, 9)
+        pitch = min((height - _TOP - _BOTTOM) / len(self._rows), _MOST_ROW_HEIGHT)
+        for i, row in enumerate(self._rows):
+            self._paint_row(canvas, row, step, _TOP + i * pitch, pitch)
+        return canvas.image()
+
+    def _paint_row(self, canvas: Canvas, row: Row, step: int, top: float, pitch: float) -> None:
+        """Draw one trace up to a step, with its name at the left."""
+        left, right = _MARGIN + 56.0, PANEL_WIDTH - _MARGIN
+        middle, half = top + pitch / 2.0, pitch / 2.0 - 2.0
+        canvas.disc((_MARGIN + 4.0, middle), 4.0, row.colour)
+        canvas.text((_MARGIN + 13.0, middle), row.name, INK, fitting(row.name, 9, 42), "lm")
+        canvas.line([(left, middle), (right, middle)], _RULE)
+        length = min(_WINDOW, len(row.values))
+        first = max(0, step + 1 - length)
+        shown = row.values[first : step + 1].tolist()
+        pixels = (right - left) / length
+        line = [(left + (i + 0.5) * pixels, middle - half * v) for i, v in enumerate(shown)]
+        area = [(line[0][0], middle), *line, (line[-1][0], middle)]
+        canvas.polygon(area, tint(row.colour))
+        if len(line) > 1:
+            canvas.line(line, row.colour, 1.5)
+        canvas.disc(line[-1], 2.5, row.colour)
+
+
+def panel_height(num_rows: int) -> int:
+    """Return the pixels that a panel of so many rows needs at least."""
+    return _TOP + _BOTTOM + num_rows * _ROW_HEIGHT
+
+
+def fitting(text: str, size: int, room: float, bold: bool = False) -> int:
+    """Return the largest size, at most the given one and at least 5, at which a text fits."""
+    while size > 5 and text_width(text, size, bold) > room:
+        size -= 1
+    return size
+
+
+def tint(colour: str) -> str:
+    """Return a colour mixed with three parts of the panel's paper."""
+    parts = [(int(colour[i : i + 2], 16) + 3 * int(_PAPER[i : i + 2], 16)) // 4 for i in (1, 3, 5)]
+    return "#" + "".join(f"{part:02x}" for part in parts)
+
+
+def write_movie(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
+    """Write pictures of one size, each shown `frame_ms`, in the format of the path's suffix."""
+    if movie_format(path) == "mp4":
+        _write_mp4(path, pictures, frame_ms)
+    else:
+        _write_gif(path, pictures, frame_ms)
+
+
+def movie_format(path: Path) -> str:
+    """Return the format of a file by its suffix, if it is one that can be written here."""
+    name = path.suffix.removeprefix(".").lower()
+    if name not in FORMATS:
+        raise ConfigError(f"{path} ends in {path.suffix!r}; expected .gif or .mp4")
+    if name == "mp4":
+        _av()
+    return name
+
+
+def _write_gif(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
+    """Write a GIF that loops; one palette for all pictures keeps it small and calm."""
+    first = list(itertools.islice(pictures, _PALETTE_SAMPLES))
+    palette = _palette(first)
+    frames = (
+        picture.quantize(palette=palette, dither=Image.Dither.NONE)
+        for picture in itertools.chain(first, pictures)
+    )
+    opening = next(frames)
+    opening.save(
+        path, save_all=True, append_images=frames, duration=frame_ms, loop=0, optimize=False
+    )
+
+
+def _palette(pictures: list[Image.Image]) -> Image.Image:
+    """Return a picture whose palette serves all of these."""
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (width, height * len(pictures)))
+    for i, picture in enumerate(pictures):
+        sheet.paste(picture, (0, i * height))
+    return sheet.quantize(_COLOURS, kmeans=1)
+
+
+def _write_mp4(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
+    """Write H.264; players want even sizes, so an odd last row or column is cut off."""
+    with _av().open(str(path), "w", format="mp4") as container:
+        first = next(pictures)
+        stream = container.add_stream("libx264", rate=Fraction(1000, frame_ms))
+        stream.width, stream.height = (side // 2 * 2 for side in first.size)
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "20"}
+        for picture in itertools.chain([first], pictures):
+            even = picture.crop((0, 0, stream.width, stream.height))
+            container.mux(stream.encode(_av().VideoFrame.from_image(even)))
+        container.mux(stream.encode())
+
+
+def _av() -> Any:
+    """Return PyAV, or say how to get it."""
+    try:
+        import av
+    except ImportError as error:
+        raise ConfigError(
+            "MP4 needs the extra video: pip install -c constraints.txt '.[video]'; "
+            "or write a GIF with --format gif"
+        ) from error
+    return av
