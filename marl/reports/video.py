@@ -97,6 +97,22 @@ class Film:
     """Whether learned rewards are shown."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Play:
+    """An episode as it is shown."""
+
+    frames: tuple[Frame, ...]
+    """(T,) each the state in which the agents take that step."""
+    rewards: Array
+    """(T,) what the environment paid: its dense reward, where a sparse task hides one."""
+    team: Array | None
+    """(T,) learned global rewards in running deviations; None: nothing was learned."""
+    local: Array | None
+    """(T, N) learned local rewards in running deviations; None: the model has none."""
+    agents: tuple[str, ...]
+    """(N,) what they are called."""
+
+
 def film_run(run: Path, path: Path, options: FilmOptions, console: Console | None = None) -> Film:
     """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file."""
     movie_format(path)
@@ -175,22 +191,6 @@ def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
     saved = load_checkpoint(run / "checkpoints")[1]
     policy = restored(saved, run)
     return policy, restored_reward(saved, policy.config, policy.spec, policy.norm)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Play:
-    """An episode as it is shown."""
-
-    frames: tuple[Frame, ...]
-    """(T,) each the state in which the agents take that step."""
-    rewards: Array
-    """(T,) what the environment paid: its dense reward, where a sparse task hides one."""
-    team: Array | None
-    """(T,) learned global rewards in running deviations; None: nothing was learned."""
-    local: Array | None
-    """(T, N) learned local rewards in running deviations; None: the model has none."""
-    agents: tuple[str, ...]
-    """(N,) what they are called."""
 
 
 def play(
