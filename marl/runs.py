@@ -14,7 +14,6 @@ from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, save_config, to_dict
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, saved_spec, spec_in
-from marl.reports.plots import plot_run
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
     CheckpointError,
@@ -127,6 +126,8 @@ def _train_in(
     finally:
         writer.close()
         if trainer.iteration:
+            from marl.reports.plots import plot_run  # a second of imports, which the end can wait
+
             plot_run(folder, trainer.env.spec.successes)
 
 

@@ -6,6 +6,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
+
+_BETAS = (0.9, 0.999)  # decay of the two moments, Adam's usual ones
 
 
 class Optimizer:
@@ -14,6 +17,9 @@ class Optimizer:
     Parameters, gradients and moments of one kind of number are one vector each; what the modules
     hold are views of it, so a step costs one norm and one fused Adam call however many layers
     there are. Gradients are kept, not set to None: ``parameter.grad`` may be written in place.
+
+    PyTorch's Adam is called as a function: building its class takes seconds, which import the
+    compiler.
     """
 
     def __init__(
@@ -31,14 +37,16 @@ class Optimizer:
             flattened([p for p in self.parameters if (p.dtype, p.device) == kind]) for kind in kinds
         ]
         self.gradients = [parameter.grad for parameter in self.parameters]
-        self.adam = torch.optim.Adam(self.vectors, lr=learning_rate, eps=eps, fused=True)
+        self.learning_rate, self.eps = learning_rate, eps
+        self._means = [torch.zeros_like(vector.data) for vector in self.vectors]
+        self._squares = [torch.zeros_like(vector.data) for vector in self.vectors]
+        self._steps = [torch.zeros((), device=vector.device) for vector in self.vectors]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
         """Return an optimizer of the copied parameters; plain copies would not be its views."""
         parameters = [copy.deepcopy(parameter, memo) for parameter in self.parameters]
-        group = self.adam.param_groups[0]
-        other = Optimizer(parameters, group["lr"], self.max_grad_norm, eps=group["eps"])
-        other.load_state_dict(copy.deepcopy(self.state_dict()))
+        other = Optimizer(parameters, self.learning_rate, self.max_grad_norm, eps=self.eps)
+        other.load_state_dict(self.state_dict())
         memo[id(self)] = other
         return other
 
@@ -56,6 +64,7 @@ class Optimizer:
             parameter.grad = gradient  # `zero_grad` of a module may have taken it away
         loss.backward()
 
+    @torch.no_grad()
     def step(self) -> None:
         """Clip the gradient and take one Adam step."""
         gradients = [vector.grad for vector in self.vectors if vector.grad is not None]
@@ -63,20 +72,44 @@ class Optimizer:
         scale = (self.max_grad_norm / (norms.norm() + 1e-6)).clamp_(max=1.0)
         for gradient in gradients:
             gradient.mul_(scale)
-        self.adam.step()
+        adam(
+            self.vectors,  # type: ignore[arg-type]  # parameters are tensors
+            gradients,
+            self._means,
+            self._squares,
+            [],
+            self._steps,
+            fused=True,
+            amsgrad=False,
+            beta1=_BETAS[0],
+            beta2=_BETAS[1],
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+        )
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """Set the step size of the next steps."""
-        for group in self.adam.param_groups:
-            group["lr"] = learning_rate
+        self.learning_rate = learning_rate
 
     def state_dict(self) -> dict[str, Any]:
-        """Return Adam's moments; the parameters belong to their network."""
-        return self.adam.state_dict()
+        """Return Adam's moments and step counts; the parameters belong to their network."""
+        return {
+            "learning_rate": self.learning_rate,
+            "means": self._means,
+            "squares": self._squares,
+            "steps": self._steps,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of the same kind of parameters."""
-        self.adam.load_state_dict(state)
+        self.learning_rate = state["learning_rate"]
+        for name in ("means", "squares", "steps"):
+            for own, saved in zip(getattr(self, f"_{name}"), state[name], strict=True):
+                if own.shape != saved.shape:
+                    raise ValueError(f"{name} of {saved.shape} were saved, {own.shape} are here")
+                own.copy_(saved)
 
 
 def flattened(parameters: list[nn.Parameter]) -> nn.Parameter:

@@ -9,7 +9,7 @@ from marl.config import ConfigError
 from marl.errors import UserError
 
 
-class PluginError(UserError):
+class PluginError(UserError, ValueError):
     """A plug-in returned something outside its protocol."""
 
 

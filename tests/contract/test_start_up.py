@@ -58,6 +58,18 @@ def test_importing_the_packages_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+def test_a_trainer_imports_only_what_it_uses() -> None:
+    code = """
+import sys
+import marl
+trainer = marl.Trainer(marl.load_config(overrides={"env.name": "particles/nav_3"}))
+names = ("matplotlib", "mujoco", "openai", "pettingzoo", "tensorboard", "torch._dynamo")
+print([name for name in names if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("package", ["marl", "envs"])
 def test_every_public_name_is_found(package: str) -> None:
     module = __import__(package)
