@@ -127,7 +127,7 @@ class RewardConfig:
     target_rate: Annotated[float, Range(0, 1)] = 0.001
     """Polyak rate per gradient step of the target networks: V and the mixer used at s'."""
     drift_tolerance: Annotated[float, Range(0, 1e6)] = 0.1
-    """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;
+    """Rise of the averaged loss above its lowest (in nats, of preferences), which halves the rate;
     0 switches this guard off."""
     alpha: Annotated[float, Range(1e-9, 1e9)] = 10.0
     """Logit scale: S = (alpha / T_max) * sum of R."""

@@ -33,22 +33,22 @@ def make_labeller(
                 "folder; train with one (run_dir), and leave people out elsewhere"
             )
         return people
-    labeller = _named(config, spec, seeds, run)
+    labeller = _base_labeller(config, spec, seeds, run)
     if config.tie_break:
         rule = facts_labeller(spec, config.tie_break, setting="preferences.tie_break")
         labeller = Cascade(labeller, rule, pass_unanswered=False, pass_ties=True)
-    if errs(config.teacher):
+    if adds_errors(config.teacher):
         labeller = NoisyTeacher(labeller, config.teacher, seeds.integer("teacher"))
     return labeller
 
 
-def errs(config: TeacherConfig) -> bool:
-    """Return whether a teacher does anything but pass answers on."""
+def adds_errors(config: TeacherConfig) -> bool:
+    """Return whether a teacher changes any answer."""
     exact = TeacherConfig(myopia=config.myopia)  # myopia is in the returns themselves
     return config != exact
 
 
-def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
+def _base_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
     """Return the labeller that ``preferences.labeller`` names."""
     if config.labeller == "return":
         return ReturnLabeller(
@@ -66,7 +66,7 @@ def _named(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> L
     path = config.labeller.removesuffix("()")
     loaded = plugins.load(path, "preferences.labeller")
     if isinstance(loaded, type) or path != config.labeller:
-        loaded = _called(loaded, config.labeller, spec, seeds)
+        loaded = _constructed(loaded, config.labeller, spec, seeds)
     return loaded
 
 
@@ -82,7 +82,7 @@ def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: 
                 f"preferences.llm.fallback: got {config.llm.fallback!r}, expected another "
                 'labeller, such as "return", to take over at a cap'
             )
-        fallback = _named(replace(config, labeller=config.llm.fallback), spec, seeds, run)
+        fallback = _base_labeller(replace(config, labeller=config.llm.fallback), spec, seeds, run)
     labeller = LlmLabeller(config.llm, spec, fallback, run=run)
     labeller.start()
     return labeller
@@ -99,7 +99,7 @@ def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
     )
 
 
-def _called(
+def _constructed(
     factory: Callable[..., Any], name: str, spec: EnvSpec, seeds: Seeds
 ) -> Callable[..., Any]:
     """Return what a class or a factory makes, given the `spec` and `generator` it asks for."""

@@ -1,6 +1,10 @@
-"""Labellers made of labellers.
+"""Labellers: pairs of episodes in, P(first preferred) out.
 
-Axes: B pairs, V voters.
+What a labeller is and what else it may do; the rules that come with the package (`ReturnLabeller`,
+`FactsLabeller`); labellers made of others (`Cascade`, `Vote`); and how any of them is asked, its
+answers checked and its state saved.
+
+Axes: M episodes, B pairs, D of them chosen, P kept episodes, V voters.
 """
 
 import difflib
@@ -23,9 +27,8 @@ from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.utils.plugins import PluginError
 
-# Labellers: episode pairs in, P(first preferred) out.
-#
-# Axes: B pairs, D of them chosen; M episodes.
+NEIGHBOURS = 5
+"""A final state is as novel as it is far from its fifth nearest neighbour."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,35 +57,6 @@ class Labeller(Protocol):
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
         """Return (B,) P(first preferred): 1 first, 0 second, 0.5 tie, NaN no answer."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReturnLabeller:
-    """Prefers the larger episodic return.
-
-    Returns within `margin` of each other tie. `sharpness` k > 0 softens the label to
-    sigmoid(k (G_1 - G_2) / std G), with the deviation over the returns of the pairs. A `discount`
-    below 1 takes G discount^(T - 1) for G: what is paid in the last step, seen from the first.
-    """
-
-    margin: float = 0.0
-    sharpness: float = 0.0
-    discount: float = 1.0
-
-    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-        first, second = self._values(pairs.first), self._values(pairs.second)
-        gap = first - second
-        tie = gap.abs() <= self.margin
-        if self.sharpness > 0.0:
-            scale = torch.cat((first, second)).std(correction=0).clamp(min=1e-8)
-            labels = torch.sigmoid(self.sharpness * gap / scale)
-        else:
-            labels = (gap > 0).to(torch.float32)
-        return labels.masked_fill(tie, 0.5)
-
-    def _values(self, episodes: Episodes) -> Float[Tensor, "B"]:
-        """Return what each episode is worth at its beginning."""
-        return episodes.returns * self.discount ** (episodes.lengths - 1)
 
 
 @runtime_checkable
@@ -147,152 +121,33 @@ class AnswersLate(Protocol):
         ...
 
 
-def iter_labellers(labeller: Labeller) -> Iterator[Labeller]:
-    """Yield a labeller and, depth first, all that it is made of."""
-    yield labeller
-    if isinstance(labeller, CompositeLabeller):
-        for child in labeller.labellers:
-            yield from iter_labellers(child)
+@dataclass(frozen=True, kw_only=True)
+class ReturnLabeller:
+    """Prefers the larger episodic return.
 
-
-def labeller_state(labeller: Labeller) -> list[dict[str, Any]]:
-    """Return the states of a labeller and its parts that have one."""
-    return [child.state_dict() for child in iter_labellers(labeller) if isinstance(child, HasState)]
-
-
-def load_labeller_state(labeller: Labeller, states: list[dict[str, Any]]) -> None:
-    """Continue from `labeller_state()` of a labeller made of the same parts."""
-    stateful = [child for child in iter_labellers(labeller) if isinstance(child, HasState)]
-    if len(stateful) != len(states):
-        raise ConfigError(
-            f"the saved run has {len(states)} labellers with a state, this one {len(stateful)}; "
-            "resume with the labeller it was trained with"
-        )
-    for child, state in zip(stateful, states, strict=True):
-        child.load_state_dict(state)
-
-
-def labeller_metrics(labeller: Labeller) -> dict[str, float]:
-    """Return what a labeller and its parts report, as ``labeller/<name>``."""
-    return {
-        f"labeller/{name}": float(value)
-        for child in iter_labellers(labeller)
-        if isinstance(child, HasMetrics)
-        for name, value in child.metrics().items()
-    }
-
-
-def name_of(labeller: Labeller) -> str:
-    """Return what to call a labeller in a message."""
-    own = getattr(labeller, "__qualname__", type(labeller).__name__)
-    return str(own)
-
-
-def checked_labels(labeller: Labeller, name: str, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-    """Return what a labeller answers, or raise `PluginError` if it fails or breaks its promise."""
-    labels = _asked(labeller, name, pairs)
-    if not isinstance(labels, Tensor):
-        raise PluginError(
-            f"labeller {name} returned {type(labels).__name__}, expected a torch.Tensor of "
-            f"{len(pairs)} labels, one per pair"
-        )
-    if labels.shape != (len(pairs),):
-        raise PluginError(
-            f"labeller {name} returned shape {tuple(labels.shape)} for {len(pairs)} pairs; "
-            f"return shape ({len(pairs)},), NaN where it has no answer"
-        )
-    if not labels.is_floating_point():
-        raise PluginError(
-            f"labeller {name} returned dtype {labels.dtype}, expected a floating dtype; "
-            "labels are probabilities that the first is preferred"
-        )
-    bad = ~(labels.isnan() | ((labels >= 0.0) & (labels <= 1.0)))
-    if bool(bad.any()):
-        index = int(bad.nonzero()[0])
-        raise PluginError(
-            f"labeller {name} returned {float(labels[index])} for pair {index}, expected "
-            "P(first preferred) in [0, 1], or NaN where it has no answer"
-        )
-    return labels.to(torch.float32)
-
-
-def _asked(labeller: Labeller, name: str, pairs: EpisodePairs) -> object:
-    """Return the raw answer; an exception comes back as a `PluginError` that says where it rose."""
-    try:
-        return labeller(pairs)
-    except (PluginError, ConfigError):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"labeller {name} raised {type(error).__name__}: {error} ({place_of(error)}) when "
-            f"asked about {len(pairs)} pairs; return NaN where it has no answer"
-        ) from error
-
-
-# A labeller of the user's own that hangs stops the run instead of holding it for ever.
-
-
-@contextmanager
-def within(seconds: float, name: str) -> Iterator[None]:
-    """Raise `PluginError` in what runs inside, once it has taken so many seconds; 0: never.
-
-    The system's timer interrupts Python code and waits of the main thread; compiled code that
-    never returns it cannot, nor other threads, nor anything on Windows.
+    Returns within `margin` of each other tie. `sharpness` k > 0 softens the label to
+    sigmoid(k (G_1 - G_2) / std G), with the deviation over the returns of the pairs. A `discount`
+    below 1 takes G discount^(T - 1) for G: what is paid in the last step, seen from the first.
     """
-    is_main = threading.current_thread() is threading.main_thread()
-    if seconds <= 0.0 or not is_main or not hasattr(signal, "setitimer"):
-        yield
-        return
 
-    def expire(number: int, frame: FrameType | None) -> None:
-        place = f" ({frame.f_code.co_filename}, line {frame.f_lineno})" if frame else ""
-        raise PluginError(
-            f"labeller {name} has not answered after {seconds:g} s{place}; give it a deadline of "
-            "its own and return NaN where it has no answer, or raise preferences.deadline (0: "
-            "wait for ever)"
-        )
+    margin: float = 0.0
+    sharpness: float = 0.0
+    discount: float = 1.0
 
-    previous = signal.signal(signal.SIGALRM, expire)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0.0)
-        signal.signal(signal.SIGALRM, previous)
+    def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+        first, second = self._values(pairs.first), self._values(pairs.second)
+        gap = first - second
+        tie = gap.abs() <= self.margin
+        if self.sharpness > 0.0:
+            scale = torch.cat((first, second)).std(correction=0).clamp(min=1e-8)
+            labels = torch.sigmoid(self.sharpness * gap / scale)
+        else:
+            labels = (gap > 0).to(torch.float32)
+        return labels.masked_fill(tie, 0.5)
 
-
-# Labellers that judge by what is known of finished episodes: named numbers, one after another.
-#
-# Axes: M episodes, B pairs, P kept episodes.
-
-
-NEIGHBOURS = 5
-"""A final state is as novel as it is far from its fifth nearest neighbour."""
-
-
-def novelty(episodes: Episodes) -> Float[Tensor, "M"]:
-    """Return how far each final state is from the others that are kept.
-
-    Euclidean distance to the fifth nearest (the farthest, of fewer), every feature in its
-    deviations over the kept episodes.
-    """
-    replay = episodes.replay
-    known = torch.cat((replay.available(), replay.available(held_out=True)))
-    others = replay.final_states(known)
-    scale = others.std(dim=0, correction=0)
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    mine, places = episodes.numbers.unique(return_inverse=True)
-    distances = torch.cdist(replay.final_states(mine) / scale, others / scale)
-    nearest = min(NEIGHBOURS + 1, len(known))  # the nearest of all is the episode itself
-    return distances.kthvalue(nearest, dim=1).values[places]
-
-
-COMPUTED: dict[str, tuple[Callable[[Episodes], Tensor], bool | None]] = {
-    "return": (lambda episodes: episodes.returns, True),
-    "length": (lambda episodes: episodes.lengths.to(torch.float32), None),
-    "novelty": (novelty, True),
-}
-"""What is known of episodes of any environment, and whether more of it is better."""
+    def _values(self, episodes: Episodes) -> Float[Tensor, "B"]:
+        """Return what each episode is worth at its beginning."""
+        return episodes.returns * self.discount ** (episodes.lengths - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,6 +245,31 @@ def _fact(column: int) -> Callable[[Episodes], Tensor]:
     return lambda episodes: episodes.facts[:, column]
 
 
+def novelty(episodes: Episodes) -> Float[Tensor, "M"]:
+    """Return how far each final state is from the others that are kept.
+
+    Euclidean distance to the fifth nearest (the farthest, of fewer), every feature in its
+    deviations over the kept episodes.
+    """
+    replay = episodes.replay
+    known = torch.cat((replay.available(), replay.available(held_out=True)))
+    others = replay.final_states(known)
+    scale = others.std(dim=0, correction=0)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    mine, places = episodes.numbers.unique(return_inverse=True)
+    distances = torch.cdist(replay.final_states(mine) / scale, others / scale)
+    nearest = min(NEIGHBOURS + 1, len(known))  # the nearest of all is the episode itself
+    return distances.kthvalue(nearest, dim=1).values[places]
+
+
+COMPUTED: dict[str, tuple[Callable[[Episodes], Tensor], bool | None]] = {
+    "return": (lambda episodes: episodes.returns, True),
+    "length": (lambda episodes: episodes.lengths.to(torch.float32), None),
+    "novelty": (novelty, True),
+}
+"""What is known of episodes of any environment, and whether more of it is better."""
+
+
 class Cascade:
     """Asks the first labeller, and each next one only about what those before left open.
 
@@ -464,3 +344,114 @@ class Vote:
         )
         enough = (~votes.isnan()).sum(dim=0) >= self.at_least
         return votes.nanmean(dim=0).masked_fill(~enough, torch.nan)
+
+
+def iter_labellers(labeller: Labeller) -> Iterator[Labeller]:
+    """Yield a labeller and, depth first, all that it is made of."""
+    yield labeller
+    if isinstance(labeller, CompositeLabeller):
+        for child in labeller.labellers:
+            yield from iter_labellers(child)
+
+
+def labeller_state(labeller: Labeller) -> list[dict[str, Any]]:
+    """Return the states of a labeller and its parts that have one."""
+    return [child.state_dict() for child in iter_labellers(labeller) if isinstance(child, HasState)]
+
+
+def load_labeller_state(labeller: Labeller, states: list[dict[str, Any]]) -> None:
+    """Continue from `labeller_state()` of a labeller made of the same parts."""
+    stateful = [child for child in iter_labellers(labeller) if isinstance(child, HasState)]
+    if len(stateful) != len(states):
+        raise ConfigError(
+            f"the saved run has {len(states)} labellers with a state, this one {len(stateful)}; "
+            "resume with the labeller it was trained with"
+        )
+    for child, state in zip(stateful, states, strict=True):
+        child.load_state_dict(state)
+
+
+def labeller_metrics(labeller: Labeller) -> dict[str, float]:
+    """Return what a labeller and its parts report, as ``labeller/<name>``."""
+    return {
+        f"labeller/{name}": float(value)
+        for child in iter_labellers(labeller)
+        if isinstance(child, HasMetrics)
+        for name, value in child.metrics().items()
+    }
+
+
+def name_of(labeller: Labeller) -> str:
+    """Return what to call a labeller in a message."""
+    own = getattr(labeller, "__qualname__", type(labeller).__name__)
+    return str(own)
+
+
+def checked_labels(labeller: Labeller, name: str, pairs: EpisodePairs) -> Float[Tensor, "B"]:
+    """Return what a labeller answers, or raise `PluginError` if it fails or breaks its promise."""
+    labels = _asked(labeller, name, pairs)
+    if not isinstance(labels, Tensor):
+        raise PluginError(
+            f"labeller {name} returned {type(labels).__name__}, expected a torch.Tensor of "
+            f"{len(pairs)} labels, one per pair"
+        )
+    if labels.shape != (len(pairs),):
+        raise PluginError(
+            f"labeller {name} returned shape {tuple(labels.shape)} for {len(pairs)} pairs; "
+            f"return shape ({len(pairs)},), NaN where it has no answer"
+        )
+    if not labels.is_floating_point():
+        raise PluginError(
+            f"labeller {name} returned dtype {labels.dtype}, expected a floating dtype; "
+            "labels are probabilities that the first is preferred"
+        )
+    bad = ~(labels.isnan() | ((labels >= 0.0) & (labels <= 1.0)))
+    if bool(bad.any()):
+        index = int(bad.nonzero()[0])
+        raise PluginError(
+            f"labeller {name} returned {float(labels[index])} for pair {index}, expected "
+            "P(first preferred) in [0, 1], or NaN where it has no answer"
+        )
+    return labels.to(torch.float32)
+
+
+def _asked(labeller: Labeller, name: str, pairs: EpisodePairs) -> object:
+    """Return the raw answer; an exception comes back as a `PluginError` that says where it rose."""
+    try:
+        return labeller(pairs)
+    except (PluginError, ConfigError):
+        raise
+    except Exception as error:
+        raise PluginError(
+            f"labeller {name} raised {type(error).__name__}: {error} ({place_of(error)}) when "
+            f"asked about {len(pairs)} pairs; return NaN where it has no answer"
+        ) from error
+
+
+@contextmanager
+def time_limit(seconds: float, name: str) -> Iterator[None]:
+    """Raise `PluginError` in what runs inside, once it has taken so many seconds; 0: never.
+
+    The system's timer interrupts Python code and waits of the main thread; compiled code that
+    never returns it cannot, nor other threads, nor anything on Windows.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if seconds <= 0.0 or not is_main or not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    def expire(number: int, frame: FrameType | None) -> None:
+        place = f" ({frame.f_code.co_filename}, line {frame.f_lineno})" if frame else ""
+        raise PluginError(
+            f"labeller {name} has not answered after {seconds:g} s{place}; give it a deadline of "
+            "its own and return NaN where it has no answer, or raise preferences.deadline (0: "
+            "wait for ever)"
+        )
+
+    previous = signal.signal(signal.SIGALRM, expire)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, previous)

@@ -1,4 +1,8 @@
-"""How many pairs to ask, and when."""
+"""Queries: which pairs of finished episodes are asked about, how many, and when.
+
+Axes: E and M episodes, B pairs, K reward models. Episodes are named by their running number; larger
+is newer.
+"""
 
 from typing import Any
 
@@ -10,11 +14,8 @@ from torch import Tensor
 from envs.rng import uniform
 from marl.config import PreferenceConfig
 
-# Which finished episodes are compared.
-#
-# Axes: E and M episodes, B pairs, K reward models. Episodes are named by their running number;
-# larger is newer.
-
+DECAY = 10.0
+"""A hyperbolic schedule ends at 1 / (1 + DECAY) of the rate it begins with."""
 
 STRATA = 8
 """Ranges of equal width that stratified queries cut the returns into."""
@@ -130,10 +131,6 @@ def in_bootstrap(
     seeds = first.cpu().numpy().astype(np.uint64) + np.uint64(member << 40)
     draws = torch.as_tensor(uniform(seeds, second.cpu().numpy(), 1)[:, 0] < BOOTSTRAP_SHARE)
     return draws.to(first.device)
-
-
-DECAY = 10.0
-"""A hyperbolic schedule ends at 1 / (1 + DECAY) of the rate it begins with."""
 
 
 class Budget:

@@ -1,6 +1,6 @@
-"""Another reward model as labeller: what it has learned to prefer is passed on.
+"""A reward model learned before as labeller: it prefers the episode that it scores higher.
 
-Axes: B pairs, P remembered episodes.
+Axes: B pairs, P episodes in the cache.
 """
 
 from typing import Any
@@ -15,8 +15,8 @@ from marl.preferences.labellers import EpisodePairs
 from marl.rewards.scoring import score_episodes
 from marl.rewards.trainer import RewardLearner
 
-MOST_REMEMBERED = 16_384
-"""Newest episodes whose scores are remembered: each is scored once, however often it is asked."""
+CACHED_EPISODES = 16_384
+"""Newest episodes whose scores are cached: each is scored once, however often it is asked about."""
 
 
 class LengthControl:
@@ -39,7 +39,7 @@ class LengthControl:
         """c; 0 while all pairs were of equal length."""
         return self.score_gaps / self.length_gaps if self.length_gaps else 0.0
 
-    def see(self, score_gaps: Float[Tensor, "B"], length_gaps: Int64[Tensor, "B"]) -> None:
+    def update(self, score_gaps: Float[Tensor, "B"], length_gaps: Int64[Tensor, "B"]) -> None:
         """Take pairs into account, whichever of the two came first."""
         known = score_gaps.isfinite()
         scores, lengths = score_gaps[known].to(torch.float64), length_gaps[known]
@@ -77,7 +77,7 @@ class RewardLabeller:
         gaps = first - second
         lengths = pairs.first.lengths - pairs.second.lengths
         if self.config.length_control:
-            self.control.see(gaps, lengths)
+            self.control.update(gaps, lengths)
             gaps = gaps - self.control.constant * lengths.to(gaps.dtype)
         if self.config.temperature > 0.0:
             return torch.sigmoid(gaps / self.config.temperature)
@@ -91,16 +91,16 @@ class RewardLabeller:
         device = first.numbers.device
         self.learner.model.to(device)
         self._numbers, self._scores = self._numbers.to(device), self._scores.to(device)
-        self._remember(first)
-        self._remember(second)
+        self._score_new(first)
+        self._score_new(second)
         scores = [
             self._scores[torch.searchsorted(self._numbers, s.numbers)] for s in (first, second)
         ]
-        self._numbers = self._numbers[-MOST_REMEMBERED:]
-        self._scores = self._scores[-MOST_REMEMBERED:]
+        self._numbers = self._numbers[-CACHED_EPISODES:]
+        self._scores = self._scores[-CACHED_EPISODES:]
         return scores[0], scores[1]
 
-    def _remember(self, episodes: Episodes) -> None:
+    def _score_new(self, episodes: Episodes) -> None:
         """Score those episodes that were not asked about before, each once."""
         numbers, places = episodes.numbers.unique(return_inverse=True)
         rows = torch.zeros_like(numbers)
@@ -119,7 +119,7 @@ class RewardLabeller:
         return {"length_constant": self.control.constant}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what was seen and remembered, and the model itself: its run may train on."""
+        """Return both sums, the cached scores, and the model itself, whose run may train on."""
         return {
             "control": self.control.state_dict(),
             "numbers": self._numbers,

@@ -17,17 +17,17 @@ from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, n
 
 
 class NoisyTeacher:
-    """Passes on another labeller's answers with the errors of a person.
+    """Adds simulated human error to another labeller's answers.
 
-    In this order: an answer is turned round where the teacher chooses irrationally (closer
-    returns more often) or by mistake; close returns are a tie; two bad episodes get no answer.
-    A tie of the other labeller stays one. Whether the teacher errs about a pair is a hash of the
-    seed and the two episodes, so it says the same whenever and in whichever order it is asked.
+    In this order: an answer is flipped by a Boltzmann choice (the more often, the closer the
+    returns) or by mistake; close returns are a tie; two bad episodes get no answer. A tie of the
+    other labeller stays one. What happens to a pair is a hash of the seed and the two episodes, so
+    the answer is the same whenever and in whichever order the pair is asked.
     """
 
     def __init__(self, labeller: Labeller, config: TeacherConfig, seed: int) -> None:
         self.labellers = (labeller,)
-        """The labeller that knows."""
+        """The labeller whose answers are disturbed."""
         self.config = config
         self._seed = np.uint64(seed)
 
@@ -36,13 +36,12 @@ class NoisyTeacher:
         first = (pairs.first.returns.to(torch.float64) - mean) / deviation
         second = (pairs.second.returns.to(torch.float64) - mean) / deviation
         gap = (first - second).abs()
-        answers = checked_labels(self.labellers[0], name_of(self.labellers[0]), pairs).to(
-            gap.device
-        )
-        chance, accident = self._draws(pairs).unbind(dim=-1)
-        turned = chance < irrationality(gap, self.config.rationality)
-        turned ^= accident < self.config.mistakes
-        labels = torch.where(turned, 1.0 - answers, answers)
+        (labeller,) = self.labellers
+        answers = checked_labels(labeller, name_of(labeller), pairs).to(gap.device)
+        choice, mistake = self._draws(pairs).unbind(dim=-1)
+        is_flipped = choice < irrationality(gap, self.config.rationality)
+        is_flipped ^= mistake < self.config.mistakes
+        labels = torch.where(is_flipped, 1.0 - answers, answers)
         is_close = (gap < self.config.tie_within) & ~answers.isnan()
         labels = labels.masked_fill(is_close, 0.5)
         too_bad = torch.maximum(first, second) < self.config.skip_below

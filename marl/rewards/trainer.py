@@ -56,7 +56,7 @@ def fit_budget(config: Config) -> FitBudget:
 
 
 class DriftGuard:
-    """Slows the target networks of V down when the preference loss rises.
+    """Slows the target networks of V down when the loss of the rewards rises.
 
     With gamma_R near 1, V and Q can chase each other: the reward's scale grows, preferences that
     were once learned are lost again, and the loss that had fallen rises. When its running average
@@ -73,7 +73,7 @@ class DriftGuard:
         self.lowest = math.inf
 
     def update(self, loss: float) -> None:
-        """Take one fit's mean preference loss into account."""
+        """Take the mean loss of one fit into account."""
         self.fits += 1
         seen = min(self.fits, AVERAGED_FITS)
         self.average = loss if seen == 1 else self.average + (loss - self.average) / seen
@@ -83,7 +83,7 @@ class DriftGuard:
         if self.tolerance > 0.0 and self.average > self.lowest + self.tolerance:
             self.rate /= 2.0
             warnings.warn(
-                f"the preference loss rose from {self.lowest:.2f} to {self.average:.2f}; "
+                f"the reward's loss rose from {self.lowest:.2f} to {self.average:.2f}; "
                 f"reward.target_rate is halved to {self.rate:g} from here on. "
                 "If it keeps rising, lower reward.gamma",
                 stacklevel=2,

@@ -1,4 +1,4 @@
-"""The guard slows V down when the preference loss has risen, and only then."""
+"""The guard slows V down when the loss has risen, and only then."""
 
 import warnings
 

@@ -95,10 +95,10 @@ def test_the_constant_by_hand() -> None:
     # Longer less shorter: the scores differ by 4 and 2, the lengths by 1 and 2: c = 6 / 3.
     control = LengthControl()
     assert control.constant == 0.0
-    control.see(torch.tensor([4.0, -2.0]), torch.tensor([1, -2]))
+    control.update(torch.tensor([4.0, -2.0]), torch.tensor([1, -2]))
     assert control.constant == pytest.approx(2.0)
     # A pair of equal lengths says nothing, nor does one without a score.
-    control.see(torch.tensor([100.0, math.nan]), torch.tensor([0, 3]))
+    control.update(torch.tensor([100.0, math.nan]), torch.tensor([0, 3]))
     assert control.constant == pytest.approx(2.0)
     gaps = torch.tensor([4.0, -2.0]) - control.constant * torch.tensor([1.0, -2.0])
     oriented = gaps * torch.tensor([1.0, -1.0])
@@ -151,7 +151,7 @@ def test_an_episode_is_scored_once_and_the_oldest_are_forgotten(
     calls = model.calls
     assert torch.equal(labeller(pairs.rows(torch.tensor([0]))), labels[:1])
     assert model.calls == calls
-    monkeypatch.setattr("marl.preferences.reward_labeller.MOST_REMEMBERED", 2)
+    monkeypatch.setattr("marl.preferences.reward_labeller.CACHED_EPISODES", 2)
     labeller(pairs)
     labeller(pairs_of(archive, (1, 2)))
     assert model.calls == calls

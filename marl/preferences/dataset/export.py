@@ -24,7 +24,7 @@ from marl.policy import spec_in
 from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import EpisodeRecord
-from marl.preferences.factory import errs
+from marl.preferences.factory import adds_errors
 from marl.preferences.queries import all_pairs, swapped
 from marl.preferences.saved import SavedFeedback
 from marl.utils.checkpoint import load_checkpoint
@@ -163,7 +163,7 @@ def source_name(config: PreferenceConfig) -> str:
         name = f"own:{config.labeller}"
     if config.tie_break:
         name += f", ties by {' '.join(config.tie_break)}"
-    return printable(f"{name}, noisy" if errs(config.teacher) else name)
+    return printable(f"{name}, noisy" if adds_errors(config.teacher) else name)
 
 
 def _refuse_occupied(folder: Path) -> None:
