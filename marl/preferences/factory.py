@@ -84,7 +84,11 @@ def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: 
             )
         fallback = _base_labeller(replace(config, labeller=config.llm.fallback), spec, seeds, run)
     labeller = LlmLabeller(config.llm, spec, fallback, run=run)
-    labeller.start()
+    try:
+        labeller.start()
+    except BaseException:
+        labeller.close()
+        raise
     return labeller
 
 

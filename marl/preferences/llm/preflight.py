@@ -8,6 +8,7 @@ many candidates as the settings say, of 20, of 5; votes under a JSON schema; vot
 
 import hashlib
 import json
+import sqlite3
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -78,12 +79,14 @@ class Server:
             await self._check_model()
             send = partial(self._client.probe, afresh=self._is_outdated)
             found = await probe(send, self._template, self._config)
+            self._cache.set_note(self._note, [sorted(found.parts), found.top_logprobs])
+        except sqlite3.Error as error:
+            raise Fault("cache", f"{self._cache.path} cannot be written: {error}") from None
         except Fault as fault:
             self._client.counts[f"fault_{fault.kind}"] += 1
             self._client.breaker.failed(lasting=True, retry_after=fault.retry_after)
             raise
         self._client.breaker.succeeded()
-        self._cache.set_note(self._note, [sorted(found.parts), found.top_logprobs])
         self.features = found
         return found
 
