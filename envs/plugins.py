@@ -74,7 +74,7 @@ def _imported(module_name: str, what: str, example: str) -> ModuleType:
         raise EnvError(
             f"{what}: importing {module_name!r} failed: it needs the missing module {error.name!r}"
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise EnvError(
             f"{what}: importing {module_name!r} raised {type(error).__name__}: {error} "
             f"({place_of(error)})"

@@ -14,6 +14,7 @@ from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, save_config, to_dict
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, saved_spec, spec_in
+from marl.preferences.factory import with_given_labeller
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
     CheckpointError,
@@ -33,6 +34,7 @@ def train(
     config: Config,
     run_dir: Path | str | None = None,
     *,
+    labeller: Callable[..., Any] | None = None,
     resume: bool = False,
     stop: Callable[[], bool] | None = None,
     begun: Callable[[EnvSpec], None] | None = None,
@@ -42,18 +44,22 @@ def train(
     Closing the generator, an error in the run and the last iteration all save the state: a
     checkpoint, or a folder ``crash`` where the error left half an iteration. While training waits
     for people (``preferences.people.wait``), it ends as soon as `stop` says so.
+    `labeller`, a callable from episode pairs to labels or a class of such, takes the place of the
+    one that the settings name; the run is recorded with ``preferences.labeller = "python"``, and
+    goes on only where it is given again.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
     """
     if run_dir is None:
-        with closing(Trainer(config)) as trainer:
+        with closing(Trainer(config, labeller=labeller)) as trainer:
             while trainer.iteration < config.num_iterations:
                 yield trainer.iterate()
         return
     folder = Path(run_dir)
+    config = with_given_labeller(config, labeller)
     if not resume:
         refuse_a_run_in(folder)  # before a labeller is asked anything that it is paid for
     identity = identity_of(folder) or secrets.token_hex(8)
-    with closing(Trainer(config, folder, run=identity)) as trainer:
+    with closing(Trainer(config, folder, labeller=labeller, run=identity)) as trainer:
         if not resume:
             new_run_folder(folder, config)
         elif list_checkpoints(folder / "checkpoints"):
@@ -92,7 +98,8 @@ def _train_in(
 
     try:
         while trainer.iteration < config.num_iterations and _is_answered(trainer, stop):
-            metrics = trainer.iterate()
+            with trainer.restoring():
+                metrics = trainer.iterate()
             writer.write(trainer.steps, metrics)
             written = trainer.steps
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (

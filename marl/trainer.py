@@ -3,8 +3,11 @@
 Axes: T time, E environments, N agents.
 """
 
+import copy
 import resource
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +15,38 @@ import torch
 from torch import Tensor
 
 from envs import Fact, close_env, make_env
-from marl.config import Config
+from marl.config import Config, ConfigError
 from marl.data.rollout import Collector, executed
 from marl.data.types import Rewards, Rollout, Transitions
 from marl.learners.mappo import Mappo
 from marl.nn.layers import correlation
 from marl.nn.normalisation import TeamNorm
 from marl.preferences import FeedbackPipeline
+from marl.preferences.factory import with_given_labeller
 from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_learner
 from marl.utils.memory_check import check_room
+from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
 
 
 class Trainer:
     """Everything that changes during a run, and one iteration of it."""
 
-    def __init__(self, config: Config, folder: Path | None = None, *, run: str = "") -> None:
+    def __init__(
+        self,
+        config: Config,
+        folder: Path | None = None,
+        *,
+        labeller: Callable[..., Any] | None = None,
+        run: str = "",
+    ) -> None:
         """`folder` is the run's, which a labeller that shows episodes to people needs.
 
-        `run` is its identity, under which an answer cache keeps what it asks.
+        `labeller` takes the place of the one that the settings name. `run` is the run's identity,
+        under which an answer cache keeps what it asks.
         """
+        config = with_given_labeller(config, labeller)
         torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config
         self.device = torch.device(config.device)
@@ -48,7 +62,8 @@ class Trainer:
         self.safe_to_checkpoint = True
         """Whether the state is that after the last whole iteration; an error may leave half of one.
 
-        One in the environment does not: the collector undoes its steps.
+        One in the environment does not, since the collector undoes its steps; nor does one of a
+        plug-in, within `restoring`.
         """
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
         self.collector = Collector(
@@ -88,6 +103,7 @@ class Trainer:
                 uses_labels=config.learns_from_labels,
                 uses_returns=config.learns_from_returns,
                 people=self.people,
+                given=labeller,
                 run=run,
             )
             self.reward = make_reward_learner(
@@ -198,33 +214,57 @@ class Trainer:
         """Release what the environment holds, its workers for one."""
         close_env(self.env)
 
+    @contextmanager
+    def restoring(self) -> Iterator[None]:
+        """Around `iterate`: a plug-in that fails leaves the state after the last whole iteration.
+
+        A plug-in is a labeller or a reward model of the user's, and a language model at a cap that
+        ends the run. What an iteration changes is copied before it; the rollout and the replay
+        buffer are undone.
+        """
+        if self.feedback is None or not self.config.calls_plugins:
+            yield
+            return
+        iteration, answers = self.iteration, self.feedback.snapshot()
+        before = {name: copy.deepcopy(part.state_dict()) for name, part in self._parts().items()}
+        try:
+            yield
+        except (PluginError, ConfigError):
+            if not self.safe_to_checkpoint:
+                self.collector.undo()
+                self.feedback.restore(answers)
+                for name, part in self._parts().items():
+                    part.load_state_dict(before[name])
+                self.iteration = iteration
+                self.safe_to_checkpoint = True
+            raise
+
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
-        state = {
-            "iteration": self.iteration,
-            "seeds": self.seeds.state_dict(),
-            "norm": self.norm.state_dict(),
-            "collector": self.collector.state_dict(),
-            "mappo": self.mappo.state_dict(),
-        }
-        if self.feedback is not None and self.reward is not None:
-            state |= {"feedback": self.feedback.state_dict(), "reward": self.reward.state_dict()}
-        if self.ensemble is not None:
-            state["ensemble"] = self.ensemble.state_dict()
-        return state
+        state = {"iteration": self.iteration, "collector": self.collector.state_dict()}
+        if self.feedback is not None:
+            state["feedback"] = self.feedback.state_dict()
+        return state | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a trainer with the same configuration."""
         self.iteration = state["iteration"]
-        self.seeds.load_state_dict(state["seeds"])
-        self.norm.load_state_dict(state["norm"])
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])
         self.collector.load_state_dict(state["collector"])
-        self.mappo.load_state_dict(state["mappo"])
-        if self.feedback is not None and self.reward is not None:
+        if self.feedback is not None:
             self.feedback.load_state_dict(state["feedback"])
-            self.reward.load_state_dict(state["reward"])
-        if self.ensemble is not None:
-            self.ensemble.load_state_dict(state["ensemble"])
+
+    def _parts(self) -> dict[str, Any]:
+        """Return what has a small state, by its name in a checkpoint."""
+        parts = {
+            "seeds": self.seeds,
+            "norm": self.norm,
+            "mappo": self.mappo,
+            "reward": self.reward,
+            "ensemble": self.ensemble,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 class Clock:

@@ -255,11 +255,12 @@ class PreferenceConfig:
     labeller: str = "return"
     """``return`` (larger episodic return wins), ``outcome`` (the fact ``won``), ``facts`` (see
     `facts`), ``llm`` (a language model, see `llm`), ``model`` (a reward learned before, see
-    `model`), ``people`` (who answer on a page, see `people`), or an import path: ``my_labels:f``
-    is the labeller (a class is first made), and ``my_labels:make()`` returns it."""
+    `model`), ``people`` (who answer on a page, see `people`), ``python`` (a callable given to
+    `marl.train`), or an import path: ``my_labels:f`` is the labeller (a class is first made), and
+    ``my_labels:make()`` returns it."""
     deadline: Annotated[float, Range(0, 1e9)] = 600.0
-    """Seconds after which a labeller of your own (an import path) that has not answered stops the
-    run, its state saved; 0: never."""
+    """Seconds after which a labeller of your own that has not answered stops the run, its state
+    saved; 0: never."""
     margin: Annotated[float, Range(0, 1e12)] = 0.0
     """Returns closer than this are a tie."""
     sharpness: Annotated[float, Range(0, 1e6)] = 0.0
@@ -379,6 +380,14 @@ class Config:
     def learns_from_returns(self) -> bool:
         """Whether the reward is fitted to the returns of episodes."""
         return self.reward_choice.needs_returns
+
+    @property
+    def calls_plugins(self) -> bool:
+        """Whether an iteration calls what may fail: a labeller that is no rule of this package and
+        no people, who have a log of their own, or a reward model of the user's."""
+        rules = {"return", "outcome", "facts", "people"}
+        labellers = set(self.preferences.labellers) if self.learns_from_labels else set()
+        return bool(labellers - rules) or bool(self.reward.model)
 
     @property
     def asks_people(self) -> bool:

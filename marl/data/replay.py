@@ -59,6 +59,10 @@ class ReplayBuffer:
         self.num_finished = 0
         self.latest = 0
         """Number (counted from 0) of the first episode of the newest batch that ended."""
+        self._overwritten: list[tuple[Tensor, slice | Tensor, Tensor]] = []
+        """Tensor, rows and old values of each write of the last `append`."""
+        self._before = (0, 0, 0)
+        """`time`, `num_finished` and `latest` before it."""
         fields = step_fields(spec)
         self._steps = allocate(fields, (self.ring_steps, spec.num_envs), device)
         self._facts = torch.zeros(self.ring_steps, spec.num_envs, len(spec.facts), device=device)
@@ -81,14 +85,19 @@ class ReplayBuffer:
         return sum(t.numel() * t.element_size() for group in groups for t in group.values())
 
     def append(self, rollout: Rollout) -> None:
-        """Copy a rollout in, overwriting the oldest, and register the episodes that ended."""
+        """Copy a rollout in, overwriting the oldest, and register the episodes that ended.
+
+        `undo` takes it back, until the next one.
+        """
+        self._overwritten.clear()
+        self._before = (self.time, self.num_finished, self.latest)
         steps, ended = rollout.transitions, rollout.episodes
         row = self.time % self.ring_steps
         span = slice(row, row + rollout.truncated.shape[0])
         for name, ring in self._steps.items():
-            ring[span] = getattr(steps, name)
+            self._write(ring, span, getattr(steps, name))
         if rollout.facts is not None:
-            self._facts[span] = rollout.facts
+            self._write(self._facts, span, rollout.facts)
         keep = slice(max(0, len(ended.env) - self.max_episodes), None)
         end, env = ended.end_time[keep].to(self.device), ended.env[keep].to(self.device)
         lengths = ended.lengths[keep].to(self.device)
@@ -97,17 +106,32 @@ class ReplayBuffer:
             self.latest = self.num_finished
             numbers = torch.arange(len(env), device=self.device) + self.num_finished
             slots = numbers % self.max_episodes
-            self._episodes["start"][slots] = self.time + end + 1 - lengths
-            self._episodes["env"][slots] = env
-            self._episodes["length"][slots] = lengths
-            self._episodes["terminated"][slots] = ended.terminated[keep].to(self.device)
-            self._episodes["returns"][slots] = ended.returns[keep].to(self.device)
+            rows = {
+                "start": self.time + end + 1 - lengths,
+                "env": env,
+                "length": lengths,
+                "terminated": ended.terminated[keep],
+                "returns": ended.returns[keep],
+            }
             if ended.facts is not None:
-                self._episodes["facts"][slots] = ended.facts[keep].to(self.device)
+                rows["facts"] = ended.facts[keep]
+            for name, values in rows.items():
+                self._write(self._episodes[name], slots, values)
             for name, final in self._finals.items():
-                final[slots] = getattr(steps, f"next_{name}")[end, env]
+                self._write(final, slots, getattr(steps, f"next_{name}")[end, env])
             self.num_finished += len(env)
         self.time += rollout.truncated.shape[0]
+
+    def undo(self) -> None:
+        """Take the last `append` back; without one since, change nothing."""
+        for ring, rows, values in self._overwritten:
+            ring[rows] = values
+        self._overwritten.clear()
+        self.time, self.num_finished, self.latest = self._before
+
+    def _write(self, ring: Tensor, rows: slice | Tensor, values: Tensor) -> None:
+        self._overwritten.append((ring, rows, ring[rows].clone()))
+        ring[rows] = values.to(self.device)
 
     def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
         """Return the numbers of all whole episodes, oldest first, of one side of the split."""
@@ -216,6 +240,8 @@ class ReplayBuffer:
         self.time = state["time"]
         self.num_finished = state["num_finished"]
         self.latest = state["latest"]
+        self._overwritten.clear()
+        self._before = (self.time, self.num_finished, self.latest)
         self._facts.copy_(state["facts"])
         for mine, theirs in (
             (self._steps, state["steps"]),

@@ -166,6 +166,8 @@ class Collector:
         self._open_lengths = torch.zeros(env.spec.num_envs, dtype=torch.int64)
         self._steps_before = 0
         self._undoes = undoes
+        self._before: tuple[dict[str, Any], Tensor] | None = None
+        """The state before the last rollout, and that of the generator."""
         self._undone: dict[str, Any] | None = None
         """The state to continue from, after a rollout that was undone."""
 
@@ -179,17 +181,27 @@ class Collector:
             return self._collect(actor)
         if self._undone is not None:
             self.load_state_dict(self._undone)
-        before, draws = self.state_dict(), self.generator.get_state()
+        self._before = (self.state_dict(), self.generator.get_state())
         if self.callback is not None:
             self.callback.before_rollout()
         try:
             return self._collect(actor)
         except BaseException:
-            self._undone = before
-            self.generator.set_state(draws)
-            if self.callback is not None:
-                self.callback.undo_rollout()
+            self.undo()
             raise
+
+    def undo(self) -> None:
+        """Go back to before the last rollout, which the next `collect` then repeats.
+
+        Only a collector that undoes can, and without a rollout since it changes nothing.
+        """
+        if self._before is None:
+            return
+        self._undone, draws = self._before
+        self._before = None
+        self.generator.set_state(draws)
+        if self.callback is not None:
+            self.callback.undo_rollout()
 
     @torch.no_grad()
     def _collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
@@ -378,7 +390,7 @@ class Collector:
         self._steps_before = state["steps_before"]
         hidden = state.get("hidden")
         self.acting.hidden = None if hidden is None else hidden.to(self.device)
-        self._undone = None
+        self._before = self._undone = None
 
 
 def _copied(step: EnvStep) -> EnvStep:

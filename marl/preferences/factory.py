@@ -3,11 +3,18 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from envs import EnvSpec
-from marl.config import ConfigError, PreferenceConfig, TeacherConfig
-from marl.preferences.labellers import Cascade, Labeller, ReturnLabeller, facts_labeller
+from marl.config import Config, ConfigError, PreferenceConfig, TeacherConfig
+from marl.preferences.labellers import (
+    Cascade,
+    Labeller,
+    ReturnLabeller,
+    called,
+    facts_labeller,
+)
 from marl.preferences.teachers import NoisyTeacher
 from marl.utils import plugins
 from marl.utils.seeding import Seeds
@@ -19,12 +26,13 @@ def make_labeller(
     seeds: Seeds,
     people: Labeller | None = None,
     *,
+    given: Callable[..., Any] | None = None,
     run: str = "",
 ) -> Labeller:
     """Return the labeller a configuration names, with its tie-break and its teacher's errors.
 
-    `people` is the labeller of that name, which only a run with a folder has. `run` is the
-    identity under which an answer cache keeps what is asked.
+    `people` is the labeller of that name, which only a run with a folder has; `given` is the one
+    called ``python``. `run` is the identity under which an answer cache keeps what is asked.
     """
     if config.labeller == "people":
         if people is None:
@@ -33,13 +41,41 @@ def make_labeller(
                 "folder; train with one (run_dir), and leave people out elsewhere"
             )
         return people
-    labeller = _base_labeller(config, spec, seeds, run)
+    if given is None:
+        labeller = _base_labeller(config, spec, seeds, run)
+    else:
+        labeller = _given(given, spec, seeds)
     if config.tie_break:
         rule = facts_labeller(spec, config.tie_break, setting="preferences.tie_break")
         labeller = Cascade(labeller, rule, pass_unanswered=False, pass_ties=True)
     if adds_errors(config.teacher):
         labeller = NoisyTeacher(labeller, config.teacher, seeds.integer("teacher"))
     return labeller
+
+
+def with_given_labeller(config: Config, given: object | None) -> Config:
+    """Return the settings with which a run whose labeller is given in Python is recorded.
+
+    They say ``python``, so that nothing takes the run's labels for those of another labeller.
+    Raises `ConfigError` where they name another one, or ask nobody.
+    """
+    if given is None:
+        return config
+    if not callable(given):
+        raise ConfigError(
+            f"labeller: got {given!r}, expected a callable from episode pairs to labels"
+        )
+    if not config.learns_from_labels:
+        raise ConfigError(
+            f"labeller: given, but algorithm {config.algorithm!r} asks nobody; leave it out"
+        )
+    preferences = config.preferences
+    if preferences.labeller not in (PreferenceConfig().labeller, "python"):
+        raise ConfigError(
+            f"preferences.labeller: got {preferences.labeller!r}, and another labeller is given in "
+            "Python; leave one of them out"
+        )
+    return replace(config, preferences=replace(preferences, labeller="python"))
 
 
 def adds_errors(config: TeacherConfig) -> bool:
@@ -63,11 +99,23 @@ def _base_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: s
         return _language_model(config, spec, seeds, run)
     if config.labeller == "model":
         return _reward_model(config, spec)
+    if config.labeller == "python":
+        raise ConfigError(
+            'preferences.labeller: "python" is a callable of a Python program, which only that '
+            "program can give: marl.train(config, run_dir, labeller=...), to go on with a run with "
+            "resume=True"
+        )
     path = config.labeller.removesuffix("()")
     loaded = plugins.load(path, "preferences.labeller")
     if isinstance(loaded, type) or path != config.labeller:
         loaded = _constructed(loaded, config.labeller, spec, seeds)
     return loaded
+
+
+def _given(given: Callable[..., Any], spec: EnvSpec, seeds: Seeds) -> Labeller:
+    """Return a labeller given in Python; a class is first made."""
+    is_class = isinstance(given, type)
+    return _constructed(given, given.__qualname__, spec, seeds) if is_class else given
 
 
 def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
@@ -113,7 +161,7 @@ def _constructed(
         arguments["spec"] = spec
     if "generator" in wanted:
         arguments["generator"] = seeds.torch("labeller")
-    made = factory(**arguments)
+    made = called(name, "made", partial(factory, **arguments))
     if not callable(made):
         raise plugins.PluginError(
             f"preferences.labeller: {name} made a {type(made).__name__}, expected a labeller: a "

@@ -8,14 +8,16 @@ Axes: M episodes, B pairs, D of them chosen, P kept episodes, V voters.
 """
 
 import difflib
+import math
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ParamSpec, Protocol, TypeVar, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
@@ -26,6 +28,10 @@ from marl.config import ConfigError
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.utils.plugins import PluginError
+from marl.utils.text import error_text
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 NEIGHBOURS = 5
 """A final state is as novel as it is far from its fifth nearest neighbour."""
@@ -356,7 +362,11 @@ def iter_labellers(labeller: Labeller) -> Iterator[Labeller]:
 
 def labeller_state(labeller: Labeller) -> list[dict[str, Any]]:
     """Return the states of a labeller and its parts that have one."""
-    return [child.state_dict() for child in iter_labellers(labeller) if isinstance(child, HasState)]
+    return [
+        called(name_of(child), "asked for its state", child.state_dict)
+        for child in iter_labellers(labeller)
+        if isinstance(child, HasState)
+    ]
 
 
 def load_labeller_state(labeller: Labeller, states: list[dict[str, Any]]) -> None:
@@ -368,17 +378,21 @@ def load_labeller_state(labeller: Labeller, states: list[dict[str, Any]]) -> Non
             "resume with the labeller it was trained with"
         )
     for child, state in zip(stateful, states, strict=True):
-        child.load_state_dict(state)
+        called(name_of(child), "given its state back", child.load_state_dict, state)
 
 
 def labeller_metrics(labeller: Labeller) -> dict[str, float]:
     """Return what a labeller and its parts report, as ``labeller/<name>``."""
     return {
-        f"labeller/{name}": float(value)
+        f"labeller/{name}": value
         for child in iter_labellers(labeller)
         if isinstance(child, HasMetrics)
-        for name, value in child.metrics().items()
+        for name, value in called(name_of(child), "asked for its metrics", _numbers, child).items()
     }
+
+
+def _numbers(labeller: HasMetrics) -> dict[str, float]:
+    return {name: float(value) for name, value in labeller.metrics().items()}
 
 
 def name_of(labeller: Labeller) -> str:
@@ -387,45 +401,69 @@ def name_of(labeller: Labeller) -> str:
     return str(own)
 
 
+def called(name: str, doing: str, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return what a labeller's function returns; whatever it raises comes back as a `PluginError`.
+
+    That says where it was raised, and stops the run with its state saved. Also a `SystemExit`: a
+    labeller does not decide that a program ends. `doing` says what the labeller was doing.
+    """
+    try:
+        return function(*args, **kwargs)
+    except (PluginError, ConfigError):
+        raise
+    except (Exception, SystemExit) as error:
+        raise PluginError(
+            f"labeller {name} raised {error_text(error)} ({place_of(error)}) when {doing}"
+        ) from error
+
+
 def checked_labels(labeller: Labeller, name: str, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-    """Return what a labeller answers, or raise `PluginError` if it fails or breaks its promise."""
-    labels = _asked(labeller, name, pairs)
-    if not isinstance(labels, Tensor):
+    """Return what a labeller answers, or raise `PluginError` if it fails or breaks its promise.
+
+    NumPy arrays, lists, truth values and whole numbers are labels too; a gradient is cut off.
+    """
+    count = len(pairs)
+    doing = f"asked about {count} pairs; return NaN where it has no answer"
+    answer = called(name, doing, labeller, pairs)
+    labels = _tensor(answer)
+    if labels is None:
         raise PluginError(
-            f"labeller {name} returned {type(labels).__name__}, expected a torch.Tensor of "
-            f"{len(pairs)} labels, one per pair"
+            f"labeller {name} returned {type(answer).__name__}, expected a torch.Tensor, an array "
+            f"or a list of {count} numbers, one per pair"
         )
-    if labels.shape != (len(pairs),):
+    if labels.shape != (count,):
         raise PluginError(
-            f"labeller {name} returned shape {tuple(labels.shape)} for {len(pairs)} pairs; "
-            f"return shape ({len(pairs)},), NaN where it has no answer"
-        )
-    if not labels.is_floating_point():
-        raise PluginError(
-            f"labeller {name} returned dtype {labels.dtype}, expected a floating dtype; "
-            "labels are probabilities that the first is preferred"
+            f"labeller {name} returned shape {tuple(labels.shape)} for {count} pairs; "
+            f"return shape ({count},), NaN where it has no answer"
         )
     bad = ~(labels.isnan() | ((labels >= 0.0) & (labels <= 1.0)))
     if bool(bad.any()):
         index = int(bad.nonzero()[0])
         raise PluginError(
-            f"labeller {name} returned {float(labels[index])} for pair {index}, expected "
+            f"labeller {name} returned {round(float(labels[index]), 6)} for pair {index}, expected "
             "P(first preferred) in [0, 1], or NaN where it has no answer"
         )
-    return labels.to(torch.float32)
+    return labels
 
 
-def _asked(labeller: Labeller, name: str, pairs: EpisodePairs) -> object:
-    """Return the raw answer; an exception comes back as a `PluginError` that says where it rose."""
+def _tensor(answer: object) -> Tensor | None:
+    """Return an answer as a float32 tensor, None where its meaning is not plain.
+
+    In a list, None is no answer.
+    """
     try:
-        return labeller(pairs)
-    except (PluginError, ConfigError):
-        raise
-    except Exception as error:
-        raise PluginError(
-            f"labeller {name} raised {type(error).__name__}: {error} ({place_of(error)}) when "
-            f"asked about {len(pairs)} pairs; return NaN where it has no answer"
-        ) from error
+        if isinstance(answer, list | tuple):
+            if any(isinstance(label, str | bytes) for label in answer):
+                return None
+            answer = np.array([math.nan if label is None else float(label) for label in answer])
+        if not isinstance(answer, Tensor):
+            array = np.asarray(answer)
+            if array.dtype.kind not in "buif":
+                return None
+            answer = torch.from_numpy(array.astype(np.float64))
+        return None if answer.is_complex() else answer.detach().to(torch.float32)
+    except Exception:  # of a type that only looks like an array
+        return None
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Axes: T time, E environments, M episodes, K sampled steps, B pairs, V reward models.
 """
 
+import copy
 import math
 import warnings
 from collections.abc import Callable
@@ -23,11 +24,13 @@ from marl.preferences.labellers import (
     EpisodePairs,
     IsSelective,
     Labeller,
+    called,
     checked_labels,
     iter_labellers,
     labeller_metrics,
     labeller_state,
     load_labeller_state,
+    name_of,
     time_limit,
 )
 from marl.preferences.queries import (
@@ -78,9 +81,10 @@ class FeedbackPipeline:
         uses_labels: bool = True,
         uses_returns: bool = False,
         people: Labeller | None = None,
+        given: Callable[..., Any] | None = None,
         run: str = "",
     ) -> None:
-        """`people` is the labeller of that name, where the run has one."""
+        """`people` and `given` are the labellers ``people`` and ``python``, where there are any."""
         self.uses_labels, self.uses_returns = uses_labels, uses_returns
         self.config = preferences
         self.reward_config = reward
@@ -89,14 +93,15 @@ class FeedbackPipeline:
         self.generator = seeds.torch("preferences", device)
         self.labeller: Labeller | None = None
         if uses_labels:
-            self.labeller = make_labeller(preferences, spec, seeds, people, run=run)
+            self.labeller = make_labeller(preferences, spec, seeds, people, given=given, run=run)
         labellers = [] if self.labeller is None else list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
         self.selective = [child for child in labellers if isinstance(child, IsSelective)]
         self.replay = make_replay(spec, rollout_steps, preferences, device)
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
-        self.tally = Tally(preferences.labeller, stratified=preferences.query == "stratified")
+        self.labeller_name = preferences.labeller if given is None else name_of(given)
+        self.tally = Tally(self.labeller_name, stratified=preferences.query == "stratified")
         self.least_return, self.largest_return = math.inf, -math.inf
         self.myopic: MyopicReturns | None = None
         if uses_labels and preferences.teacher.myopia < 1.0:
@@ -145,13 +150,16 @@ class FeedbackPipeline:
         """Return the whole episodes of one side that the labeller can judge."""
         available = self.replay.available(held_out=held_out)
         for child in self.selective:
-            available = available[child.can_judge(self.replay.episodes(available))]
+            episodes = self.replay.episodes(available)
+            mask = called(name_of(child), "asked what it can judge", child.can_judge, episodes)
+            available = available[mask]
         return available
 
     def _take_late_answers(self) -> None:
         """Keep what was answered to earlier questions; each counts once it is closed."""
         for child in self.late:
-            late = child.late_answers(self.replay)
+            doing = "asked for late answers"
+            late = called(name_of(child), doing, child.late_answers, self.replay)
             self.buffer.correct(late.first, late.second, late.labels, self.replay.time)
             self.tally.add(late.labels)
 
@@ -278,8 +286,9 @@ class FeedbackPipeline:
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
         assert self.labeller is not None, "a reward learned from returns asks nobody"
         pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
-        name = self.config.labeller
-        with time_limit(self.config.deadline if ":" in name else 0.0, name):
+        name = self.labeller_name
+        is_own = ":" in self.config.labeller or self.config.labeller == "python"
+        with time_limit(self.config.deadline if is_own else 0.0, name):
             labels = checked_labels(self.labeller, name, pairs).to(self.device)
         self.tally.add(labels[~labels.isnan()] if self.late else labels)
         return labels
@@ -307,10 +316,28 @@ class FeedbackPipeline:
         }
         return metrics | counts | self.tally.take() | labeller_metrics(self.labeller)
 
+    def snapshot(self) -> dict[str, Any]:
+        """Return a copy of all but the replay buffer, for `restore`."""
+        return copy.deepcopy(self._small_state()) | {"time": self.replay.time}
+
+    def restore(self, snapshot: dict[str, Any]) -> None:
+        """Go back to a snapshot taken at most one `observe` ago."""
+        if self.replay.time != snapshot["time"]:
+            self.replay.undo()
+        self._load_small_state(snapshot)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the episodes, the answers, and what the labeller remembers."""
+        return {"replay": self.replay.state_dict()} | self._small_state()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()` of a pipeline with the same settings."""
+        self.replay.load_state_dict(state["replay"])
+        self._load_small_state(state)
+
+    def _small_state(self) -> dict[str, Any]:
+        """Return the state of all but the replay buffer."""
         return {
-            "replay": self.replay.state_dict(),
             "buffer": self.buffer.state_dict(),
             "budget": self.budget.state_dict(),
             "tally": self.tally.state_dict(),
@@ -321,9 +348,7 @@ class FeedbackPipeline:
             "is_informative": self.is_informative,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a pipeline with the same settings."""
-        self.replay.load_state_dict(state["replay"])
+    def _load_small_state(self, state: dict[str, Any]) -> None:
         self.buffer.load_state_dict(state["buffer"])
         self.budget.load_state_dict(state["budget"])
         self.tally.load_state_dict(state["tally"])

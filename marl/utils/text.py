@@ -14,3 +14,12 @@ def one_line(text: str, most: int = 80) -> str:
     """Return a foreign text as `printable`, cut to `most` characters."""
     plain = printable(text[: most + 1])
     return plain if len(plain) <= most else f"{plain[: most - 1]}…"
+
+
+def error_text(error: BaseException, most: int = 500) -> str:
+    """Return the type and the message of somebody else's exception, on one line, cut."""
+    try:
+        message = str(error)
+    except Exception as another:
+        message = f"a message that raises {type(another).__name__}"
+    return one_line(f"{type(error).__name__}: {message}", most)

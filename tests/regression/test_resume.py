@@ -104,7 +104,7 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
     with pytest.raises(PluginError, match=r"marl\.preferences:tired raised RuntimeError: no more"):
         for _ in run:
             pass
-    assert len(list_checkpoints(tmp_path / "crash")) == 1
+    assert not (tmp_path / "crash").exists()
 
 
 @pytest.mark.parametrize(

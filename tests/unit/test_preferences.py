@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -87,10 +88,18 @@ def answering(answer: Any) -> Callable[[EpisodePairs], Any]:
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
-        ([1.0, 0.0], "labeller mine:f returned list, expected a torch.Tensor of 2 labels"),
+        ("10", "labeller mine:f returned str, expected a torch.Tensor, an array or a list of 2"),
+        (["1", "0"], "labeller mine:f returned list, expected a torch.Tensor, an array or a list"),
+        ([[1.0], [0.0]], "labeller mine:f returned list"),
+        ({"first": 1.0}, "labeller mine:f returned dict"),
+        (None, "labeller mine:f returned NoneType"),
+        (np.array(["a", "b"]), "labeller mine:f returned ndarray"),
+        (torch.zeros(2, dtype=torch.complex64), "labeller mine:f returned Tensor"),
+        (1.0, r"labeller mine:f returned shape \(\) for 2 pairs"),
+        ([1.0], r"labeller mine:f returned shape \(1,\) for 2 pairs"),
         (torch.zeros(3), r"labeller mine:f returned shape \(3,\) for 2 pairs"),
         (torch.zeros(2, 1), r"labeller mine:f returned shape \(2, 1\) for 2 pairs"),
-        (torch.zeros(2, dtype=torch.int64), "labeller mine:f returned dtype torch.int64"),
+        (torch.tensor([0, 2]), "labeller mine:f returned 2.0 for pair 1"),
         (torch.tensor([0.0, 1.5]), "labeller mine:f returned 1.5 for pair 1"),
         (torch.tensor([-1.0, 0.5]), "labeller mine:f returned -1.0 for pair 0"),
         (torch.tensor([math.inf, 0.5]), "labeller mine:f returned inf for pair 0"),
@@ -99,6 +108,34 @@ def answering(answer: Any) -> Callable[[EpisodePairs], Any]:
 def test_a_labeller_that_breaks_its_promise_is_named(answer: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         checked_labels(answering(answer), "mine:f", pairs_of([1.0, 2.0], [2.0, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        [1, 0],
+        (1.0, 0.0),
+        [True, False],
+        [np.float64(1.0), torch.tensor(0.0)],
+        np.array([1.0, 0.0]),
+        np.array([True, False]),
+        np.array([1, 0], dtype=np.uint8),
+        torch.tensor([True, False]),
+        torch.tensor([1, 0]),
+        torch.tensor([1.0, 0.0], dtype=torch.bfloat16),
+        torch.tensor([1.0, 0.0], requires_grad=True) * 1.0,
+    ],
+)
+def test_labels_of_a_plain_meaning_are_converted(answer: Any) -> None:
+    labels = checked_labels(answering(answer), "mine:f", pairs_of([1.0, 2.0], [2.0, 1.0]))
+    assert labels.dtype == torch.float32
+    assert not labels.requires_grad
+    assert labels.tolist() == [1.0, 0.0]
+
+
+def test_none_in_a_list_is_no_answer() -> None:
+    labels = checked_labels(answering([None, 1]), "mine:f", pairs_of([1.0, 2.0], [2.0, 1.0]))
+    assert labels.isnan().tolist() == [True, False]
 
 
 def test_no_answer_is_a_legal_answer() -> None:

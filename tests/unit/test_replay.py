@@ -270,3 +270,24 @@ def test_the_weighted_sum_of_sampled_steps_is_unbiased(length: int) -> None:
     estimates: Tensor = (weights * rewards[offsets]).sum(dim=-1)
     error = estimates.std() / len(estimates) ** 0.5
     assert abs(estimates.mean() - rewards.sum()) <= 4 * error + 1e-5
+
+
+@pytest.mark.parametrize("rollouts", [1, 3, 9, 12])
+def test_a_rollout_is_taken_back_without_a_trace(rollouts: int) -> None:
+    """Also once the ring has wrapped around, and where more episodes end than are kept."""
+    kinds = {"tells_facts": True, "agents_die": True, "max_episodes": 3}
+    replay, _ = filled([[1, 5, 7], [1, 2]], rollouts, **kinds)
+    before = copy.deepcopy(replay.state_dict())
+    _, more = filled([[2, 3], [1, 1]], 1, tells_facts=True, agents_die=True)
+    replay.append(more[0])
+    assert replay.time != before["time"]
+    for _ in range(2):  # the second time, nothing is left to be taken back
+        replay.undo()
+        after = replay.state_dict()
+        assert [after[name] for name in ("time", "num_finished", "latest")] == [
+            before[name] for name in ("time", "num_finished", "latest")
+        ]
+        for group in ("steps", "finals", "episodes"):
+            for name, tensor in before[group].items():
+                assert torch.equal(after[group][name], tensor), name
+        assert torch.equal(after["facts"], before["facts"])
