@@ -106,7 +106,7 @@ def answering(answer: Any) -> Callable[[EpisodePairs], Any]:
     ],
 )
 def test_a_labeller_that_breaks_its_promise_is_named(answer: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(PluginError, match=message):
         checked_labels(answering(answer), "mine:f", pairs_of([1.0, 2.0], [2.0, 1.0]))
 
 
@@ -227,7 +227,7 @@ def failing(pairs: EpisodePairs) -> Tensor:
 
 def test_a_labeller_that_fails_is_named_with_the_place() -> None:
     with pytest.raises(
-        ValueError, match=r"labeller mine:f raised KeyError: 'health' \(.*line"
+        PluginError, match=r"labeller mine:f raised KeyError: 'health' \(.*line"
     ) as e:
         checked_labels(failing, "mine:f", pairs_of([1.0], [2.0]))
     assert "test_preferences.py" in str(e.value)
