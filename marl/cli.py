@@ -12,6 +12,7 @@ from marl import __version__
 from marl.commands.parsing import COMMANDS, parse
 from marl.errors import UserError
 from marl.utils.terminal import LiteralConsole, accept_any_encoding
+from marl.utils.trust import grant
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -51,6 +52,8 @@ def _status(arguments: list[str]) -> int:
     except UserError as error:
         _complain(error)
         return 2
+    if getattr(command, "trust", False):
+        grant()
     try:
         return command.run()
     except (UserError, EnvError) as error:

@@ -18,6 +18,7 @@ from marl.data.rollout import executed
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 from marl.utils.checkpoint import load_checkpoint
+from marl.utils.trust import check_trusted, environment_paths, grant
 
 # A trained team outside the trainer: observations in, actions out, both NumPy.
 #
@@ -35,6 +36,7 @@ class Policy:
         steps: int,
         actor: CategoricalActor | GaussianActor,
         norm: TeamNorm,
+        folder: Path | str = "",
         seed: int = 0,
     ) -> None:
         self.config = config
@@ -45,11 +47,14 @@ class Policy:
         """Environment steps it was trained for."""
         self.actor = actor
         self.norm = norm
+        self.folder = folder
+        """The run's, which must be trusted before code that it names is imported."""
         self._generator = torch.Generator()
         self.reset(seed)
 
     def open_env(self, num_envs: int) -> AbstractContextManager[VecEnv]:
-        """Open the environment it was trained in, or raise if that has changed."""
+        """Open the environment it was trained in; raise if that changed or is not trusted."""
+        check_trusted(environment_paths(self.config), self.folder, self.config)
         return reopened_env(self.config, self.spec, num_envs)
 
     def reset(self, seed: int | None = None) -> None:
@@ -195,24 +200,29 @@ class Policy:
         return torch.from_numpy(array.astype(dtype).reshape(-1, *shape))
 
 
-def load(run: Path | str, seed: int = 0) -> Policy:
+def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
     """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws.
 
-    The environment is not made, and need not be there.
+    The environment is not made, and need not be there. Code that a run of somebody else names, its
+    environment for one, is imported later only with `trust`.
     """
+    if trust:
+        grant(run)
     return restored(load_checkpoint(Path(run) / "checkpoints")[1], run, seed)
 
 
 def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
     """Return the policy in a run's checkpoint; `run` names in errors where that was read."""
     config = config_from_dict(saved["config"], str(run))
-    spec = spec_in(saved, config, str(run))
+    spec = spec_in(saved, str(run))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     norm.load_state_dict(saved["trainer"]["norm"])
     actor = make_actor(spec, config.network, torch.Generator())
     actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
     steps = saved["trainer"]["iteration"] * config.batch_steps
-    return Policy(config=config, spec=spec, steps=steps, actor=actor, norm=norm, seed=seed)
+    return Policy(
+        config=config, spec=spec, steps=steps, actor=actor, norm=norm, folder=run, seed=seed
+    )
 
 
 def saved_spec(spec: EnvSpec) -> dict[str, Any]:
@@ -221,15 +231,9 @@ def saved_spec(spec: EnvSpec) -> dict[str, Any]:
     return values
 
 
-def spec_in(saved: dict[str, Any], config: Config, where: str) -> EnvSpec:
-    """Return the spec in a checkpoint that `where` names, without making the environment.
-
-    Checkpoints of format 2 of a run hold none: there, the environment is made to ask it.
-    """
-    if "spec" in saved:
-        return build(EnvSpec, saved["spec"], where, "spec.")
-    with open_env(config.env.name, 1, **config.env.options) as env:
-        return env.spec
+def spec_in(saved: dict[str, Any], where: str) -> EnvSpec:
+    """Return the spec in a checkpoint that `where` names, without making the environment."""
+    return build(EnvSpec, saved["spec"], where, "spec.")
 
 
 @contextmanager

@@ -23,9 +23,8 @@ from marl.utils.checkpoint import (
     save_checkpoint,
 )
 from marl.utils.metrics import MetricWriter
+from marl.utils.trust import IDENTITY, identity_of, remember
 
-IDENTITY = "run_id"
-"""File of a run's folder."""
 _POLL = 0.25
 """Seconds between two looks at whether people have answered."""
 
@@ -65,15 +64,14 @@ def train(
         elif list_checkpoints(folder / "checkpoints"):
             saved = load_checkpoint(folder / "checkpoints")[1]
             check_same_config(config, saved["config"], folder)
-            if "spec" in saved:
-                before = spec_in(saved, config, str(folder))
-                check_same_spec(before, trainer.env.spec, f"{folder} was saved")
+            check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
             trainer.load_state_dict(saved["trainer"])
         else:
             warnings.warn(
                 f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
             )
         (folder / IDENTITY).write_text(f"{identity}\n")
+        remember(identity, config)
         if begun is not None:
             begun(trainer.env.spec)
         yield from _train_in(folder, trainer, resume, stop)
@@ -163,15 +161,6 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
         "trainer": trainer.state_dict(),
     }
     return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
-
-
-def identity_of(folder: Path) -> str:
-    """Return what a run is called in an answer cache that others may use too.
-
-    It stays the same when the run is resumed or its folder moved; empty if it has none yet.
-    """
-    path = folder / IDENTITY
-    return path.read_text().strip() if path.exists() else ""
 
 
 def refuse_a_run_in(folder: Path) -> None:

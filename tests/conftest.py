@@ -1,5 +1,6 @@
 """While testing, the shapes in the signatures of the tensor modules are enforced."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +27,19 @@ TENSOR_MODULES = [
 
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The list of trusted runs is the tests' own, not that of who runs them."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_granted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a command was told to trust ends with its process, here with the test."""
+    monkeypatch.setattr("marl.utils.trust._granted", set())
+    monkeypatch.setattr("marl.utils.trust._grants_everything", False)
 
 
 @pytest.fixture

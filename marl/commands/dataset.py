@@ -34,6 +34,9 @@ class Export:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the pairs."""
 
+    trust: bool = False
+    """Import the code that the run names, though it is not one that you trained on this machine."""
+
     def run(self) -> int:
         """Write the dataset and say what is in it."""
         from marl.preferences.dataset.export import export_run

@@ -24,6 +24,9 @@ class Evaluate:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the episodes."""
 
+    trust: bool = False
+    """Import the code that the run names, though it is not one that you trained on this machine."""
+
     def run(self) -> int:
         """Print a table of both ways to act, and write every return to ``evaluation.json``."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once

@@ -64,6 +64,9 @@ class Label:
     skip_damaged: bool = False
     """Leave damaged files and lines out."""
 
+    trust: bool = False
+    """Import the code that the run names, though it is not one that you trained on this machine."""
+
     def __post_init__(self) -> None:
         if (self.run_dir is None) == (self.dataset is None):
             raise ConfigError(

@@ -32,6 +32,9 @@ class Labels:
     ask_again: bool = False
     """Ask a labeller of your own, which leaves no answers, about the kept episodes."""
 
+    trust: bool = False
+    """Import the code that the run names, though it is not one that you trained on this machine."""
+
     def run(self) -> int:
         """Print the audit and write its page."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once

@@ -28,6 +28,7 @@ from marl.commands.train import Resume, Train
 from marl.commands.watch import Watch
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
+from marl.utils.trust import check_trusted, import_paths
 
 
 class Command(Protocol):
@@ -95,6 +96,8 @@ def parse(arguments: Sequence[str]) -> Command:
         raise ConfigError(_unknown(unknown, arguments[0]))
     if isinstance(command, Train):
         command = _with_options_of_file(command, train.settings.env.options)
+        if path is not None and not command.trust:
+            _check_code_in(path, command, arguments)
     made: Command = command
     return made
 
@@ -116,6 +119,16 @@ def _with_options_of_file(command: Train, options: Mapping[str, Option]) -> Trai
     env = command.settings.env
     merged = dataclasses.replace(env, options=dict(options) | env.options)
     return dataclasses.replace(command, settings=dataclasses.replace(command.settings, env=merged))
+
+
+def _check_code_in(path: Path, command: Train, arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` unless the code named by a file of settings may run.
+
+    What is named on the command line, too, is the user's.
+    """
+    given = {part for word in arguments for part in (word, word.partition("=")[2])}
+    named = import_paths(command.settings)
+    check_trusted({name: code for name, code in named.items() if code not in given}, path)
 
 
 def _unknown(words: Sequence[str], name: str) -> str:

@@ -16,6 +16,7 @@ import tyro
 from marl.config import Config
 from marl.config.io import load_run_config
 from marl.config.validation import settings
+from marl.utils.trust import check_trusted, import_paths
 
 if TYPE_CHECKING:
     from envs import EnvSpec
@@ -32,6 +33,9 @@ class Train:
     """TOML file of differences from the defaults, e.g. configs/nav_6.toml."""
     run_dir: Path | None = None
     """Where the run is recorded; a new folder under runs/ if not given."""
+    trust: bool = False
+    """Import code that --config names, and not only what stands on the command line; also what a
+    run names that labels for this one."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
@@ -45,10 +49,14 @@ class Resume:
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run."""
+    trust: bool = False
+    """Import the code that the run names, though it is not one that you trained on this machine."""
 
     def run(self) -> int:
         """Train on, and say how it goes."""
-        return _run(load_run_config(self.run_dir), self.run_dir, resume=True)
+        config = load_run_config(self.run_dir)
+        check_trusted(import_paths(config), self.run_dir, config)
+        return _run(config, self.run_dir, resume=True)
 
 
 def _new_folder(config: Config) -> Path:

@@ -43,6 +43,9 @@ class Watch:
     width: Annotated[int, Range(320, 1920)] = 640
     """Pixels, the column of rewards included."""
 
+    trust: bool = False
+    """Import the code that the run names, though it is not one that you trained on this machine."""
+
     def run(self) -> int:
         """Write the film and say where it is."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once

@@ -4,6 +4,7 @@ Axes: B pairs, M episodes.
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.preferences.pipeline import PreferenceBuffer, Tally
 from marl.utils.seeding import Seeds
+from marl.utils.trust import check_trusted, labeller_paths
 
 CPU = torch.device("cpu")
 
@@ -27,8 +29,11 @@ class SavedFeedback:
     The labeller is made only when it is asked something: it may be a stranger's code.
     """
 
-    def __init__(self, state: dict[str, Any], config: Config, spec: EnvSpec) -> None:
-        """`state` is what the pipeline's `state_dict` returned."""
+    def __init__(
+        self, state: dict[str, Any], config: Config, spec: EnvSpec, folder: Path
+    ) -> None:
+        """`state` is what the pipeline's `state_dict` returned; `folder` is the run's."""
+        self._folder = folder
         self._config = config
         self._spec = replace(spec, num_envs=config.env.num_envs)
         self._labeller_state = state["labeller"]
@@ -57,8 +62,10 @@ class SavedFeedback:
     ) -> Float[Tensor, "B"]:
         """Return what the run's labeller says of some pairs now, or that of `other` settings.
 
-        The run's goes on from what it remembered.
+        The run's goes on from what it remembered, if the run is trusted.
         """
+        if other is None:
+            check_trusted(labeller_paths(self._config), self._folder, self._config)
         preferences = other or self._config.preferences
         labeller = make_labeller(preferences, self._spec, Seeds(self._config.seed))
         if other is None:

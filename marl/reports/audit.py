@@ -29,9 +29,9 @@ from marl.reports.statistics import (
     quantile,
     reliability,
 )
-from marl.runs import identity_of
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.text import one_line
+from marl.utils.trust import identity_of
 
 NO_CHECKPOINT = (
     "The run has no checkpoint yet: what training keeps, and what the reward has learned, is not "

@@ -60,11 +60,13 @@ class SavedRun:
         self.config = policy.config
         self._spec = policy.spec
         self._steps = policy.steps
-        self._feedback = SavedFeedback(saved["trainer"]["feedback"], policy.config, policy.spec)
+        self._feedback = SavedFeedback(
+            saved["trainer"]["feedback"], policy.config, policy.spec, run
+        )
         self.scores: dict[int, float] = {}
         """Learned score S of each episode whose steps are kept; empty before anything is
         learned."""
-        reward = restored_reward(saved, policy.config, policy.spec, policy.norm)
+        reward = restored_reward(saved, policy.config, policy.spec, policy.norm, run)
         if reward is not None:
             numbers = self._feedback.whole_episodes()
             scores = score_episodes(reward, self._feedback.replay.episodes(numbers))

@@ -190,7 +190,7 @@ def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
     """
     saved = load_checkpoint(run / "checkpoints")[1]
     policy = restored(saved, run)
-    return policy, restored_reward(saved, policy.config, policy.spec, policy.norm)
+    return policy, restored_reward(saved, policy.config, policy.spec, policy.norm, run)
 
 
 def play(

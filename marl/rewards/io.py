@@ -1,5 +1,6 @@
 """Reward models from the disk: a run's newest, or one that `marl fit-reward` has fitted."""
 
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.policy import saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.utils.checkpoint import load_checkpoint, save_checkpoint
+from marl.utils.trust import IDENTITY, check_trusted, remember, reward_paths
 
 CPU = torch.device("cpu")
 
@@ -28,11 +30,15 @@ def save_reward(
         "spec": saved_spec(spec),
         "reward": learner.state_dict(),
     }
-    return save_checkpoint(folder / "checkpoints", steps, state, keep=1)
+    identity = secrets.token_hex(8)
+    path = save_checkpoint(folder / "checkpoints", steps, state, keep=1)
+    (folder / IDENTITY).write_text(f"{identity}\n")
+    remember(identity, config)
+    return path
 
 
 def restored_reward(
-    saved: dict[str, Any], config: Config, spec: EnvSpec, norm: TeamNorm
+    saved: dict[str, Any], config: Config, spec: EnvSpec, norm: TeamNorm, folder: Path
 ) -> RewardLearner | None:
     """Return the reward in a run's checkpoint that the run is trained on, on the CPU.
 
@@ -42,6 +48,7 @@ def restored_reward(
     trainer = saved["trainer"]
     if not config.learns_reward or not trainer["feedback"]["is_informative"]:
         return None
+    check_trusted(reward_paths(config), folder, config)
     learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
     learner.load_state_dict(trainer["reward"])
     return learner if learner.is_fitted else None
@@ -61,14 +68,15 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
         )
     saved = load_checkpoint(folder / "checkpoints")[1]
     config = config_from_dict(saved["config"], str(folder))
-    theirs = spec_in(saved, config, str(folder))
+    theirs = spec_in(saved, str(folder))
     if ":" not in config.reward_choice.model:
         _check_sizes(theirs, spec, folder, setting)
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     try:
         if "trainer" in saved:
-            learner = restored_reward(saved, config, spec, norm)
+            learner = restored_reward(saved, config, spec, norm, folder)
         else:
+            check_trusted(reward_paths(config), folder, config)
             learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
             learner.load_state_dict(saved["reward"])
     except RuntimeError as error:  # PyTorch's, for parameters of other shapes

@@ -68,8 +68,8 @@ def export_run(
             f"{run}: a run of algorithm {config.algorithm} keeps no episodes and no answers; "
             "export one that learns a reward (imap, slf, ipl, sl)"
         )
-    spec = spec_in(saved, config, str(run))
-    feedback = SavedFeedback(saved["trainer"]["feedback"], config, spec)
+    spec = spec_in(saved, str(run))
+    feedback = SavedFeedback(saved["trainer"]["feedback"], config, spec, run)
     numbers = feedback.whole_episodes()
     numbers = numbers[-episodes:] if episodes else numbers
     if len(numbers) == 0:
