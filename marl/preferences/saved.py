@@ -29,9 +29,7 @@ class SavedFeedback:
     The labeller is made only when it is asked something: it may be a stranger's code.
     """
 
-    def __init__(
-        self, state: dict[str, Any], config: Config, spec: EnvSpec, folder: Path
-    ) -> None:
+    def __init__(self, state: dict[str, Any], config: Config, spec: EnvSpec, folder: Path) -> None:
         """`state` is what the pipeline's `state_dict` returned; `folder` is the run's."""
         self._folder = folder
         self._config = config
