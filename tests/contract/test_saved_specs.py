@@ -1,7 +1,6 @@
 """A trained team knows its environment's constants, and notices when those have changed."""
 
 import re
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,8 +16,7 @@ from marl.policy import check_same_spec, restored
 from marl.preferences.dataset.export import export_run
 from marl.reports.video import load_team, play
 from marl.rewards.io import load_reward
-from marl.utils import checkpoint
-from marl.utils.checkpoint import load_checkpoint, save_checkpoint
+from marl.utils.checkpoint import load_checkpoint
 from tests.command_line import run
 
 CODE = """
@@ -77,19 +75,6 @@ def test_a_policy_is_used_where_its_environment_is_not(elsewhere: Path) -> None:
     assert export_run(elsewhere, elsewhere.parent / "set", pairs=5).episodes > 0
     with pytest.raises(EnvError, match="no module 'my_battles'"):  # to play in it, it must be there
         evaluate(policy, greedy=True, episodes=2, seed=0)
-
-
-def test_an_older_checkpoint_makes_the_environment_to_ask_it(
-    trained: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step, saved = load_checkpoint(trained / "checkpoints")
-    del saved["spec"]
-    shutil.rmtree(trained / "checkpoints")
-    with monkeypatch.context() as older:
-        older.setattr(checkpoint, "FORMAT_VERSION", 2)
-        save_checkpoint(trained / "checkpoints", step, saved)
-    assert marl.load(trained).spec == make_env("probe/dying", 1).spec
-    assert run("resume", str(trained)) == 0
 
 
 def test_a_changed_environment_is_noticed_by_whoever_plays_in_it(
