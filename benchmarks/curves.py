@@ -22,6 +22,9 @@ ALGORITHM_TITLES = {
     "slf": "SL, factored",
     "ipl": "IPL, central",
     "sl": "SL, central",
+    "rrd": "RRD, factored",
+    "rrd_central": "RRD, central",
+    "ircr": "IRCR",
     "dense": "dense oracle",
     "sparse": "sparse MAPPO",
 }

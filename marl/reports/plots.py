@@ -25,6 +25,8 @@ Metrics = dict[str, npt.NDArray[Any]]
 _LOSSES = (
     "preference/loss",
     "preference/held_out_loss",
+    "regression/loss",
+    "regression/held_out_loss",
     "value/loss",
     "value/loss_team",
     "value/loss_local",
@@ -185,10 +187,10 @@ def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:
 
 def _draw_losses(axes: Axes, metrics: Metrics) -> None:
     _title(axes, "Losses")
-    for name, colour in zip(_LOSSES, _COLOURS, strict=True):
-        if _has(metrics, name):
-            label = name.replace("/", " ").replace("_", " ")
-            axes.plot(metrics["step"], metrics[name], color=colour, linewidth=1.4, label=label)
+    recorded = [name for name in _LOSSES if _has(metrics, name)]
+    for name, colour in zip(recorded, itertools.cycle(_COLOURS), strict=False):
+        label = name.replace("/", " ").replace("_", " ")
+        axes.plot(metrics["step"], metrics[name], color=colour, linewidth=1.4, label=label)
     axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
 
 

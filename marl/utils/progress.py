@@ -133,6 +133,9 @@ class Progress:
         accuracy = self._metrics.get("preference/accuracy", math.nan)
         if math.isfinite(accuracy):
             facts.append(("preferences", f"{accuracy:.0%} right"))
+        correlation = self._metrics.get("regression/correlation", math.nan)
+        if math.isfinite(correlation):
+            facts.append(("rewards", f"correlate {correlation:.2f} with returns"))
         if is_open := int(self._metrics.get("labeller/open", 0)):
             facts.append(("people", f"{is_open} open question{'s' if is_open > 1 else ''}"))
         if split := time_split(self._metrics):

@@ -59,6 +59,14 @@ def test_a_line_holds_every_fact_even_on_a_narrow_terminal() -> None:
     )
 
 
+def test_a_reward_learned_from_returns_tells_how_they_correlate() -> None:
+    console = log_console()
+    with Progress(10_000, "a title", console) as progress:
+        progress.update({"steps": 1000.0, "regression/correlation": 0.934})
+    assert isinstance(console.file, io.StringIO)
+    assert "rewards correlate 0.93 with returns" in console.file.getvalue()
+
+
 def test_a_resumed_run_counts_its_own_steps_only() -> None:
     last = run(log_console(), [2.0, 4.0], start_steps=6000).splitlines()[-1]
     assert last.startswith("steps 8,000 / 10,000  speed 500 steps/s  left 4s")
