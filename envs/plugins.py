@@ -1,6 +1,7 @@
 """The user's own code by import path, `module:attribute`, and where it fails: file and line."""
 
 import ast
+import errno
 import importlib
 import inspect
 import os
@@ -76,8 +77,7 @@ def _imported(module_name: str, what: str, example: str) -> ModuleType:
         ) from error
     except (Exception, SystemExit) as error:
         raise EnvError(
-            f"{what}: importing {module_name!r} raised {type(error).__name__}: {error} "
-            f"({place_of(error)})"
+            f"{what}: importing {module_name!r} raised {told(error)} ({place_of(error)})"
         ) from error
 
 
@@ -127,21 +127,58 @@ _OURS = str(Path(__file__).parent)
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
+_LONGEST_TEXT = 2_000
+"""Characters of a user's exception that a message keeps."""
+
+
 @contextmanager
-def explained(what: str, advice: str = "correct it there") -> Iterator[None]:
-    """Turn whatever the user's code raises into one line: what was done, where it failed."""
+def explained(
+    what: str, advice: str = "correct it there", blamed: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Turn whatever the user's code raises into one `EnvError`: what was done, where it failed.
+
+    `sys.exit` counts: it would end the program without a word. `blamed` is the user's function
+    that is named where no line of theirs was being run, as after an answer of the wrong type.
+    """
     try:
         yield
     except EnvError:
         raise
-    except Exception as error:
-        raise EnvError(
-            f"{what} raised {type(error).__name__}: {error} ({place_of(error)}); {advice}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        raise EnvError(f"{what} raised {failure(error, advice, blamed)}") from error
 
 
-def place_of(error: BaseException) -> str:
-    """Return where in the user's own file an error came from, or else where it was raised."""
+def failure(
+    error: BaseException, advice: str = "correct it there", blamed: Callable[..., Any] | None = None
+) -> str:
+    """Return what the user's code raised, where, and what to do."""
+    return f"{told(error)} ({place_of(error, blamed)}); {_out_of_files(error) or advice}"
+
+
+def told(error: BaseException) -> str:
+    """Return an exception's type and text, shortened if it is very long."""
+    try:
+        text = str(error)
+    except Exception as again:  # its own __str__ fails
+        text = f"a text that cannot be read ({type(again).__name__})"
+    if len(text) > _LONGEST_TEXT:
+        half = _LONGEST_TEXT // 2
+        text = f"{text[:half]} ... [{len(text):,} characters] ... {text[-half:]}"
+    return f"{type(error).__name__}: {text}"
+
+
+def _out_of_files(error: BaseException) -> str:
+    """Return what to do where the process may open no more files; empty for another error."""
+    if not (isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE)):
+        return ""
+    return "no more files can be opened: allow more before the start, e.g. `ulimit -n 4096`"
+
+
+def place_of(error: BaseException, blamed: Callable[..., Any] | None = None) -> str:
+    """Return where in the user's own file an error came from, or else where it was raised.
+
+    Where only this package's code was being run, that is where `blamed` stands.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}, line {error.lineno}"
     chain = [error]
@@ -154,6 +191,8 @@ def place_of(error: BaseException) -> str:
     ]
     others = [frame for frame in frames if not frame.filename.startswith(_OURS)]
     own = [frame for frame in others if not _is_installed(frame)]
+    if not others and blamed is not None:
+        return source_of(blamed)
     frame = (own or others or frames)[-1]
     return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
 

@@ -135,6 +135,11 @@ class TupleTeam:
         """What the observation spaces promise."""
         return self._spaces.obs_bounds
 
+    @property
+    def source(self) -> Any:
+        """The user's own environment, for messages."""
+        return self._source.source
+
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
         obs, info = self._source.reset(seed)

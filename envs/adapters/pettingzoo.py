@@ -20,6 +20,7 @@ from envs.adapters.spaces import AgentSpaces, ObsBounds
 from envs.adapters.team import TeamView, joined_columns
 from envs.adapters.team_env import TeamEnv
 from envs.base import EnvError, EnvSpec
+from envs.plugins import source_of
 
 _MEMBERS = ("possible_agents", "reset", "step", "observation_space", "action_space")
 
@@ -168,6 +169,11 @@ class ParallelEnvTeam:
         """What the observation spaces promise."""
         return self._spaces.obs_bounds
 
+    @property
+    def source(self) -> Any:
+        """The user's own environment, for messages."""
+        return self._source.source
+
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
         obs, infos = answered_reset(self._source.reset(seed))
@@ -259,7 +265,10 @@ class ParallelEnvTeam:
 
     def _looked_at(self, own_state: bool) -> tuple[bool, OwnState | None]:
         """Return, from one reset, whether infos hold masks, and the state if there is one."""
-        _, infos = answered_reset(self._source.env.reset(seed=0))
+        try:
+            _, infos = answered_reset(self._source.reset(0))
+        except EnvError as error:
+            raise EnvError(f"{error} ({source_of(self.source.reset)})") from error
         in_info = any(
             isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
         )

@@ -13,8 +13,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from envs.base import EnvError, EnvSpec, Fact, FloatArray
-from envs.plugins import place_of
+from envs.base import EnvError, EnvSpec, Fact, FloatArray, described
+from envs.plugins import failure
 
 TeamReward = Literal["sum", "mean", "error"]
 """What the team is paid where agents are paid differently; mean: over all agents of the team."""
@@ -73,7 +73,20 @@ class ThirdPartyEnv:
             self.env.close()
             self.env = self._make()
         self._steps = 0
-        return self.env.reset(seed=seed)
+        try:
+            return self.env.reset(seed=seed)
+        except TypeError as error:
+            if "unexpected keyword argument 'seed'" not in str(error):
+                raise
+            raise EnvError(
+                "reset takes no seed; write reset(self, seed=None, options=None) and seed every "
+                "generator with it"
+            ) from error
+
+    @property
+    def source(self) -> Any:
+        """The user's own environment, inside all wrappers."""
+        return getattr(self.env, "unwrapped", self.env)
 
     def step(self, actions: Any) -> Any:
         """Return what the environment's own step returns."""
@@ -121,10 +134,8 @@ def called(
         return call(**options) if make is None else make()
     except TypeError as error:
         unknown = any(f"unexpected keyword argument '{key}'" in str(error) for key in options)
-        raise EnvError(
-            f"{name} with {_listed(options)}: {error} (TypeError in {place_of(error)}); "
-            + (hint if unknown else "correct that line, or the options it was given")
-        ) from error
+        advice = hint if unknown else "correct that line, or the options it was given"
+        raise EnvError(f"{name} with {_listed(options)} raised {failure(error, advice)}") from error
 
 
 def _listed(options: dict[str, Any]) -> str:
@@ -221,15 +232,26 @@ def _tried(
 
 def joint_reward(mode: TeamReward, paid: Mapping[str, Any], num_agents: int) -> float:
     """Return the team's reward from what agents, by name, were paid; "error": what all were."""
-    rewards = list(paid.values())
+    rewards = [_paid_number(name, reward) for name, reward in paid.items()]
     if mode == "mean":
-        return float(sum(rewards)) / num_agents
+        return sum(rewards) / num_agents
     if mode == "sum":
-        return float(sum(rewards))
-    first = float(rewards[0])
-    if any(abs(float(reward) - first) > 1e-6 * (1.0 + abs(first)) for reward in rewards[1:]):
-        raise EnvError(different_rewards(paid))
+        return sum(rewards)
+    first = rewards[0]
+    if any(abs(reward - first) > 1e-6 * (1.0 + abs(first)) for reward in rewards[1:]):
+        raise EnvError(different_rewards(dict(zip(paid, rewards, strict=True))))
     return first
+
+
+def _paid_number(name: str, reward: Any) -> float:
+    """Return an agent's reward as a number; an array of one number counts."""
+    array = np.asarray(reward)
+    if array.size != 1 or array.dtype.kind not in "fiub":
+        raise EnvError(
+            f"{name} was paid {described(reward)}; pay each agent one number, and make one of "
+            "several objectives"
+        )
+    return float(array.reshape(()))
 
 
 def different_rewards(paid: Mapping[str, Any]) -> str:

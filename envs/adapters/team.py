@@ -8,6 +8,7 @@ steps several teams one after the other and writes their records.
 Axes are those of `envs.base`; L: steps of an open episode.
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import STEP_ARRAYS, BoolArray, EnvError, EnvSpec, FloatArray, split_ends
-from envs.plugins import place_of
+from envs.plugins import failure, source_of
 from envs.rng import uniform
 
 Records = npt.NDArray[np.void]
@@ -125,6 +126,10 @@ def episode_seed(seed: np.uint64, episode: int) -> int:
     return int(draw[0, 0] * 2**31)
 
 
+class WorkerExit(SystemExit):
+    """The worker process is to end: raised by its signal handler, in the midst of anything."""
+
+
 class Block:
     """Steps the environments `indices` of a batch one after the other, and resets those that end.
 
@@ -149,7 +154,7 @@ class Block:
     def start(self, plan: Plan) -> Records:
         """Return what every environment sees after replaying its open episode."""
         for row, index in enumerate(self._indices):
-            with self._named(row):
+            with self._named(row, "reset"):
                 if row == len(self._teams):
                     self._teams.append(self._make_team())
                 self._seeds[row] = plan.seeds[index]
@@ -171,15 +176,18 @@ class Block:
         """Return what (C, N) or (C, N, A) actions led to; environments that ended were reset."""
         for row in range(len(self._indices)):
             if self._step(row, actions[row]):
-                with self._named(row):
+                with self._named(row, "reset"):
                     self._restart(row)
         return self.records
 
     def close(self) -> None:
         """Release what the environments hold."""
-        for team in self._teams:
-            team.close()
-        self._teams = []
+        teams, self._teams = self._teams, []
+        for team in teams:
+            try:
+                team.close()
+            except (Exception, SystemExit) as error:  # must not hide why it is closed
+                warnings.warn(f"{self._spec.name}: close raised {failure(error)}", stacklevel=2)
 
     def _begin(self, row: int, episode: int) -> None:
         """Start an episode; its end is not touched."""
@@ -196,7 +204,7 @@ class Block:
     def _step(self, row: int, actions: npt.NDArray[Any]) -> bool:
         """Advance one environment, without a reset; return whether its episode ended."""
         records, spec = self.records, self._spec
-        with self._named(row):
+        with self._named(row, "step"):
             reward, terminated, truncated = self._teams[row].step(actions, self._views[row])
         self._steps[row] += 1
         out_of_time = self._steps[row] >= spec.max_steps
@@ -214,19 +222,26 @@ class Block:
             self.records[f"final_{name}"][row] = getattr(self._views[row], name)
 
     @contextmanager
-    def _named(self, row: int) -> Iterator[None]:
-        """Count a call, and name the environment in whatever it raises."""
+    def _named(self, row: int, call: str) -> Iterator[None]:
+        """Count a call, and name the environment, file and line in whatever it raises."""
         self.progress[0] = self._indices[row]
         self.progress[1] += 1
         try:
             yield
+        except WorkerExit:
+            raise
         except EnvError as error:
-            raise EnvError(f"{self._name(row)}: {error}") from error
-        except Exception as error:
-            raise EnvError(
-                f"{self._name(row)} raised {type(error).__name__}: {error} ({place_of(error)}); "
-                "correct it there"
-            ) from error
+            blamed = self._blamed(row, call)
+            place = "" if blamed is None else f" ({source_of(blamed)})"
+            raise EnvError(f"{self._name(row)}: {error}{place}") from error
+        except (Exception, SystemExit) as error:
+            reason = failure(error, blamed=self._blamed(row, call))
+            raise EnvError(f"{self._name(row)} raised {reason}") from error
+
+    def _blamed(self, row: int, call: str) -> Callable[..., Any] | None:
+        """Return the `reset` or `step` of the user's environment, if it is there and known."""
+        source = getattr(self._teams[row], "source", None) if row < len(self._teams) else None
+        return getattr(source, call, None)
 
     def _name(self, row: int) -> str:
         """Return where we are, precise enough to be there again."""

@@ -6,10 +6,14 @@ shared memory. It never ends, so gymnasium never resets it: the block resets its
 Axes are those of `envs.base`; W: workers, C: environments of one worker.
 """
 
+import ctypes
 import faulthandler
 import os
+import shutil
 import signal
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,11 +30,32 @@ import numpy.typing as npt
 from gymnasium.spaces import Box
 from gymnasium.vector import AsyncVectorEnv
 
-from envs.adapters.team import Block, Plan, Records, TeamMaker, episode_seed, record_dtype
+from envs.adapters.team import (
+    Block,
+    Plan,
+    Records,
+    TeamMaker,
+    WorkerExit,
+    episode_seed,
+    record_dtype,
+)
 from envs.base import EnvError, EnvSpec
+from envs.plugins import failure
+
+if sys.platform != "win32":
+    import fcntl
+    import resource
 
 _GRACE = 10.0
 """Seconds that workers have to close their environments before they are ended."""
+_WATCH = 1.0
+"""Seconds between two looks of a worker at whether its parent is there."""
+_PR_SET_PDEATHSIG = 1
+"""Linux's number for the signal that a process gets when its parent dies."""
+_FILES_PER_WORKER, _FILES = 8, 16
+"""Files that a worker, and all of them together, take in this process."""
+_PREFIX = "marl-workers-"
+"""Of the folders in which workers leave signs of life."""
 
 
 def num_processes(num_envs: int, workers: int) -> int:
@@ -54,16 +79,18 @@ class Workers:
         self._timeout = timeout
         share = _share(spec.num_envs, num_workers)
         starts = range(0, spec.num_envs, share)
-        self._folder = tempfile.TemporaryDirectory(prefix="marl-workers-")
+        _check_files(spec, len(starts))
+        self._folder = _WorkersFolder()
         self._works = [
             _Work(
                 make_team=make_team,
                 spec=spec,
                 indices=range(start, min(start + share, spec.num_envs)),
                 num_rows=share,
-                folder=Path(self._folder.name),
+                folder=self._folder.path,
                 index=index,
                 parent=os.getpid(),
+                from_main_thread=threading.current_thread() is threading.main_thread(),
             )
             for index, start in enumerate(starts)
         ]
@@ -73,11 +100,33 @@ class Workers:
         self._spare_rows = len(self._works) * share - spec.num_envs
         self._episodes = np.zeros(spec.num_envs, np.int64)
         self._seeds = np.zeros(spec.num_envs, np.uint64)
-        self._pool = AsyncVectorEnv(self._works, copy=False)
+        self._pool = self._started()
         # Runs before Python waits, at its exit, for workers that would ignore its signal.
         self._end = Finalize(
             self, _end, (self._pool, self._progress, self._folder), exitpriority=10
         )
+
+    def _started(self) -> AsyncVectorEnv[Any, Any]:
+        """Return the pool with its processes running; if that fails, none is left."""
+        pool: AsyncVectorEnv[Any, Any] = AsyncVectorEnv.__new__(AsyncVectorEnv)
+        try:
+            pool.__init__(self._works, copy=False)  # type: ignore[misc]  # cleaned up if it raises
+        except BaseException as error:
+            pool.closed = True
+            for process in getattr(pool, "processes", ()):
+                if process.ident is not None:
+                    process.kill()
+                    process.join()
+            self._folder.cleanup()
+            if isinstance(error, OSError | EOFError):
+                reason = failure(
+                    error, "start fewer with `--env.options workers N`, or none with 0"
+                )
+                raise EnvError(
+                    f"{self._spec.name}: starting {len(self._works)} workers raised {reason}"
+                ) from error
+            raise
+        return pool
 
     def start(self, plan: Plan) -> Records:
         """Return what every environment sees after replaying its open episode.
@@ -176,10 +225,12 @@ class _Work:
     index: int
     parent: int
     """Process that asks for the work."""
+    from_main_thread: bool
+    """Whether that process's main thread starts the worker."""
 
     def __call__(self) -> "_WorkerEnv":
         if os.getpid() != self.parent:  # gymnasium calls it there, too, to see the spaces
-            _leave_signals_to_parent(self.progress())
+            _follow_parent(self)
         return _WorkerEnv(self)
 
     @property
@@ -257,28 +308,72 @@ class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
         return block.records.view(np.uint8)
 
 
-def _leave_signals_to_parent(progress: npt.NDArray[np.int64]) -> None:
-    """End this process only when its parent wants that, or is gone.
+class _Parent:
+    """The process that asks for the work, as its worker sees it."""
+
+    def __init__(self) -> None:
+        self._parent, self._pid = parent_process(), os.getppid()
+
+    def is_gone(self, wait_seconds: float = 0.0) -> bool:
+        """Return whether it has ended; wait for that for a while.
+
+        Its pipe alone does not tell: sister workers that were forked later hold it open.
+        """
+        if self._parent is not None:
+            self._parent.join(wait_seconds)
+        return self._parent is None or not self._parent.is_alive() or os.getppid() != self._pid
+
+
+def _follow_parent(work: "_Work") -> None:
+    """End this process when its parent wants that or is gone, and at no other signal.
 
     Ctrl-C and `timeout`, systemd or Slurm reach the whole process group, and a parent that still
     finishes an iteration needs its workers. What ends them unwinds the stack, so that the
-    environments are closed, which may have started programs of their own.
+    environments are closed, which may have started programs of their own. After `_GRACE` seconds
+    a worker whose parent is gone ends without that.
     """
+    parent, progress = _Parent(), work.progress()
 
     def leave(number: int, frame: FrameType | None) -> None:
-        parent = parent_process()
-        if progress[2] or parent is None or not parent.is_alive():
+        if progress[2] or parent.is_gone():
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
-            raise SystemExit(0)
+            raise WorkerExit(0)
+
+    def watch() -> None:
+        while not parent.is_gone(_WATCH):
+            pass
+        shutil.rmtree(work.folder, ignore_errors=True)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE)
+        os._exit(1)
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, leave)
+    if work.from_main_thread:
+        _end_after_parent()
+    threading.Thread(target=watch, name="parent watch", daemon=True).start()
+
+
+def _end_after_parent() -> None:
+    """Ask Linux to end this process soon after its parent, even where no Python code can run.
+
+    The kernel sends a signal then whose handler is C's `alarm`. Called with the signal's number,
+    12 (on MIPS 17), that ends the process in as many seconds, which is after `_GRACE`. The kernel
+    means the parent's thread, so the parent's main thread must be the one that starts the worker.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)
+    libc.signal.argtypes = ctypes.c_int, ctypes.c_void_p
+    libc.signal.restype = ctypes.c_void_p
+    libc.signal(signal.SIGUSR2, ctypes.cast(libc.alarm, ctypes.c_void_p))
+    libc.prctl(_PR_SET_PDEATHSIG, int(signal.SIGUSR2))
 
 
 def _end(
     pool: AsyncVectorEnv[Any, Any],
     progress: list[npt.NDArray[np.int64]],
-    folder: tempfile.TemporaryDirectory[str],
+    folder: "_WorkersFolder",
 ) -> None:
     """End the workers of a pool, whatever they are doing."""
     pool.closed = True
@@ -295,3 +390,66 @@ def _end(
         if pipe is not None:  # gymnasium drops those of workers that raised
             pipe.close()
     folder.cleanup()
+
+
+class _WorkersFolder:
+    """A temporary folder, which the next pool removes if its processes were killed.
+
+    Whoever uses it holds a lock, which the system lets go with the last of their processes.
+    """
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        self._lock: int | None = None
+        if sys.platform != "win32":
+            _remove_abandoned(self.path.parent)
+            fresh = self.path / "new"
+            self._lock = os.open(fresh, os.O_CREAT | os.O_RDWR)
+            fcntl.flock(self._lock, fcntl.LOCK_EX)
+            fresh.rename(self.path / "lock")  # nobody finds it unlocked
+
+    def cleanup(self) -> None:
+        """Remove the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Remove this user's folders of workers that no process uses any more."""
+    if sys.platform == "win32":
+        return
+    for lock in parent.glob(f"{_PREFIX}*/lock"):
+        try:
+            if lock.stat().st_uid != os.getuid():
+                continue
+            handle = os.open(lock, os.O_RDWR)
+        except OSError:  # somebody else removed it
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(lock.parent, ignore_errors=True)
+        except OSError:  # in use
+            pass
+        finally:
+            os.close(handle)
+
+
+def _check_files(spec: EnvSpec, workers: int) -> None:
+    """Raise if this process may not open as many files as the workers need."""
+    if sys.platform == "win32":
+        return
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    listing = next((path for path in ("/proc/self/fd", "/dev/fd") if os.path.isdir(path)), None)
+    try:
+        used = len(os.listdir(listing)) if listing else 0
+    except OSError:  # none is left to look with
+        used = limit
+    needed = _FILES + _FILES_PER_WORKER * workers
+    if limit != resource.RLIM_INFINITY and used + needed > limit:
+        raise EnvError(
+            f"{spec.name}: {workers} workers need about {needed} open files, and of the {limit} "
+            f"that this process may have, {limit - used} are left; allow more before the start, "
+            "e.g. `ulimit -n 4096`, or set `--env.options workers 0`"
+        )

@@ -296,7 +296,7 @@ def test_closing_leaves_nothing(make: Make) -> None:
     workers = env._runner
     env.close()
     assert not any(process.is_alive() for process in workers._pool.processes)  # type: ignore[union-attr]
-    assert not Path(workers._folder.name).exists()  # type: ignore[union-attr]
+    assert not workers._folder.path.exists()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(
