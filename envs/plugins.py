@@ -123,7 +123,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
-_OURS = str(Path(__file__).parent)
+_OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in ("envs", "marl"))
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 
@@ -195,6 +195,23 @@ def place_of(error: BaseException, blamed: Callable[..., Any] | None = None) -> 
         return source_of(blamed)
     frame = (own or others or frames)[-1]
     return f"{Path(frame.filename).name}, line {frame.lineno}, in {frame.name}"
+
+
+def users_call(env: Any, call: str) -> Callable[..., Any] | None:
+    """Return the user's function behind `reset` or `step` of an environment; None if it is ours.
+
+    Wrappers have the environment inside as `inner`, adapters the user's object as `source`.
+    """
+    while (inside := getattr(env, "inner", None)) is not None:
+        env = inside
+    source = getattr(env, "source", env)
+    names = {"reset": ("reset", "begin"), "step": ("step", "advance")}[call]
+    found = next((getattr(source, name) for name in names if hasattr(source, name)), len)
+    try:
+        file = inspect.getsourcefile(found)
+    except TypeError:  # built in
+        return None
+    return None if file is None or file.startswith(_OURS) else found
 
 
 def source_of(thing: Callable[..., Any]) -> str:

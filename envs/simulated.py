@@ -102,6 +102,11 @@ class SimulatedEnv:
         """The constants of this environment."""
         return self._spec
 
+    @property
+    def source(self) -> Task:
+        """The task, for messages."""
+        return self._task
+
     def reset(self, seed: int) -> EnvStep:
         """Return the start of a new episode in every environment."""
         num_envs = self._spec.num_envs

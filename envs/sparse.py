@@ -22,7 +22,7 @@ from envs.base import (
     close_env,
 )
 from envs.frames import Frame, HasFrames
-from envs.plugins import did_you_mean, explained, load_attribute, source_of
+from envs.plugins import did_you_mean, explained, load_attribute, source_of, users_call
 from envs.validation import answered
 
 RewardMode = Literal["episodic", "every_k", "outcome", "dense"]
@@ -59,6 +59,7 @@ class SparseRewards:
         self._outcome = None if reward_outcome is None else _outcome(env.spec, reward_outcome)
         if self._outcome is not None:
             self._outcome_called = f"{env.spec.name}: reward_outcome {source_of(self._outcome)}"
+        self._called = users_call(env, "step")
         self._sums = np.zeros(env.spec.num_envs)
         self._counts = np.zeros(env.spec.num_envs, np.int64)
         self._dense = np.zeros(env.spec.num_envs)
@@ -73,11 +74,11 @@ class SparseRewards:
         self._sums[:] = 0.0
         self._counts[:] = 0
         self._dense[:] = 0.0
-        return answered(self.spec, self.inner.reset(seed), "reset")
+        return answered(self.spec, self.inner.reset(seed), "reset", users_call(self, "reset"))
 
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
         """Return the inner environment's step with the rewards that are due."""
-        step = answered(self.spec, self.inner.step(actions), "step")
+        step = answered(self.spec, self.inner.step(actions), "step", self._called)
         self._dense[:] = step.rewards
         self._sums += self._dense
         self._counts += 1

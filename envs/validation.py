@@ -4,12 +4,14 @@
 `fitting_step` on the first one, environments use `checked_actions` on every call.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import STEP_ARRAYS, BoolArray, EnvError, EnvSpec, EnvStep
+from envs.base import STEP_ARRAYS, BoolArray, EnvError, EnvSpec, EnvStep, described
+from envs.plugins import source_of
 
 MEMBERS = ("spec", "reset", "step", "state_dict", "load_state_dict")
 """What every environment has."""
@@ -81,25 +83,43 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
         )
 
 
-def answered(spec: EnvSpec, answer: Any, where: str) -> EnvStep:
-    """Return what the call `where`, such as ``step 0``, answered, if it is a step at all."""
+def answered(
+    spec: EnvSpec, answer: Any, where: str, called: Callable[..., Any] | None = None
+) -> EnvStep:
+    """Return what the call `where`, such as ``step 0``, answered, if it is a step with rewards.
+
+    The message names the function that was `called`, its file and line.
+    """
+    shape = (spec.num_envs,)
     if not isinstance(answer, EnvStep):
-        raise EnvError(
-            f"{spec.name}: {where} returned {type(answer).__name__}; return an envs.EnvStep"
-        )
+        wrong = f"{type(answer).__name__}; return an envs.EnvStep"
+    elif np.shape(answer.rewards) != shape:
+        wrong = f"{described(answer.rewards)} as rewards; return numbers of shape {shape}"
+    else:
+        return answer
+    raise EnvError(f"{spec.name}: {where} returned {wrong}{_at(called)}")
+
+
+def fitting_step(
+    spec: EnvSpec, answer: Any, where: str, called: Callable[..., Any] | None = None
+) -> EnvStep:
+    """Return what was answered, or raise `EnvError` with every array that does not fit the spec.
+
+    The message names the function that was `called`, its file and line.
+    """
+    if not isinstance(answer, EnvStep):
+        return answered(spec, answer, where, called)
+    problems = Problems(spec.name)
+    _check_arrays(spec, answer, where, problems)
+    if problems:
+        advice = f"`marl check` tells all that is wrong with it{_at(called)}"
+        raise EnvError("\n".join([*problems.sentences(), advice]))
     return answer
 
 
-def fitting_step(spec: EnvSpec, answer: Any, where: str) -> EnvStep:
-    """Return what was answered, or raise `EnvError` with every array that does not fit the spec."""
-    step = answered(spec, answer, where)
-    problems = Problems(spec.name)
-    _check_arrays(spec, step, where, problems)
-    if problems:
-        raise EnvError(
-            "\n".join([*problems.sentences(), "`marl check` tells all that is wrong with it"])
-        )
-    return step
+def _at(called: Callable[..., Any] | None) -> str:
+    """Return the place of a function in brackets; nothing where it is not known."""
+    return "" if called is None else f" ({source_of(called)})"
 
 
 def check_step(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) -> None:

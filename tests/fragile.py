@@ -1,10 +1,13 @@
 """A counting team that fails in the middle of a run, as long as a file says so."""
 
+import math
 import os
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.team import TeamView
@@ -22,9 +25,23 @@ class FragileTeam(CountingTeam):
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
         self.steps += 1
         if self.steps == self.fails_at and self.file.exists():
-            if self.file.read_text() == "exit":
-                os._exit(7)
-            raise KeyError("the key of the matter")
+            match self.file.read_text():
+                case "exit":
+                    os._exit(7)
+                case "sys.exit":
+                    sys.exit(3)
+                case "nan obs":
+                    answer = super().step(actions, view)
+                    view.obs[1, 1] = np.nan
+                    return answer
+                case "infinite reward":
+                    return math.inf, *super().step(actions, view)[1:]
+                case "infinite state":
+                    answer = super().step(actions, view)
+                    view.state[1] = np.inf
+                    return answer
+                case _:
+                    raise KeyError("the key of the matter")
         return super().step(actions, view)
 
 

@@ -8,6 +8,7 @@ steps several teams one after the other and writes their records.
 Axes are those of `envs.base`; L: steps of an open episode.
 """
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -194,6 +195,7 @@ class Block:
         self.records["episodes"][row] = episode
         self._steps[row] = 0
         self._teams[row].reset(episode_seed(self._seeds[row], episode), self._views[row])
+        self._check_finite(row)
 
     def _restart(self, row: int) -> None:
         """Start the next episode; the facts still tell about the old one."""
@@ -206,6 +208,7 @@ class Block:
         records, spec = self.records, self._spec
         with self._named(row, "step"):
             reward, terminated, truncated = self._teams[row].step(actions, self._views[row])
+            self._check_finite(row, reward)
         self._steps[row] += 1
         out_of_time = self._steps[row] >= spec.max_steps
         terminated, late = split_ends(spec.finite_horizon, terminated, out_of_time)
@@ -215,6 +218,19 @@ class Block:
         records["truncated"][row] = truncated
         self._show_as_final(row)
         return terminated or truncated
+
+    def _check_finite(self, row: int, reward: float = 0.0) -> None:
+        """Raise if an environment shows or pays what is not a finite number."""
+        view = self._views[row]
+        if not math.isfinite(reward):
+            raise EnvError(f"the reward is {reward}; pay finite numbers")
+        for name, array in (("observation", view.obs), ("state", view.state)):
+            if not np.isfinite(array).all():
+                where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+                of = f" of {self._spec.agent_name(where[0])}" if len(where) > 1 else ""
+                raise EnvError(
+                    f"number {where[-1]} of the {name}{of} is {array[where]}; show finite numbers"
+                )
 
     def _show_as_final(self, row: int) -> None:
         """Copy what is seen now to where the end of the step is shown."""

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from envs import EnvSpec, EnvStep, HasHiddenRewards, VecEnv
-from envs.plugins import explained
+from envs import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.plugins import explained, source_of, users_call
 from envs.validation import fitting_step
 from marl.config import ConfigError
 from marl.data.types import (
@@ -26,7 +26,6 @@ from marl.data.types import (
     step_fields,
 )
 from marl.learners.actors import Actor
-from marl.nn.layers import NonFiniteError
 from marl.nn.normalisation import TeamNorm
 
 
@@ -159,9 +158,10 @@ class Collector:
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._is_checked = False
         """Whether the first step was compared with the spec; `marl check` compares many."""
-        with explained(f"{env.spec.name}: reset"):
+        self._resets, self._steps = users_call(env, "reset"), users_call(env, "step")
+        with explained(f"{env.spec.name}: reset", blamed=self._resets):
             first = env.reset(seed)
-        self._current = _copied(fitting_step(env.spec, first, "reset"))
+        self._current = _copied(fitting_step(env.spec, first, "reset", self._resets))
         self._open_returns = torch.zeros(env.spec.num_envs, dtype=torch.float64)
         self._open_lengths = torch.zeros(env.spec.num_envs, dtype=torch.int64)
         self._steps_before = 0
@@ -174,7 +174,7 @@ class Collector:
     def collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
         """Return T steps under `actor`, and the (T, E) hidden rewards if they are recorded.
 
-        Raises `NonFiniteError` naming the array, step, copy and agent that is not finite. After
+        Raises `EnvError` naming the array, step, copy and agent that is not finite. After
         an error a collector that undoes tries the same rollout again.
         """
         if not self._undoes:
@@ -232,7 +232,7 @@ class Collector:
             self.acting.reset_done(buffers["terminated"][t] | buffers["truncated"][t])
             self._current = step
         self._current = _copied(self._current)
-        self._check_finite()
+        self._check_finite(self.num_steps)
         rollout = self._rollout(actor)
         self.seconds["physics"] += physics
         self.seconds["inference"] += time.perf_counter() - started - physics
@@ -242,11 +242,16 @@ class Collector:
 
     def _stepped(self, actions: npt.NDArray[Any], t: int) -> EnvStep:
         """Return the environment's step; what it raises, or gets wrong at first, is an error."""
-        with explained(f"{self.env.spec.name}: step {self._steps_before + t}"):
-            step = self.env.step(actions)
-            if not self._is_checked:
-                fitting_step(self.env.spec, step, f"step {self._steps_before + t}")
-                self._is_checked = True
+        where = f"step {self._steps_before + t}"
+        try:
+            with explained(f"{self.env.spec.name}: {where}", blamed=self._steps):
+                step = self.env.step(actions)
+                if not self._is_checked:
+                    fitting_step(self.env.spec, step, where, self._steps)
+                    self._is_checked = True
+        except EnvError:
+            self._check_finite(t)  # of what is not finite no legal action is drawn
+            raise
         return step
 
     def take_seconds(self) -> dict[str, float]:
@@ -343,21 +348,25 @@ class Collector:
         self._open_lengths = self.num_steps - last_end
         return finished
 
-    def _check_finite(self) -> None:
-        for name in ("obs", "state", "next_obs", "next_state", "rewards"):
-            tensor = self._buffers[name]
-            if bool(torch.isfinite(tensor.sum())):
+    def _check_finite(self, num_steps: int) -> None:
+        """Raise `EnvError` if the environment returned NaN or infinity in the first steps."""
+        names = ("obs", "state", "next_obs", "next_state", "rewards", "hidden_rewards")
+        arrays = {name: self._arrays[name][:num_steps] for name in names if name in self._arrays}
+        # What the reset after the last step shows is in no buffer yet.
+        arrays |= {f"{name} ": getattr(self._current, name)[None] for name in ("obs", "state")}
+        for name, array in arrays.items():
+            if np.isfinite(array.sum()) or np.isfinite(array).all():
                 continue
-            bad = (~torch.isfinite(tensor)).nonzero()
-            if len(bad):
-                t, index, *rest = bad[0].tolist()
-                spec = self.env.spec
-                agent = f", {spec.agent_name(rest[0])}" if name.endswith("obs") else ""
-                raise NonFiniteError(
-                    f"environment {spec.name} returned NaN or an infinite number in {name} at step "
-                    f"{self._steps_before + t} of copy {index}{agent}; "
-                    "the run is stopped with its state saved. `marl check` tests an environment"
-                )
+            t, index, *rest = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            t += num_steps if name.endswith(" ") else 0
+            spec = self.env.spec
+            agent = f", {spec.agent_name(rest[0])}" if name.strip().endswith("obs") else ""
+            at = f" ({source_of(self._steps)})" if self._steps else ""
+            raise EnvError(
+                f"environment {spec.name} returned NaN or an infinite number in {name.strip()} at "
+                f"step {self._steps_before + t} of copy {index}{agent}{at}; `marl check` tests an "
+                "environment"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Return the environment, what the agents see now, hidden states, and the open episodes.

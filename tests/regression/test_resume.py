@@ -1,5 +1,6 @@
 """A run that was stopped or killed continues to the same metrics, bit for bit."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -13,11 +14,11 @@ import pytest
 import torch
 
 from benchmarks.resume import differences
-from envs import EnvError
+from envs import EnvError, EnvStep
+from envs.sparse import SparseRewards
 from marl import ConfigError, EpisodePairs, Trainer, preferences, train
 from marl.config import Config
 from marl.config.io import load_config
-from marl.data.rollout import Collector
 from marl.nn.layers import NonFiniteError
 from marl.utils.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
@@ -282,8 +283,25 @@ def fragile(fault: Path, fails_at: int, workers: int, **changes: object) -> Conf
         ("raise", 2, 17, 48, {"network.recurrence": "gru", "network.hidden_sizes": [8, 8]}),
         ("exit", 2, 10, 24, {"algorithm": "sparse"}),
         ("raise", 0, 2, 0, {"algorithm": "sparse"}),
+        ("sys.exit", 0, 10, 24, {"algorithm": "sparse"}),
+        ("sys.exit", 2, 10, 24, {"algorithm": "sparse"}),
+        ("nan obs", 0, 10, 24, {"algorithm": "sparse"}),
+        ("nan obs", 2, 10, 24, {"algorithm": "sparse"}),
+        ("infinite reward", 0, 10, 24, {"algorithm": "sparse"}),
+        ("infinite state", 2, 10, 24, {"algorithm": "sparse"}),
     ],
-    ids=["here", "gru", "death", "first rollout"],
+    ids=[
+        "here",
+        "gru",
+        "death",
+        "first rollout",
+        "sys.exit here",
+        "sys.exit there",
+        "nan here",
+        "nan there",
+        "infinite here",
+        "infinite there",
+    ],
 )
 def test_an_environment_that_fails_loses_no_whole_iteration(
     tmp_path: Path, how: str, workers: int, fails_at: int, kept: int, changes: dict[str, object]
@@ -335,15 +353,21 @@ def test_a_rollout_that_is_not_finite_leaves_the_state_of_its_beginning(
     run.close()
     step, expected = load_checkpoint(tmp_path / "checkpoints")
 
-    def broken(self: Collector) -> None:
-        raise NonFiniteError("rewards hold NaN")
+    whole, calls = SparseRewards.step, itertools.count()
 
-    monkeypatch.setattr(Collector, "_check_finite", broken)
-    with pytest.raises(NonFiniteError):
+    def broken(self: SparseRewards, actions: np.ndarray) -> EnvStep:
+        answer = whole(self, actions)
+        if next(calls) == 5:
+            answer.obs[1, 0, 2] = np.nan
+        return answer
+
+    monkeypatch.setattr(SparseRewards, "step", broken)
+    with pytest.raises(EnvError, match=r"infinite number in obs at step 86 of copy 1, agent 0"):
         next(train(small(), tmp_path, resume=True))
-    crash_step, crashed = load_checkpoint(tmp_path / "crash")
-    assert crash_step == step
-    assert_same(expected["trainer"], crashed["trainer"])
+    assert not (tmp_path / "crash").exists()
+    saved_step, saved = load_checkpoint(tmp_path / "checkpoints")
+    assert saved_step == step
+    assert_same(expected["trainer"], saved["trainer"])
 
 
 def test_a_policy_that_diverged_is_no_checkpoint(
