@@ -12,6 +12,7 @@ if TYPE_CHECKING:
         Fact,
         HasClose,
         HasHiddenRewards,
+        Replays,
         VecEnv,
         close_env,
     )
@@ -30,6 +31,7 @@ __all__ = [
     "HasClose",
     "HasFrames",
     "HasHiddenRewards",
+    "Replays",
     "SimulatedEnv",
     "SparseRewards",
     "Task",
@@ -52,6 +54,7 @@ __getattr__ = lazy_attributes(
         "Fact": "envs.base",
         "HasClose": "envs.base",
         "HasHiddenRewards": "envs.base",
+        "Replays": "envs.base",
         "VecEnv": "envs.base",
         "close_env": "envs.base",
         "check_env": "envs.checker",

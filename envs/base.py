@@ -330,6 +330,19 @@ class HasHiddenRewards(Protocol):
 
 
 @runtime_checkable
+class Replays(Protocol):
+    """An environment that is saved as what was done in its open episodes, and repeats it."""
+
+    def repeats(self) -> bool:
+        """Return whether an episode is the same again under its seed and actions."""
+        ...
+
+    def cut_open_episodes(self) -> None:
+        """Let `load_state_dict` truncate the open episodes from now on, not repeat them."""
+        ...
+
+
+@runtime_checkable
 class HasClose(Protocol):
     """An environment that holds more than memory: processes, files, windows."""
 

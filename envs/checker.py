@@ -13,9 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.spaces import ObsBoundsWarning
-from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.adapters.team_env import DOES_NOT_REPEAT
+from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, Replays, VecEnv
 from envs.plugins import explained
 from envs.rng import random_actions
+from envs.sparse import unwrapped
 from envs.validation import (
     MEMBERS,
     Problems,
@@ -66,6 +68,8 @@ def _check(env: VecEnv, steps: int, seed: int, problems: Problems) -> None:
     _check_rewards(played, problems)
     _check_deaths(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
+    if _is_unrepeatable(env, problems):
+        return
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
     _attempt("trying other actions", problems, _check_actions, env, steps, seed, played, problems)
     _attempt("saving and loading", problems, _check_resume, env, steps, seed, problems)
@@ -171,6 +175,26 @@ def _check_replay(env: VecEnv, steps: int, seed: int, played: Played, problems: 
             )
             return
         given[...] = 0
+
+
+def _is_unrepeatable(env: VecEnv, problems: Problems) -> bool:
+    """Return whether a third-party task does not repeat, which its users may not be able to mend.
+
+    What follows would only say the same in other words.
+    """
+    inner = unwrapped(env)
+    if not isinstance(inner, Replays):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        repeats = inner.repeats()
+    kinds = ("reset", "deterministic")
+    if repeats and not any(kind in problems for kind in kinds):
+        return False
+    for kind in kinds:
+        problems.drop(kind)
+    problems.warn("repeats", DOES_NOT_REPEAT)
+    return True
 
 
 def _check_seeds(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:

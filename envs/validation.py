@@ -41,6 +41,13 @@ class Problems:
         """Keep a sentence about something that may be meant."""
         self._first.setdefault(kind, f"warning: {self._name}: {sentence}")
 
+    def drop(self, kind: str) -> None:
+        """Forget a sentence, if there is one of this kind."""
+        self._first.pop(kind, None)
+
+    def __contains__(self, kind: object) -> bool:
+        return kind in self._first
+
     def __len__(self) -> int:
         return len(self._first)
 

@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from envs import EnvSpec
+from envs import EnvSpec, Replays, unwrapped
 from marl import __version__
 from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, save_config, to_dict
@@ -35,6 +35,7 @@ def train(
     *,
     labeller: Callable[..., Any] | None = None,
     resume: bool = False,
+    cut_open_episodes: bool = False,
     stop: Callable[[], bool] | None = None,
     begun: Callable[[EnvSpec], None] | None = None,
 ) -> Generator[dict[str, float], None, None]:
@@ -46,6 +47,8 @@ def train(
     `labeller`, a callable from episode pairs to labels or a class of such, takes the place of the
     one that the settings name; the run is recorded with ``preferences.labeller = "python"``, and
     goes on only where it is given again.
+    With `cut_open_episodes` a third-party environment that cannot repeat its open episodes goes on
+    without them: they are truncated in the first step.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
     """
     if run_dir is None:
@@ -65,6 +68,9 @@ def train(
             saved = load_checkpoint(folder / "checkpoints")[1]
             check_same_config(config, saved["config"], folder)
             check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
+            replays = unwrapped(trainer.env)
+            if cut_open_episodes and isinstance(replays, Replays):
+                replays.cut_open_episodes()
             trainer.load_state_dict(saved["trainer"])
         else:
             warnings.warn(

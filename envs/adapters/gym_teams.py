@@ -53,6 +53,7 @@ def gym_team(
     facts: str = "",
     limit_terminates: bool | None = None,
     remake: bool | None = None,
+    repeats: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
     **options: Any,
@@ -78,7 +79,7 @@ def gym_team(
         limit_terminates=limit_terminates,
         remake=remake,
     )
-    return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
+    return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
 
 
 class TupleTeam:

@@ -39,6 +39,7 @@ def pettingzoo(
     agents_die: bool = True,
     limit_terminates: bool | None = None,
     remake: bool | None = None,
+    repeats: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
     **options: Any,
@@ -53,8 +54,8 @@ def pettingzoo(
     separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
     `agents_die = False` promises that nobody leaves before the end. With `remake`, every episode
     gets a new environment, for one whose reset keeps traces of the episode before. What is None is
-    what `envs.adapters.quirks` knows of the environment. `workers` and `timeout` are those of
-    `TeamEnv`.
+    what `envs.adapters.quirks` knows of the environment. `workers`, `timeout` and `repeats` are
+    those of `TeamEnv`.
     """
     make = partial(made, name, factory)
     options |= own_limit(factory, make, options, max_steps)
@@ -71,7 +72,7 @@ def pettingzoo(
         limit_terminates=limit_terminates,
         remake=remake,
     )
-    return TeamEnv(team, num_envs, workers=workers, timeout=timeout)
+    return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
 
 
 class OwnState:

@@ -8,8 +8,12 @@ Axes are those of `envs.base`; L: steps of the longest open episode.
 """
 
 import os
+import random
+import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -43,13 +47,14 @@ class TeamEnv:
         *,
         workers: int | None = None,
         timeout: float = 120.0,
-        repeats: bool = True,
+        repeats: bool | None = None,
     ) -> None:
         """`workers`: processes, at most one per environment; 0: this process; None: what a short
         measurement advises.
 
         `timeout` is how many seconds one reset or step of one environment in a worker may take.
-        `repeats` is whether an episode is the same again under the same seed and actions.
+        `repeats` is whether an episode is the same again under the same seed and actions; None:
+        a few steps are played twice to find out, when a state is first asked for.
         """
         team = make_team()
         self._spec = replace(team.spec, num_envs=num_envs)
@@ -62,6 +67,8 @@ class TeamEnv:
         self._timeout = timeout
         self._repeats = repeats
         self._cut_off = False
+        """Whether the open episodes end in the next step, since they cannot be repeated."""
+        self._cut_next = False
         if workers is None:
             workers = advised_workers(make_team, self._spec, timeout)
         self.workers = num_processes(num_envs, min(workers, num_envs))
@@ -101,40 +108,56 @@ class TeamEnv:
         return self._env_step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything needed to repeat the open episodes, and what they must lead to.
+        """Return what was seen last, and what was done since the open episodes began.
 
-        Of a task that does not repeat: what was seen last.
+        Of a task that does not repeat only the former.
         """
-        if not self._repeats:
-            seen = {name: self._records[name].copy() for name in self._records.dtype.names or ()}
-            return {"seeds": self._seeds.copy(), "seen": seen}
-        return {
-            "seeds": self._seeds.copy(),
-            "episodes": self._records["episodes"].copy(),
-            "lengths": self._log.lengths.copy(),
-            "actions": self._log.actions,
-            "obs": self._records["obs"].copy(),
-            "state": self._records["state"].copy(),
-        }
+        seen = {name: self._records[name].copy() for name in self._records.dtype.names or ()}
+        state = {"seeds": self._seeds.copy(), "seen": seen}
+        if self.repeats() and not self._cut_off:
+            state |= {"lengths": self._log.lengths.copy(), "actions": self._log.actions}
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` by replaying the open episodes, or by cutting them off."""
         check_num_envs(self._spec, len(state["seeds"]))
         self._seeds = state["seeds"].copy()
-        if not self._repeats:
+        self._cut_off = False
+        self._repeats = "actions" in state
+        if not self._repeats or self._cut_next:
             self._cut_off_at(state["seen"])
             return
         self._log.restore(state["lengths"], state["actions"])
-        self._start(
-            Plan(
-                seeds=self._seeds,
-                episodes=state["episodes"],
-                lengths=state["lengths"],
-                actions=state["actions"],
-            )
+        plan = Plan(
+            seeds=self._seeds,
+            episodes=state["seen"]["episodes"],
+            lengths=state["lengths"],
+            actions=state["actions"],
         )
-        for name in ("obs", "state"):
-            _check_same(self._spec, name, self._records, state)
+        try:
+            self._start(plan)
+            for name in ("obs", "state"):
+                _check_same(self._spec, name, self._records, state)
+        except EnvError as error:
+            raise EnvError(
+                f"{error}; `marl resume RUN --cut-open-episodes` goes on without the open episodes"
+            ) from error
+
+    def repeats(self) -> bool:
+        """Return whether an episode is the same again under the same seed and actions.
+
+        Warns where that is found out to be wrong.
+        """
+        if self._repeats is None:
+            where = Workers if self.workers else Block
+            self._repeats = repeats_itself(self._make_team, self._spec, self._timeout, where)
+            if not self._repeats:
+                warnings.warn(f"{self._spec.name} {DOES_NOT_REPEAT}", stacklevel=2)
+        return self._repeats
+
+    def cut_open_episodes(self) -> None:
+        """Let `load_state_dict` truncate the open episodes from now on, not repeat them."""
+        self._cut_next = True
 
     def close(self) -> None:
         """End the workers and release what the environments hold; `reset` starts them again."""
@@ -221,9 +244,84 @@ def _check_options(spec: EnvSpec, workers: int | None, timeout: float) -> None:
         raise EnvError(f"{spec.name}: timeout is {timeout!r}; give seconds above 0")
 
 
+DOES_NOT_REPEAT = (
+    "does not repeat under its seed: a resumed run cuts its open episodes off, so it differs from "
+    "one that was not interrupted. Draw all randomness from generators that reset(seed) seeds, and "
+    "let reset forget the episode before (the option remake does that)"
+)
+
+
+def repeats_itself(
+    make_team: TeamMaker,
+    spec: EnvSpec,
+    timeout: float,
+    where: type[Workers] | type[Block],
+    budget: float = 0.3,
+    max_steps: int = 50,
+) -> bool:
+    """Return whether the first steps of one environment are the same again under their seed.
+
+    They are as many as `budget` seconds allow. The global generators, from which some
+    environments draw, are left as they were. True where playing fails: training will say so.
+    """
+    with _generators_kept():
+        one = replace(spec, num_envs=1)
+        runner = (
+            Workers(make_team, one, 1, timeout)
+            if where is Workers
+            else Block(make_team, one, range(1))
+        )
+        try:
+            return _plays_twice(runner, one, budget, max_steps)
+        finally:
+            runner.close()
+
+
+def _plays_twice(runner: Workers | Block, spec: EnvSpec, budget: float, max_steps: int) -> bool:
+    """Return whether an episode's first steps are the same when they are played again."""
+    plan = new_episodes(env_seeds(0, 1))
+    steps: list[tuple[npt.NDArray[Any], Records]] = []
+    try:
+        first = records = runner.start(plan).copy()
+        rng, began = np.random.default_rng(0), time.perf_counter()
+        while len(steps) < max_steps and time.perf_counter() - began < budget:
+            actions = random_actions(spec, rng, records["action_mask"])
+            records = runner.step(actions).copy()
+            steps.append((actions, records))
+    except EnvError:
+        return True
+    try:
+        return _same(runner.start(plan), first) and all(
+            _same(runner.step(actions), records) for actions, records in steps
+        )
+    except EnvError:
+        return False
+
+
+@contextmanager
+def _generators_kept() -> Iterator[None]:
+    """Leave the global random numbers of Python, NumPy and PyTorch as they were."""
+    torch = sys.modules.get("torch")
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - others draw from it
+    torch_state = None if torch is None else torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
+        if torch is not None:
+            torch.set_rng_state(torch_state)
+
+
+def _same(one: Records, other: Records) -> bool:
+    """Return whether two records hold the same numbers."""
+    names = one.dtype.names or ()
+    return all(np.array_equal(one[name], other[name], equal_nan=True) for name in names)
+
+
 def _check_same(spec: EnvSpec, name: str, records: Records, state: dict[str, Any]) -> None:
     """Raise if a replayed episode does not lead to what was saved."""
-    same = (records[name] == state[name]).reshape(spec.num_envs, -1).all(axis=1)
+    same = (records[name] == state["seen"][name]).reshape(spec.num_envs, -1).all(axis=1)
     if not same.all():
         copy = int(np.flatnonzero(~same)[0])
         raise EnvError(

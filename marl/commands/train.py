@@ -51,12 +51,14 @@ class Resume:
     """Folder of the run."""
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
+    cut_open_episodes: bool = False
+    """Truncate the open episodes of an environment that cannot repeat them, and go on."""
 
     def run(self) -> int:
         """Train on, and say how it goes."""
         config = load_run_config(self.run_dir)
         check_trusted(import_paths(config), self.run_dir, config)
-        return _run(config, self.run_dir, resume=True)
+        return _run(config, self.run_dir, resume=True, cut=self.cut_open_episodes)
 
 
 def _new_folder(config: Config) -> Path:
@@ -88,7 +90,7 @@ class _Stop:
             os.kill(os.getpid(), number)
 
 
-def _run(config: Config, folder: Path, *, resume: bool) -> int:
+def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
     from marl.utils.progress import Progress
@@ -106,7 +108,12 @@ def _run(config: Config, folder: Path, *, resume: bool) -> int:
             progress.begin(spec)
 
         iterations = train(
-            config, folder, resume=resume, stop=lambda: stop.received > 0, begun=begun
+            config,
+            folder,
+            resume=resume,
+            cut_open_episodes=cut,
+            stop=lambda: stop.received > 0,
+            begun=begun,
         )
         for metrics in iterations:
             progress.update(metrics, at_once=config.preferences.people.wait)

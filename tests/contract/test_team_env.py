@@ -119,16 +119,6 @@ def test_resume_by_replay(make: Make, saved_by: int, loaded_by: int) -> None:
         mask = ours.action_mask
 
 
-def test_a_task_that_does_not_repeat_cannot_be_continued(make: Make) -> None:
-    env = make(2, 0, unseeded=True)
-    env.reset(0)
-    env.step(np.zeros((2, 3), np.int64))
-    with pytest.raises(
-        EnvError, match="replaying the 1 actions of its open episode led to another"
-    ):
-        env.load_state_dict(env.state_dict())
-
-
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_error_names_copy_seed_and_line_and_keeps_the_state(make: Make, workers: int) -> None:
     env = make(5, workers, fault="raise")
