@@ -22,6 +22,7 @@ from marl.utils.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from marl.utils.files import OutputError
 from marl.utils.metrics import MetricWriter
 from marl.utils.trust import IDENTITY, identity_of, remember
 
@@ -139,7 +140,10 @@ def _train_in(
         if trainer.iteration:
             from marl.reports.plots import plot_run  # a second of imports, which the end can wait
 
-            plot_run(folder, trainer.env.spec.successes)
+            try:
+                plot_run(folder, trainer.env.spec.successes)
+            except OutputError as error:
+                warnings.warn(str(error), stacklevel=2)
 
 
 def _has_diverged(trainer: Trainer, error: Exception) -> bool:

@@ -8,6 +8,7 @@ import tyro
 
 from marl.config.io import load_run_config
 from marl.config.validation import Range, settings
+from marl.utils.files import atomic_write, output
 from marl.utils.terminal import LiteralConsole
 
 
@@ -23,12 +24,14 @@ class Evaluate:
     """Environments in a batch."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the episodes."""
+    out: Path | None = None
+    """File for every return; RUN/evaluation.json if not given."""
 
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
 
     def run(self) -> int:
-        """Print a table of both ways to act, and write every return to ``evaluation.json``."""
+        """Print a table of both ways to act, and write every return to a file."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
         from rich.table import Table
 
@@ -59,10 +62,9 @@ class Evaluate:
                 "returns": result.returns.tolist(),
             }
         LiteralConsole().print(table)
-        path = self.run_dir / "evaluation.json"
-        path.write_text(
-            json.dumps({"steps": policy.steps, "seed": self.seed} | report, indent=1),
-            encoding="utf-8",
-        )
+        path = self.out or self.run_dir / "evaluation.json"
+        text = json.dumps({"steps": policy.steps, "seed": self.seed} | report, indent=1)
+        with output(path, "name a file by --out in a folder that is there"):
+            atomic_write(path, text.encode())
         print(f"written to {path}")
         return 0

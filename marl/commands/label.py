@@ -134,7 +134,6 @@ def _of_run(options: Label, run: Path) -> Subject:
     from marl.reports.video import load_team
 
     config, folder = load_run_config(run), run / "people"
-    folder.mkdir(exist_ok=True)
     title = _titled(config.env.name, options.task or config.preferences.people.task)
     if config.asks_people:
         return Subject(folder=folder, title=title, asked_by_run=True)

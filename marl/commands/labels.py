@@ -6,7 +6,6 @@ from typing import Annotated
 
 import tyro
 
-from marl.config import ConfigError
 from marl.config.io import load_run_config
 from marl.config.validation import Range, settings
 
@@ -40,6 +39,7 @@ class Labels:
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
         from marl.reports.audit import audit, show, to_json
         from marl.reports.audit_html import page
+        from marl.utils.files import atomic_write, output
         from marl.utils.terminal import LiteralConsole
 
         report = audit(self.run_dir, cache=self.cache, ask_again=self.ask_again)
@@ -50,22 +50,8 @@ class Labels:
             show(report, LiteralConsole())
             path = path or self.run_dir / "labels.html"
         if path is not None:
-            _write(path, page(report, self.most))
+            with output(path, "name a file by --out in a folder that is there"):
+                atomic_write(path, page(report, self.most).encode())
         if path is not None and not self.json:
             print(f"the most surprising pairs are in {path}")
         return 0
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a page, whole or not at all."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            f"{path} cannot be written: {error.strerror}; name a file by --out in a folder that is "
-            "there"
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ class Watch:
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run; its newest checkpoint plays."""
-    output: Path | None = None
+    out: Path | None = None
     """File to write, .gif or .mp4; RUN/episode.gif if not given."""
     format: Literal["gif", "mp4"] | None = None
     """Mp4 is smaller and needs the extra video; gif if not given."""
@@ -51,10 +51,10 @@ class Watch:
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
         from marl.reports.video import FilmOptions, film_run
 
-        path = self.output or self.run_dir / f"episode.{self.format or 'gif'}"
+        path = self.out or self.run_dir / f"episode.{self.format or 'gif'}"
         if self.format is not None and path.suffix.lower() != f".{self.format}":
             raise ConfigError(
-                f"--output {path} does not end in .{self.format}; leave out --format, or make "
+                f"--out {path} does not end in .{self.format}; leave out --format, or make "
                 "them agree"
             )
         film = film_run(

@@ -10,6 +10,7 @@ import tomli_w
 
 from marl.config.schema import Config
 from marl.config.validation import ConfigError, build
+from marl.utils.files import atomic_write
 
 
 def to_dict(config: Config) -> dict[str, Any]:
@@ -26,10 +27,8 @@ def plain(value: Any) -> Any:
 
 
 def save_config(config: Config, path: Path) -> None:
-    """Write every setting to a TOML file, whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(tomli_w.dumps(to_dict(config)), encoding="utf-8")
-    temporary.replace(path)
+    """Write every setting to a TOML file atomically."""
+    atomic_write(path, tomli_w.dumps(to_dict(config)).encode())
 
 
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:

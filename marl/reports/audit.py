@@ -30,7 +30,7 @@ from marl.reports.statistics import (
     reliability,
 )
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
-from marl.utils.text import one_line
+from marl.utils.text import one_line, printable
 from marl.utils.trust import identity_of
 
 NO_CHECKPOINT = (
@@ -128,11 +128,11 @@ def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> R
         scores = {} if saved is None else saved.scores
         pairs = [replace(p, learned=learned_probability(p, scores)) for p in asked.pairs]
     return Report(
-        run=str(run),
+        run=printable(str(run)),
         env=one_line(config.env.name),
         algorithm=config.algorithm,
         labeller=one_line(config.preferences.labeller),
-        cache=str(path) if is_llm else "",
+        cache=printable(str(path)) if is_llm else "",
         has_prices=config.preferences.llm.prompt_price + config.preferences.llm.reply_price > 0,
         judges=() if asked is None else tuple(judges(asked)),
         kept=kept,

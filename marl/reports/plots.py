@@ -3,7 +3,6 @@ a fitted reward model.
 """
 
 import itertools
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from marl.rewards.scoring import Reliability
+from marl.utils.files import atomic_path, output
 from marl.utils.metrics import TIME_PARTS, read_metrics
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -103,10 +103,9 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def _saved(figure: Figure, path: Path) -> Path:
-    """Write a figure, whole or not at all, and return its path."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    figure.savefig(temporary, format="png")
-    os.replace(temporary, path)
+    """Write a figure atomically and return its path."""
+    with output(path, "make room for it there"), atomic_path(path) as temporary:
+        figure.savefig(temporary, format="png")
     return path
 
 

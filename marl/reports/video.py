@@ -29,7 +29,9 @@ from marl.reports.drawing import Canvas, paint_scene, text_width
 from marl.rewards import RewardLearner
 from marl.rewards.io import restored_reward
 from marl.utils.checkpoint import load_checkpoint
+from marl.utils.files import atomic_path, check_writable, output
 from marl.utils.seeding import Seeds
+from marl.utils.terminal import LiteralConsole
 
 Array = npt.NDArray[np.float64]
 
@@ -115,8 +117,12 @@ class Play:
 
 def film_run(run: Path, path: Path, options: FilmOptions, console: Console | None = None) -> Film:
     """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file."""
-    movie_format(path)
-    console = console or Console(stderr=True)
+    file_format = movie_format(path)
+    console = console or LiteralConsole(stderr=True)
+    remedy = "choose another --out"
+    with output(path, remedy):  # told before the episode is played
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
     policy, reward = load_team(run)
     with console.status("playing"):
         shown = play(
@@ -139,11 +145,8 @@ def film_run(run: Path, path: Path, options: FilmOptions, console: Console | Non
         transient=True,
         disable=not console.is_terminal,  # else it ends with an empty line
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_movie(path, iter(drawing), frame_ms)
-    except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error}; choose another --output") from error
+    with output(path, remedy), atomic_path(path) as temporary:
+        write_movie(temporary, file_format, iter(drawing), frame_ms)
     return Film(
         path=path,
         frames=len(steps),
@@ -373,9 +376,11 @@ def tint(colour: str) -> str:
     return "#" + "".join(f"{part:02x}" for part in parts)
 
 
-def write_movie(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> None:
-    """Write pictures of one size, each shown `frame_ms`, in the format of the path's suffix."""
-    if movie_format(path) == "mp4":
+def write_movie(
+    path: Path, file_format: str, pictures: Iterator[Image.Image], frame_ms: int
+) -> None:
+    """Write pictures of one size, each shown `frame_ms`, in one of `FORMATS`."""
+    if file_format == "mp4":
         _write_mp4(path, pictures, frame_ms)
     else:
         _write_gif(path, pictures, frame_ms)
@@ -401,7 +406,13 @@ def _write_gif(path: Path, pictures: Iterator[Image.Image], frame_ms: int) -> No
     )
     opening = next(frames)
     opening.save(
-        path, save_all=True, append_images=frames, duration=frame_ms, loop=0, optimize=False
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=frames,
+        duration=frame_ms,
+        loop=0,
+        optimize=False,
     )
 
 

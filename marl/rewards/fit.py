@@ -29,9 +29,10 @@ from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import save_reward
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy
 from marl.rewards.scoring import Reliability, reliability, score_episodes
-from marl.utils.checkpoint import write_whole
+from marl.utils.files import atomic_write, check_free, output
 from marl.utils.seeding import Seeds
 
+_OTHER_FOLDER = "choose another --out"
 BLOCK = 10
 """Gradient steps between two measurements where ``reward.gradient_steps`` is 0."""
 
@@ -67,7 +68,7 @@ class Measured:
 class FitReport:
     """What `fit_reward` found."""
 
-    preference_set: str
+    dataset: str
     environment: str
     model: str
     seed: int
@@ -132,8 +133,10 @@ def fit_reward(
     torch.set_num_threads(1)  # small matrices, as in training
     preferences = data if isinstance(data, PreferenceDataset) else PreferenceDataset(data)
     folder = None if out is None else Path(out)
-    if folder is not None and folder.exists() and (folder.is_file() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} already exists and is not empty; choose another --out")
+    if folder is not None:
+        check_free(folder, _OTHER_FOLDER)
+        with output(folder, _OTHER_FOLDER):  # told before the fit
+            folder.mkdir(parents=True, exist_ok=True)
     if steps < 1 or holdout_every < 2:
         raise ConfigError(
             f"steps is {steps} and holdout_every {holdout_every}; expected at least 1 and 2"
@@ -153,7 +156,7 @@ def fit_reward(
     learner = make_reward_learner(spec, config, norm, seeds.torch("reward"), device)
     _fit(learner, batches, steps, console)
     report = FitReport(
-        preference_set=str(preferences.folder),
+        dataset=str(preferences.folder),
         environment=preferences.manifest.environment.name,
         model=model,
         seed=seed,
@@ -168,7 +171,8 @@ def fit_reward(
     )
     if folder is not None:
         save_reward(folder, learner.num_fits, config, spec, learner)
-        write_whole(folder / "report.json", json.dumps(report.to_json(), indent=1).encode())
+        with output(folder, _OTHER_FOLDER):
+            atomic_write(folder / "report.json", json.dumps(report.to_json(), indent=1).encode())
         plot_reliability(report.held_out.calibration, folder / "calibration.png")
     return report
 

@@ -9,7 +9,6 @@ stranger cannot run code.
 import hashlib
 import io
 import math
-import os
 import shutil
 import warnings
 from pathlib import Path
@@ -19,33 +18,7 @@ import numpy as np
 import torch
 
 from marl.errors import UserError
-
-# Files that are whole or not there, also after a power cut.
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write beside `path`, wait for the disk, and rename."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's new entry; Windows offers no such call."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
+from marl.utils.files import atomic_path
 
 # A run's state as values that PyTorch reads back without unpickling anything else.
 #
@@ -163,7 +136,9 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:012d}.ckpt"
     try:
-        _write_whole(path, encode({"step": step, "state": state}))
+        encoded = encode({"step": step, "state": state})
+        with atomic_path(path) as temporary:
+            _write(temporary, encoded)
     except UnsupportedStateError as error:
         raise CheckpointError(f"cannot save {path}: {error}") from error
     except OSError as error:
@@ -237,19 +212,8 @@ def _check(path: Path, header: bytes, payload: bytes) -> None:
         raise CheckpointError(f"{path} was changed after it was written: its checksum differs")
 
 
-def _write_whole(path: Path, encoded: dict[str, Any]) -> None:
-    """Write beside `path` and rename, so that `path` is whole or not there, whatever happens."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        _write(temporary, encoded)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
 def _write(path: Path, encoded: dict[str, Any]) -> None:
-    """Write header and archive to `path` in one pass and wait until the disk has them."""
+    """Write header and archive to `path` in one pass."""
     with path.open("wb") as file:
         file.seek(_HEADER_SIZE)
         payload = _HashingWriter(file)
@@ -260,8 +224,6 @@ def _write(path: Path, encoded: dict[str, Any]) -> None:
         digest = payload.sha256.hexdigest()
         header = _HEADER.format(version=FORMAT_VERSION, size=payload.size, digest=digest)
         file.write(header.encode())
-        file.flush()
-        os.fsync(file.fileno())
 
 
 class _HashingWriter:

@@ -8,7 +8,6 @@ killed.
 import csv
 import io
 import math
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ import numpy.typing as npt
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from marl.utils.files import atomic_write
 
 TIME_PARTS = ("physics", "inference", "reward", "policy")
 """What an iteration's seconds are divided into, as ``time/physics`` and so on."""
@@ -119,11 +120,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
 
 
 def _replace(path: Path, columns: list[str], rows: list[_Row]) -> None:
-    """Write the whole file beside its name and rename it, so that it is never half there."""
-    temporary = path.with_suffix(".tmp")
+    """Write the whole file atomically."""
     lines = [_line(columns), *(_line(row.get(name, "") for name in columns) for row in rows)]
-    temporary.write_text("".join(lines), encoding="utf-8", newline="")
-    os.replace(temporary, path)
+    atomic_write(path, "".join(lines).encode())
 
 
 def _line(cells: Iterable[str]) -> str:

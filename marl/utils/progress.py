@@ -16,6 +16,7 @@ from rich.text import Text
 
 from envs import EnvSpec
 from marl.utils.metrics import TIME_PARTS
+from marl.utils.terminal import LiteralConsole
 
 _BLOCKS = "▁▂▃▄▅▆▇█"
 _SPARKS = 40
@@ -38,7 +39,7 @@ class Progress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total_steps, self._title, self._steps = total_steps, title, 0
-        self._console = console or Console()
+        self._console = console or LiteralConsole()
         self._clock = clock
         self._spec: EnvSpec | None = None
         self._has_begun = False
@@ -63,7 +64,7 @@ class Progress:
         if self._live is not None:
             self._live.start()
         else:
-            self._console.print(self._title, highlight=False, soft_wrap=True)
+            self._console.print(Text(self._title), soft_wrap=True)
 
     @property
     def no_episode(self) -> str:
@@ -107,7 +108,7 @@ class Progress:
         if self._live is not None:
             self._live.update(self._panel(), refresh=True)
         elif self._shown_steps != self._steps:
-            self._console.print(self._line(), highlight=False, soft_wrap=True)
+            self._console.print(Text(self._line()), soft_wrap=True)
         self._shown_at, self._shown_steps = self._clock(), self._steps
 
     def _steps_per_second(self) -> float:
@@ -153,7 +154,8 @@ class Progress:
                 text.append(f"  {sparkline(list(self._returns))}", style="cyan")
             table.add_row(Text(name, style="dim"), text)
         bar = ProgressBar(total=self._total_steps, completed=self._steps)
-        return Panel(Group(bar, table), title=self._title, title_align="left", border_style="dim")
+        title = Text(self._title)
+        return Panel(Group(bar, table), title=title, title_align="left", border_style="dim")
 
 
 def sparkline(values: list[float]) -> str:

@@ -33,10 +33,10 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def client(folder: Path, **headers: str) -> TestClient:
+def client(folder: Path, *, title: str = "a task", **headers: str) -> TestClient:
     """Return a page of a new server, as a browser that opened it would ask."""
     labelling = Labelling(folder, "ann", Plan(pairs=8, repeats=0.0))
-    app = make_app(labelling, "a task", TOKEN, PORT)
+    app = make_app(labelling, title, TOKEN, PORT)
     base = f"http://127.0.0.1:{PORT}"
     return TestClient(app, base_url=base, headers={**HEADERS, **headers})
 
@@ -259,6 +259,19 @@ def test_a_websocket_is_refused_in_words(folder: Path, path: str) -> None:
     reply = client(folder).get(path, headers=headers)
     assert reply.status_code == 400
     assert reply.json()["refused"] == "this server takes no other protocol than HTTP"
+
+
+def test_names_that_no_encoding_has_are_shown_escaped(tmp_path: Path) -> None:
+    folder = tmp_path / "a\udcff"
+    frame = Frame(shapes=(), view=(0.0, 0.0, 1.0, 1.0), anchors=())
+    for number in range(2):
+        write_frames(folder, number, EpisodeFrames(steps=(0,), frames=(frame,)))
+    page = client(folder, title=folder.name)
+    assert page.get("/api/question").json()["title"] == r"a\udcff"
+    frames_path(folder, 1).write_bytes(b"damaged")
+    reply = page.get("/api/frames/1")
+    assert reply.status_code == 500
+    assert r"a\udcff/frames/000001.json.gz is damaged" in reply.json()["error"]
 
 
 def test_our_own_fault_is_said_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,7 @@ def test_a_film_can_be_cut_and_put_elsewhere(
 ) -> None:
     output = tmp_path / "new" / "film.gif"
     options = ["--max-frames", "4", "--speed", "2", "--fps", "10", "--sampled", "--episode", "1"]
-    assert run("watch", str(imap), "--output", str(output), *options) == 0
+    assert run("watch", str(imap), "--out", str(output), *options) == 0
     with Image.open(output) as movie:
         assert movie.n_frames == 4
     # Two steps of .1 s at twice the speed make a frame: the fourth shows the seventh step.
@@ -70,7 +70,7 @@ def test_the_case_of_a_suffix_is_free(imap: Path, tmp_path: Path) -> None:
     pytest.importorskip("av", reason="needs the extra video")
     for name, options in (("film.MP4", []), ("again.Mp4", ["--format", "mp4"]), ("a.GIF", [])):
         output = tmp_path / name
-        assert run("watch", str(imap), "--output", str(output), "--max-frames", "2", *options) == 0
+        assert run("watch", str(imap), "--out", str(output), "--max-frames", "2", *options) == 0
         head = output.read_bytes()[:12]
         assert head.startswith(b"GIF") if name == "a.GIF" else head[4:8] == b"ftyp"
 
@@ -199,9 +199,9 @@ def test_a_wrong_request_says_what_to_do(
         (["nowhere"], "nowhere is not a run folder"),
         ([str(bare)], "holds no checkpoint"),
         ([str(imap), "--fps", "0"], "--fps: got 0.0, expected a number from 1 to 50"),
-        ([str(imap), "--output", str(imap / "config.toml" / "a.gif")], "choose another --output"),
-        ([str(imap), "--output", "a.avi"], "expected .gif or .mp4"),
-        ([str(imap), "--output", "a.gif", "--format", "mp4"], "does not end in .mp4"),
+        ([str(imap), "--out", str(imap / "config.toml" / "a.gif")], "choose another --out"),
+        ([str(imap), "--out", "a.avi"], "expected .gif or .mp4"),
+        ([str(imap), "--out", "a.gif", "--format", "mp4"], "does not end in .mp4"),
     ):
         assert run("watch", *arguments) == (2 if message.startswith("--fps") else 1)
         assert message in capfd.readouterr().err.replace("\n", " ")

@@ -80,7 +80,7 @@ def advance(run: Run, iterations: int) -> dict[str, float]:
     return list(itertools.islice(run, iterations))[-1]
 
 
-def test_what_a_run_asks_can_be_shown_and_is_a_preference_set(tmp_path: Path) -> None:
+def test_what_a_run_asks_can_be_shown_and_is_a_preference_dataset(tmp_path: Path) -> None:
     run = train(small(), tmp_path / "run")
     metrics = advance(run, 6)
     folder = tmp_path / "run" / "people"

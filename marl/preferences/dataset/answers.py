@@ -28,7 +28,7 @@ from marl.preferences.dataset.untrusted import (
     read_file,
     warn_skipped,
 )
-from marl.utils.checkpoint import sync_folder, write_whole
+from marl.utils.files import atomic_write, sync_folder
 from marl.utils.text import one_line
 
 Pair = tuple[int, int]
@@ -225,7 +225,7 @@ def write_questions(folder: Path, pairs: list[Pair]) -> None:
     """Write the open questions, the most urgent first."""
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"open": [list(pair) for pair in pairs]})
-    write_whole(folder / "questions.json", text.encode())
+    atomic_write(folder / "questions.json", text.encode())
 
 
 def read_questions(folder: Path, *, skip_damaged: bool = False) -> list[Pair] | None:

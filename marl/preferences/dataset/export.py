@@ -28,6 +28,7 @@ from marl.preferences.factory import adds_errors
 from marl.preferences.queries import all_pairs, swapped
 from marl.preferences.saved import SavedFeedback
 from marl.utils.checkpoint import load_checkpoint
+from marl.utils.files import check_free, output
 from marl.utils.text import printable
 
 
@@ -86,21 +87,23 @@ def export_run(
         first, second, labels = (rows[is_exported] for rows in (first, second, labels))
     source = source_name(asked)
     partial = folder.with_name(f".{folder.name}.partial")
-    _refuse_occupied(folder)
+    check_free(folder, "choose another folder")
     shutil.rmtree(partial, ignore_errors=True)  # what a killed export has left
     try:
-        made = PreferenceDataset.create(
-            partial,
-            spec,
-            environment=config.env.name,
-            options=config.env.options,
-            origin=origin_of(config, run) | {"steps": step},
-        )
-        quiet = not get_console().is_terminal
-        for number in track(numbers.tolist(), "writing episodes", transient=True, disable=quiet):
-            made.add_episode(record_of(feedback.replay, spec, number), number)
-        made.answers.extend(_answers(first, second, labels, source))
-        os.replace(partial, folder)
+        with output(folder, "free some space, or choose another folder"):
+            made = PreferenceDataset.create(
+                partial,
+                spec,
+                environment=config.env.name,
+                options=config.env.options,
+                origin=origin_of(config, run) | {"steps": step},
+            )
+            quiet = not get_console().is_terminal
+            shown = track(numbers.tolist(), "writing episodes", transient=True, disable=quiet)
+            for number in shown:
+                made.add_episode(record_of(feedback.replay, spec, number), number)
+            made.answers.extend(_answers(first, second, labels, source))
+            os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     unanswered = int(labels.isnan().sum())
@@ -164,12 +167,6 @@ def source_name(config: PreferenceConfig) -> str:
     if config.tie_break:
         name += f", ties by {' '.join(config.tie_break)}"
     return printable(f"{name}, noisy" if adds_errors(config.teacher) else name)
-
-
-def _refuse_occupied(folder: Path) -> None:
-    """Raise `ConfigError` unless a folder is free to be made."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} already exists and is not empty; choose another folder")
 
 
 def _random_pairs(

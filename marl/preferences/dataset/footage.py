@@ -20,7 +20,7 @@ from marl.preferences.dataset.untrusted import (
     numbers_in,
     read_file,
 )
-from marl.utils.checkpoint import write_whole
+from marl.utils.files import atomic_write
 from marl.utils.text import one_line
 
 MOST_FRAMES = 300
@@ -95,7 +95,7 @@ def write_frames(folder: Path, number: int, episode: EpisodeFrames | bytes) -> N
     """Write the frames of an episode, packed or not, into a dataset atomically."""
     path = frames_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, episode if isinstance(episode, bytes) else packed(episode))
+    atomic_write(path, episode if isinstance(episode, bytes) else packed(episode))
 
 
 def packed(episode: EpisodeFrames) -> bytes:

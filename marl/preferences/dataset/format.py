@@ -29,7 +29,7 @@ from marl.preferences.dataset.untrusted import (
     numbers_in,
     read_file,
 )
-from marl.utils.checkpoint import write_whole
+from marl.utils.files import atomic_write
 from marl.utils.text import one_line
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     path = manifest_path(folder)
     single = replace(manifest, spec=replace(manifest.spec, num_envs=1))
     _check_manifest(single, path)
-    write_whole(path, tomli_w.dumps(plain(single)).encode())
+    atomic_write(path, tomli_w.dumps(plain(single)).encode())
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -108,7 +108,8 @@ def read_manifest(folder: Path) -> Manifest:
     try:
         manifest = build(Manifest, values, str(path))
     except ConfigError as error:
-        raise DatasetError(one_line(str(error), 1000)) from None
+        faults = [one_line(fault, 1000) for fault in str(error).splitlines()]
+        raise DatasetError("; ".join(faults)) from None
     _check_manifest(manifest, path)
     return replace(manifest, spec=replace(manifest.spec, num_envs=1))
 
@@ -251,7 +252,7 @@ def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
     arrays = {saved: np.asarray(value) for saved, value in values.items() if value is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
-    write_whole(path, buffer.getvalue())
+    atomic_write(path, buffer.getvalue())
 
 
 def read_episode(

@@ -32,6 +32,7 @@ from marl.preferences.dataset.format import (
     write_manifest,
 )
 from marl.preferences.dataset.untrusted import DatasetError
+from marl.utils.files import output
 from marl.utils.seeding import Seeds
 
 BoolArray = npt.NDArray[np.bool_]
@@ -125,15 +126,16 @@ class RunDataset:
     def add(self, number: int, record: EpisodeRecord, film: bytes) -> int:
         """Return the number of an episode in the dataset, where it now is if it was not before."""
         record = checked_episode(record, self._manifest.spec, f"episode {number}")
-        if not manifest_path(self.folder).exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            write_manifest(self.folder, self._manifest)
         while episode_path(self.folder, number).exists():
             if self._is(number, record):
                 return number
             number += AGAIN
-        write_frames(self.folder, number, film)
-        write_episode(self.folder, number, record)
+        with output(self.folder, "free some space, or let it be written"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if not manifest_path(self.folder).exists():
+                write_manifest(self.folder, self._manifest)
+            write_frames(self.folder, number, film)
+            write_episode(self.folder, number, record)
         return number
 
     def _is(self, number: int, record: EpisodeRecord) -> bool:

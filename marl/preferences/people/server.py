@@ -26,7 +26,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from marl.preferences.dataset.footage import frames_path, packed, read_frames
 from marl.preferences.dataset.untrusted import MAX_NUMBER, DatasetError
 from marl.preferences.people.session import Labelling, StaleError
-from marl.utils.text import one_line
+from marl.utils.text import one_line, printable
 
 STATIC = Path(__file__).parent / "static"
 TOKEN_HEADER = "x-marl-token"
@@ -136,7 +136,7 @@ class Page:
 
     def __init__(self, labelling: Labelling, title: str) -> None:
         self._labelling = labelling
-        self._title = title
+        self._title = printable(title)
 
     async def question(self) -> dict[str, Any]:
         """Return the current pair."""
@@ -185,7 +185,7 @@ def _refused(status: HTTPStatus, reason: str) -> JSONResponse:
 
 
 def _error(status: HTTPStatus, text: str) -> JSONResponse:
-    return JSONResponse({"error": text}, status)
+    return JSONResponse({"error": printable(text)}, status)
 
 
 async def _malformed(_: object, error: Exception) -> Response:

@@ -15,6 +15,7 @@ from typing import Literal
 from marl.config import ConfigError
 from marl.preferences.dataset.answers import Answer, AnswerLog, Pair, now, read_questions
 from marl.preferences.dataset.footage import filmed_episodes
+from marl.utils.files import output
 
 if sys.platform != "win32":
     import fcntl
@@ -239,7 +240,11 @@ def alone(folder: Path, name: str) -> Iterator[None]:
 
     Two servers with one name would show each other's pairs as open. Windows is not guarded.
     """
-    with (folder / f".{name}.lock").open("ab") as file:
+    path = folder / f".{name}.lock"
+    with output(path, "answers are kept there; copy the run or dataset to a folder of your own"):
+        folder.mkdir(exist_ok=True)
+        file = path.open("ab")
+    with file:
         if sys.platform != "win32":
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,0 +1,73 @@
+"""Files that are written atomically: whole or not at all, also after a power cut."""
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryFile
+
+from marl.errors import UserError
+
+
+class OutputError(UserError):
+    """What a command has made cannot be written."""
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield where to write a file that takes the place of `path` when the block ends.
+
+    It is on the disk then. An error in the block leaves `path` as it was.
+    """
+    temporary = path.with_name(f"{path.name}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a whole file atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the folder's new entry; Windows offers no such call."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `OSError` if a file cannot take the place of `path`, which is left as it is."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    with TemporaryFile(dir=path.parent):
+        pass
+
+
+def check_free(folder: Path, remedy: str) -> None:
+    """Raise `OutputError` if something is in the way of a new folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise OutputError(f"{folder} already exists and is not empty; {remedy}")
+
+
+@contextmanager
+def output(path: Path, remedy: str) -> Iterator[None]:
+    """Turn an `OSError` of the block, which writes `path`, into an `OutputError` with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(
+            f"{path} cannot be written: {error.strerror or error}; {remedy}"
+        ) from error
