@@ -137,7 +137,7 @@ def test_what_cannot_be_saved_is_named(tmp_path: Path, state: dict[str, Any], pl
 
 
 def test_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
-    (tmp_path / "step_000000000001.tmp").write_text("left by a killed run")
+    (tmp_path / "step_000000000001.ckpt.tmp").write_text("left by a killed run")
     for step in (10, 20, 30, 40):
         save_checkpoint(tmp_path, step, {}, keep=2)
     assert steps_in(tmp_path) == [40, 30]
@@ -253,7 +253,7 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint(
         raise KeyboardInterrupt
 
     save_checkpoint(tmp_path, 1, {"x": 1})
-    monkeypatch.setattr("marl.utils.checkpoint.os.replace", interrupt)
+    monkeypatch.setattr("marl.utils.files.os.replace", interrupt)
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(tmp_path, 2, {"x": 2})
     assert load_checkpoint(tmp_path) == (1, {"x": 1})
