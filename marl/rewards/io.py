@@ -69,6 +69,11 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
     saved = load_checkpoint(folder / "checkpoints")[1]
     config = config_from_dict(saved["config"], str(folder))
     theirs = spec_in(saved, str(folder))
+    if config.reward_choice.model == "constant":
+        raise ConfigError(
+            f"{setting}: the reward of {folder} (algorithm {config.algorithm}) repeats the returns "
+            'of episodes and scores none by itself; use preferences.labeller = "return"'
+        )
     if ":" not in config.reward_choice.model:
         _check_sizes(theirs, spec, folder, setting)
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)

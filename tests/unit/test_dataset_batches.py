@@ -104,3 +104,15 @@ def test_a_recurrent_reward_reads_no_further_than_the_longest_episode(tmp_path: 
     weights = (offsets < batch.lengths.unsqueeze(-1)).float()
     whole = episode_scores(model(steps).team, weights, batch.lengths, config, 7)
     assert torch.allclose(cut, whole, atol=1e-6)
+
+
+def test_a_batch_holds_the_returns_of_its_episodes(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path / "dataset")
+    numbers = archive.available()[:3]
+    answers = [answer(a, b, 1.0) for a, b in itertools.pairwise(numbers.tolist())]
+    batches = batches_of(archive, answers)
+    batch = batches.batch()
+    assert batch is not None
+    assert torch.equal(batch.returns, archive.episodes(numbers).returns)
+    deviation = archive.episodes(archive.numbers).returns.to(torch.float64).std(correction=0)
+    assert batch.return_scale == float(deviation) > 0.0

@@ -205,6 +205,12 @@ def test_a_saved_model_comes_back_with_its_input_statistics(tmp_path: Path) -> N
     assert not any(p.requires_grad for p in learner.model.parameters())
 
 
+def test_returns_label_nothing(tmp_path: Path) -> None:
+    saved(tmp_path, make_spec(), {"algorithm": "ircr"})
+    with pytest.raises(ConfigError, match=r"here: the reward of .* \(algorithm ircr\) repeats the"):
+        load_reward(tmp_path, make_spec(), "here")
+
+
 def test_a_shipped_model_for_other_shapes_names_both_sides(tmp_path: Path) -> None:
     saved(tmp_path, make_spec(), {})
     with pytest.raises(ConfigError) as caught:

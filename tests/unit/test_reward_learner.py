@@ -72,6 +72,20 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     assert metrics["preference/loss"] < 0.1
 
 
+def test_regularisation_keeps_rewards_small() -> None:
+    """lambda mean(R^2) at least halves the mean square of R, the larger lambda the more."""
+    batch = batch_of([[1.0] * 5] * 2, [5, 5])
+    squares = []
+    for weight in (0.0, 1.0, 100.0):
+        learner = make_learner(
+            FactoredReward, 0.0, gradient_steps=100, learning_rate=2e-2, regularisation=weight
+        )
+        learner.fit(OneBatch(batch), uniform_policy)
+        with torch.no_grad():
+            squares.append(float((learner.model(batch.transitions).team ** 2).mean()))
+    assert squares[2] < 0.5 * squares[1] < 0.25 * squares[0]
+
+
 def test_split_regularisation_pays_agents_alike_and_still_learns_the_order() -> None:
     """Preferences tell nothing about the split, so nothing is lost by evening it out."""
     pairs = torch.tensor(list(itertools.combinations(range(6), 2)))
