@@ -15,6 +15,7 @@ TENSOR_MODULES = [
     "marl.learners.actors",
     "marl.learners.critics",
     "marl.learners.gae",
+    "marl.learners.losses",
     "marl.learners.mappo",
     "marl.nn.gru",
     "marl.nn.layers",

@@ -5,7 +5,8 @@ leading axes.
 """
 
 import math
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -52,6 +53,16 @@ class Actor(Protocol):
     def entropy(self, parameters: Tensor, mask: Tensor | None) -> Tensor:
         """Return the (*L, N) entropy in nats."""
         ...
+
+
+class ExplicitPolicy(NamedTuple):
+    """Log-probabilities and entropies of a minibatch, and how a loss of them is differentiated."""
+
+    log_probs: Float[Tensor, "*L N"]
+    entropy: Float[Tensor, "*L N"]
+    backward: Callable[[Tensor, Tensor | None], Tensor]
+    """Given a loss's derivatives by `log_probs` and by `entropy` (None: it is not in the loss),
+    return that by the parameters and set the ``grad`` of what does not come from the network."""
 
 
 class _ActorBase(nn.Module):
@@ -107,13 +118,17 @@ class CategoricalActor(_ActorBase):
     present: Tensor
 
     def _masked(
-        self, logits: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None
+        self,
+        logits: Float[Tensor, "*L N A"],
+        mask: Bool[Tensor, "*L N A"] | None,
+        value: float | None = None,
     ) -> Float[Tensor, "*L N A"]:
+        """Return the logits with `value`, by default the lowest number, at illegal actions."""
         if self.is_ragged:
             mask = self.present if mask is None else mask & self.present
         if mask is None:
             return logits
-        return logits.masked_fill(~mask, torch.finfo(logits.dtype).min)
+        return logits.masked_fill(~mask, torch.finfo(logits.dtype).min if value is None else value)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return Gumbel noise (*shape, N, A)."""
@@ -136,6 +151,27 @@ class CategoricalActor(_ActorBase):
         """Return the log-probability among the legal actions."""
         log_probs = self._masked(parameters, mask).log_softmax(dim=-1)
         return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def explicit(
+        self, parameters: Float[Tensor, "*L N A"], actions: Int64[Tensor, "*L N"], mask: Any
+    ) -> "ExplicitPolicy":
+        """Return log-probabilities and entropy with their derivatives by the logits z:
+
+        d log p_a / d z_k = [k = a] - p_k,    d H / d z_k = -p_k (log p_k + H).
+        """
+        log_p = self._masked(parameters, mask).log_softmax(dim=-1)
+        p, chosen = log_p.exp(), actions.unsqueeze(-1)
+        entropy = (p * log_p).sum(dim=-1, keepdim=True).neg_()
+
+        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
+            by_log_prob = by_log_prob.unsqueeze(-1)
+            by_logits = (p * by_log_prob).neg_().scatter_add_(-1, chosen, by_log_prob)
+            if by_entropy is not None:
+                by_logits -= (log_p + entropy).mul_(p).mul_(by_entropy.unsqueeze(-1))
+            return self._masked(by_logits, mask, 0.0)
+
+        log_probs = log_p.gather(-1, chosen).squeeze(-1)
+        return ExplicitPolicy(log_probs, entropy.squeeze(-1), backward)
 
     def entropy(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N"]:
         """Return the entropy over the legal actions."""
@@ -181,6 +217,29 @@ class GaussianActor(_ActorBase):
         standardised = (actions - parameters) * (-self.log_std).exp()
         density = -0.5 * standardised**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
         return self._present(density).sum(dim=-1)
+
+    def explicit(
+        self, parameters: Float[Tensor, "*L N A"], actions: Float[Tensor, "*L N A"], mask: Any
+    ) -> "ExplicitPolicy":
+        """Return log-probabilities and entropy with their derivatives, with z = (a - mean) / std:
+
+        d log p / d mean = z / std,    d log p / d log std = z^2 - 1,    d H / d log std = 1.
+        """
+        inverse = (-self.log_std).exp()
+        z = (actions - parameters) * inverse
+        density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+
+        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
+            by_log_prob = by_log_prob.unsqueeze(-1)
+            by_log_std = ((z**2 - 1.0) * by_log_prob).flatten(0, -3).sum(dim=0)
+            if by_entropy is not None:
+                by_log_std += by_entropy.flatten(0, -2).sum(dim=0).unsqueeze(-1)
+            assert self.log_std.grad is not None
+            self.log_std.grad.copy_(self._present(by_log_std))
+            return self._present(z * inverse * by_log_prob)
+
+        log_probs = self._present(density).sum(dim=-1)
+        return ExplicitPolicy(log_probs, self.entropy(parameters, mask), backward)
 
     def entropy(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N"]:
         """Return the entropy, summed over the agent's own dimensions."""
