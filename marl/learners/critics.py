@@ -16,7 +16,7 @@ from marl.nn.normalisation import ValueNorm
 
 
 class TeamCritic(nn.Module):
-    """V_phi(s): the normalised value of the team's stream."""
+    """V_phi(s): the normalised value of the team's stream; observations are not read."""
 
     def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class TeamCritic(nn.Module):
             self.body = mlp(inputs, hidden, 1, output_gain=1.0, generator=generator)
 
     def forward(
-        self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
+        self, obs: Float[Tensor, "*L N I"] | None, state: Float[Tensor, "*L S"]
     ) -> Float[Tensor, "*L"]:
         return self.body(state).squeeze(-1)
 
     def unroll(
         self,
-        obs: Float[Tensor, "T *B N I"],
+        obs: Float[Tensor, "T *B N I"] | None,
         state: Float[Tensor, "T *B S"],
         hidden: Float[Tensor, "*B M H"],
         starts: Bool[Tensor, "T *B"],

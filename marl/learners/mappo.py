@@ -6,7 +6,7 @@ one environment or, of recurrent networks, a chunk of successive steps; ``*B`` a
 and the rows.
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -30,55 +30,22 @@ from marl.learners.gae import (
     with_absent,
     without_absent,
 )
+from marl.learners.losses import (
+    clipped_policy_loss,
+    clipped_policy_slope,
+    clipped_value_loss,
+    clipped_value_slope,
+    policy_metrics,
+)
 from marl.nn.gru import initial_hidden
-from marl.nn.layers import check_finite, correlation, masked_mean
+from marl.nn.layers import check_finite, correlation, masked_mean, mean_shares
+from marl.nn.mlp import ExplicitMLP, has_explicit_passes
 from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
 from marl.utils.threads import TwoThreads
 
-
-def clipped_policy_loss(
-    log_probs: Float[Tensor, "*B N"],
-    old_log_probs: Float[Tensor, "*B N"],
-    advantages: Float[Tensor, "*B N"],
-    clip_coef: float,
-) -> tuple[Float[Tensor, "*B N"], Float[Tensor, "*B N"]]:
-    """Return PPO's clipped surrogate loss (Schulman et al. 2017, eq. 7) and the log-ratio."""
-    log_ratio = log_probs - old_log_probs
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1.0 - clip_coef, 1.0 + clip_coef)
-    return -torch.minimum(ratio * advantages, clipped * advantages), log_ratio
-
-
-def clipped_value_loss(
-    values: Float[Tensor, "*L"],
-    old_values: Float[Tensor, "*L"],
-    targets: Float[Tensor, "*L"],
-    clip: float,
-) -> Float[Tensor, "*L"]:
-    """Return the larger of the plain and the clipped squared error, all in normalised units."""
-    loss = (values - targets) ** 2
-    if clip == 0.0:
-        return 0.5 * loss
-    near = old_values + (values - old_values).clamp(-clip, clip)
-    return 0.5 * torch.maximum(loss, (near - targets) ** 2)
-
-
-@torch.no_grad()
-def policy_metrics(
-    log_ratio: Float[Tensor, "*B N"], alive: Tensor | None, clip_coef: float
-) -> dict[str, Tensor]:
-    """Return approximate KL (http://joschu.net/blog/kl-approx.html) and the clipped share."""
-    ratio = log_ratio.exp()
-    clipped = ((ratio - 1.0).abs() > clip_coef).to(ratio.dtype)
-    return {
-        "policy/kl": masked_mean(ratio - 1.0 - log_ratio, alive),
-        "policy/clip_fraction": masked_mean(clipped, alive),
-    }
-
-
-LossOf = Callable[[dict[str, Tensor]], tuple[Tensor, dict[str, Tensor]]]
-"""A network's loss on a minibatch, and metrics."""
+Differentiate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
+"""Sets the gradient of a network to that of its loss on a minibatch, and returns metrics."""
 Epoch = Sequence[Int64[Tensor, "B"]]
 """The rows of every minibatch of an epoch."""
 
@@ -88,7 +55,8 @@ class Mappo:
 
     The actor maximises a mixture of the streams' advantages (`dual_advantages`); each stream has a
     critic. The networks share nothing: each has its optimizer and works through the same
-    minibatches by itself, two at a time if there are `threads`, which changes no number.
+    minibatches by itself, two at a time if there are `threads`, which changes no number. Gradients
+    of networks in `explicit` are written out, those of others (recurrent, unshared) are autograd's.
     """
 
     def __init__(
@@ -121,6 +89,11 @@ class Mappo:
             )
             for name, net in self.networks.items()
         }
+        self.explicit = {
+            name: ExplicitMLP(net.body)
+            for name, net in self.networks.items()
+            if has_explicit_passes(net.body)
+        }
         self.is_recurrent = network.recurrence != "none"
         self.hidden = {
             name: initial_hidden(critic.body, spec.num_envs)
@@ -150,14 +123,12 @@ class Mappo:
         check_finite(advantages=advantages)
 
         epochs = self._minibatches(rollout)
-        jobs = [
-            self._run_epochs(
-                "actor", self._policy_loss, self._actor_rows(rollout, advantages), epochs
-            )
-        ]
+        policy_rows = self._actor_rows(rollout, advantages)
+        jobs = [self._run_epochs("actor", self._differentiate_policy, policy_rows, epochs)]
         for name, stream in streams.items():
-            loss_of = partial(self._value_loss, name)
-            jobs.append(self._run_epochs(name, loss_of, self._critic_rows(rollout, stream), epochs))
+            differentiate = partial(self._differentiate_value, name)
+            rows = self._critic_rows(name, rollout, stream)
+            jobs.append(self._run_epochs(name, differentiate, rows, epochs))
         improved = {k: v for metrics in self._threads.in_turns(jobs) for k, v in metrics.items()}
         check_finite(**improved)
         metrics = {"policy/learning_rate": learning_rate}
@@ -171,7 +142,7 @@ class Mappo:
         return metrics
 
     def _run_epochs(
-        self, name: str, loss_of: LossOf, rows: "Rows", epochs: Sequence[Epoch]
+        self, name: str, differentiate: Differentiate, rows: "Rows", epochs: Sequence[Epoch]
     ) -> Generator[None, None, dict[str, Tensor]]:
         """Take a gradient step of one network on every minibatch and return the mean metrics.
 
@@ -179,41 +150,68 @@ class Mappo:
         """
         totals: dict[str, Tensor] = {}
         for epoch in epochs:
-            for order in epoch:
-                loss, metrics = loss_of(rows.take(order))
-                self.optimizers[name].minimize(loss)
+            for batch in rows.minibatches(epoch):
+                metrics = differentiate(batch)
+                self.optimizers[name].step()
                 totals = {key: x + totals[key] if totals else x for key, x in metrics.items()}
             yield
         count = sum(len(epoch) for epoch in epochs)
         return {key: total / count for key, total in totals.items()}
 
-    def _policy_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the actor's loss: the clipped surrogate, less a bonus for entropy."""
-        alive, mask = batch.get("present"), batch.get("action_mask")
-        parameters = outputs(self.actor, batch, "obs")
+    def _differentiate_policy(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Differentiate the actor's loss: the clipped surrogate, less a bonus for entropy."""
+        network, mask = self.explicit.get("actor"), batch.get("action_mask")
+        clip, bonus = self.config.clip_coef, self.config.entropy_coef
+        if network is None:
+            parameters = outputs(self.actor, batch, "obs")
+            log_probs = self.actor.log_prob(parameters, batch["actions"], mask)
+            entropy = self.actor.entropy(parameters, mask) if bonus > 0.0 else None
+            loss, log_ratio = self._policy_loss(log_probs, entropy, batch)
+            self.optimizers["actor"].backward(loss)
+        else:
+            with torch.no_grad():
+                parameters = network.forward(batch["obs"])
+                policy = self.actor.explicit(parameters, batch["actions"], mask)
+                loss, log_ratio = self._policy_loss(policy.log_probs, policy.entropy, batch)
+                share = mean_shares(log_ratio, batch.get("present"))
+                by_log_prob = share * clipped_policy_slope(log_ratio, batch["advantages"], clip)
+                by_entropy = -bonus * share if bonus > 0.0 else None
+                network.backward(policy.backward(by_log_prob, by_entropy))
+        metrics = policy_metrics(log_ratio.detach(), batch.get("present"), clip)
+        return {"policy/loss": loss.detach()} | metrics
+
+    def _policy_loss(
+        self,
+        log_probs: Float[Tensor, "*B N"],
+        entropy: Float[Tensor, "*B N"] | None,
+        batch: dict[str, Tensor],
+    ) -> tuple[Tensor, Float[Tensor, "*B N"]]:
+        """Return the actor's loss and the log-ratios of its probabilities, new to old."""
+        alive = batch.get("present")
         surrogate, log_ratio = clipped_policy_loss(
-            self.actor.log_prob(parameters, batch["actions"], mask),
-            batch["log_probs"],
-            batch["advantages"],
-            self.config.clip_coef,
+            log_probs, batch["log_probs"], batch["advantages"], self.config.clip_coef
         )
         loss = masked_mean(surrogate, alive)
-        if self.config.entropy_coef > 0.0:
-            entropy = masked_mean(self.actor.entropy(parameters, mask), alive)
-            loss = loss - self.config.entropy_coef * entropy
-        metrics = policy_metrics(log_ratio.detach(), alive, self.config.clip_coef)
-        return loss, {"policy/loss": loss.detach()} | metrics
+        if entropy is not None:
+            loss = loss - self.config.entropy_coef * masked_mean(entropy, alive)
+        return loss, log_ratio
 
-    def _value_loss(self, name: str, batch: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return a critic's loss: the clipped squared error of its normalised values."""
-        loss = clipped_value_loss(
-            outputs(self.critics[name], batch, "obs", "state"),
-            batch["values"],
-            batch["targets"],
-            self.config.value_clip,
-        )
-        loss = masked_mean(loss, batch.get("present"))
-        return loss, {f"value/loss_{name}": loss.detach()}
+    def _differentiate_value(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Differentiate a critic's loss: the clipped squared error of its normalised values."""
+        network, present = self.explicit.get(name), batch.get("present")
+        names = ("obs", "state") if name == "local" else ("state",)
+        aims = batch["values"], batch["targets"], self.config.value_clip
+        if network is None:
+            values = outputs(self.critics[name], batch, "obs", "state")
+            loss = masked_mean(clipped_value_loss(values, *aims), present)
+            self.optimizers[name].backward(loss)
+        else:
+            with torch.no_grad():
+                values = network.forward(*[batch[key] for key in names]).squeeze(-1)
+                loss = masked_mean(clipped_value_loss(values, *aims), present)
+                by_value = mean_shares(values, present) * clipped_value_slope(values, *aims)
+                network.backward(by_value.unsqueeze(-1))
+        return {f"value/loss_{name}": loss.detach()}
 
     @torch.no_grad()
     def _streams(self, rollout: Rollout, rewards: Rewards) -> dict[str, Stream]:
@@ -285,7 +283,7 @@ class Mappo:
             advantages=advantages,
         )
 
-    def _critic_rows(self, rollout: Rollout, stream: Stream) -> "Rows":
+    def _critic_rows(self, name: str, rollout: Rollout, stream: Stream) -> "Rows":
         """Return what a critic's loss reads."""
         return self._rows(
             stream.targets,
@@ -294,7 +292,7 @@ class Mappo:
             stream.present,
             values=stream.values,
             targets=stream.targets,
-            obs=stream.inputs.obs,
+            obs=stream.inputs.obs if name == "local" else None,
             state=stream.inputs.state,
         )
 
@@ -340,7 +338,7 @@ class Mappo:
 
 def outputs(network: Any, batch: dict[str, Tensor], *names: str) -> Tensor:
     """Return a network's outputs for a minibatch, given the inputs of these names."""
-    inputs = [batch[name] for name in names]
+    inputs = [batch.get(name) for name in names]
     if "hidden" not in batch:
         return network(*inputs)
     return network.unroll(*inputs, batch["hidden"], batch["starts"])[0]
@@ -354,6 +352,17 @@ class Rows:
     """By name, (T * E, ...); recurrent (L, C * E, ...)."""
     hidden: Float[Tensor, "R M H"] | None
     """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
+
+    def minibatches(self, epoch: Epoch) -> Iterator[dict[str, Tensor]]:
+        """Yield the rows of every minibatch; steps are gathered once for the whole epoch."""
+        if self.hidden is not None:
+            yield from map(self.take, epoch)
+            return
+        shuffled = self.take(torch.cat(list(epoch)))
+        sizes = [len(order) for order in epoch]
+        parts = [tensor.split(sizes) for tensor in shuffled.values()]
+        for batch in zip(*parts, strict=True):
+            yield dict(zip(shuffled, batch, strict=True))
 
     def take(self, order: Int64[Tensor, "B"]) -> dict[str, Tensor]:
         """Return some rows; with recurrent networks also ``hidden``, the state before them."""

@@ -26,13 +26,11 @@ def masked_mean(x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None) -> T
     return x.where(present, torch.zeros_like(x)).sum() / present.sum().clamp(min=1)
 
 
-def mean_shares(
-    like: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None
-) -> Float[Tensor, "*L"] | float:
+def mean_shares(x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None) -> Float[Tensor, "*L"]:
     """Return the derivative of `masked_mean` by each row: its share in the mean."""
     if present is None:
-        return 1.0 / like.numel()
-    return present.to(like.dtype) / present.sum().clamp(min=1)
+        return torch.full_like(x, 1.0 / x.numel())
+    return present.to(x.dtype) / present.sum().clamp(min=1)
 
 
 def check_finite(**tensors: Tensor) -> None:

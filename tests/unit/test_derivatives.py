@@ -107,7 +107,7 @@ def test_the_policy_loss(
         assert_close(policy.entropy, actor.entropy(x.parameters, x.mask))
         shares = mean_shares(policy.log_probs, x.alive)
         by_log_prob = clipped_policy_slope(policy.log_probs - x.old, x.advantages, CLIP) * shares
-        by_entropy = -ENTROPY * shares * torch.ones_like(x.old) if explores else None
+        by_entropy = -ENTROPY * shares if explores else None
         assert_close(policy.backward(by_log_prob, by_entropy), expected[0])
     if continuous:
         assert_close(actor.log_std.grad, expected[1])

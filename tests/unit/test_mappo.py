@@ -16,7 +16,8 @@ from envs import make_env
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards
 from marl.learners.gae import read_inputs
-from marl.learners.mappo import Mappo, clipped_policy_loss, step_rows
+from marl.learners.losses import clipped_policy_loss
+from marl.learners.mappo import Mappo, step_rows
 from marl.nn.layers import NonFiniteError, check_finite, correlation
 from marl.nn.normalisation import TeamNorm
 from tests.learners import (
@@ -186,6 +187,38 @@ def test_loading_continues_an_update_bit_for_bit(
     assert_same(
         parameters_after(mappo, rollout, rewards), parameters_after(other, rollout, rewards)
     )
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize("absence", ["ends", "alive_mean"])
+def test_written_out_gradients_are_those_of_autograd(
+    continuous: bool, dies: bool, absence: Any
+) -> None:
+    """One gradient step of every network agrees to float noise; Adam's may not hide a scale."""
+    env = ScriptedEnv(LENGTHS, agents_die=dies, continuous=continuous, masks_actions=not continuous)
+    learner = dataclasses.replace(ONE_STEP, entropy_coef=0.01, absence=absence, max_grad_norm=1e3)
+    mappo = make_mappo(env.spec, learner)
+    rollout = collect(mappo, env)
+    rewards = random_rewards(rollout)
+    gradients = []
+    for explicit in (True, False):
+        other = copy.deepcopy(mappo)
+        assert set(other.explicit) == set(other.networks)
+        if not explicit:
+            other.explicit.clear()
+        other.update(rollout, rewards, 1.0)
+        gradients.append(
+            {
+                f"{name}.{key}": parameter.grad
+                for name, network in other.networks.items()
+                for key, parameter in network.named_parameters()
+            }
+        )
+    for name, expected in gradients[1].items():
+        assert expected is not None
+        assert expected.any(), name
+        torch.testing.assert_close(gradients[0][name], expected, rtol=1e-4, atol=1e-6)
 
 
 def test_an_update_does_not_edit_the_rollout() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from marl.config import LearnerConfig
 from marl.data.types import Rewards, Rollout
-from marl.learners.mappo import clipped_value_loss
+from marl.learners.losses import clipped_value_loss
 from marl.nn.normalisation import ValueNorm
 from tests.learners import (
     LENGTHS,
