@@ -147,8 +147,10 @@ class AgentLinear(nn.Module):
     ) -> Float[Tensor, "*L N H"]:
         if self.shared and self.ids_at is not None:
             own, ids, of_team = self.columns(x.shape[-1], x.shape[-2])
-            out = nn.functional.linear(x, own) + (ids.t() + self.bias)
-            return out if team is None else out + nn.functional.linear(team, of_team).unsqueeze(-2)
+            common = ids.t().contiguous() + self.bias
+            if team is not None:
+                common = nn.functional.linear(team, of_team).unsqueeze(-2) + common
+            return nn.functional.linear(x, own) + common
         x = x if team is None else with_team(x, team)
         x = x if self.ids_at is None else with_ids(x, self.ids_at)
         if self.shared:
