@@ -125,7 +125,7 @@ def test_the_environment_gets_clipped_actions_and_the_log_probability_the_unclip
     env = ScriptedEnv(LENGTHS, action_sizes=(2, 2), continuous=True)
     mappo = make_mappo(env.spec, network=dataclasses.replace(NETWORK, initial_log_std=0.5))
     rollout = collect(mappo, env)
-    sampled, sent = rollout.transitions.actions, torch.as_tensor(np.stack(env.received))
+    sampled, sent = rollout.sampled_actions, torch.as_tensor(np.stack(env.received))
     assert sampled.abs().max() > 1.0
     assert torch.equal(sent, sampled.clamp(-1.0, 1.0))
     means = mappo.actor(mappo.norm.obs(rollout.transitions.obs))
