@@ -17,7 +17,13 @@ from marl.config.validation import build
 from marl.data.rollout import executed
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
-from marl.utils.checkpoint import load_checkpoint
+from marl.utils.checkpoint import (
+    CheckpointError,
+    check_finite_weights,
+    check_layer_sizes,
+    load_checkpoint,
+    restoring,
+)
 from marl.utils.trust import check_trusted, environment_paths, grant
 
 # A trained team outside the trainer: observations in, actions out, both NumPy.
@@ -213,13 +219,17 @@ def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
 
 def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
     """Return the policy in a run's checkpoint; `run` names in errors where that was read."""
-    config = config_from_dict(saved["config"], str(run))
+    config = config_in(saved, str(run))
     spec = spec_in(saved, str(run))
+    for inputs in (spec.obs_size, spec.state_size):
+        check_layer_sizes(run, saved, (inputs, *config.network.hidden_sizes, spec.action_size))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
-    norm.load_state_dict(saved["trainer"]["norm"])
-    actor = make_actor(spec, config.network, torch.Generator())
-    actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
-    steps = saved["trainer"]["iteration"] * config.batch_steps
+    with restoring(run):
+        norm.load_state_dict(saved["trainer"]["norm"])
+        actor = make_actor(spec, config.network, torch.Generator())
+        actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
+        steps = saved["trainer"]["iteration"] * config.batch_steps
+    check_finite_weights(run, actor.state_dict())
     return Policy(
         config=config, spec=spec, steps=steps, actor=actor, norm=norm, folder=run, seed=seed
     )
@@ -233,7 +243,22 @@ def saved_spec(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_in(saved: dict[str, Any], where: str) -> EnvSpec:
     """Return the spec in a checkpoint that `where` names, without making the environment."""
-    return build(EnvSpec, saved["spec"], where, "spec.")
+    return build(EnvSpec, _section(saved, "spec", where), where, "spec.")
+
+
+def config_in(saved: dict[str, Any], where: str) -> Config:
+    """Return the settings in a checkpoint that `where` names."""
+    return config_from_dict(_section(saved, "config", where), where)
+
+
+def _section(saved: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """Return a table of a checkpoint, or raise `CheckpointError`."""
+    section = saved.get(name)
+    if not isinstance(section, dict):
+        raise CheckpointError(
+            f"{where}: the checkpoint holds no {name}; it was damaged or made by another program"
+        )
+    return section
 
 
 @contextmanager

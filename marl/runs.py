@@ -11,15 +11,16 @@ from typing import Any
 from envs import EnvSpec, Replays, unwrapped
 from marl import __version__
 from marl.config import Config, ConfigError
-from marl.config.io import config_from_dict, save_config, to_dict
+from marl.config.io import save_config, to_dict
 from marl.nn.layers import NonFiniteError
-from marl.policy import check_same_spec, saved_spec, spec_in
+from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
     CheckpointError,
     list_checkpoints,
     load_checkpoint,
+    restoring,
     save_checkpoint,
 )
 from marl.utils.files import OutputError
@@ -67,12 +68,13 @@ def train(
             new_run_folder(folder, config)
         elif list_checkpoints(folder / "checkpoints"):
             saved = load_checkpoint(folder / "checkpoints")[1]
-            check_same_config(config, saved["config"], folder)
+            check_same_config(config, config_in(saved, str(folder)), folder)
             check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
             replays = unwrapped(trainer.env)
             if cut_open_episodes and isinstance(replays, Replays):
                 replays.cut_open_episodes()
-            trainer.load_state_dict(saved["trainer"])
+            with restoring(folder):
+                trainer.load_state_dict(saved["trainer"])
         else:
             warnings.warn(
                 f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
@@ -166,6 +168,7 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
     """Write a checkpoint of a trainer, with the settings and the environment it belongs to."""
     state = {
         "version": __version__,
+        "run": trainer.run,
         "config": to_dict(trainer.config),
         "spec": saved_spec(trainer.env.spec),
         "trainer": trainer.state_dict(),
@@ -189,9 +192,9 @@ def new_run_folder(folder: Path, config: Config) -> None:
     save_config(config, folder / "config.toml")
 
 
-def check_same_config(config: Config, saved: dict[str, Any], folder: Path) -> None:
+def check_same_config(config: Config, saved: Config, folder: Path) -> None:
     """Raise `ConfigError` naming the settings in which a checkpoint differs from a run."""
-    before, now = flat(to_dict(config_from_dict(saved, str(folder)))), flat(to_dict(config))
+    before, now = flat(to_dict(saved)), flat(to_dict(config))
     changed = sorted(k for k in before | now if before.get(k) != now.get(k))
     if changed:
         raise ConfigError(

@@ -49,6 +49,7 @@ class Trainer:
         config = with_given_labeller(config, labeller)
         torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config
+        self.run = run
         self.device = torch.device(config.device)
         self.seeds = Seeds(config.seed)
         self.env = make_env(config.env.name, config.env.num_envs, **env_options(config))

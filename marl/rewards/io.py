@@ -10,11 +10,11 @@ from torch import nn
 from envs import EnvSpec
 from marl import __version__
 from marl.config import Config, ConfigError
-from marl.config.io import config_from_dict, to_dict
+from marl.config.io import to_dict
 from marl.nn.normalisation import TeamNorm
-from marl.policy import saved_spec, spec_in
+from marl.policy import config_in, saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
-from marl.utils.checkpoint import load_checkpoint, save_checkpoint
+from marl.utils.checkpoint import load_checkpoint, restoring, save_checkpoint
 from marl.utils.trust import IDENTITY, check_trusted, remember, reward_paths
 
 CPU = torch.device("cpu")
@@ -50,7 +50,8 @@ def restored_reward(
         return None
     check_trusted(reward_paths(config), folder, config)
     learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
-    learner.load_state_dict(trainer["reward"])
+    with restoring(folder):
+        learner.load_state_dict(trainer["reward"])
     return learner if learner.is_fitted else None
 
 
@@ -67,7 +68,7 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
             "no checkpoints/"
         )
     saved = load_checkpoint(folder / "checkpoints")[1]
-    config = config_from_dict(saved["config"], str(folder))
+    config = config_in(saved, str(folder))
     theirs = spec_in(saved, str(folder))
     if config.reward_choice.model == "constant":
         raise ConfigError(

@@ -10,7 +10,12 @@ import hashlib
 import io
 import math
 import shutil
+import stat
 import warnings
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,6 +24,8 @@ import torch
 
 from marl.errors import UserError
 from marl.utils.files import atomic_path
+from marl.utils.trust import identity_of
+
 
 # A run's state as values that PyTorch reads back without unpickling anything else.
 #
@@ -114,8 +121,7 @@ def _name(path: _Path) -> str:
 
 
 FORMAT_VERSION = 3
-"""Format 3 adds the environment's constants to a run's, and who was alive at an episode's end."""
-READABLE = (2, 3)
+READABLE = (3,)
 _MAGIC = b"prefmarl-checkpoint"
 _HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
 _HEADER_SIZE = len(_HEADER.format(version=0, size=0, digest=""))
@@ -134,8 +140,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least 1 checkpoint must be kept")
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:012d}.ckpt"
+    path = folder / checkpoint_name(step)
     try:
+        if path.exists() and not path.is_file():
+            path.rename(path.with_name(f"{path.name}.set-aside"))
         encoded = encode({"step": step, "state": state})
         with atomic_path(path) as temporary:
             _write(temporary, encoded)
@@ -154,18 +162,30 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
-    """Return the step and state of the newest good checkpoint, warning about damaged ones."""
+    """Return the step and state of the newest good checkpoint, warning about the others.
+
+    One that another run has written is none of a run's folder.
+    """
     paths = list_checkpoints(folder)
     if not paths:
         raise CheckpointError(f"{folder} holds no checkpoint (step_*.ckpt); is it a run's folder?")
     for path in paths:
         try:
-            return read_checkpoint(path)
+            step, state = read_checkpoint(path)
+            _check_run(path, state)
+            return step, state
         except CheckpointError as error:
             warnings.warn(f"skipping a damaged checkpoint: {error}", stacklevel=2)
     raise CheckpointError(
         f"none of the {len(paths)} checkpoints in {folder} is good; start the run again"
     )
+
+
+def _check_run(path: Path, state: dict[str, Any]) -> None:
+    """Raise `CheckpointError` if a checkpoint belongs to another run than its folder."""
+    here, there = identity_of(path.parent.parent), state.get("run", "")
+    if here and there and here != there:
+        raise CheckpointError(f"{path} was written by another run, {there}, than this one, {here}")
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -178,21 +198,95 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
 
     The bytes tested are the bytes decoded: the file is read once, into memory.
     """
-    try:
-        with path.open("rb") as file:
-            header, payload = file.read(_HEADER_SIZE), file.read()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    header, payload = _read(path)
     _check(path, header, payload)
     try:
+        _refuse_compressed(payload)
         encoded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         content = decode(encoded)
-        return content["step"], content["state"]
+        step, state = int(content["step"]), dict(content["state"])
     except Exception as error:  # whatever a hostile or foreign archive provokes, it is refused
         raise CheckpointError(
             f"{path} has a valid checksum and content this program does not write "
             f"({type(error).__name__}); do not trust where it came from"
         ) from error
+    if path.name != checkpoint_name(step):
+        raise CheckpointError(f"{path} is of step {step:,}, not of the one that its name says")
+    return step, state
+
+
+def checkpoint_name(step: int) -> str:
+    """Return the name of the file of a step; names sort as steps do."""
+    return f"step_{step:012d}.ckpt"
+
+
+def _read(path: Path) -> tuple[bytes, bytes]:
+    """Return header and payload of a regular file; what is none, such as a pipe, is not opened."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CheckpointError(f"{path} is not a file")
+        with path.open("rb") as file:
+            return file.read(_HEADER_SIZE), file.read()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+
+
+def _refuse_compressed(payload: bytes) -> None:
+    """Raise unless an archive holds its content as it is, so that it cannot inflate."""
+    with zipfile.ZipFile(io.BytesIO(payload)) as archive:
+        members = archive.infolist()
+    if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise ValueError("a member of the archive is compressed")
+    if sum(member.file_size for member in members) > len(payload):
+        raise ValueError("members of the archive overlap")
+
+
+@contextmanager
+def restoring(where: Path | str) -> Iterator[None]:
+    """Turn what a state of another shape raises into `CheckpointError`, which names `where`."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise CheckpointError(
+            f"{where}: the checkpoint's content does not fit its settings "
+            f"({type(error).__name__}: {reason}); it was damaged or made by another program"
+        ) from error
+
+
+def check_layer_sizes(where: Path | str, state: Any, widths: Sequence[int]) -> None:
+    """Raise `CheckpointError` if `state` is smaller than a layer between two of the widths.
+
+    It is asked before a network of these widths, which come from a file, is allocated.
+    """
+    known = sum(tensor.numel() for tensor in _tensors(state))
+    largest = max(before * after for before, after in pairwise((1, *widths)))
+    if largest > known:
+        raise CheckpointError(
+            f"{where}: its settings speak of a layer of {largest:,} weights, and the checkpoint "
+            f"holds {known:,} numbers in all; it was damaged or made by another program"
+        )
+
+
+def check_finite_weights(where: Path | str, network: Any) -> None:
+    """Raise `CheckpointError` if a network's weights are not all finite."""
+    if not all(bool(tensor.isfinite().all()) for tensor in _tensors(network)):
+        raise CheckpointError(
+            f"{where}: the policy's weights are not finite numbers: training had diverged; use an "
+            "older checkpoint, or train again with a smaller learner.learning_rate"
+        )
+
+
+def _tensors(state: Any) -> Iterator[torch.Tensor]:
+    """Yield all tensors in nested dicts, lists and tuples."""
+    if isinstance(state, torch.Tensor):
+        yield state
+    elif isinstance(state, dict):
+        for item in state.values():
+            yield from _tensors(item)
+    elif isinstance(state, list | tuple):
+        for item in state:
+            yield from _tensors(item)
 
 
 def _check(path: Path, header: bytes, payload: bytes) -> None:

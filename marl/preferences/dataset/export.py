@@ -18,9 +18,8 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
-from marl.config.io import config_from_dict
 from marl.data.replay import ReplayBuffer
-from marl.policy import spec_in
+from marl.policy import config_in, spec_in
 from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import EpisodeRecord
@@ -61,7 +60,7 @@ def export_run(
     """
     run, folder = Path(run), Path(folder)
     step, saved = load_checkpoint(run / "checkpoints")
-    config = config_from_dict(saved["config"], str(run))
+    config = config_in(saved, str(run))
     if "trainer" not in saved:
         raise ConfigError(f"{run} holds a fitted reward model; only a run has episodes to export")
     if "feedback" not in saved["trainer"]:
