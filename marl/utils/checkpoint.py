@@ -26,7 +26,6 @@ from marl.errors import UserError
 from marl.utils.files import atomic_path
 from marl.utils.trust import identity_of
 
-
 # A run's state as values that PyTorch reads back without unpickling anything else.
 #
 # NumPy arrays travel as byte tensors beside a note of where they were, their dtype and their
