@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from marl.config import ConfigError
 from marl.config.llm import LlmConfig
@@ -133,6 +135,55 @@ def test_content_may_be_a_list_of_parts() -> None:
     assert choice_of(parsed(body(message={"content": parts})).text, LETTERS) == 1
 
 
+WHOLE = body(logprobs={"content": [token("A", A=-0.25, B=-1.5)]})
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+VALUES = st.recursive(
+    LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=9), v, max_size=3)
+)
+
+
+def read(sent: bytes) -> Reply | Fault:
+    try:
+        return parsed(sent)
+    except Fault as fault:
+        return fault
+
+
+def assert_reply_or_fault(sent: bytes) -> None:
+    got = read(sent)
+    if isinstance(got, Fault):
+        assert got.kind == "garbled"
+        assert len(got.detail) < 1_000
+    else:
+        assert Reply.model_validate_json(got.model_dump_json()) == got
+        choice_of(got.text, LETTERS)
+        assert all(map(math.isfinite, log_odds(got.candidates, LETTERS)))
+
+
+@given(st.integers(0, len(WHOLE)), st.integers(0, 9), st.binary(max_size=9))
+def test_any_bytes_are_a_reply_or_a_fault(place: int, dropped: int, put: bytes) -> None:
+    assert_reply_or_fault(WHOLE[:place] + put + WHOLE[place + dropped :])
+
+
+@given(st.sampled_from(["choices", "usage", "model"]), VALUES, VALUES)
+def test_any_json_is_a_reply_or_a_fault(field: str, value: Any, inner: Any) -> None:
+    reply = json.loads(WHOLE)
+    first = reply["choices"][0]
+    assert_reply_or_fault(json.dumps(reply | {field: value}).encode())
+    for name in ("message", "finish_reason", "logprobs"):
+        changed = {"choices": [first | {name: inner}]}
+        assert_reply_or_fault(json.dumps(reply | changed).encode())
+    listed = {"token": "A", "logprob": inner}
+    logprobs = {"content": [{"token": value, "top_logprobs": [listed]}]}
+    assert_reply_or_fault(body(logprobs=logprobs))
+    assert_reply_or_fault(body(message={"content": inner}))
+
+
+@given(st.text(max_size=50))
+def test_any_text_is_a_choice_or_none(text: str) -> None:
+    assert choice_of(text, LETTERS) in (0, 1, None)
+
+
 def test_what_is_kept_of_a_reply_is_capped() -> None:
     thought = "x" * 900_000
     long = parsed(body(message={"content": thought + "</think>A"}, finish_reason=thought))
@@ -167,39 +218,39 @@ def test_a_reply_survives_the_cache() -> None:
     assert Reply.model_validate_json(whole.model_dump_json()) == whole
 
 
-def given(odds: float, mass: float = 0.9) -> Score:
+def scored(odds: float, mass: float = 0.9) -> Score:
     return Score(log_odds=odds, mass=mass)
 
 
 def test_a_constant_position_bias_cancels() -> None:
     # The first shown gets 3 on top: 3 + 1 and 3 - 1 average to log-odds of 1.
-    got = verdict((given(4.0), given(2.0)), "pairwise", LlmConfig())
+    got = verdict((scored(4.0), scored(2.0)), "pairwise", LlmConfig())
     assert got.label == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert got.flipped
-    assert not verdict((given(4.0), given(-2.0)), "pairwise", LlmConfig()).flipped
+    assert not verdict((scored(4.0), scored(-2.0)), "pairwise", LlmConfig()).flipped
 
 
 def test_pointwise_compares_two_grades() -> None:
-    got = verdict((given(0.5), given(-0.5)), "pointwise", LlmConfig())
+    got = verdict((scored(0.5), scored(-0.5)), "pointwise", LlmConfig())
     assert got.label == pytest.approx(1 / (1 + math.exp(-1.0)))
     assert not got.flipped
 
 
 def test_swapping_the_episodes_mirrors_the_label() -> None:
     for form, swapped in (("pairwise", (2.0, 4.0)), ("pointwise", (2.0, 4.0))):
-        there = verdict((given(4.0), given(2.0)), form, LlmConfig()).label
-        back = verdict((given(swapped[0]), given(swapped[1])), form, LlmConfig()).label
+        there = verdict((scored(4.0), scored(2.0)), form, LlmConfig()).label
+        back = verdict((scored(swapped[0]), scored(swapped[1])), form, LlmConfig()).label
         assert there + back == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(
     ("scores", "changes", "label", "outcome"),
     [
-        ((given(0.1), given(0.0)), {}, None, "margin"),  # sigmoid(.1) = .525
-        ((given(0.1), given(0.0)), {"below_margin": "tie"}, 0.5, "tie"),
-        ((given(4.0), given(-4.0, 0.4)), {}, None, "low_mass"),
-        ((given(4.0), Fault("timeout", "")), {}, None, "timeout"),
-        ((Fault("breaker", ""), given(1.0)), {}, None, "breaker"),
+        ((scored(0.1), scored(0.0)), {}, None, "margin"),  # sigmoid(.1) = .525
+        ((scored(0.1), scored(0.0)), {"below_margin": "tie"}, 0.5, "tie"),
+        ((scored(4.0), scored(-4.0, 0.4)), {}, None, "low_mass"),
+        ((scored(4.0), Fault("timeout", "")), {}, None, "timeout"),
+        ((Fault("breaker", ""), scored(1.0)), {}, None, "breaker"),
     ],
 )
 def test_when_there_is_no_answer(
@@ -211,7 +262,7 @@ def test_when_there_is_no_answer(
 
 
 def test_disagreement_may_be_an_abstention_or_a_tie() -> None:
-    scores = (given(4.0), given(2.0))
+    scores = (scored(4.0), scored(2.0))
     abstained = verdict(scores, "pairwise", LlmConfig(disagreement="abstain"))
     assert math.isnan(abstained.label)
     assert abstained.outcome == "disagreement"

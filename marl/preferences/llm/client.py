@@ -335,7 +335,7 @@ class Client:
                 else:
                     self._check_asking(variant.key)
                     async with places:
-                        reply = await self._insist(variant)
+                        reply = await self._with_retries(variant)
                 self._check_usable(request, reply)
                 return reply
             except Fault as error:
@@ -377,7 +377,7 @@ class Client:
         said = f"said {reply.text[:80]!r}, finish reason {reply.finish!r}"
         raise Fault("unusable", f"no log-probabilities; {said}" if is_soft else said)
 
-    async def _insist(self, request: Request) -> Reply:
+    async def _with_retries(self, request: Request) -> Reply:
         """Return the reply to a request, tried until attempts or time run out."""
         last: Fault | None = None
         try:
