@@ -32,6 +32,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from marl.utils.files import atomic_write
+
 ROOT = Path(__file__).resolve().parent.parent
 TASKS_FILE = ROOT / "benchmarks" / "tasks.toml"
 RESULTS = ROOT / "benchmarks" / "results" / "learning"
@@ -142,9 +144,7 @@ def read_results(folder: Path) -> Results:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a file that is either whole or absent, whenever the program is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, allow_nan=False) + "\n")
-    partial.replace(path)
+    atomic_write(path, (json.dumps(content, allow_nan=False) + "\n").encode())
 
 
 def commit() -> str:

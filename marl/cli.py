@@ -56,14 +56,19 @@ def _status(arguments: list[str]) -> int:
         grant()
     try:
         return command.run()
-    except (UserError, EnvError) as error:
+    except BrokenPipeError:
+        raise
+    except (UserError, EnvError, OSError) as error:
         _complain(error)
         return 1
 
 
 def _complain(error: Exception) -> None:
     """Print an error and what was noted about it."""
-    lines = "\n".join([str(error), *getattr(error, "__notes__", [])])
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    lines = "\n".join([text, *getattr(error, "__notes__", [])])
     LiteralConsole(stderr=True).print(Text("error: ", "bold red") + Text(lines), soft_wrap=True)
 
 

@@ -3,8 +3,8 @@
 import secrets
 import time
 import warnings
-from collections.abc import Callable, Generator
-from contextlib import closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from envs import EnvSpec, Replays, unwrapped
 from marl import __version__
 from marl.config import Config, ConfigError
 from marl.config.io import save_config, to_dict
+from marl.errors import UserError
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
@@ -23,10 +24,12 @@ from marl.utils.checkpoint import (
     restoring,
     save_checkpoint,
 )
-from marl.utils.files import OutputError
+from marl.utils.files import atomic_write, held
 from marl.utils.metrics import MetricWriter
 from marl.utils.trust import IDENTITY, identity_of, remember
 
+CONFIG, LOCK = "config.toml", ".lock"
+"""Files of a run's folder: its settings, and what its writer holds."""
 _POLL = 0.25
 """Seconds between two looks at whether people have answered."""
 
@@ -62,28 +65,62 @@ def train(
     config = with_given_labeller(config, labeller)
     if not resume:
         refuse_a_run_in(folder)  # before a labeller is asked anything that it is paid for
-    identity = identity_of(folder) or secrets.token_hex(8)
-    with closing(Trainer(config, folder, labeller=labeller, run=identity)) as trainer:
+    with _sole_writer(folder):
         if not resume:
-            new_run_folder(folder, config)
-        elif list_checkpoints(folder / "checkpoints"):
-            saved = load_checkpoint(folder / "checkpoints")[1]
-            check_same_config(config, config_in(saved, str(folder)), folder)
-            check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
-            replays = unwrapped(trainer.env)
-            if cut_open_episodes and isinstance(replays, Replays):
-                replays.cut_open_episodes()
-            with restoring(folder):
-                trainer.load_state_dict(saved["trainer"])
-        else:
-            warnings.warn(
-                f"{folder} was killed before its first checkpoint; starting over", stacklevel=2
-            )
-        (folder / IDENTITY).write_text(f"{identity}\n")
-        remember(identity, config)
-        if begun is not None:
-            begun(trainer.env.spec)
-        yield from _train_in(folder, trainer, resume, stop)
+            refuse_a_run_in(folder)  # of somebody who was faster
+        identity = identity_of(folder) or secrets.token_hex(8)
+        with closing(Trainer(config, folder, labeller=labeller, run=identity)) as trainer:
+            if resume:
+                _restore(trainer, folder, cut_open_episodes)
+            else:
+                save_config(config, folder / CONFIG)
+            atomic_write(folder / IDENTITY, f"{identity}\n".encode())
+            remember(identity, config)
+            if begun is not None:
+                begun(trainer.env.spec)
+            yield from _train_in(folder, trainer, resume, stop)
+
+
+@contextmanager
+def _sole_writer(folder: Path) -> Iterator[None]:
+    """Hold a run's folder, made if it is not there; where no run comes to be, none is left."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{folder} cannot be made: {error.strerror}; choose another --run-dir"
+        ) from None
+    with held(
+        folder / LOCK,
+        f"{folder} is being trained in by another process, which alone may write there; nothing "
+        "was changed",
+    ):
+        try:
+            yield
+        finally:
+            if not (folder / CONFIG).exists():
+                with suppress(OSError):
+                    (folder / LOCK).unlink()
+                    for made in missing:
+                        made.rmdir()
+
+
+def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
+    """Let a trainer continue from a run's newest checkpoint."""
+    if not list_checkpoints(folder / "checkpoints"):
+        warnings.warn(
+            f"{folder} was killed before its first checkpoint; starting over", stacklevel=3
+        )
+        return
+    saved = load_checkpoint(folder / "checkpoints")[1]
+    check_same_config(trainer.config, config_in(saved, str(folder)), folder)
+    check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
+    replays = unwrapped(trainer.env)
+    if cut_open_episodes and isinstance(replays, Replays):
+        replays.cut_open_episodes()
+    with restoring(folder):
+        trainer.load_state_dict(saved["trainer"])
 
 
 def _train_in(
@@ -91,15 +128,14 @@ def _train_in(
 ) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
     config = trainer.config
-    writer = MetricWriter(folder)
-    if resume:
-        writer.truncate(trainer.steps)
+    writer = MetricWriter(folder, after=trainer.steps if resume else None)
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
 
     def save() -> None:
         nonlocal saved_at
         if saved_at != trainer.steps:
+            writer.sync()  # on the disk before the checkpoint that counts its rows
             save_trainer(trainer, folder / "checkpoints")
             saved_at = trainer.steps
 
@@ -132,20 +168,33 @@ def _train_in(
                 f"iteration; `marl resume {folder}` goes on from there"
             )
         else:
-            crash = save_trainer(trainer, folder / "crash")
-            error.add_note(
-                f"the state at the error is in {crash}; checkpoints/ is as it was before"
-            )
+            error.add_note(_crash_saved(trainer, folder / "crash"))
         raise
     finally:
+        _finish(folder, trainer, writer)
+
+
+def _crash_saved(trainer: Trainer, folder: Path) -> str:
+    """Save half an iteration for whoever looks for a mistake; return what to say about it."""
+    try:
+        crash = save_trainer(trainer, folder)
+    except CheckpointError as error:
+        with suppress(OSError):
+            folder.rmdir()
+        return f"the state at the error is lost: {error}"
+    return f"the state at the error is in {crash}; checkpoints/ is as it was before"
+
+
+def _finish(folder: Path, trainer: Trainer, writer: MetricWriter) -> None:
+    """Close the metrics and draw them; what fails here is told and replaces no other error."""
+    from marl.reports.plots import plot_run  # a second of imports, which the end can wait
+
+    try:
         writer.close()
         if trainer.iteration:
-            from marl.reports.plots import plot_run  # a second of imports, which the end can wait
-
-            try:
-                plot_run(folder, trainer.env.spec.successes)
-            except OutputError as error:
-                warnings.warn(str(error), stacklevel=2)
+            plot_run(folder, trainer.env.spec.successes)
+    except (OSError, UserError) as error:
+        warnings.warn(f"the run is recorded, but its curve is not drawn: {error}", stacklevel=2)
 
 
 def _has_diverged(trainer: Trainer, error: Exception) -> bool:
@@ -178,18 +227,11 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
 
 def refuse_a_run_in(folder: Path) -> None:
     """Raise `ConfigError` if a folder holds a run already."""
-    if (folder / "config.toml").exists():
+    if (folder / CONFIG).exists():
         raise ConfigError(
             f"{folder} already holds a run; continue it with `marl resume {folder}` or choose "
             "another --run-dir"
         )
-
-
-def new_run_folder(folder: Path, config: Config) -> None:
-    """Create a run folder with its settings; refuse one that holds a run."""
-    refuse_a_run_in(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_config(config, folder / "config.toml")
 
 
 def check_same_config(config: Config, saved: Config, folder: Path) -> None:

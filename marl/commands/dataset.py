@@ -1,6 +1,7 @@
 """The commands ``marl export`` and ``marl fit-reward``."""
 
 import re
+from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from marl.config.validation import Range, settings
+from marl.utils.files import free_folder
 from marl.utils.terminal import LiteralConsole
 
 if TYPE_CHECKING:
@@ -88,19 +90,29 @@ class FitReward:
         from marl.rewards.fit import fit_reward
 
         console = LiteralConsole()
-        report = fit_reward(
-            PreferenceDataset(self.folder, skip_damaged=self.skip_damaged),
-            model=self.model,
-            steps=self.steps,
-            seed=self.seed,
-            out=self.out or _new_folder(self.folder, self.model, self.seed),
-            reward=load_config(self.config).reward,
-            source=self.source,
-            holdout_every=self.holdout_every,
-            console=console,
-        )
+        dataset = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
+        reward = load_config(self.config).reward
+        with nullcontext(self.out) if self.out else self._new_folder() as out:
+            report = fit_reward(
+                dataset,
+                model=self.model,
+                steps=self.steps,
+                seed=self.seed,
+                out=out,
+                reward=reward,
+                source=self.source,
+                holdout_every=self.holdout_every,
+                console=console,
+            )
         show(report, console)
         return 0
+
+    def _new_folder(self) -> AbstractContextManager[Path]:
+        """Return a new folder under runs/, named after what is fitted and when."""
+        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+        name = f"{self.folder.resolve().name}-{self.model}-seed{self.seed}"
+        plain = re.sub(r"[^\w.-]+", "_", name)[:120]
+        return free_folder(Path("runs"), f"fit-{plain}-{stamp}")
 
 
 def show(report: "FitReport", console: Console) -> None:
@@ -156,10 +168,3 @@ def _reliability(part: "Measured") -> Table:
                 f"{row['agreement']:.1%}",
             )
     return table
-
-
-def _new_folder(folder: Path, model: str, seed: int) -> Path:
-    """Return a folder under runs/ that does not exist yet."""
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    name = re.sub(r"[^\w.-]+", "_", f"{folder.resolve().name}-{model}-seed{seed}")
-    return Path("runs") / f"fit-{name}-{stamp}"

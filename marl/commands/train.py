@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import time
+from contextlib import AbstractContextManager, closing
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
@@ -16,6 +17,7 @@ import tyro
 from marl.config import Config
 from marl.config.io import load_run_config
 from marl.config.validation import settings
+from marl.utils.files import free_folder
 from marl.utils.trust import check_trusted, import_paths
 
 if TYPE_CHECKING:
@@ -40,7 +42,10 @@ class Train:
 
     def run(self) -> int:
         """Train, and say how it goes."""
-        return _run(self.settings, self.run_dir or _new_folder(self.settings), resume=False)
+        if self.run_dir is not None:
+            return _run(self.settings, self.run_dir, resume=False)
+        with new_run_folder(self.settings) as folder:
+            return _run(self.settings, folder, resume=False)
 
 
 @settings("--")
@@ -61,11 +66,11 @@ class Resume:
         return _run(config, self.run_dir, resume=True, cut=self.cut_open_episodes)
 
 
-def _new_folder(config: Config) -> Path:
-    """Return a folder under runs/ that does not exist yet."""
-    env = re.sub(r"[^\w.-]+", "_", config.env.name)
+def new_run_folder(config: Config) -> AbstractContextManager[Path]:
+    """Return a new folder under runs/, named after what is trained and when."""
+    env = re.sub(r"[^\w.-]+", "_", config.env.name)[:80]
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return Path("runs") / f"{env}-{config.algorithm}-seed{config.seed}-{stamp}"
+    return free_folder(Path("runs"), f"{env}-{config.algorithm}-seed{config.seed}-{stamp}")
 
 
 class _Stop:
@@ -115,11 +120,11 @@ def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> in
             stop=lambda: stop.received > 0,
             begun=begun,
         )
-        for metrics in iterations:
-            progress.update(metrics, at_once=config.preferences.people.wait)
-            if stop.received:
-                break
-    iterations.close()
+        with closing(iterations):
+            for metrics in iterations:
+                progress.update(metrics, at_once=config.preferences.people.wait)
+                if stop.received:
+                    break
     if stop.received:
         print(f"stopped and saved; continue with: marl resume {folder}")
         return 128 + stop.received

@@ -1,9 +1,12 @@
 """Checkpoints: everything a run needs to continue, in one file that is whole or not there.
 
 A file is one header line, which carries the length and SHA-256 of what follows, and a PyTorch
-archive. It is written beside its final name, synced and renamed, so a run killed at any moment
-leaves the previous checkpoint untouched. It is read with ``weights_only=True``, so a file from a
-stranger cannot run code.
+archive, written atomically: a run killed at any moment leaves the previous checkpoint untouched. It
+is read with ``weights_only=True``, so a file from a stranger cannot run code.
+
+A state is turned into values that PyTorch reads back without unpickling anything else. NumPy arrays
+travel as byte tensors beside a note of where they were, their dtype and their shape. Everything
+else must be of exactly the types listed here, so what is loaded equals what was saved.
 """
 
 import hashlib
@@ -25,13 +28,6 @@ import torch
 from marl.errors import UserError
 from marl.utils.files import atomic_path
 from marl.utils.trust import identity_of
-
-# A run's state as values that PyTorch reads back without unpickling anything else.
-#
-# NumPy arrays travel as byte tensors beside a note of where they were, their dtype and their
-# shape. Everything else must be of exactly the types listed here, so what is loaded equals what
-# was saved.
-
 
 _PLAIN = (type(None), bool, int, float, str)
 _KEYS = (bool, int, float, str)
@@ -119,8 +115,7 @@ def _name(path: _Path) -> str:
     return "state" + "".join(f"[{key!r}]" for key in path[1:])
 
 
-FORMAT_VERSION = 3
-READABLE = (3,)
+FORMAT_VERSION = 1
 _MAGIC = b"prefmarl-checkpoint"
 _HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
 _HEADER_SIZE = len(_HEADER.format(version=0, size=0, digest=""))
@@ -294,10 +289,10 @@ def _check(path: Path, header: bytes, payload: bytes) -> None:
     if len(header) < _HEADER_SIZE or len(fields) != 4 or fields[0] != _MAGIC:
         raise CheckpointError(f"{path} does not begin with a checkpoint's header")
     version, size, digest = (field.decode("ascii", "replace") for field in fields[1:])
-    if version not in map(str, READABLE):
+    if version != str(FORMAT_VERSION):
         raise CheckpointError(
-            f"{path} has format {version}, this program reads formats "
-            f"{' and '.join(map(str, READABLE))}; use the release that wrote it"
+            f"{path} has format {version}, this program reads format {FORMAT_VERSION}; use the "
+            "release that wrote it"
         )
     if size != str(len(payload)):
         raise CheckpointError(f"{path} is cut short: {len(payload)} bytes of {size}")

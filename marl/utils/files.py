@@ -1,11 +1,14 @@
-"""Files that are written atomically: whole or not at all, also after a power cut."""
+"""Files that are written atomically, also with a view to power cuts; folders with one writer."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from tempfile import TemporaryFile
+
+from filelock import FileLock, Timeout
 
 from marl.errors import UserError
 
@@ -71,3 +74,42 @@ def output(path: Path, remedy: str) -> Iterator[None]:
         raise OutputError(
             f"{path} cannot be written: {error.strerror or error}; {remedy}"
         ) from error
+
+
+@contextmanager
+def held(path: Path, refusal: str) -> Iterator[None]:
+    """Hold a lock file; raise `UserError` with the `refusal` where another process holds it.
+
+    The system releases it when this process ends, however it ends; forked workers do not keep it.
+    """
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def free_folder(parent: Path, name: str) -> Iterator[Path]:
+    """Yield a new folder of this name, or of the next free one: ``name-2``, ``name-3``.
+
+    It is removed, and so is `parent`, where it is left empty.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        folder = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            folder.mkdir()
+            break
+        except FileExistsError:
+            continue
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):
+            folder.rmdir()
+            parent.rmdir()

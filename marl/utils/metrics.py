@@ -1,6 +1,6 @@
 """What a run measured: one row per iteration in ``metrics.csv``, and the same for TensorBoard.
 
-The CSV is exact: numbers are written so that reading them back gives the same bits. Resuming from
+The CSV is exact: numbers are written so that reading them back gives the same bits. Continuing from
 a checkpoint first drops the rows after it, so the file of a resumed run equals that of one never
 killed.
 """
@@ -8,16 +8,16 @@ killed.
 import csv
 import io
 import math
+import os
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+from marl.errors import UserError
 from marl.utils.files import atomic_write
 
 TIME_PARTS = ("physics", "inference", "reward", "policy")
@@ -27,19 +27,32 @@ _FILE = "metrics.csv"
 _Row = dict[str, str]
 
 
-class MetricWriter:
-    """Appends metrics to a run's folder; a folder that holds some already is continued."""
+class MetricsError(UserError, ValueError):
+    """The metrics of a run cannot be read."""
 
-    def __init__(self, folder: Path) -> None:
+
+class MetricWriter:
+    """Appends metrics to a run's folder."""
+
+    def __init__(self, folder: Path, *, after: int | None = None) -> None:
+        """Begin new files or, where `after` is the step of a checkpoint, continue from there.
+
+        Rows after that step are forgotten, and so is every column that only those rows filled. A
+        file that is damaged is set aside, and rows that are missing are told.
+        """
+        from torch.utils.tensorboard import SummaryWriter  # half a second that help need not take
+
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / _FILE
-        self._columns, self._last_step = ["step"], -1
-        if self._path.exists():
-            self._keep_rows(_read_rows(self._path))
-        else:
-            _replace(self._path, self._columns, [])
+        columns, rows = (["step"], []) if after is None else _rows_until(self._path, after)
+        self._columns = columns
+        self._last_step = int(rows[-1]["step"]) if rows else -1
+        self._rewrite(rows)
         self._file = self._path.open("a", newline="", encoding="utf-8")
-        self._events = EventFileWriter(str(folder / "tensorboard"))
+        # TensorBoard hides the events of an earlier session from this step on.
+        self._events = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=None if after is None else after + 1
+        )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append one row and flush it. `step` counts environment steps and must grow.
@@ -49,51 +62,37 @@ class MetricWriter:
         if step <= self._last_step:
             raise ValueError(
                 f"metrics of step {step} come after step {self._last_step} in {self._path}; "
-                "call truncate(step of the checkpoint) before continuing a run"
+                "continue a run with after= the step of its checkpoint"
             )
         if "step" in metrics:
             raise ValueError("'step' is the row's own column; name the metric group/name")
         if new := [name for name in metrics if name not in self._columns]:
             self._file.close()
             self._columns += new
-            _replace(self._path, self._columns, _read_rows(self._path)[1])
+            self._rewrite(_read_rows(self._path)[1])
             self._file = self._path.open("a", newline="", encoding="utf-8")
         cells = {"step": str(step)} | {name: repr(float(v)) for name, v in metrics.items()}
         self._file.write(_line(cells.get(name, "") for name in self._columns))
         self._file.flush()
         self._last_step = step
-        self._write_events(step, metrics)
+        for name, value in metrics.items():
+            if math.isfinite(value):
+                self._events.add_scalar(name, value, step)
+        self._events.flush()
 
-    def truncate(self, step: int) -> None:
-        """Forget every row after `step`, and every column that only those rows filled."""
-        self._file.close()
-        columns, rows = _read_rows(self._path)
-        kept = [row for row in rows if int(row["step"]) <= step]
-        filled = [name for name in columns if name == "step" or any(row[name] for row in kept)]
-        self._keep_rows((filled, kept))
-        self._file = self._path.open("a", newline="", encoding="utf-8")
-        # TensorBoard hides the events of an earlier session from this step on.
-        restart = SessionLog(status=SessionLog.START)
-        self._events.add_event(Event(step=step + 1, session_log=restart))
+    def sync(self) -> None:
+        """Wait until the disk has every row, as a checkpoint that counts them needs."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Flush and close both files."""
         self._file.close()
         self._events.close()
 
-    def _keep_rows(self, content: tuple[list[str], list[_Row]]) -> None:
-        self._columns, rows = content
-        self._last_step = int(rows[-1]["step"]) if rows else -1
-        _replace(self._path, self._columns, rows)
-
-    def _write_events(self, step: int, metrics: dict[str, float]) -> None:
-        values = [
-            Summary.Value(tag=name, simple_value=float(value))
-            for name, value in metrics.items()
-            if math.isfinite(value)
-        ]
-        self._events.add_event(Event(step=step, summary=Summary(value=values)))
-        self._events.flush()
+    def _rewrite(self, rows: list[_Row]) -> None:
+        """Write the whole file anew, in the columns of now."""
+        lines = [_line(row.get(name, "") for name in self._columns) for row in rows]
+        atomic_write(self._path, "".join([_line(self._columns), *lines]).encode())
 
 
 def read_metrics(folder: Path) -> dict[str, npt.NDArray[Any]]:
@@ -106,23 +105,78 @@ def read_metrics(folder: Path) -> dict[str, npt.NDArray[Any]]:
     return {"step": np.array([int(row["step"]) for row in rows], np.int64)} | metrics
 
 
+def _rows_until(path: Path, step: int) -> tuple[list[str], list[_Row]]:
+    """Return the columns and rows of a run up to a step, and warn of what is not there."""
+    try:
+        columns, rows = _read_rows(path)
+    except FileNotFoundError:
+        columns, rows = ["step"], []
+    except (MetricsError, OSError) as error:
+        aside = _free_name(path.with_name(f"{path.name}.damaged"))
+        path.rename(aside)
+        warnings.warn(f"{error}; it is now {aside}, and a new one begins", stacklevel=4)
+        columns, rows = ["step"], []
+    kept = [row for row in rows if int(row["step"]) <= step]
+    last = int(kept[-1]["step"]) if kept else 0
+    if last < step:
+        warnings.warn(
+            f"{path} lacks the rows between the steps {last:,} and {step:,}, where the checkpoint "
+            "stands; the curve has a gap there",
+            stacklevel=4,
+        )
+    filled = [name for name in columns if name == "step" or any(row[name] for row in kept)]
+    return filled, kept
+
+
+def _free_name(path: Path) -> Path:
+    """Return the path, or the next one with a number that does not exist."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}-{number}")
+    return free
+
+
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Return the columns and rows as text; a last line that a kill left unfinished is dropped."""
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise MetricsError(f"{path} is damaged: it is no text") from None
+    except IsADirectoryError:
+        raise MetricsError(f"{path} is a folder; expected a file") from None
     whole_lines = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(whole_lines))
+    reader = csv.DictReader(io.StringIO(whole_lines), restkey="", restval=None)
     columns = list(reader.fieldnames or ())
     if columns[:1] != ["step"]:
-        raise ValueError(
+        raise MetricsError(
             f"{path} begins with {columns[:3]}; expected the columns of a run, 'step' first"
         )
-    return columns, list(reader)
+    rows = []
+    for number, row in enumerate(_parsed(reader, path), start=2):
+        if set(row) != set(columns) or None in row.values() or not _is_number(row):
+            raise MetricsError(f"{path}, line {number}, is damaged: it is no row of numbers")
+        rows.append(row)
+    return columns, rows
 
 
-def _replace(path: Path, columns: list[str], rows: list[_Row]) -> None:
-    """Write the whole file atomically."""
-    lines = [_line(columns), *(_line(row.get(name, "") for name in columns) for row in rows)]
-    atomic_write(path, "".join(lines).encode())
+def _parsed(reader: "csv.DictReader[str]", path: Path) -> Iterable[dict[Any, Any]]:
+    """Yield the rows that the csv module can read."""
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise MetricsError(f"{path} is damaged: {error}") from None
+
+
+def _is_number(row: _Row) -> bool:
+    """Return whether every cell that is not empty is a number, the step a whole one."""
+    try:
+        int(row["step"])
+        for value in row.values():
+            float(value or "nan")
+    except ValueError:
+        return False
+    return True
 
 
 def _line(cells: Iterable[str]) -> str:

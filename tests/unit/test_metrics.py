@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl.reports.plots import plot_run, running_mean
-from marl.utils.metrics import MetricWriter, read_metrics
+from marl.utils.metrics import MetricsError, MetricWriter, read_metrics
 
 ROWS = [
     (100, {"steps": 100.0, "return/mean": math.nan}),
@@ -18,8 +19,8 @@ ROWS = [
 ]
 
 
-def write(folder: Path, rows: list[tuple[int, dict[str, float]]]) -> None:
-    writer = MetricWriter(folder)
+def write(folder: Path, rows: list[tuple[int, dict[str, float]]], after: int | None = None) -> None:
+    writer = MetricWriter(folder, after=after)
     for step, metrics in rows:
         writer.write(step, metrics)
     writer.close()
@@ -50,13 +51,13 @@ def test_numpy_numbers_and_ints_are_written_as_plain_floats(tmp_path: Path) -> N
     assert (tmp_path / "metrics.csv").read_text() == "step,a/b,a/c\n1,0.5,3.0\n"
 
 
+@pytest.mark.filterwarnings("ignore:.*lacks the rows between the steps 200 and 250")
 @pytest.mark.parametrize("checkpoint", [0, 100, 200, 250, 300])
 def test_a_resumed_file_equals_one_never_killed(tmp_path: Path, checkpoint: int) -> None:
     write(tmp_path / "whole", ROWS)
     killed = tmp_path / "killed"
     write(killed, ROWS)
-    writer = MetricWriter(killed)
-    writer.truncate(checkpoint)
+    writer = MetricWriter(killed, after=checkpoint)
     upto = [row for row in ROWS if row[0] <= checkpoint]
     write(tmp_path / "short", upto)
     assert (killed / "metrics.csv").read_text() == (tmp_path / "short/metrics.csv").read_text()
@@ -71,7 +72,7 @@ def test_a_row_cut_by_a_kill_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     path.write_text(path.read_text()[:-5])
     assert read_metrics(tmp_path)["step"].tolist() == [100, 200]
-    write(tmp_path, [(300, {"steps": 300.0})])
+    write(tmp_path, [(300, {"steps": 300.0})], after=200)
     assert read_metrics(tmp_path)["step"].tolist() == [100, 200, 300]
 
 
@@ -84,24 +85,57 @@ def test_every_row_is_on_disk_at_once(tmp_path: Path) -> None:
 
 def test_steps_must_grow(tmp_path: Path) -> None:
     write(tmp_path, ROWS)
-    writer = MetricWriter(tmp_path)
-    with pytest.raises(ValueError, match=r"metrics of step 300 come after step 300.*truncate"):
+    writer = MetricWriter(tmp_path, after=300)
+    with pytest.raises(ValueError, match=r"metrics of step 300 come after step 300.*after="):
         writer.write(300, {})
     with pytest.raises(ValueError, match="'step' is the row's own column"):
         writer.write(400, {"step": 400.0})
     writer.close()
 
 
-def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "metrics.csv").write_text("time,loss\n1,2\n")
-    with pytest.raises(ValueError, match=re.escape("begins with ['time', 'loss']")):
-        MetricWriter(tmp_path)
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "foreign": lambda path: path.write_text("time,loss\n1,2\n"),
+    "empty": lambda path: path.write_text(""),
+    "zeros": lambda path: path.write_bytes(bytes(100)),
+    "flipped": lambda path: path.write_bytes(bytes(255 - byte for byte in path.read_bytes())),
+    "a cell lost": lambda path: path.write_text(path.read_text().replace("200,200.0,", "200,")),
+    "a cell more": lambda path: path.write_text(path.read_text().replace("200,", "200,1,")),
+    "a word": lambda path: path.write_text(path.read_text().replace("200.0", "two")),
+    "a fraction": lambda path: path.write_text(path.read_text().replace("\n200,", "\n200.5,")),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_set_aside(tmp_path: Path, kind: str) -> None:
+    write(tmp_path, ROWS)
+    path = tmp_path / "metrics.csv"
+    DAMAGE[kind](path)
+    with pytest.raises(MetricsError, match=re.escape(str(path))):
+        read_metrics(tmp_path)
+    for number in ("", "-2"):
+        with pytest.warns(UserWarning, match=r"metrics\.csv") as told:
+            write(tmp_path, ROWS[2:], after=200)
+        assert "it is now" in str(told[0].message)
+        assert "lacks the rows between the steps 0 and 200" in str(told[1].message)
+        assert read_metrics(tmp_path)["step"].tolist() == [300]
+        assert (tmp_path / f"metrics.csv.damaged{number}").exists()
+        path.unlink()
+        path.mkdir()
+
+
+def test_rows_that_are_missing_are_told(tmp_path: Path) -> None:
+    write(tmp_path, ROWS[:2])
+    with pytest.warns(UserWarning, match="lacks the rows between the steps 200 and 300"):
+        write(tmp_path, [(400, {"steps": 400.0})], after=300)
+    (tmp_path / "metrics.csv").unlink()
+    with pytest.warns(UserWarning, match="lacks the rows between the steps 0 and 300"):
+        write(tmp_path, [(400, {"steps": 400.0})], after=300)
 
 
 def test_tensorboard_gets_the_same_and_forgets_what_was_truncated(tmp_path: Path) -> None:
     write(tmp_path, ROWS)
-    writer = MetricWriter(tmp_path)
-    writer.truncate(200)
+    writer = MetricWriter(tmp_path, after=200)
     writer.write(300, {"return/mean": 5.0})
     writer.close()
     events = EventAccumulator(str(tmp_path / "tensorboard"))

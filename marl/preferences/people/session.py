@@ -4,7 +4,6 @@ The next pair is a function of the answers so far. Nothing is remembered beside 
 stopping, going on and undoing all lead to the same pairs.
 """
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,13 +11,9 @@ from pathlib import Path
 from random import Random
 from typing import Literal
 
-from marl.config import ConfigError
 from marl.preferences.dataset.answers import Answer, AnswerLog, Pair, now, read_questions
 from marl.preferences.dataset.footage import filmed_episodes
-from marl.utils.files import output
-
-if sys.platform != "win32":
-    import fcntl
+from marl.utils.files import held, output
 
 Choice = Literal["first", "second", "tie", "skip"]
 
@@ -236,21 +231,14 @@ def _key(answer: Answer) -> frozenset[int]:
 
 @contextmanager
 def alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold a dataset for one person; the system releases it when this process ends.
-
-    Two servers with one name would show each other's pairs as open. Windows is not guarded.
-    """
+    """Hold a dataset for one person: two servers of one name would ask the same pairs twice."""
     path = folder / f".{name}.lock"
     with output(path, "answers are kept there; copy the run or dataset to a folder of your own"):
         folder.mkdir(exist_ok=True)
-        file = path.open("ab")
-    with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(
-                    f"{name} is labelling {folder} already; use that page, end it with Ctrl-C, or "
-                    "give another --name"
-                ) from None
+        path.touch()
+    with held(
+        path,
+        f"{name} is labelling {folder} already; use that page, end it with Ctrl-C, or give another "
+        "--name",
+    ):
         yield
