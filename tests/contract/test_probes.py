@@ -3,11 +3,10 @@
 import numpy as np
 import pytest
 
-from envs import HasHiddenRewards, VecEnv, check_env, make_env
-from envs.probes import __all__ as probe_names
+from envs import HasHiddenRewards, VecEnv, check_env, env_names, make_env
 from envs.rng import random_actions
 
-NAMES = [f"probe/{name}" for name in probe_names]
+NAMES = [name for name in env_names() if name.startswith("probe/")]
 NAMES += ["particles/nav_6", "particles/nav_1", "particles/spread_3"]
 
 
