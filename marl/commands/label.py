@@ -137,7 +137,7 @@ def _of_run(options: Label, run: Path) -> Subject:
     title = _titled(config.env.name, options.task or config.preferences.people.task)
     if config.asks_people:
         return Subject(folder=folder, title=title, asked_by_run=True)
-    missing = missing_episodes(folder, options.episodes)
+    missing = missing_episodes(folder, options.episodes, skip_damaged=options.skip_damaged)
     if missing:
         films = film_episodes(load_team(run)[0], run, folder, missing)
         console = LiteralConsole(stderr=True)

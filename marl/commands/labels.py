@@ -30,6 +30,8 @@ class Labels:
     """Surprising pairs of each kind."""
     ask_again: bool = False
     """Ask a labeller of your own, which leaves no answers, about the kept episodes."""
+    skip_damaged: bool = False
+    """Leave damaged answers and episodes of people out."""
 
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
@@ -42,7 +44,12 @@ class Labels:
         from marl.utils.files import atomic_write, output
         from marl.utils.terminal import LiteralConsole
 
-        report = audit(self.run_dir, cache=self.cache, ask_again=self.ask_again)
+        report = audit(
+            self.run_dir,
+            cache=self.cache,
+            ask_again=self.ask_again,
+            skip_damaged=self.skip_damaged,
+        )
         path = self.out
         if self.json:
             print(json.dumps(to_json(report, self.most), indent=1, allow_nan=False))

@@ -96,10 +96,17 @@ class Section:
     rows: tuple[tuple[str, ...], ...]
 
 
-def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> Report:
+def audit(
+    run: Path,
+    *,
+    cache: Path | None = None,
+    ask_again: bool = False,
+    skip_damaged: bool = False,
+) -> Report:
     """Return what is known of a run's answers, or raise `ConfigError` where there is nothing.
 
     `cache` is where the language model's answers are now, if not where the settings say.
+    `skip_damaged` leaves damaged files of the people's dataset out, with a warning.
     """
     if not (run / "config.toml").exists():
         raise ConfigError(f"{run} is not a run folder: it has no config.toml")
@@ -137,7 +144,7 @@ def audit(run: Path, *, cache: Path | None = None, ask_again: bool = False) -> R
         judges=() if asked is None else tuple(judges(asked)),
         kept=kept,
         pairs=tuple(pairs),
-        people=read_people(run / "people"),
+        people=read_people(run / "people", skip_damaged=skip_damaged),
         notes=tuple(notes),
     )
 

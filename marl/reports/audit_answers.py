@@ -21,6 +21,7 @@ from torch import Tensor
 from marl.policy import restored
 from marl.preferences.dataset.answers import Answer, AnswerLog
 from marl.preferences.dataset.format import read_return
+from marl.preferences.dataset.untrusted import DatasetError, warn_skipped
 from marl.preferences.describe import describe
 from marl.preferences.people.session import self_agreement
 from marl.preferences.queries import disjoint_pairs
@@ -145,14 +146,22 @@ class Person:
     """Later answers to a pair that equal the first one, ties included."""
 
 
-def read_people(folder: Path) -> tuple[Person, ...]:
+def read_people(folder: Path, *, skip_damaged: bool = False) -> tuple[Person, ...]:
     """Return everybody who answered at a folder's page; nobody where it is missing."""
     path = folder / "answers.jsonl"
     if not path.exists():
         return ()
-    answers = AnswerLog(path).answers()
+    answers = AnswerLog(path, skip_damaged=skip_damaged).answers()
     numbers = {number for answer in answers for number in (answer.first, answer.second)}
-    returns = {number: read_return(folder, number) for number in sorted(numbers)}
+    returns = {}
+    for number in sorted(numbers):
+        try:
+            returns[number] = read_return(folder, number)
+        except DatasetError as error:
+            if not skip_damaged:
+                raise
+            warn_skipped(error)
+            returns[number] = math.nan
     by_source: dict[str, list[Answer]] = {}
     for answer in answers:
         by_source.setdefault(answer.source, []).append(answer)

@@ -56,6 +56,10 @@ def test_nobody_and_damage(tmp_path: Path) -> None:
     (tmp_path / "episodes" / "000000.npz").write_bytes(b"no archive")
     with pytest.raises(DatasetError, match=r"000000\.npz is damaged \(File is not a zip file\)"):
         read_people(tmp_path)
+    answered(tmp_path, "person:ann", (0, 1, 1.0))
+    with pytest.warns(UserWarning, match=r"skipped: .*000000\.npz is damaged"):
+        (ann,) = read_people(tmp_path, skip_damaged=True)
+    assert (ann.answers, ann.with_return.whole) == (1, 0)
     (tmp_path / "answers.jsonl").write_text('{"first": 1\n{"first": 2\n{"first": 3\n')
     with pytest.raises(DatasetError, match=r"answers\.jsonl, line 1 of 3"):
         read_people(tmp_path)

@@ -1,4 +1,4 @@
-"""Episodes with their films, for people to compare: filmed in training, or played afterwards.
+"""Episodes with their films, for people to compare: filmed in training or played afterwards.
 
 Axes: E environments.
 """
@@ -42,77 +42,79 @@ AGAIN = 1_000_000
 
 
 class Camera:
-    """Keeps the films of finished episodes until it is told to forget them.
+    """Step callback that films the episodes of the first environments of a batch.
 
-    It only looks, so that a run with it has the same numbers as one without.
+    It changes no state but its own, so that a run has the same metrics with and without it. Films
+    stay until `forget_before`.
     """
 
-    def __init__(self, env: VecEnv, copies: int) -> None:
-        self.copies = min(copies, env.spec.num_envs)
-        """It films those numbered from 0 to below this."""
+    def __init__(self, env: VecEnv, filmed_envs: int) -> None:
+        self.filmed_envs = min(filmed_envs, env.spec.num_envs)
+        """Environments 0 to `filmed_envs` - 1 are filmed."""
         self._env = env
         self._time = 0
-        self._open = [(0, Footage()) for _ in range(self.copies)]
-        """Per copy, the time at which its episode began, and what was filmed of it."""
+        """Steps taken in every environment."""
+        self._open = [(0, Footage()) for _ in range(self.filmed_envs)]
+        """Per environment, the time at which its episode began, and the frames since."""
         self._films: dict[tuple[int, int], bytes] = {}
-        """By copy and time of the first step."""
+        """Packed films of finished episodes, by environment and time of the first step."""
         self._before = (self._time, self._open, self._films)
-        """What there was when the rollout began."""
+        """The state when the rollout began."""
 
     def before_rollout(self) -> None:
-        """Remember what was filmed so far."""
+        """Keep a copy of the state, for `undo_rollout`."""
         running = [(start, footage.copy()) for start, footage in self._open]
         self._before = (self._time, running, self._films.copy())
 
     def undo_rollout(self) -> None:
-        """Forget what was filmed since `before_rollout`."""
+        """Go back to the state at `before_rollout`."""
         self._time, self._open, self._films = self._before
 
     def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
-        """Film what the agents see and are about to do."""
-        for copy, (_, footage) in enumerate(self._open):
-            footage.take(lambda copy=copy: frame_of(self._env, copy, step, actions))  # type: ignore[misc]  # called at once
+        """Add a frame of the state in which the agents are about to act."""
+        for index, (_, footage) in enumerate(self._open):
+            footage.take(lambda index=index: frame_of(self._env, index, step, actions))  # type: ignore[misc]  # called at once
 
     def after_step(self, done: BoolArray) -> None:
-        """Finish the films of the copies whose episode has ended; `done` is (E,)."""
+        """Finish the films of the episodes that ended; `done` is (E,)."""
         self._time += 1
-        for copy in np.flatnonzero(done[: self.copies]).tolist():
-            start, footage = self._open[copy]
-            self._films[copy, start] = packed(footage.episode())
-            self._open[copy] = (self._time, Footage())
+        for index in np.flatnonzero(done[: self.filmed_envs]).tolist():
+            start, footage = self._open[index]
+            self._films[index, start] = packed(footage.episode())
+            self._open[index] = (self._time, Footage())
 
-    def film(self, copy: int, start: int) -> bytes | None:
-        """Return the film of a finished episode, packed as a dataset keeps it; None: not filmed."""
-        return self._films.get((copy, start))
+    def film(self, index: int, start: int) -> bytes | None:
+        """Return the packed film of the episode of an environment that began at `start`, if any."""
+        return self._films.get((index, start))
 
     def forget_before(self, time: int) -> None:
-        """Drop the films of episodes that began before a time, in steps of every copy."""
+        """Drop the films of episodes that began before a time, in steps of every environment."""
         self._films = {at: film for at, film in self._films.items() if at[1] >= time}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all films, those of running episodes too, so that a resumed run has them."""
+        """Return all films, with those of running episodes."""
         return {
             "time": self._time,
             "open": [[start, footage.state_dict()] for start, footage in self._open],
             "films": [
-                [copy, start, np.frombuffer(film, np.uint8)]
-                for (copy, start), film in self._films.items()
+                [index, start, np.frombuffer(film, np.uint8)]
+                for (index, start), film in self._films.items()
             ],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a camera on as many copies."""
+        """Continue from `state_dict()` of a camera with as many environments."""
         self._time = state["time"]
         self._open = []
         for start, saved in state["open"]:
             footage = Footage()
             footage.load_state_dict(saved)
             self._open.append((start, footage))
-        self._films = {(copy, start): film.tobytes() for copy, start, film in state["films"]}
+        self._films = {(index, start): film.tobytes() for index, start, film in state["films"]}
 
 
 class RunDataset:
-    """Adds episodes to a dataset under their numbers in the run.
+    """Adds a run's episodes to a dataset, under their numbers in the run.
 
     A run that was killed and resumed may finish another episode 57 than the one that people were
     asked about before. The dataset then calls it 1000057; if it is the same, bit for bit, it is
@@ -124,7 +126,7 @@ class RunDataset:
         self._manifest = manifest
 
     def add(self, number: int, record: EpisodeRecord, film: bytes) -> int:
-        """Return the number of an episode in the dataset, where it now is if it was not before."""
+        """Add an episode unless it is there already; return its number in the dataset."""
         record = checked_episode(record, self._manifest.spec, f"episode {number}")
         while episode_path(self.folder, number).exists():
             if self._is(number, record):
@@ -153,15 +155,15 @@ class RunDataset:
 
 
 def manifest_of(config: Config, spec: EnvSpec, run: Path) -> Manifest:
-    """Return what the dataset of a run says of itself."""
+    """Return the manifest of a run's dataset."""
     environment = DatasetEnvironment(name=config.env.name, options=dict(config.env.options))
     origin = origin_of(config, run)
     return Manifest(environment=environment, spec=replace(spec, num_envs=1), origin=origin)
 
 
-def missing_episodes(folder: Path, count: int) -> list[int]:
-    """Return the numbers of those of the first `count` episodes that a dataset has no frames of."""
-    return sorted(set(range(count)) - set(filmed_episodes(folder)))
+def missing_episodes(folder: Path, count: int, *, skip_damaged: bool = False) -> list[int]:
+    """Return which of the episodes 0 to `count` - 1 a dataset has no frames of."""
+    return sorted(set(range(count)) - set(filmed_episodes(folder, skip_damaged=skip_damaged)))
 
 
 def film_episodes(policy: Policy, run: Path, folder: Path, numbers: Sequence[int]) -> Iterator[int]:
@@ -204,7 +206,7 @@ def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, by
 
 
 def _equal(one: object, other: object) -> bool:
-    """Return whether two arrays, two numbers, or two times nothing are the same bits."""
+    """Return whether two arrays or numbers are equal bit for bit, or both None."""
     if one is None or other is None:
         return one is other
     return np.asarray(one).tobytes() == np.asarray(other).tobytes()

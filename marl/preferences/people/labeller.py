@@ -27,7 +27,7 @@ NAN = float("nan")
 
 @dataclass(frozen=True, kw_only=True)
 class _Asked:
-    """A pair that people were asked about, and what training has been told of it so far."""
+    """A question to people, and the answer that training was given so far."""
 
     first: int
     """Number of the episode in the run."""
@@ -40,9 +40,9 @@ class _Asked:
 
 
 class PeopleLabeller:
-    """Puts pairs into a run's folder for people to answer, and reads their answers as they come.
+    """Writes pairs into a run's folder for people to answer, and reads their answers as they come.
 
-    An answer that is withdrawn, or changed, after training has been told of it is told again.
+    Answers come late (`AnswersLate`). One that is withdrawn or changed later is given again.
     """
 
     def __init__(self, folder: Path, camera: Camera, manifest: Manifest) -> None:
@@ -55,9 +55,9 @@ class PeopleLabeller:
         self._expired = 0
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-        """Return the answers that are there already, and NaN for what is open from now on.
+        """Return P(first preferred) where it was answered already, and NaN for new questions.
 
-        There are answers already where a run was killed and asks again.
+        A run that was resumed after a kill may ask what has been answered meanwhile.
         """
         given = self._given()
         known = {frozenset((asked.first, asked.second)) for asked in self._asked}
@@ -77,17 +77,17 @@ class PeopleLabeller:
     def can_judge(self, episodes: Episodes) -> Bool[Tensor, "M"]:
         """Return which episodes were filmed from their first step."""
         replay = self._replay(episodes)
-        copies, starts = replay.origins(episodes.numbers)
+        envs, starts = replay.origins(episodes.numbers)
         films = (
-            self.camera.film(copy, start) is not None
-            for copy, start in zip(copies.tolist(), starts.tolist(), strict=True)
+            self.camera.film(env, start) is not None
+            for env, start in zip(envs.tolist(), starts.tolist(), strict=True)
         )
         return torch.tensor(list(films), dtype=torch.bool, device=episodes.numbers.device)
 
     def late_answers(self, replay: ReplayBuffer) -> LateAnswers:
-        """Return what people have said since the last call about episodes that are still whole.
+        """Return the answers since the last call to questions about episodes that are still whole.
 
-        Questions about others are closed without an answer.
+        Other questions expire: they are closed without an answer.
         """
         self.camera.forget_before(replay.time - replay.ring_steps)
         given = self._given()
@@ -126,7 +126,7 @@ class PeopleLabeller:
         return {"open": float(is_open), "expired": float(self._expired)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what is being asked, what training was told, and the films."""
+        """Return the questions, the answers given to training, and the films."""
         return {
             "asked": [[a.first, a.second, *a.shown, a.is_open, a.label] for a in self._asked],
             "expired": self._expired,
@@ -134,7 +134,7 @@ class PeopleLabeller:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`; the page is shown what was open then."""
+        """Continue from `state_dict()`; the questions that were open then are asked again."""
         self._asked = [
             _Asked(first=first, second=second, shown=(one, other), is_open=is_open, label=label)
             for first, second, one, other, is_open, label in state["asked"]
@@ -144,13 +144,13 @@ class PeopleLabeller:
         self._write_questions()
 
     def _added(self, episodes: Episodes) -> list[int]:
-        """Return the episodes' numbers in the dataset, to which they are added."""
+        """Add episodes to the dataset and return their numbers there."""
         replay = self._replay(episodes)
-        copies, starts = replay.origins(episodes.numbers)
+        envs, starts = replay.origins(episodes.numbers)
         added = []
-        rows = zip(episodes.numbers.tolist(), copies.tolist(), starts.tolist(), strict=True)
-        for number, copy, start in rows:
-            film = self.camera.film(copy, start)
+        rows = zip(episodes.numbers.tolist(), envs.tolist(), starts.tolist(), strict=True)
+        for number, env, start in rows:
+            film = self.camera.film(env, start)
             assert film is not None, "asked about an episode that can_judge has refused"
             added.append(self._dataset.add(number, record_of(replay, self._spec, number), film))
         return added
@@ -161,7 +161,7 @@ class PeopleLabeller:
         return first_answers(answer for answer in answers if answer.source.startswith("person:"))
 
     def _write_questions(self) -> None:
-        """Tell the page what is open, the newest first: old episodes leave the buffer soon."""
+        """Write the open questions, the newest first: old episodes leave the buffer soon."""
         write_questions(self.folder, [a.shown for a in reversed(self._asked) if a.is_open])
 
     def _replay(self, episodes: Episodes) -> ReplayBuffer:
@@ -176,9 +176,9 @@ def make_people(config: Config, spec: EnvSpec, camera: Camera, run: Path) -> Peo
 
 
 def first_answers(answers: Iterable[Answer]) -> dict[Pair, float | None]:
-    """Return P(first preferred) of each pair by both its orders: the first that is no skip.
+    """Return P(first preferred) of each pair in both orders, by the first answer that is no skip.
 
-    Later answers to a pair tell how sure people are, and teach nothing twice.
+    Later answers to a pair measure people's agreement and are not trained on.
     """
     given: dict[Pair, float | None] = {}
     for answer in answers:
@@ -190,7 +190,7 @@ def first_answers(answers: Iterable[Answer]) -> dict[Pair, float | None]:
 
 
 def _told(asked: _Asked, given: dict[Pair, float | None]) -> _Asked:
-    """Return a question with what is known of it now."""
+    """Return a question with its answer, if there is one."""
     if asked.shown not in given:
         return replace(asked, is_open=True, label=NAN)
     label = given[asked.shown]

@@ -150,7 +150,8 @@ class Labelling:
         if not self.plan.asked_by_run:
             return all_pairs(filmed, self.source)
         asked = read_questions(self.folder, skip_damaged=self._skip_damaged) or []
-        return iter([pair for pair in asked if set(filmed).issuperset(pair)])
+        known = set(filmed)
+        return iter([pair for pair in asked if known.issuperset(pair)])
 
     def _filmed(self) -> list[int]:
         """Return the numbers of the episodes that can be shown."""
