@@ -27,6 +27,7 @@ from envs.plugins import place_of
 from marl.config import ConfigError
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
+from marl.errors import UserError
 from marl.utils.plugins import PluginError
 from marl.utils.text import error_text
 
@@ -409,7 +410,7 @@ def called(name: str, doing: str, function: Callable[P, T], *args: P.args, **kwa
     """
     try:
         return function(*args, **kwargs)
-    except (PluginError, ConfigError):
+    except UserError:  # it says what to do already
         raise
     except (Exception, SystemExit) as error:
         raise PluginError(
