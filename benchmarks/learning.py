@@ -61,8 +61,7 @@ def train_package(cell: Cell) -> Iterator[Metrics]:
         config=config,
         spec=trainer.env.spec,
         steps=trainer.steps,
-        actor=trainer.mappo.actor,
-        norm=trainer.norm,
+        actor=trainer.learner.actor,
     )
     for name in ("greedy", "sampled"):
         result = evaluate(policy, greedy=name == "greedy", episodes=16, seed=cell.seed)

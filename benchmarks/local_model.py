@@ -73,10 +73,9 @@ def played_pairs(env_name: str, count: int, seed: int) -> tuple[EpisodePairs, En
     env = make_env(env_name, COPIES)
     spec = env.spec
     norm = TeamNorm(spec, enabled=True)
-    actor = make_actor(spec, NetworkConfig(), seeds.torch("actor"))
+    actor = make_actor(spec, NetworkConfig(), norm, seeds.torch("actor"))
     collector = Collector(
         env,
-        norm,
         spec.max_steps,
         seed=seeds.integer("environment"),
         generator=seeds.torch("actions"),

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from marl.data.rollout import Collector
-from marl.learners.actors import CategoricalActor, GaussianActor
 from marl.policy import Policy
 from marl.utils.seeding import Seeds
 
@@ -34,22 +32,6 @@ class Evaluation:
         return float(self.returns.mean())
 
 
-class GreedyActor:
-    """Acts by the mode of another actor's distribution."""
-
-    def __init__(self, actor: CategoricalActor | GaussianActor) -> None:
-        self.noise, self.log_prob, self.entropy = actor.noise, actor.log_prob, actor.entropy
-        self.mode, self.forward = actor.mode, actor.forward
-        self.initial_hidden, self.step = actor.initial_hidden, actor.step
-
-    def __call__(self, obs: Tensor) -> Tensor:
-        return self.forward(obs)
-
-    def sample(self, parameters: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the most likely actions; the noise is ignored."""
-        return self.mode(parameters, mask)
-
-
 def evaluate(
     policy: Policy, *, greedy: bool, episodes: int, seed: int, num_envs: int = 16
 ) -> Evaluation:
@@ -61,20 +43,18 @@ def evaluate(
     num_envs = min(num_envs, episodes)
     per_env = -(-episodes // num_envs)
     seeds = Seeds(seed)
-    actor = GreedyActor(policy.actor) if greedy else policy.actor
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     facts: list[list[list[float]]] = [[] for _ in range(num_envs)]
     with policy.open_env(num_envs) as env:
         collector = Collector(
             env,
-            policy.norm,
             min(env.spec.max_steps, 200),
             seed=seeds.integer("evaluation environment"),
             generator=seeds.torch("evaluation actions"),
             device=torch.device("cpu"),
         )
         while min(len(r) for r in returns) < per_env:
-            finished = collector.collect(actor)[0].episodes
+            finished = collector.collect(policy.actor, greedy=greedy)[0].episodes
             for index, env_index in enumerate(finished.env.tolist()):
                 returns[env_index].append(float(finished.returns[index]))
                 facts[env_index].append(

@@ -15,7 +15,7 @@ from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, plain
 from marl.config.validation import build
 from marl.data.rollout import executed
-from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.base import Actor, learner_class
 from marl.nn.normalisation import TeamNorm
 from marl.utils.checkpoint import (
     CheckpointError,
@@ -24,7 +24,7 @@ from marl.utils.checkpoint import (
     load_checkpoint,
     restoring,
 )
-from marl.utils.trust import check_trusted, environment_paths, grant
+from marl.utils.trust import check_trusted, environment_paths, grant, learner_paths
 
 # A trained team outside the trainer: observations in, actions out, both NumPy.
 #
@@ -40,8 +40,7 @@ class Policy:
         config: Config,
         spec: EnvSpec,
         steps: int,
-        actor: CategoricalActor | GaussianActor,
-        norm: TeamNorm,
+        actor: Actor,
         folder: Path | str = "",
         seed: int = 0,
     ) -> None:
@@ -52,7 +51,6 @@ class Policy:
         self.steps = steps
         """Environment steps it was trained for."""
         self.actor = actor
-        self.norm = norm
         self.folder = folder
         """The run's, which must be trusted before code that it names is imported."""
         self._generator = torch.Generator()
@@ -76,7 +74,8 @@ class Policy:
     def reset_done(self, done: npt.ArrayLike) -> None:
         """Reset the hidden state of those of the E teams whose episode has ended."""
         if self._hidden is not None:
-            ended = torch.from_numpy(np.asarray(done, np.bool_)).view(-1, 1, 1)
+            ended = torch.from_numpy(np.asarray(done, np.bool_))
+            ended = ended.view(-1, *[1] * (self._hidden.ndim - 1))
             self._hidden = self._hidden.masked_fill(ended, 0.0)
 
     @torch.no_grad()
@@ -107,17 +106,6 @@ class Policy:
             raise ValueError(
                 f"{spec.name} has illegal actions; give mask, True where an action is legal"
             )
-        parameters = self._parameters(seen)
-        if greedy:
-            actions = self.actor.mode(parameters, legal)
-        else:
-            noise = self.actor.noise(tuple(seen.shape[:-2]), self._generator)
-            actions = self.actor.sample(parameters, noise, legal)
-        chosen: npt.NDArray[Any] = executed(spec, actions).numpy()
-        return chosen if np.ndim(obs) == 3 else chosen[0]
-
-    def _parameters(self, seen: torch.Tensor) -> torch.Tensor:
-        """Return the actor's parameters and carry the hidden state on."""
         if self._hidden is None:
             self._hidden = self.actor.initial_hidden(len(seen))
         elif len(self._hidden) != len(seen):
@@ -125,8 +113,10 @@ class Policy:
                 f"obs holds {len(seen)} teams, the policy's hidden state {len(self._hidden)}; "
                 "call reset() before acting for others"
             )
-        parameters, self._hidden = self.actor.step(self._hidden, self.norm.obs(seen))
-        return parameters
+        noise = None if greedy else self.actor.noise((len(seen),), self._generator)
+        actions, _, self._hidden = self.actor.act(seen, self._hidden, legal, noise)
+        chosen: npt.NDArray[Any] = executed(spec, actions).numpy()
+        return chosen if np.ndim(obs) == 3 else chosen[0]
 
     def act_named(
         self,
@@ -210,7 +200,7 @@ def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
     """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws.
 
     The environment is not made, and need not be there. Code that a run of somebody else names, its
-    environment for one, is imported later only with `trust`.
+    environment or its learner, is imported only with `trust`.
     """
     if trust:
         grant(run)
@@ -224,15 +214,14 @@ def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
     for inputs in (spec.obs_size, spec.state_size):
         check_layer_sizes(run, saved, (inputs, *config.network.hidden_sizes, spec.action_size))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    check_trusted(learner_paths(config), run, config)
+    learner = learner_class(config.learner.kind)
     with restoring(run):
-        norm.load_state_dict(saved["trainer"]["norm"])
-        actor = make_actor(spec, config.network, torch.Generator())
-        actor.load_state_dict(saved["trainer"]["mappo"]["actor"]["network"])
+        actor = learner.make_actor(spec, config.network, norm, torch.Generator())
+        actor.load_state_dict(saved["trainer"]["learner"]["actor"])
         steps = saved["trainer"]["iteration"] * config.batch_steps
     check_finite_weights(run, actor.state_dict())
-    return Policy(
-        config=config, spec=spec, steps=steps, actor=actor, norm=norm, folder=run, seed=seed
-    )
+    return Policy(config=config, spec=spec, steps=steps, actor=actor, folder=run, seed=seed)
 
 
 def saved_spec(spec: EnvSpec) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from envs import EnvSpec, Replays, unwrapped
 from marl import __version__
 from marl.config import Config, ConfigError
@@ -199,8 +201,8 @@ def _finish(folder: Path, trainer: Trainer, writer: MetricWriter) -> None:
 
 def _has_diverged(trainer: Trainer, error: Exception) -> bool:
     """Return whether an error is the policy's fault, so that nothing can go on from its state."""
-    parameters = trainer.mappo.actor.parameters()
-    sound = all(bool(parameter.isfinite().all()) for parameter in parameters)
+    state = trainer.learner.actor.state_dict().values()
+    sound = all(bool(x.isfinite().all()) for x in state if isinstance(x, Tensor))
     return isinstance(error, NonFiniteError) or not sound
 
 

@@ -18,7 +18,7 @@ from envs import Fact, close_env, make_env
 from marl.config import Config, ConfigError
 from marl.data.rollout import Collector, executed
 from marl.data.types import Rewards, Rollout, Transitions
-from marl.learners.mappo import Mappo
+from marl.learners.base import make_learner
 from marl.nn.layers import correlation
 from marl.nn.normalisation import TeamNorm
 from marl.preferences import FeedbackPipeline
@@ -69,7 +69,6 @@ class Trainer:
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
         self.collector = Collector(
             self.env,
-            self.norm,
             config.learner.rollout_steps,
             seed=self.seeds.integer("environment"),
             generator=self.seeds.torch("actions", self.device),
@@ -79,15 +78,8 @@ class Trainer:
             callback=None if self.people is None else self.people.camera,
             undoes=True,
         )
-        self.mappo = Mappo(
-            spec,
-            config.network,
-            config.learner,
-            self.norm,
-            local_stream=config.is_factored,
-            threads=config.threads,
-            generator=self.seeds.torch("learner", self.device),
-            device=self.device,
+        self.learner = make_learner(
+            spec, config, self.norm, self.seeds.torch("learner", self.device), self.device
         )
         self.feedback: FeedbackPipeline | None = None
         self.reward: RewardLearner | None = None
@@ -134,10 +126,10 @@ class Trainer:
         2. store     the episodes for replay; query pairs, label them y     `FeedbackPipeline`
         3. fit       L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2),  L_v    `RewardLearner`
         4. reward    R = Q_tot(s, a) - gamma_R V_tot(s'),  r_i        `FactoredReward.rewards`
-        5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A), PPO  `dual_advantages`, `Mappo`
+        5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A), PPO        `Mappo.update`
         """
         clock = Clock()
-        rollout, hidden_rewards = self.collector.collect(self.mappo.actor)  # 1
+        rollout, hidden_rewards = self.collector.collect(self.learner.actor)  # 1
         self.safe_to_checkpoint = False
         clock.lap("collect")
         rewards: Rewards | None
@@ -159,10 +151,10 @@ class Trainer:
             metrics |= reward_metrics
         clock.lap("reward")
         if rewards is None:
-            self.mappo.advance(rollout)
+            self.learner.advance(rollout)
         else:
             remaining = 1.0 - self.iteration / self.config.num_iterations
-            metrics |= self.mappo.update(rollout, rewards, remaining)  # 5
+            metrics |= self.learner.update(rollout, rewards, remaining)  # 5
         self.norm.update(rollout.transitions)
         clock.lap("policy")
 
@@ -192,11 +184,9 @@ class Trainer:
     def policy(self, transitions: Transitions) -> tuple[Tensor, Tensor]:
         """Return actions of the current policy at some transitions, as an environment receives
         them, and the log-probabilities of what was drawn."""
-        actor = self.mappo.actor
-        parameters = actor(self.norm.obs(transitions.obs))
+        actor, mask = self.learner.actor, transitions.action_mask
         noise = actor.noise(transitions.terminated.shape, self.seeds.torch("soft", self.device))
-        actions = actor.sample(parameters, noise, transitions.action_mask)
-        log_probs = actor.log_prob(parameters, actions, transitions.action_mask)
+        actions, log_probs, _ = actor.act(transitions.obs, None, mask, noise)
         return executed(self.env.spec, actions), log_probs
 
     def _time_metrics(self, laps: dict[str, float]) -> dict[str, float]:
@@ -261,7 +251,7 @@ class Trainer:
         parts = {
             "seeds": self.seeds,
             "norm": self.norm,
-            "mappo": self.mappo,
+            "learner": self.learner,
             "reward": self.reward,
             "ensemble": self.ensemble,
         }

@@ -14,6 +14,7 @@ from marl.data.types import Rewards, Rollout
 from marl.learners.gae import Stream
 from marl.learners.mappo import Mappo
 from marl.nn.normalisation import TeamNorm
+from marl.trainer import Trainer
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(hidden_sizes=(8,))
@@ -27,10 +28,14 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def make_mappo(
-    spec: EnvSpec, learner: LearnerConfig = ONE_STEP, *, network: NetworkConfig = NETWORK
+    spec: EnvSpec,
+    learner: LearnerConfig = ONE_STEP,
+    *,
+    network: NetworkConfig = NETWORK,
+    kind: type[Mappo] = Mappo,
 ) -> Mappo:
     norm = TeamNorm(spec, enabled=False)
-    return Mappo(
+    return kind(
         spec,
         network,
         learner,
@@ -44,8 +49,14 @@ def make_mappo(
 
 def collect(mappo: Mappo, env: Any, steps: int = 12) -> Rollout:
     """Return one rollout under the learner's own actor."""
-    collector = Collector(env, mappo.norm, steps, seed=0, generator=generator(), device=CPU)
+    collector = Collector(env, steps, seed=0, generator=generator(), device=CPU)
     return copy.deepcopy(collector.collect(mappo.actor)[0])
+
+
+def mappo_of(trainer: Trainer) -> Mappo:
+    """Return a trainer's learner."""
+    assert isinstance(trainer.learner, Mappo)
+    return trainer.learner
 
 
 def random_rewards(rollout: Rollout) -> Rewards:

@@ -11,8 +11,6 @@ import torch
 
 from envs import EnvSpec, EnvStep, Fact
 from marl.data.rollout import Collector
-from marl.learners.actors import Actor
-from marl.nn.normalisation import TeamNorm
 
 FACTS = (Fact(name="episode", meaning="number"), Fact(name="time", meaning="steps", unit="steps"))
 
@@ -136,40 +134,40 @@ class EchoActor:
     def __init__(self, spec: EnvSpec) -> None:
         self.spec = spec
 
-    def __call__(self, obs: torch.Tensor) -> torch.Tensor:
-        return obs
-
-    def initial_hidden(self, rows: int) -> None:
+    def initial_hidden(self, num_envs: int) -> None:
         return None
-
-    def step(self, hidden: None, obs: torch.Tensor) -> tuple[torch.Tensor, None]:
-        return obs, None
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
         return torch.rand(shape, generator=generator)
 
-    def sample(
-        self, parameters: torch.Tensor, noise: torch.Tensor, mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        return self.mode(parameters, mask)
+    def act(
+        self,
+        obs: torch.Tensor,
+        hidden: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        noise: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, None]:
+        return self.chosen(obs), torch.zeros(obs.shape[:-1]), None
 
-    def mode(self, parameters: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        return parameters[..., 2].to(torch.int64) % self.spec.action_size
+    def chosen(self, obs: torch.Tensor) -> torch.Tensor:
+        return obs[..., 2].to(torch.int64) % self.spec.action_size
 
     def log_prob(
-        self, parameters: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor | None
+        self, obs: torch.Tensor, actions: torch.Tensor, mask: torch.Tensor | None = None
     ) -> torch.Tensor:
-        return torch.zeros(parameters.shape[:-1])
+        return torch.zeros(obs.shape[:-1])
 
-    def entropy(self, parameters: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        return torch.zeros(parameters.shape[:-1])
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
 
 
-def scripted_collector(env: ScriptedEnv, num_steps: int) -> tuple[Collector, Actor]:
-    """Return a collector over `env` without input normalisation, and an actor for it."""
+def scripted_collector(env: ScriptedEnv, num_steps: int) -> tuple[Collector, EchoActor]:
+    """Return a collector over `env`, and an actor for it."""
     collector = Collector(
         env,
-        TeamNorm(env.spec, enabled=False),
         num_steps,
         seed=0,
         generator=torch.Generator().manual_seed(0),

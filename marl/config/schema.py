@@ -62,8 +62,11 @@ class NetworkConfig:
 
 @settings("learner.")
 class LearnerConfig:
-    """MAPPO (arXiv 2103.01955) on two advantage streams."""
+    """PPO on two advantage streams: MAPPO (arXiv 2103.01955) or IPPO (arXiv 2011.09533)."""
 
+    kind: str = "mappo"
+    """``mappo``, whose critics see the team's state, ``ippo``, whose critics see what their agent
+    sees, or the import path ``package.module:Class`` of your own `marl.learners.base.Learner`."""
     rollout_steps: Annotated[int, Range(1, 1e6)] = 125
     """T, steps of every copy between two updates."""
     epochs: Annotated[int, Range(1, 1000)] = 8

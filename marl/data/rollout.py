@@ -25,8 +25,7 @@ from marl.data.types import (
     allocate,
     step_fields,
 )
-from marl.learners.actors import Actor
-from marl.nn.normalisation import TeamNorm
+from marl.learners.base import Actor
 
 
 def rollout_buffers(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict[str, Tensor]:
@@ -44,6 +43,7 @@ def rollout_buffers(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict
         buffers["facts"] = torch.zeros(*lead, len(spec.facts))
     if hidden_rewards:
         buffers["hidden_rewards"] = torch.zeros(lead)
+    buffers["log_probs"] = torch.zeros(*lead, spec.num_agents)
     buffers["sampled_actions"] = buffers["actions"]
     if spec.action_kind == "continuous":
         buffers["sampled_actions"] = torch.zeros_like(buffers["actions"])
@@ -55,45 +55,36 @@ def executed(spec: EnvSpec, actions: Tensor) -> Tensor:
     return actions if spec.action_kind == "discrete" else actions.clamp(-1.0, 1.0)
 
 
-class ActorHidden:
-    """The actors' hidden state from step to step, and what each rollout keeps for the update.
+class HiddenStates:
+    """The hidden state of recurrent actors from step to step, and before every chunk of steps.
 
-    Of a feed-forward actor all of it is None. The tensors of a rollout are reused by the next.
+    Of a feed-forward actor both are None. The tensors of a rollout are reused by the next.
     """
 
     def __init__(self, num_steps: int, chunk_length: int) -> None:
-        self.num_steps = num_steps
+        self.num_chunks = -(-num_steps // chunk_length)
         self.chunk_length = chunk_length
-        self.hidden: Float[Tensor, "E N H"] | None = None
-        self.chunk_hidden: Float[Tensor, "C E N H"] | None = None
-        """Hidden state before the first step of every chunk."""
-        self.parameters: Float[Tensor, "T E N A"] | None = None
-        """What the actor put out at every step."""
+        self.current: Float[Tensor, "E ..."] | None = None
+        self.chunks: Float[Tensor, "C E ..."] | None = None
+        """Before the first step of every chunk."""
 
     def begin(self, actor: Actor, num_envs: int) -> None:
-        """Start a rollout: with the hidden state after the last one, or that of new episodes."""
-        if self.hidden is None:
-            self.hidden = actor.initial_hidden(num_envs)
-        if self.hidden is not None and self.chunk_hidden is None:
-            chunks = -(-self.num_steps // self.chunk_length)
-            self.chunk_hidden = self.hidden.new_zeros(chunks, *self.hidden.shape)
+        """Start a rollout: with the state after the last one, or that of new episodes."""
+        if self.current is None:
+            self.current = actor.initial_hidden(num_envs)
+        if self.current is not None and self.chunks is None:
+            self.chunks = self.current.new_zeros(self.num_chunks, *self.current.shape)
 
-    def step(self, actor: Actor, t: int, obs: Float[Tensor, "E N I"]) -> Float[Tensor, "E N A"]:
-        """Return the actor's parameters at step `t`."""
-        if self.hidden is None or self.chunk_hidden is None:
-            return actor(obs)
-        if t % self.chunk_length == 0:
-            self.chunk_hidden[t // self.chunk_length] = self.hidden
-        parameters, self.hidden = actor.step(self.hidden, obs)
-        if self.parameters is None:
-            self.parameters = parameters.new_zeros(self.num_steps, *parameters.shape)
-        self.parameters[t] = parameters
-        return parameters
+    def record(self, t: int) -> None:
+        """Keep the state before step `t` if a chunk begins with it."""
+        if self.current is not None and self.chunks is not None and t % self.chunk_length == 0:
+            self.chunks[t // self.chunk_length] = self.current
 
     def reset_done(self, done: Bool[Tensor, "E"]) -> None:
-        """Reset the hidden state where the episode has ended."""
-        if self.hidden is not None:
-            self.hidden = self.hidden.masked_fill(done.to(self.hidden.device).view(-1, 1, 1), 0.0)
+        """Reset the state to zero where the episode has ended."""
+        if self.current is not None:
+            ended = done.to(self.current.device).view(-1, *[1] * (self.current.ndim - 1))
+            self.current = self.current.masked_fill(ended, 0.0)
 
 
 @runtime_checkable
@@ -123,7 +114,6 @@ class Collector:
     def __init__(
         self,
         env: VecEnv,
-        norm: TeamNorm,
         num_steps: int,
         *,
         seed: int,
@@ -147,12 +137,11 @@ class Collector:
                 "dense, set `--env.options reward_mode episodic`, which hides it"
             )
         self.env = env
-        self.norm = norm
         self.num_steps = num_steps
         self.callback = callback
         self.generator = generator
         self.device = device
-        self.acting = ActorHidden(num_steps, chunk_length)
+        self.hidden = HiddenStates(num_steps, chunk_length)
         self.seconds = {"physics": 0.0, "inference": 0.0}
         self._buffers = rollout_buffers(env.spec, num_steps, hidden_rewards)
         self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
@@ -171,21 +160,22 @@ class Collector:
         self._undone: dict[str, Any] | None = None
         """The state to continue from, after a rollout that was undone."""
 
-    def collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
+    def collect(self, actor: Actor, *, greedy: bool = False) -> tuple[Rollout, Tensor | None]:
         """Return T steps under `actor`, and the (T, E) hidden rewards if they are recorded.
 
-        Raises `EnvError` naming the array, step, copy and agent that is not finite. After
-        an error a collector that undoes tries the same rollout again.
+        Actions are drawn or, if `greedy`, the most likely ones. Raises `EnvError` naming the
+        array, step, environment and agent that is not finite. After an error a collector that
+        undoes tries the same rollout again.
         """
         if not self._undoes:
-            return self._collect(actor)
+            return self._collect(actor, greedy)
         if self._undone is not None:
             self.load_state_dict(self._undone)
         self._before = (self.state_dict(), self.generator.get_state())
         if self.callback is not None:
             self.callback.before_rollout()
         try:
-            return self._collect(actor)
+            return self._collect(actor, greedy)
         except BaseException:
             self.undo()
             raise
@@ -204,20 +194,23 @@ class Collector:
             self.callback.undo_rollout()
 
     @torch.no_grad()
-    def _collect(self, actor: Actor) -> tuple[Rollout, Tensor | None]:
+    def _collect(self, actor: Actor, greedy: bool) -> tuple[Rollout, Tensor | None]:
         """Return what `collect` does."""
         started = time.perf_counter()
         physics = 0.0
         spec, buffers = self.env.spec, self._buffers
-        noise = actor.noise((self.num_steps, spec.num_envs), self.generator)
-        self.acting.begin(actor, spec.num_envs)
+        lead, hidden = (self.num_steps, spec.num_envs), self.hidden
+        noise = None if greedy else actor.noise(lead, self.generator)
+        hidden.begin(actor, spec.num_envs)
         for t in range(self.num_steps):
             self._record(t, self._current)
             obs = buffers["obs"][t].to(self.device)
             mask = buffers["action_mask"][t].to(self.device) if spec.masks_actions else None
-            parameters = self.acting.step(actor, t, self.norm.obs(obs))
-            actions = actor.sample(parameters, noise[t], mask)
+            hidden.record(t)
+            draws = None if noise is None else noise[t]
+            actions, log_probs, hidden.current = actor.act(obs, hidden.current, mask, draws)
             buffers["sampled_actions"][t] = actions
+            buffers["log_probs"][t] = log_probs
             sent = executed(spec, actions)
             buffers["actions"][t] = sent
             taken = sent.cpu().numpy()
@@ -229,11 +222,11 @@ class Collector:
             self._record_outcome(t, step)
             if self.callback is not None:
                 self.callback.after_step(step.terminated | step.truncated)
-            self.acting.reset_done(buffers["terminated"][t] | buffers["truncated"][t])
+            hidden.reset_done(buffers["terminated"][t] | buffers["truncated"][t])
             self._current = step
         self._current = _copied(self._current)
         self._check_finite(self.num_steps)
-        rollout = self._rollout(actor)
+        rollout = self._rollout()
         self.seconds["physics"] += physics
         self.seconds["inference"] += time.perf_counter() - started - physics
         self._steps_before += self.num_steps
@@ -286,15 +279,9 @@ class Collector:
         if self.hidden_source is not None:
             arrays["hidden_rewards"][t] = self.hidden_source.hidden_rewards()
 
-    def _rollout(self, actor: Actor) -> Rollout:
-        """Return the buffers as a rollout.
-
-        Log-probabilities are computed in one batch; of recurrent actors, as they acted.
-        """
+    def _rollout(self) -> Rollout:
+        """Return the buffers as a rollout."""
         tensors = {name: tensor.to(self.device) for name, tensor in self._buffers.items()}
-        parameters = self.acting.parameters
-        if parameters is None:
-            parameters = actor(self.norm.obs(tensors["obs"]))
         transitions = Transitions(
             obs=tensors["obs"],
             state=tensors["state"],
@@ -306,16 +293,15 @@ class Collector:
             next_alive=tensors.get("next_alive"),
             action_mask=tensors.get("action_mask"),
         )
-        sampled = tensors["sampled_actions"]
         return Rollout(
             transitions=transitions,
             truncated=tensors["truncated"],
-            sampled_actions=sampled,
-            log_probs=actor.log_prob(parameters, sampled, transitions.action_mask),
+            sampled_actions=tensors["sampled_actions"],
+            log_probs=tensors["log_probs"],
             task_rewards=tensors["rewards"],
             episodes=self._finished_episodes(),
             facts=tensors.get("facts"),
-            hidden=self.acting.chunk_hidden,
+            hidden=self.hidden.chunks,
         )
 
     def _finished_episodes(self) -> FinishedEpisodes:
@@ -387,7 +373,7 @@ class Collector:
             "open_lengths": self._open_lengths,
             "steps_before": self._steps_before,
         }
-        hidden = self.acting.hidden
+        hidden = self.hidden.current
         return state if hidden is None else state | {"hidden": hidden}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -398,7 +384,7 @@ class Collector:
         self._open_lengths = state["open_lengths"]
         self._steps_before = state["steps_before"]
         hidden = state.get("hidden")
-        self.acting.hidden = None if hidden is None else hidden.to(self.device)
+        self.hidden.current = None if hidden is None else hidden.to(self.device)
         self._before = self._undone = None
 
 

@@ -81,7 +81,7 @@ class Rollout:
     episodes: FinishedEpisodes
     facts: Float[Tensor, "T E F"] | None = None
     """Facts of the running episodes after each step."""
-    hidden: Float[Tensor, "C E N H"] | None = None
+    hidden: Float[Tensor, "C E ..."] | None = None
     """The actors' hidden state before the first step of every chunk. None: feed-forward."""
 
     @property

@@ -1,12 +1,13 @@
-"""Policies of all agents, discrete and continuous; they read what `TeamNorm` has standardised.
+"""Policies of all agents, discrete and continuous.
 
-Axes: T time, E environments, N agents, I input features, A actions, H hidden units; ``*L`` any
-leading axes.
+Axes: T time, E environments, N agents, O observation features, A actions, H hidden units; ``*L``
+any leading axes.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -16,43 +17,7 @@ from envs import EnvSpec
 from marl.config import NetworkConfig
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
-
-
-@runtime_checkable
-class Actor(Protocol):
-    """A policy of all agents. ``parameters`` below is what the network puts out for one batch."""
-
-    def __call__(self, obs: Float[Tensor, "*L N I"]) -> Tensor: ...
-
-    def initial_hidden(self, num_envs: int) -> Float[Tensor, "E N H"] | None:
-        """Return the hidden state at the start of an episode; None for a feed-forward policy."""
-        ...
-
-    def step(
-        self, hidden: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
-    ) -> tuple[Tensor, Float[Tensor, "E N H"] | None]:
-        """Return the parameters of one step and the hidden state after it."""
-        ...
-
-    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-        """Return the random numbers that `sample` consumes, for leading axes `shape`."""
-        ...
-
-    def sample(self, parameters: Tensor, noise: Tensor, mask: Tensor | None) -> Tensor:
-        """Return actions drawn by the given noise."""
-        ...
-
-    def mode(self, parameters: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the most likely actions."""
-        ...
-
-    def log_prob(self, parameters: Tensor, actions: Tensor, mask: Tensor | None) -> Tensor:
-        """Return (*L, N) log-probabilities of unclipped actions."""
-        ...
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None) -> Tensor:
-        """Return the (*L, N) entropy in nats."""
-        ...
+from marl.nn.normalisation import TeamNorm
 
 
 class ExplicitPolicy(NamedTuple):
@@ -62,14 +27,120 @@ class ExplicitPolicy(NamedTuple):
     entropy: Float[Tensor, "*L N"]
     backward: Callable[[Tensor, Tensor | None], Tensor]
     """Given a loss's derivatives by `log_probs` and by `entropy` (None: it is not in the loss),
-    return that by the parameters and set the ``grad`` of what does not come from the network."""
+    return that by the outputs and set the ``grad`` of what does not come from the network."""
 
 
-class _ActorBase(nn.Module):
-    """The body, common to both kinds of policy."""
+@dataclass(frozen=True)
+class Categorical:
+    """One softmax per agent over its legal actions; an illegal one has probability zero."""
 
-    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
+    logits: Float[Tensor, "*L N A"]
+    """Illegal actions hold the smallest number there is."""
+    legal: Bool[Tensor, "*M N A"] | None = None
+    """None: all."""
+
+    def sample(self, noise: Float[Tensor, "*L N A"]) -> Int64[Tensor, "*L N"]:
+        """Return the arg max of logits plus Gumbel noise, which is a draw from the softmax."""
+        return (self.logits + noise).argmax(dim=-1)
+
+    def mode(self) -> Int64[Tensor, "*L N"]:
+        """Return the most likely legal action."""
+        return self.logits.argmax(dim=-1)
+
+    def log_prob(self, actions: Int64[Tensor, "*L N"]) -> Float[Tensor, "*L N"]:
+        """Return the log-probability among the legal actions."""
+        log_probs = self.logits.log_softmax(dim=-1)
+        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Float[Tensor, "*L N"]:
+        """Return the entropy over the legal actions, in nats."""
+        log_probs = self.logits.log_softmax(dim=-1)
+        probs = log_probs.exp()
+        return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
+
+    def explicit(self, actions: Int64[Tensor, "*L N"]) -> ExplicitPolicy:
+        """Return log-probabilities and entropy with their derivatives by the logits z:
+
+        d log p_a / d z_k = [k = a] - p_k,    d H / d z_k = -p_k (log p_k + H).
+        """
+        # Along the first axis: with few actions, six times as fast as along the last.
+        log_p = self.logits.movedim(-1, 0).contiguous().log_softmax(dim=0).movedim(0, -1)
+        p, chosen = log_p.exp(), actions.unsqueeze(-1)
+        entropy = (p * log_p).sum(dim=-1, keepdim=True).neg_()
+
+        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
+            by_log_prob = by_log_prob.unsqueeze(-1)
+            by_logits = (p * by_log_prob).neg_().scatter_add_(-1, chosen, by_log_prob)
+            if by_entropy is not None:
+                by_logits -= (log_p + entropy).mul_(p).mul_(by_entropy.unsqueeze(-1))
+            return by_logits if self.legal is None else by_logits.masked_fill(~self.legal, 0.0)
+
+        log_probs = log_p.gather(-1, chosen).squeeze(-1)
+        return ExplicitPolicy(log_probs, entropy.squeeze(-1), backward)
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A diagonal Gaussian per agent over its own action dimensions."""
+
+    mean: Float[Tensor, "*L N A"]
+    log_std: Float[Tensor, "N A"]
+    present: Bool[Tensor, "N A"] | None
+    """The agents' own dimensions; the others are always zero. None: all."""
+
+    def sample(self, noise: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N A"]:
+        """Return mean plus deviation times noise."""
+        return self._present(self.mean + noise * self.log_std.exp())
+
+    def mode(self) -> Float[Tensor, "*L N A"]:
+        """Return the mean."""
+        return self._present(self.mean)
+
+    def log_prob(self, actions: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N"]:
+        """Return the log-density, summed over the agent's own dimensions."""
+        standardised = (actions - self.mean) * (-self.log_std).exp()
+        density = -0.5 * standardised**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        return self._present(density).sum(dim=-1)
+
+    def entropy(self) -> Float[Tensor, "*L N"]:
+        """Return the entropy in nats, summed over the agent's own dimensions."""
+        per_dim = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
+        return self._present(per_dim).sum(dim=-1).expand(self.mean.shape[:-1])
+
+    def explicit(self, actions: Float[Tensor, "*L N A"]) -> ExplicitPolicy:
+        """Return log-probabilities and entropy with their derivatives, with z = (a - mean) / std:
+
+        d log p / d mean = z / std,    d log p / d log std = z^2 - 1,    d H / d log std = 1.
+        """
+        inverse = (-self.log_std).exp()
+        z = (actions - self.mean) * inverse
+        density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+
+        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
+            by_log_prob = by_log_prob.unsqueeze(-1)
+            by_log_std = ((z**2 - 1.0) * by_log_prob).flatten(0, -3).sum(dim=0)
+            if by_entropy is not None:
+                by_log_std += by_entropy.flatten(0, -2).sum(dim=0).unsqueeze(-1)
+            assert self.log_std.grad is not None
+            self.log_std.grad.copy_(self._present(by_log_std))
+            return self._present(z * inverse * by_log_prob)
+
+        return ExplicitPolicy(self._present(density).sum(dim=-1), self.entropy(), backward)
+
+    def _present(self, x: Tensor) -> Tensor:
+        return x if self.present is None else x * self.present
+
+
+class _NetworkActor(nn.Module):
+    """An `Actor` of one network, common to both kinds of actions."""
+
+    present: Tensor
+
+    def __init__(
+        self, spec: EnvSpec, config: NetworkConfig, norm: TeamNorm, generator: torch.Generator
+    ) -> None:
         super().__init__()
+        self.norm = norm
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
@@ -86,175 +157,111 @@ class _ActorBase(nn.Module):
         self.register_buffer("present", present, persistent=False)
         self.is_ragged = not bool(present.all())
 
-    def forward(self, obs: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N A"]:
+    def distribution(
+        self, outputs: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None = None
+    ) -> Categorical | Gaussian:
+        """Return the distribution of actions that the network's outputs stand for."""
+        raise NotImplementedError
+
+    def forward(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
+        """Return the network's outputs for standardised observations."""
         return self.body(obs)
+
+    def unroll(
+        self,
+        obs: Float[Tensor, "T E N O"],
+        hidden: Float[Tensor, "E N H"],
+        starts: Bool[Tensor, "T E"],
+    ) -> tuple[Float[Tensor, "T E N A"], Float[Tensor, "T E N H"]]:
+        """Return the outputs of successive steps and the hidden state after each."""
+        return self.body(obs, hidden, starts)
 
     def initial_hidden(self, num_envs: int) -> Float[Tensor, "E N H"] | None:
         """Return the hidden state at the start of an episode; None for a feed-forward policy."""
         return initial_hidden(self.body, num_envs)
 
-    def step(
-        self, hidden: Float[Tensor, "E N H"] | None, obs: Float[Tensor, "E N I"]
-    ) -> tuple[Float[Tensor, "E N A"], Float[Tensor, "E N H"] | None]:
-        """Return the parameters of one step and the hidden state after it."""
+    def act(
+        self,
+        obs: Float[Tensor, "*L N O"],
+        hidden: Float[Tensor, "*L N H"] | None = None,
+        mask: Bool[Tensor, "*L N A"] | None = None,
+        noise: Tensor | None = None,
+    ) -> tuple[Tensor, Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
+        """Return actions, their log-probabilities and the next hidden state; see `Actor`."""
+        outputs, hidden = self._step(self.norm.obs(obs), hidden)
+        policy = self.distribution(outputs, mask)
+        actions = policy.mode() if noise is None else policy.sample(noise)
+        return actions, policy.log_prob(actions), hidden
+
+    def log_prob(
+        self,
+        obs: Float[Tensor, "*L N O"],
+        actions: Tensor,
+        mask: Bool[Tensor, "*L N A"] | None = None,
+    ) -> Float[Tensor, "*L N"]:
+        """Return log-probabilities of actions at single steps; see `Actor`."""
         if isinstance(self.body, RecurrentBody):
-            assert hidden is not None
-            return self.body.step(obs, hidden)
-        return self.body(obs), None
+            raise ValueError("a recurrent policy has no log-probabilities of single steps")
+        return self.distribution(self(self.norm.obs(obs)), mask).log_prob(actions)
 
-    def unroll(
-        self,
-        obs: Float[Tensor, "T E N I"],
-        hidden: Float[Tensor, "E N H"],
-        starts: Bool[Tensor, "T E"],
-    ) -> tuple[Float[Tensor, "T E N A"], Float[Tensor, "T E N H"]]:
-        """Return the parameters of successive steps and the hidden state after each."""
-        return self.body(obs, hidden, starts)
+    def _step(self, obs: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return the outputs of one step and the hidden state after it."""
+        if not isinstance(self.body, RecurrentBody):
+            return self.body(obs), None
+        if hidden is None:
+            hidden = self.body.gru.weight_hidden.new_zeros(len(obs), *self.body.hidden_shape)
+        return self.body.step(obs, hidden)
 
 
-class CategoricalActor(_ActorBase):
-    """Discrete actions: one masked softmax per agent; an illegal action has probability zero."""
+class CategoricalActor(_NetworkActor):
+    """Discrete actions."""
 
-    present: Tensor
-
-    def _masked(
-        self,
-        logits: Float[Tensor, "*L N A"],
-        mask: Bool[Tensor, "*L N A"] | None,
-        value: float | None = None,
-    ) -> Float[Tensor, "*L N A"]:
-        """Return the logits with `value`, by default the lowest number, at illegal actions."""
+    def distribution(
+        self, outputs: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None = None
+    ) -> Categorical:
+        """Return the softmax over the legal actions; outputs are logits."""
         if self.is_ragged:
             mask = self.present if mask is None else mask & self.present
-        if mask is None:
-            return logits
-        return logits.masked_fill(~mask, torch.finfo(logits.dtype).min if value is None else value)
+        if mask is not None:
+            outputs = outputs.masked_fill(~mask, torch.finfo(outputs.dtype).min)
+        return Categorical(outputs, mask)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return Gumbel noise (*shape, N, A)."""
         empty = torch.empty((*shape, *self.present.shape), device=self.present.device)
         return -empty.exponential_(generator=generator).log_()
 
-    def sample(
-        self, parameters: Float[Tensor, "*L N A"], noise: Tensor, mask: Tensor | None
-    ) -> Int64[Tensor, "*L N"]:
-        """Return the arg max of logits plus Gumbel noise, which is a draw from the softmax."""
-        return self._masked(parameters + noise, mask).argmax(dim=-1)
 
-    def mode(self, parameters: Tensor, mask: Tensor | None) -> Int64[Tensor, "*L N"]:
-        """Return the most likely legal action."""
-        return self._masked(parameters, mask).argmax(dim=-1)
-
-    def log_prob(
-        self, parameters: Tensor, actions: Int64[Tensor, "*L N"], mask: Tensor | None
-    ) -> Float[Tensor, "*L N"]:
-        """Return the log-probability among the legal actions."""
-        log_probs = self._masked(parameters, mask).log_softmax(dim=-1)
-        return log_probs.gather(-1, actions.unsqueeze(-1)).squeeze(-1)
-
-    def explicit(
-        self, parameters: Float[Tensor, "*L N A"], actions: Int64[Tensor, "*L N"], mask: Any
-    ) -> "ExplicitPolicy":
-        """Return log-probabilities and entropy with their derivatives by the logits z:
-
-        d log p_a / d z_k = [k = a] - p_k,    d H / d z_k = -p_k (log p_k + H).
-        """
-        # Along the first axis: with few actions, six times as fast as along the last.
-        logits = self._masked(parameters, mask).movedim(-1, 0).contiguous()
-        log_p = logits.log_softmax(dim=0).movedim(0, -1)
-        p, chosen = log_p.exp(), actions.unsqueeze(-1)
-        entropy = (p * log_p).sum(dim=-1, keepdim=True).neg_()
-
-        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
-            by_log_prob = by_log_prob.unsqueeze(-1)
-            by_logits = (p * by_log_prob).neg_().scatter_add_(-1, chosen, by_log_prob)
-            if by_entropy is not None:
-                by_logits -= (log_p + entropy).mul_(p).mul_(by_entropy.unsqueeze(-1))
-            return self._masked(by_logits, mask, 0.0)
-
-        log_probs = log_p.gather(-1, chosen).squeeze(-1)
-        return ExplicitPolicy(log_probs, entropy.squeeze(-1), backward)
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N"]:
-        """Return the entropy over the legal actions."""
-        log_probs = self._masked(parameters, mask).log_softmax(dim=-1)
-        probs = log_probs.exp()
-        return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
-
-
-class GaussianActor(_ActorBase):
-    """Continuous actions: a diagonal Gaussian per agent with a learned, state-free deviation.
+class GaussianActor(_NetworkActor):
+    """Continuous actions, with a learned deviation that does not depend on the observation.
 
     Samples are unbounded and log-probabilities belong to them; the environment gets them clipped
     to [-1, 1] (`Collector`).
     """
 
-    present: Tensor
-
-    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
-        super().__init__(spec, config, generator)
+    def __init__(
+        self, spec: EnvSpec, config: NetworkConfig, norm: TeamNorm, generator: torch.Generator
+    ) -> None:
+        super().__init__(spec, config, norm, generator)
         self.log_std = nn.Parameter(
             torch.full((spec.num_agents, spec.action_size), config.initial_log_std)
         )
+
+    def distribution(
+        self, outputs: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None = None
+    ) -> Gaussian:
+        """Return the Gaussian around the outputs; continuous actions have no mask."""
+        return Gaussian(outputs, self.log_std, self.present if self.is_ragged else None)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return standard normal noise (*shape, N, A)."""
         size = (*shape, *self.present.shape)
         return torch.randn(size, generator=generator, device=self.present.device)
 
-    def sample(
-        self, parameters: Float[Tensor, "*L N A"], noise: Tensor, mask: Tensor | None
-    ) -> Float[Tensor, "*L N A"]:
-        """Return mean plus deviation times noise; an agent's absent dimensions are zero."""
-        return self._present(parameters + noise * self.log_std.exp())
-
-    def mode(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N A"]:
-        """Return the mean."""
-        return self._present(parameters)
-
-    def log_prob(
-        self, parameters: Tensor, actions: Float[Tensor, "*L N A"], mask: Tensor | None
-    ) -> Float[Tensor, "*L N"]:
-        """Return the log-density, summed over the agent's own dimensions."""
-        standardised = (actions - parameters) * (-self.log_std).exp()
-        density = -0.5 * standardised**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
-        return self._present(density).sum(dim=-1)
-
-    def explicit(
-        self, parameters: Float[Tensor, "*L N A"], actions: Float[Tensor, "*L N A"], mask: Any
-    ) -> "ExplicitPolicy":
-        """Return log-probabilities and entropy with their derivatives, with z = (a - mean) / std:
-
-        d log p / d mean = z / std,    d log p / d log std = z^2 - 1,    d H / d log std = 1.
-        """
-        inverse = (-self.log_std).exp()
-        z = (actions - parameters) * inverse
-        density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
-
-        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
-            by_log_prob = by_log_prob.unsqueeze(-1)
-            by_log_std = ((z**2 - 1.0) * by_log_prob).flatten(0, -3).sum(dim=0)
-            if by_entropy is not None:
-                by_log_std += by_entropy.flatten(0, -2).sum(dim=0).unsqueeze(-1)
-            assert self.log_std.grad is not None
-            self.log_std.grad.copy_(self._present(by_log_std))
-            return self._present(z * inverse * by_log_prob)
-
-        log_probs = self._present(density).sum(dim=-1)
-        return ExplicitPolicy(log_probs, self.entropy(parameters, mask), backward)
-
-    def entropy(self, parameters: Tensor, mask: Tensor | None) -> Float[Tensor, "*L N"]:
-        """Return the entropy, summed over the agent's own dimensions."""
-        per_dim = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
-        return self._present(per_dim).sum(dim=-1).expand(parameters.shape[:-1])
-
-    def _present(self, x: Tensor) -> Tensor:
-        return x * self.present if self.is_ragged else x
-
 
 def make_actor(
-    spec: EnvSpec, config: NetworkConfig, generator: torch.Generator
+    spec: EnvSpec, config: NetworkConfig, norm: TeamNorm, generator: torch.Generator
 ) -> CategoricalActor | GaussianActor:
     """Return the policy that fits the environment's actions."""
     kind = CategoricalActor if spec.action_kind == "discrete" else GaussianActor
-    return kind(spec, config, generator)
+    return kind(spec, config, norm, generator)

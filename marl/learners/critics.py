@@ -1,6 +1,6 @@
 """Critics of the team and of every agent; they read what `TeamNorm` has standardised.
 
-Axes: T time, N agents, I input features, S state features, H hidden units, M hidden
+Axes: T time, N agents, O observation features, S state features, H hidden units, M hidden
 states of a critic (1 or N); ``*L`` any leading axes and ``*B`` those between time and agents.
 """
 
@@ -31,13 +31,13 @@ class TeamCritic(nn.Module):
             self.body = mlp(inputs, hidden, 1, output_gain=1.0, generator=generator)
 
     def forward(
-        self, obs: Float[Tensor, "*L N I"] | None, state: Float[Tensor, "*L S"]
+        self, obs: Float[Tensor, "*L N O"] | None, state: Float[Tensor, "*L S"]
     ) -> Float[Tensor, "*L"]:
         return self.body(state).squeeze(-1)
 
     def unroll(
         self,
-        obs: Float[Tensor, "T *B N I"] | None,
+        obs: Float[Tensor, "T *B N O"] | None,
         state: Float[Tensor, "T *B S"],
         hidden: Float[Tensor, "*B M H"],
         starts: Bool[Tensor, "T *B"],
@@ -47,16 +47,24 @@ class TeamCritic(nn.Module):
         return values.squeeze(-1).squeeze(-1), hidden_states
 
 
-class LocalCritics(nn.Module):
-    """V_psi,i(o_i, s): the normalised value of every agent's local stream."""
+class AgentCritics(nn.Module):
+    """V_psi,i(o_i, s): a normalised value per agent; without the state V_psi,i(o_i), as in IPPO."""
 
-    def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: NetworkConfig,
+        generator: torch.Generator,
+        *,
+        sees_state: bool = True,
+    ) -> None:
         super().__init__()
+        self.sees_state = sees_state
         self.value_norm = ValueNorm()
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
-            spec.obs_size + spec.state_size,
+            spec.obs_size + (spec.state_size if sees_state else 0),
             config.hidden_sizes,
             1,
             shared=config.share_parameters,
@@ -66,17 +74,18 @@ class LocalCritics(nn.Module):
         )
 
     def forward(
-        self, obs: Float[Tensor, "*L N I"], state: Float[Tensor, "*L S"]
+        self, obs: Float[Tensor, "*L N O"], state: Float[Tensor, "*L S"] | None
     ) -> Float[Tensor, "*L N"]:
-        return self.body(obs, state).squeeze(-1)
+        return (self.body(obs, state) if self.sees_state else self.body(obs)).squeeze(-1)
 
     def unroll(
         self,
-        obs: Float[Tensor, "T *B N I"],
-        state: Float[Tensor, "T *B S"],
+        obs: Float[Tensor, "T *B N O"],
+        state: Float[Tensor, "T *B S"] | None,
         hidden: Float[Tensor, "*B M H"],
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N"], Float[Tensor, "T *B N H"]]:
         """Return the values of successive steps and the hidden state after each."""
-        values, hidden_states = self.body(with_team(obs, state), hidden, starts)
+        inputs = with_team(obs, state) if self.sees_state and state is not None else obs
+        values, hidden_states = self.body(inputs, hidden, starts)
         return values.squeeze(-1), hidden_states

@@ -16,7 +16,7 @@ from torch import Tensor
 from marl.config import LearnerConfig
 from marl.config.schema import Absence
 from marl.data.types import Rollout
-from marl.learners.critics import LocalCritics, TeamCritic
+from marl.learners.critics import AgentCritics, TeamCritic
 from marl.nn.normalisation import TeamNorm
 
 
@@ -74,7 +74,7 @@ def standardise(
 
 
 def dual_advantages(
-    team: Float[Tensor, "T E"],
+    team: Float[Tensor, "T E *X"],
     local: Float[Tensor, "T E N"] | None,
     alive: Bool[Tensor, "T E N"] | None,
     num_agents: int,
@@ -82,9 +82,13 @@ def dual_advantages(
 ) -> Float[Tensor, "T E N"]:
     """Return omega * norm(A_i) + (1 - omega) * norm(A), the actors' advantage (IMAP).
 
-    Without local advantages every agent gets norm(A). A stream of weight zero leaves no trace.
+    Without local advantages every agent gets norm(A). A stream of weight zero leaves no trace. The
+    team's advantage may be one for all or, with independent critics, one of every agent.
     """
-    shared = standardise(team).unsqueeze(-1).expand(*team.shape, num_agents)
+    if team.ndim == 2:
+        shared = standardise(team).unsqueeze(-1).expand(*team.shape, num_agents)
+    else:
+        shared = standardise(team, alive)
     if local is None or local_weight == 0.0:
         return shared
     own = standardise(local, alive)
@@ -168,7 +172,7 @@ def without_absent(inputs: Inputs, rollout: Rollout, norm: TeamNorm) -> Inputs:
 
 
 def read_values(
-    critic: TeamCritic | LocalCritics,
+    critic: TeamCritic | AgentCritics,
     inputs: Inputs,
     rollout: Rollout,
     hidden: Float[Tensor, "E M H"] | None,
@@ -201,7 +205,7 @@ def read_values(
 
 
 def reward_stream(
-    critic: TeamCritic | LocalCritics,
+    critic: TeamCritic | AgentCritics,
     reward: Float[Tensor, "T E *X"],
     inputs: Inputs,
     rollout: Rollout,

@@ -18,8 +18,8 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards, Rollout
-from marl.learners.actors import make_actor
-from marl.learners.critics import LocalCritics, TeamCritic
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.critics import AgentCritics, TeamCritic
 from marl.learners.gae import (
     Inputs,
     Stream,
@@ -59,6 +59,9 @@ class Mappo:
     of networks in `explicit` are written out, those of others (recurrent, unshared) are autograd's.
     """
 
+    centralised = True
+    """Whether critics see the team's state."""
+
     def __init__(
         self,
         spec: EnvSpec,
@@ -77,11 +80,15 @@ class Mappo:
         self.generator = generator
         seed = torch.randint(2**31, (), generator=generator, device=generator.device)
         cpu = torch.Generator().manual_seed(int(seed))
-        self.actor = make_actor(spec, network, cpu).to(device)
-        self.critics: dict[str, TeamCritic | LocalCritics]
-        self.critics = {"team": TeamCritic(spec, network, cpu).to(device)}
+        self.actor: CategoricalActor | GaussianActor
+        self.actor = self.make_actor(spec, network, norm, cpu).to(device)
+        self.critics: dict[str, TeamCritic | AgentCritics] = {}
+        own = partial(AgentCritics, spec, network, cpu, sees_state=self.centralised)
+        self.critics["team"] = TeamCritic(spec, network, cpu) if self.centralised else own()
         if local_stream and learner.local_weight > 0.0:
-            self.critics["local"] = LocalCritics(spec, network, cpu).to(device)
+            self.critics["local"] = own()
+        for critic in self.critics.values():
+            critic.to(device)
         self.networks = {"actor": self.actor} | self.critics
         self.optimizers = {
             name: Optimizer(
@@ -101,6 +108,13 @@ class Mappo:
         }
         """Each critic's hidden state after the rollouts so far; None if feed-forward."""
         self._threads = TwoThreads(threads, device)
+
+    @staticmethod
+    def make_actor(
+        spec: EnvSpec, network: NetworkConfig, norm: TeamNorm, generator: torch.Generator
+    ) -> CategoricalActor | GaussianActor:
+        """Return a new actor."""
+        return make_actor(spec, network, norm, generator)
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
@@ -136,9 +150,9 @@ class Mappo:
         for name, stream in streams.items():
             metrics[f"value/explained_variance_{name}"] = float(stream.explained_variance)
         if local is not None:
-            metrics["policy/advantage_correlation"] = float(
-                correlation(local.advantages, team.advantages.unsqueeze(-1), steps.alive)
-            )
+            shared = team.advantages if team.advantages.ndim == 3 else team.advantages[..., None]
+            similarity = correlation(local.advantages, shared, steps.alive)
+            metrics["policy/advantage_correlation"] = float(similarity)
         return metrics
 
     def _run_epochs(
@@ -163,20 +177,19 @@ class Mappo:
         network, mask = self.explicit.get("actor"), batch.get("action_mask")
         clip, bonus = self.config.clip_coef, self.config.entropy_coef
         if network is None:
-            parameters = outputs(self.actor, batch, "obs")
-            log_probs = self.actor.log_prob(parameters, batch["actions"], mask)
-            entropy = self.actor.entropy(parameters, mask) if bonus > 0.0 else None
-            loss, log_ratio = self._policy_loss(log_probs, entropy, batch)
+            policy = self.actor.distribution(outputs(self.actor, batch, "obs"), mask)
+            entropy = policy.entropy() if bonus > 0.0 else None
+            loss, log_ratio = self._policy_loss(policy.log_prob(batch["actions"]), entropy, batch)
             self.optimizers["actor"].backward(loss)
         else:
             with torch.no_grad():
-                parameters = network.forward(batch["obs"])
-                policy = self.actor.explicit(parameters, batch["actions"], mask)
-                loss, log_ratio = self._policy_loss(policy.log_probs, policy.entropy, batch)
+                out = network.forward(batch["obs"])
+                known = self.actor.distribution(out, mask).explicit(batch["actions"])
+                loss, log_ratio = self._policy_loss(known.log_probs, known.entropy, batch)
                 share = mean_shares(log_ratio, batch.get("present"))
                 by_log_prob = share * clipped_policy_slope(log_ratio, batch["advantages"], clip)
                 by_entropy = -bonus * share if bonus > 0.0 else None
-                network.backward(policy.backward(by_log_prob, by_entropy))
+                network.backward(known.backward(by_log_prob, by_entropy))
         metrics = policy_metrics(log_ratio.detach(), batch.get("present"), clip)
         return {"policy/loss": loss.detach()} | metrics
 
@@ -199,7 +212,6 @@ class Mappo:
     def _differentiate_value(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Differentiate a critic's loss: the clipped squared error of its normalised values."""
         network, present = self.explicit.get(name), batch.get("present")
-        names = ("obs", "state") if name == "local" else ("state",)
         aims = batch["values"], batch["targets"], self.config.value_clip
         if network is None:
             values = outputs(self.critics[name], batch, "obs", "state")
@@ -207,7 +219,8 @@ class Mappo:
             self.optimizers[name].backward(loss)
         else:
             with torch.no_grad():
-                values = network.forward(*[batch[key] for key in names]).squeeze(-1)
+                read = [batch[key] for key in self._read_by(name)]
+                values = network.forward(*read).squeeze(-1)
                 loss = masked_mean(clipped_value_loss(values, *aims), present)
                 by_value = mean_shares(values, present) * clipped_value_slope(values, *aims)
                 network.backward(by_value.unsqueeze(-1))
@@ -219,6 +232,8 @@ class Mappo:
         streams = {}
         for name, inputs in self._critic_inputs(rollout).items():
             reward, present = rewards.team, None
+            if name == "team" and not self.centralised:
+                reward = reward.unsqueeze(-1).expand(*reward.shape, self.num_agents)
             if name == "local":
                 if rewards.local is None:
                     continue
@@ -240,11 +255,11 @@ class Mappo:
     def _critic_inputs(self, rollout: Rollout) -> dict[str, Inputs]:
         """Return what each critic reads of a rollout."""
         inputs = read_inputs(rollout, self.norm)
-        if "local" not in self.critics:
-            return {"team": inputs}
-        if self.config.absence == "ends":
-            return {"team": inputs, "local": inputs}
-        return {"team": inputs, "local": without_absent(inputs, rollout, self.norm)}
+        valued = without_absent(inputs, rollout, self.norm)  # where the absent have a value, too
+        chosen = {"team": inputs if self.centralised else valued}
+        if "local" in self.critics:
+            chosen["local"] = inputs if self.config.absence == "ends" else valued
+        return chosen
 
     @torch.no_grad()
     def advance(self, rollout: Rollout) -> None:
@@ -292,9 +307,14 @@ class Mappo:
             stream.present,
             values=stream.values,
             targets=stream.targets,
-            obs=stream.inputs.obs if name == "local" else None,
-            state=stream.inputs.state,
+            **{key: getattr(stream.inputs, key) for key in self._read_by(name)},
         )
+
+    def _read_by(self, name: str) -> tuple[str, ...]:
+        """Return what a critic reads: the state, its agents' observations, or both."""
+        if not self.centralised:
+            return ("obs",)
+        return ("state",) if name == "team" else ("obs", "state")
 
     def _rows(
         self,
@@ -314,26 +334,25 @@ class Mappo:
 
     def state_dict(self) -> dict[str, Any]:
         """Return networks (value normalisers included), optimizers and hidden states."""
-        state: dict[str, Any] = {
-            name: {
-                "network": network.state_dict(),
-                "optimizer": self.optimizers[name].state_dict(),
-            }
-            for name, network in self.networks.items()
+        return {
+            "actor": self.actor.state_dict(),
+            "critics": {name: critic.state_dict() for name, critic in self.critics.items()},
+            "optimizers": {name: opt.state_dict() for name, opt in self.optimizers.items()},
+            "hidden": self.hidden,
         }
-        return state | {"hidden": self.hidden} if self.is_recurrent else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a learner built with the same settings."""
-        if self.is_recurrent:
-            device = self.generator.device
-            self.hidden = {
-                name: None if hidden is None else hidden.to(device)
-                for name, hidden in state["hidden"].items()
-            }
-        for name, network in self.networks.items():
-            network.load_state_dict(state[name]["network"])
-            self.optimizers[name].load_state_dict(state[name]["optimizer"])
+        self.actor.load_state_dict(state["actor"])
+        for name, critic in self.critics.items():
+            critic.load_state_dict(state["critics"][name])
+        for name, optimizer in self.optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][name])
+        device = self.generator.device
+        self.hidden = {
+            name: None if hidden is None else hidden.to(device)
+            for name, hidden in state["hidden"].items()
+        }
 
 
 def outputs(network: Any, batch: dict[str, Tensor], *names: str) -> Tensor:

@@ -67,7 +67,7 @@ class SavedRun:
         self.scores: dict[int, float] = {}
         """Learned score S of each episode whose steps are kept; empty before anything is
         learned."""
-        reward = restored_reward(saved, policy.config, policy.spec, policy.norm, run)
+        reward = restored_reward(saved, policy.config, policy.spec, run)
         if reward is not None:
             numbers = self._feedback.whole_episodes()
             scores = score_episodes(reward, self._feedback.replay.episodes(numbers))

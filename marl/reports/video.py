@@ -23,7 +23,6 @@ from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv
 from envs.frames import INK, agent_colour, frame_of
 from marl.config import ConfigError
 from marl.data.rollout import Collector
-from marl.evaluation import GreedyActor
 from marl.policy import Policy, restored
 from marl.reports.drawing import Canvas, paint_scene, text_width
 from marl.rewards import RewardLearner
@@ -193,7 +192,7 @@ def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
     """
     saved = load_checkpoint(run / "checkpoints")[1]
     policy = restored(saved, run)
-    return policy, restored_reward(saved, policy.config, policy.spec, policy.norm, run)
+    return policy, restored_reward(saved, policy.config, policy.spec, run)
 
 
 def play(
@@ -205,13 +204,12 @@ def play(
         recorder = Recorder(env, episode)
         collector = Collector(
             recorder,
-            policy.norm,
             recorder.spec.max_steps * (episode + 1),
             seed=seeds.integer("evaluation environment"),
             generator=seeds.torch("evaluation actions"),
             device=torch.device("cpu"),
         )
-        rollout = collector.collect(GreedyActor(policy.actor) if greedy else policy.actor)[0]
+        rollout = collector.collect(policy.actor, greedy=greedy)[0]
     ends = rollout.done.squeeze(-1).nonzero().squeeze(-1) + 1
     if len(ends) <= episode:
         raise EnvError(

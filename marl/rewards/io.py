@@ -38,7 +38,7 @@ def save_reward(
 
 
 def restored_reward(
-    saved: dict[str, Any], config: Config, spec: EnvSpec, norm: TeamNorm, folder: Path
+    saved: dict[str, Any], config: Config, spec: EnvSpec, folder: Path
 ) -> RewardLearner | None:
     """Return the reward in a run's checkpoint that the run is trained on, on the CPU.
 
@@ -49,7 +49,7 @@ def restored_reward(
     if not config.learns_reward or not trainer["feedback"]["is_informative"]:
         return None
     check_trusted(reward_paths(config), folder, config)
-    learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
+    learner = _new_learner(spec, config)
     with restoring(folder):
         learner.load_state_dict(trainer["reward"])
     return learner if learner.is_fitted else None
@@ -77,13 +77,12 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
         )
     if ":" not in config.reward_choice.model:
         _check_sizes(theirs, spec, folder, setting)
-    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     try:
         if "trainer" in saved:
-            learner = restored_reward(saved, config, spec, norm, folder)
+            learner = restored_reward(saved, config, spec, folder)
         else:
             check_trusted(reward_paths(config), folder, config)
-            learner = make_reward_learner(spec, config, norm, torch.Generator(), CPU)
+            learner = _new_learner(spec, config)
             learner.load_state_dict(saved["reward"])
     except RuntimeError as error:  # PyTorch's, for parameters of other shapes
         raise ConfigError(
@@ -97,6 +96,12 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
         )
     freeze(learner.model)
     return learner
+
+
+def _new_learner(spec: EnvSpec, config: Config) -> RewardLearner:
+    """Return a learner to load a state into; the input statistics are part of the model's."""
+    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    return make_reward_learner(spec, config, norm, torch.Generator(), CPU)
 
 
 def freeze(model: nn.Module) -> None:

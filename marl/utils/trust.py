@@ -1,10 +1,10 @@
 """Whose code runs: what a run of somebody else names is imported only if you say so.
 
-A run's settings may name code by import path (an environment, a labeller, a reward model), and
-importing it runs it. What stands on the command line is yours, and so is a run that you trained on
-this machine: training notes its id and the import paths of its settings in a private list under
-your state folder (``$XDG_STATE_HOME/prefmarl/runs``, by default in ``~/.local/state``). Everything
-else is refused, or asked about on a terminal, unless it is granted.
+A run's settings may name code by import path (an environment, a learner, a labeller, a reward
+model), and importing it runs it. What stands on the command line is yours, and so is a run that you
+trained on this machine: training notes its id and the import paths of its settings in a private
+list under your state folder (``$XDG_STATE_HOME/prefmarl/runs``, by default in
+``~/.local/state``). Everything else is refused, or asked about on a terminal, unless it is granted.
 """
 
 import hashlib
@@ -26,7 +26,12 @@ _grants_everything = False
 
 def import_paths(config: Config) -> dict[str, str]:
     """Return the settings that name code outside of this package, ``module:name``, by setting."""
-    return environment_paths(config) | reward_paths(config) | labeller_paths(config)
+    return (
+        environment_paths(config)
+        | learner_paths(config)
+        | reward_paths(config)
+        | labeller_paths(config)
+    )
 
 
 def environment_paths(config: Config) -> dict[str, str]:
@@ -34,6 +39,11 @@ def environment_paths(config: Config) -> dict[str, str]:
     named: dict[str, object] = {"env.name": config.env.name}
     named |= {f"env.options.{key}": value for key, value in config.env.options.items()}
     return _paths(named)
+
+
+def learner_paths(config: Config) -> dict[str, str]:
+    """Return the part of `import_paths` that making the learner imports."""
+    return _paths({"learner.kind": config.learner.kind})
 
 
 def reward_paths(config: Config) -> dict[str, str]:

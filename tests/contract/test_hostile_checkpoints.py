@@ -113,7 +113,7 @@ def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
 
 
 def weights_of(state: dict[str, Any]) -> dict[str, torch.Tensor]:
-    weights: dict[str, torch.Tensor] = state["trainer"]["mappo"]["actor"]["network"]
+    weights: dict[str, torch.Tensor] = state["trainer"]["learner"]["actor"]
     return weights
 
 
@@ -146,7 +146,7 @@ def with_layers(*sizes: int) -> Callable[[dict[str, Any]], None]:
         (without("config"), "holds no config"),
         (without("spec"), "holds no spec"),
         (lambda state: state.update(trainer={}), "holds 0 numbers in all"),
-        (lambda state: state["trainer"].update(norm=7), "does not fit its settings"),
+        (lambda state: state["trainer"]["learner"].update(actor=7), "does not fit its settings"),
         (with_other_shapes, "does not fit its settings"),
         (with_nan, "weights are not finite"),
         (with_spec(obs_sizes=[10**9] * 3), "a layer of"),

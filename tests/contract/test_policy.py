@@ -13,7 +13,7 @@ import marl
 from envs import make_env
 from envs.adapters.to_pettingzoo import to_pettingzoo
 from marl.config import Config, EnvConfig, NetworkConfig
-from marl.learners.actors import make_actor
+from marl.learners.actors import GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 
 SMALL: dict[str, Any] = {
@@ -30,9 +30,9 @@ def untrained(name: str, seed: int = 0, recurrence: Literal["none", "gru"] = "no
     """Return a policy with random weights."""
     config = Config(env=EnvConfig(name=name), network=NetworkConfig(recurrence=recurrence))
     spec = make_env(name, 1).spec
-    actor = make_actor(spec, config.network, torch.Generator().manual_seed(3))
-    norm = TeamNorm(spec, enabled=True)
-    return marl.Policy(config=config, spec=spec, steps=0, actor=actor, norm=norm, seed=seed)
+    norm, source = TeamNorm(spec, enabled=True), torch.Generator().manual_seed(3)
+    actor = make_actor(spec, config.network, norm, source)
+    return marl.Policy(config=config, spec=spec, steps=0, actor=actor, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +52,7 @@ def test_load_acts_as_the_trainer_does(run: Path) -> None:
         trainer.iterate()
     obs = make_env("particles/nav_3", 6).reset(0).obs
     with torch.no_grad():
-        actor = trainer.mappo.actor
-        expected = actor.mode(actor(policy.norm.obs(torch.from_numpy(obs))), None)
+        expected = trainer.learner.actor.act(torch.from_numpy(obs))[0]
     np.testing.assert_array_equal(policy.act(obs, greedy=True), expected.numpy())
 
 
@@ -82,28 +81,31 @@ def test_draws_come_from_the_policys_own_seed(run: Path) -> None:
 
 
 def test_a_recurrent_team_keeps_its_hidden_state_until_it_is_reset() -> None:
-    policy = untrained("particles/nav_3", recurrence="gru")
-    obs = make_env("particles/nav_3", 4).reset(0).obs
-    first, hidden = policy.actor.step(torch.zeros(4, 3, 64), policy.norm.obs(torch.tensor(obs)))
-    second, _ = policy.actor.step(hidden, policy.norm.obs(torch.tensor(obs)))
-    assert not torch.equal(first, second)
-
-    policy.act(obs)
-    assert torch.equal(policy._parameters(torch.tensor(obs)), second)
+    policy = untrained("probe/continuous_match", recurrence="gru")
+    assert isinstance(policy.actor, GaussianActor)
+    with torch.no_grad():
+        policy.actor.body.after[-1].weight.mul_(10.0)  # type: ignore[index, union-attr, operator]
+    obs = make_env("probe/continuous_match", 4).reset(0).obs
+    first, second = (policy.act(obs, greedy=True) for _ in range(2))
+    assert not np.isclose(first, second).all(axis=-1).any()
+    policy.reset()
+    policy.act(obs, greedy=True)
+    np.testing.assert_array_equal(policy.act(obs, greedy=True), second)
     policy.reset_done([True, False, False, True])
-    mixed = policy._parameters(torch.tensor(obs))
-    assert torch.equal(mixed[[0, 3]], first[[0, 3]])
-    assert not torch.isclose(mixed[[1, 2]], first[[1, 2]]).all()
+    mixed = policy.act(obs, greedy=True)
+    np.testing.assert_allclose(mixed[[0, 3]], first[[0, 3]], rtol=1e-6)
+    assert not np.isclose(mixed[[1, 2]], first[[1, 2]]).all(axis=-1).any()
     with pytest.raises(
         ValueError, match=r"obs holds 3 teams, the policy.s hidden state 4; call reset"
     ):
         policy.act(obs[:3])
     policy.reset()
-    assert torch.equal(policy._parameters(torch.tensor(obs)), first)
+    np.testing.assert_array_equal(policy.act(obs, greedy=True), first)
 
 
 def test_continuous_actions_are_clipped_to_the_range() -> None:
     policy = untrained("probe/continuous_match")
+    assert isinstance(policy.actor, GaussianActor)
     with torch.no_grad():
         policy.actor.log_std.fill_(2.0)  # deviations of 7.4: most samples lie outside [-1, 1]
     actions = policy.act(np.zeros((200, 2, 3), np.float32))

@@ -12,6 +12,7 @@ import torch
 
 from marl.config.io import load_config
 from marl.trainer import Trainer
+from tests.learners import mappo_of
 
 SMALL: dict[str, Any] = {
     "env.num_envs": 32,
@@ -122,6 +123,34 @@ def test_both_losses_together_reach_the_optimum() -> None:
     assert last > 7.6
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "optimum", "random", "threshold"),
+    [
+        ("coordination", 15_000, 8.0, 8 / 9, 7.8),
+        ("dying", 15_000, 4.5, 2.25, 4.1),
+    ],
+)
+def test_ippo_reaches_the_optimum(
+    name: str, steps: int, optimum: float, random: float, threshold: float
+) -> None:
+    _, _, last = trained(f"probe/{name}", "sparse", steps, **{"learner.kind": "ippo"})
+    assert random < threshold < optimum
+    assert last > threshold
+
+
+def test_ippo_learns_from_preferences() -> None:
+    # Optimum 8, random 4.
+    _, _, last = trained("probe/local_credit", "imap", 15_000, **{"learner.kind": "ippo"})
+    assert last > 7.8
+
+
+def test_a_learner_of_ones_own_is_trained() -> None:
+    # Optimum 8, random 4.
+    options = {"learner.kind": "tests.reinforce:Reinforce", "learner.learning_rate": 0.1}
+    _, _, last = trained("probe/local_credit", "sparse", 15_000, **options)
+    assert last > 7.8
+
+
 RECURRENT = {"network.recurrence": "gru", "network.hidden_sizes": [32, 32]}
 
 
@@ -187,7 +216,7 @@ def test_imap_navigates() -> None:
 def value_of_the_start(trainer: Trainer) -> float:
     """Return V(s) of state 0 of the time-limit probe, in units of the reward."""
     state = torch.tensor([[1.0, 0.0]])
-    critic, norm = trainer.mappo.critics["team"], trainer.norm
+    critic, norm = mappo_of(trainer).critics["team"], trainer.norm
     with torch.no_grad():
         output = critic(norm.obs(state.unsqueeze(1)), norm.state(state))
         return critic.value_norm.denormalise(output).item()

@@ -15,6 +15,7 @@ from marl.config import Config
 from marl.config.io import load_config
 from marl.data.types import Rewards, Rollout
 from marl.trainer import Trainer
+from tests.learners import mappo_of
 
 SMALL: dict[str, Any] = {
     "env.name": "probe/local_credit",
@@ -63,8 +64,8 @@ def assert_same_run(left: Trainer, right: Trainer, *, ignore: str = "nothing") -
 
 
 def assert_same_policy(left: Trainer, right: Trainer) -> None:
-    theirs = right.mappo.actor.state_dict()
-    for name, tensor in left.mappo.actor.state_dict().items():
+    theirs = right.learner.actor.state_dict()
+    for name, tensor in left.learner.actor.state_dict().items():
         assert torch.equal(tensor, theirs[name]), name
 
 
@@ -166,12 +167,13 @@ def test_an_unfailing_teacher_is_no_teacher() -> None:
 
 def test_ties_alone_do_not_move_the_policy() -> None:
     trainer = Trainer(small(preferences__margin=1e6))
-    before = {name: t.clone() for name, t in trainer.mappo.actor.state_dict().items()}
+    actor = mappo_of(trainer).actor
+    before = {name: p.detach().clone() for name, p in actor.named_parameters()}
     rows = run(trainer)
     assert rows[-1]["preference/informative_share"] == 0.0
     assert rows[-1]["preference/ties"] == 1.0
-    for name, tensor in trainer.mappo.actor.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+    for name, parameter in actor.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 @pytest.mark.parametrize("algorithm", ["rrd", "ircr"])
@@ -180,13 +182,14 @@ def test_equal_returns_do_not_move_the_policy(algorithm: str) -> None:
     unpaid = {"reward_mode": "outcome", "reward_outcome": "tests.regression.test_no_leak:nothing"}
     options: dict[str, Any] = {"env__name": "particles/nav_3", "env__options": unpaid}
     trainer = Trainer(small(algorithm=algorithm, **options))
-    before = {name: t.clone() for name, t in trainer.mappo.actor.state_dict().items()}
+    actor = mappo_of(trainer).actor
+    before = {name: p.detach().clone() for name, p in actor.named_parameters()}
     run(trainer)
     assert trainer.feedback is not None
     assert trainer.feedback.replay.num_finished > 0
     assert not trainer.feedback.is_informative
-    for name, tensor in trainer.mappo.actor.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
+    for name, parameter in actor.named_parameters():
+        assert torch.equal(parameter, before[name]), name
 
 
 def nothing(facts: dict[str, Any]) -> Any:

@@ -378,7 +378,7 @@ def test_a_policy_that_diverged_is_no_checkpoint(
 
     def diverging(self: Trainer) -> dict[str, float]:
         metrics = iterate(self)
-        next(self.mappo.actor.parameters()).data.fill_(torch.nan)
+        next(mappo_of(self).actor.parameters()).data.fill_(torch.nan)
         return metrics
 
     monkeypatch.setattr(Trainer, "iterate", diverging)

@@ -11,13 +11,18 @@ import torch
 from torch import Tensor
 
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.nn.normalisation import TeamNorm
 from tests.learners import LENGTHS, NETWORK, collect, generator, make_mappo, random_rewards
 from tests.scripted import ScriptedEnv
 
 
+def new_actor(env: ScriptedEnv) -> CategoricalActor | GaussianActor:
+    return make_actor(env.spec, NETWORK, TeamNorm(env.spec, enabled=False), generator())
+
+
 def masked_actor() -> tuple[CategoricalActor, Tensor, Tensor]:
     """Return an actor, strong wishes for action 0, and a mask that forbids it to agent 0."""
-    actor = make_actor(ScriptedEnv(LENGTHS).spec, NETWORK, generator())
+    actor = new_actor(ScriptedEnv(LENGTHS))
     assert isinstance(actor, CategoricalActor)
     logits = torch.tensor([5.0, 0.0, 0.0]).expand(1000, 2, 3).clone().requires_grad_()
     mask = torch.ones(1000, 2, 3, dtype=torch.bool)
@@ -27,19 +32,21 @@ def masked_actor() -> tuple[CategoricalActor, Tensor, Tensor]:
 
 def test_an_illegal_action_is_never_drawn() -> None:
     actor, logits, mask = masked_actor()
-    drawn = actor.sample(logits, actor.noise((1000,), generator()), mask)
+    policy = actor.distribution(logits, mask)
+    drawn = policy.sample(actor.noise((1000,), generator()))
     assert (drawn[:, 0] > 0).all()
     assert (drawn[:, 1] == 0).any()
-    assert (actor.mode(logits, mask)[:, 0] > 0).all()
+    assert (policy.mode()[:, 0] > 0).all()
 
 
 def test_an_illegal_action_has_exactly_zero_probability_and_gradient() -> None:
     actor, logits, mask = masked_actor()
     actions = torch.zeros(1000, 2, dtype=torch.int64)
-    assert (actor.log_prob(logits, actions, mask)[:, 0].exp() == 0.0).all()
+    policy = actor.distribution(logits, mask)
+    assert (policy.log_prob(actions)[:, 0].exp() == 0.0).all()
     legal = torch.ones(1000, 2, dtype=torch.int64)
     # Two equally likely actions are left to agent 0; agent 1 has 1 / (2 + e^5) for action 1.
-    probs = actor.log_prob(logits, legal, mask).exp()
+    probs = policy.log_prob(legal).exp()
     assert probs[0].tolist() == pytest.approx([0.5, 1 / (2 + np.exp(5))])
     probs.sum().backward()
     assert logits.grad is not None
@@ -48,7 +55,7 @@ def test_an_illegal_action_has_exactly_zero_probability_and_gradient() -> None:
 
 def test_an_illegal_action_adds_nothing_to_the_entropy() -> None:
     actor, logits, mask = masked_actor()
-    entropy = actor.entropy(logits, mask)
+    entropy = actor.distribution(logits, mask).entropy()
     assert entropy[:, 0].tolist() == pytest.approx([np.log(2.0)] * 1000, rel=1e-6)
     entropy.sum().backward()
     assert logits.grad is not None
@@ -60,9 +67,9 @@ def test_a_single_legal_action_has_no_entropy_and_no_gradient() -> None:
     actor, logits, mask = masked_actor()
     mask[:] = False
     mask[..., 2] = True
-    chosen = torch.full((1000, 2), 2)
-    assert (actor.sample(logits, actor.noise((1000,), generator()), mask) == 2).all()
-    loss = actor.log_prob(logits, chosen, mask).sum() + actor.entropy(logits, mask).sum()
+    chosen, policy = torch.full((1000, 2), 2), actor.distribution(logits, mask)
+    assert (policy.sample(actor.noise((1000,), generator())) == 2).all()
+    loss = policy.log_prob(chosen).sum() + policy.entropy().sum()
     assert loss.item() == 0.0
     loss.backward()
     assert logits.grad is not None
@@ -75,10 +82,8 @@ def test_the_policy_ratio_starts_at_one_under_a_mask() -> None:
     rollout = collect(mappo, env)
     steps = rollout.transitions
     assert (steps.actions[..., 0] > 0).all()
-    log_probs = mappo.actor.log_prob(
-        mappo.actor(mappo.norm.obs(steps.obs)), steps.actions, steps.action_mask
-    )
-    assert torch.equal(log_probs, rollout.log_probs)
+    log_probs = mappo.actor.log_prob(steps.obs, steps.actions, steps.action_mask)
+    assert torch.allclose(log_probs, rollout.log_probs, atol=1e-6)
     metrics = mappo.update(rollout, random_rewards(rollout), 1.0)
     assert metrics["policy/kl"] == pytest.approx(0.0, abs=1e-6)
 
@@ -91,23 +96,23 @@ def test_agents_with_fewer_choices_never_take_the_missing_ones(masks_actions: bo
     taken = rollout.transitions.actions
     assert taken[..., 0].max() == 1
     assert taken[..., 1].max() == 3
-    entropy = mappo.actor.entropy(torch.zeros(2, 4), None)
+    entropy = mappo.actor.distribution(torch.zeros(2, 4)).entropy()
     assert entropy.tolist() == pytest.approx([np.log(2), np.log(4)], rel=1e-6)
 
 
 def test_agents_with_fewer_dimensions_have_no_density_in_the_missing_ones() -> None:
     env = ScriptedEnv(LENGTHS, action_sizes=(1, 2), continuous=True)
-    actor = make_actor(env.spec, NETWORK, generator())
+    actor = new_actor(env)
     assert isinstance(actor, GaussianActor)
-    parameters = torch.zeros(5, 2, 2)
-    actions = actor.sample(parameters, actor.noise((5,), generator()), None)
+    policy = actor.distribution(torch.zeros(5, 2, 2))
+    actions = policy.sample(actor.noise((5,), generator()))
     assert not actions[:, 0, 1].any()
     # Standard deviation e^-.5 and per dimension .5 log(2 pi e) - .5 = .9189 nats.
-    assert actor.entropy(parameters, None)[0].tolist() == pytest.approx([0.9189, 1.8379], abs=1e-4)
+    assert policy.entropy()[0].tolist() == pytest.approx([0.9189, 1.8379], abs=1e-4)
     actions[:, 0, 1] = 50.0
     normal = torch.distributions.Normal(0.0, float(np.exp(-0.5)))
     expected = normal.log_prob(actions)
-    log_probs = actor.log_prob(parameters, actions, None)
+    log_probs = policy.log_prob(actions)
     assert torch.allclose(log_probs[:, 0], expected[:, 0, 0])
     assert torch.allclose(log_probs[:, 1], expected[:, 1].sum(dim=-1))
 
@@ -115,7 +120,7 @@ def test_agents_with_fewer_dimensions_have_no_density_in_the_missing_ones() -> N
 def test_discrete_actions_are_drawn_with_their_probabilities() -> None:
     actor, _, _ = masked_actor()
     logits = torch.tensor([0.1, 0.3, 0.6]).log().expand(20_000, 2, 3)
-    drawn = actor.sample(logits, actor.noise((20_000,), generator()), None)
+    drawn = actor.distribution(logits).sample(actor.noise((20_000,), generator()))
     shares = torch.bincount(drawn.flatten()) / 40_000
     # Standard errors below .0025.
     assert shares.tolist() == pytest.approx([0.1, 0.3, 0.6], abs=0.0125)

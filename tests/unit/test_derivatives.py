@@ -21,6 +21,7 @@ from marl.learners.losses import (
     clipped_value_slope,
 )
 from marl.nn.layers import masked_mean, mean_shares
+from marl.nn.normalisation import TeamNorm
 
 SIZES = st.integers(1, 4)
 CLIP, ENTROPY = 0.2, 0.03
@@ -46,7 +47,8 @@ def random_batch(
         max_steps=10,
         finite_horizon=True,
     )
-    actor = make_actor(spec, NetworkConfig(hidden_sizes=(4,)), source).to(torch.float64)
+    norm, network = TeamNorm(spec, enabled=False), NetworkConfig(hidden_sizes=(4,))
+    actor = make_actor(spec, network, norm, source).to(torch.float64)
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64)
@@ -56,8 +58,9 @@ def random_batch(
     if continuous:
         with torch.no_grad():
             actor.log_std.copy_(0.5 * noise(agents, actions))
-    drawn = actor.sample(parameters, noise(rows, agents, actions), mask)
-    old = actor.log_prob(parameters, drawn, mask).detach() + 0.3 * noise(rows, agents)
+    policy = actor.distribution(parameters, mask)
+    drawn = policy.sample(noise(rows, agents, actions))
+    old = policy.log_prob(drawn).detach() + 0.3 * noise(rows, agents)
     return actor, SimpleNamespace(
         parameters=parameters.requires_grad_(),
         actions=drawn.detach(),
@@ -90,25 +93,26 @@ def test_the_policy_loss(
     """Both kinds of actions, of different numbers, with illegal ones and with deaths."""
     masks = masks and not continuous
     actor, x = random_batch(seed, rows, sizes, continuous=continuous, dies=dies, masks=masks)
+    policy = actor.distribution(x.parameters, x.mask)
     surrogate, log_ratio = clipped_policy_loss(
-        actor.log_prob(x.parameters, x.actions, x.mask), x.old, x.advantages, CLIP
+        policy.log_prob(x.actions), x.old, x.advantages, CLIP
     )
     loss = masked_mean(surrogate, x.alive)
     if explores:
-        loss = loss - ENTROPY * masked_mean(actor.entropy(x.parameters, x.mask), x.alive)
+        loss = loss - ENTROPY * masked_mean(policy.entropy(), x.alive)
     wanted = [x.parameters, *([actor.log_std] if continuous else [])]
     expected = torch.autograd.grad(loss, wanted)
 
     with torch.no_grad():
         for parameter in actor.parameters():
             parameter.grad = torch.full_like(parameter, float("nan"))
-        policy = actor.explicit(x.parameters, x.actions, x.mask)
-        assert_close(policy.log_probs - x.old, log_ratio.detach())
-        assert_close(policy.entropy, actor.entropy(x.parameters, x.mask))
-        shares = mean_shares(policy.log_probs, x.alive)
-        by_log_prob = clipped_policy_slope(policy.log_probs - x.old, x.advantages, CLIP) * shares
+        known = policy.explicit(x.actions)
+        assert_close(known.log_probs - x.old, log_ratio.detach())
+        assert_close(known.entropy, policy.entropy())
+        shares = mean_shares(known.log_probs, x.alive)
+        by_log_prob = clipped_policy_slope(known.log_probs - x.old, x.advantages, CLIP) * shares
         by_entropy = -ENTROPY * shares if explores else None
-        assert_close(policy.backward(by_log_prob, by_entropy), expected[0])
+        assert_close(known.backward(by_log_prob, by_entropy), expected[0])
     if continuous:
         assert_close(actor.log_std.grad, expected[1])
 

@@ -10,7 +10,9 @@ import torch
 import marl
 from envs import EnvError, EnvStep
 from marl.data.types import Rollout
+from marl.learners.actors import GaussianActor
 from marl.trainer import episode_metrics
+from tests.learners import mappo_of
 from tests.scripted import FACTS, ScriptedEnv, scripted_collector
 
 LENGTHS = [[3, 5], [4, 2, 6]]
@@ -74,9 +76,7 @@ def test_agent_and_copy_axes_round_trip() -> None:
     """Agent i of copy c in the environment gets what was computed from agent i of copy c."""
     env = ScriptedEnv([[7], [7], [7]], obs_sizes=(4, 4), action_sizes=(12, 12))
     collector, actor = scripted_collector(env, 4)
-    actor.sample = lambda parameters, noise, mask: (  # type: ignore[method-assign]
-        parameters[..., 0] * 4 + parameters[..., 3] * 2
-    ).to(torch.int64)
+    actor.chosen = lambda obs: (obs[..., 0] * 4 + obs[..., 3] * 2).to(torch.int64)  # type: ignore[method-assign]
     rollout = collector.collect(actor)[0]
     expected = np.array([[0, 2], [4, 6], [8, 10]])  # 4 * copy + 2 * agent
     for sent in env.received:
@@ -216,7 +216,8 @@ def test_transitions_hold_the_actions_that_the_environment_received(
         overrides={"env.name": "probe/continuous_match", "env.num_envs": 4, "algorithm": "ipl"}
     )
     trainer = marl.Trainer(config)
-    actor, env = trainer.mappo.actor, trainer.collector.env
+    actor, env = mappo_of(trainer).actor, trainer.collector.env
+    assert isinstance(actor, GaussianActor)
     received: list[np.ndarray] = []
     step = env.step
     monkeypatch.setattr(
@@ -229,8 +230,7 @@ def test_transitions_hold_the_actions_that_the_environment_received(
     np.testing.assert_array_equal(transitions.actions.numpy(), np.stack(received))
     assert (drawn.abs() > 1.0).float().mean() > 0.3
     assert torch.equal(transitions.actions, drawn.clamp(-1.0, 1.0))
-    parameters = actor(trainer.norm.obs(transitions.obs))
-    assert torch.allclose(rollout.log_probs, actor.log_prob(parameters, drawn, None), atol=1e-5)
+    assert torch.allclose(rollout.log_probs, actor.log_prob(transitions.obs, drawn), atol=1e-5)
     actions, log_probs = trainer.policy(transitions)  # as the reward's soft values ask it
     assert actions.abs().max() == 1.0
-    assert not torch.allclose(log_probs, actor.log_prob(parameters, actions, None))
+    assert not torch.allclose(log_probs, actor.log_prob(transitions.obs, actions))

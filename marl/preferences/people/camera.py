@@ -185,7 +185,6 @@ def _filmed(policy: Policy, env: VecEnv, number: int) -> tuple[EpisodeRecord, by
     seeds, camera = Seeds(number), Camera(env, 1)
     collector = Collector(
         env,
-        policy.norm,
         steps,
         seed=seeds.integer("evaluation environment"),
         generator=seeds.torch("evaluation actions"),
