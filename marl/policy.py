@@ -1,4 +1,10 @@
-"""The environment's constants in a checkpoint, and whether it still is what it was."""
+"""A trained team outside the trainer: observations in, actions out, both NumPy.
+
+A checkpoint holds the constants of its environment, so that the environment need not be there.
+Where it is made again, it must be what it was.
+
+Axes: E environments, N agents, O observation features, A actions.
+"""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -25,10 +31,6 @@ from marl.utils.checkpoint import (
     restoring,
 )
 from marl.utils.trust import check_trusted, environment_paths, grant, learner_paths
-
-# A trained team outside the trainer: observations in, actions out, both NumPy.
-#
-# Axes: E environments, N agents, O observation features, A actions.
 
 
 class Policy:
