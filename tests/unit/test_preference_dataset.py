@@ -192,8 +192,8 @@ def test_an_environment_with_deaths_needs_to_know_who_lived(tmp_path: Path) -> N
     made = PreferenceDataset.create(tmp_path / "dataset", replay_of("deaths, masks and facts")[1])
     facts = np.zeros((2, 2), np.float32)
     with pytest.raises(DatasetError, match=r"alive is missing; scripted needs shape \(2, 2\)"):
-        made.add_episode(dataclasses.replace(record(), facts_on_the_way=facts))
-    with pytest.raises(DatasetError, match="facts_on_the_way is missing"):
+        made.add_episode(dataclasses.replace(record(), step_facts=facts))
+    with pytest.raises(DatasetError, match="step_facts is missing"):
         made.add_episode(record())
 
 

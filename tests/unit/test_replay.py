@@ -47,7 +47,7 @@ def all_steps(replay: ReplayBuffer, number: int) -> Any:
 
 
 @pytest.mark.parametrize("rollouts", range(1, 13))
-def test_facts_on_the_way_are_those_of_their_step(rollouts: int) -> None:
+def test_step_facts_are_those_of_their_step(rollouts: int) -> None:
     """Also after the ring has wrapped around; steps beyond the end repeat the last."""
     replay, _ = filled([[3, 5, 7], [6, 2]], rollouts, tells_facts=True)
     numbers = replay.available()

@@ -54,7 +54,7 @@ def archive_of(sums: list[float]) -> EpisodeArchive:
                 final_obs=torch.zeros(3, 4).numpy(),
                 final_state=torch.zeros(5).numpy(),
                 facts=torch.zeros(0).numpy(),
-                facts_on_the_way=torch.zeros(length, 0).numpy(),
+                step_facts=torch.zeros(length, 0).numpy(),
                 episode_return=0.0,
                 terminated=True,
             )

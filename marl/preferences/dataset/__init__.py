@@ -17,7 +17,7 @@ the dataset. Numbers may have gaps; those of an exported run are the run's own.
 
     obs (L, N, O), state (L, S)       float32: before each step; padded with zeros
     actions (L, N) or (L, N, A)       int64 choices, or float32
-    facts_on_the_way (L, F)           float32: after each step, in the order of [[spec.facts]]
+    step_facts (L, F)                 float32: after each step, in the order of [[spec.facts]]
     alive (L, N)                      bool: only where agents die
     action_mask (L, N, A)             bool: only where some actions are illegal
     final_obs (N, O), final_state (S), facts (F)    what the last step led to
@@ -31,6 +31,12 @@ the dataset. Numbers may have gaps; those of an exported run are the run's own.
 
 ``label`` is P(first preferred): 1 first, 0 second, 0.5 tie, null skipped. An undo withdraws the
 latest standing answer of its source. Answers about episodes that are not there are left out.
+
+A dataset may come from a stranger (`untrusted.py`). Of an archive only these arrays are read, once
+their headers fit the manifest and the free memory; members are stored or deflated, and hold numbers
+or truth values. Numbers of episodes end at 2^53 - 1, a line of answers at 64 KiB, a file of frames,
+as JSON, at 32 MiB. Whatever is wrong is a `DatasetError` of one line. ``--skip-damaged``, in Python
+`skip_damaged`, leaves damaged episodes, answers and questions out, with a warning.
 
 From Python, `PreferenceDataset.create`, `add_episode` and `answers.append` bring foreign data in.
 """

@@ -35,7 +35,7 @@ from marl.preferences.dataset.format import (
 from marl.preferences.dataset.untrusted import DatasetError, warn_skipped
 from marl.utils.memory_check import available_bytes
 
-_BY_STEP = ("obs", "state", "actions", "facts_on_the_way", "alive", "action_mask")
+_BY_STEP = ("obs", "state", "actions", "step_facts", "alive", "action_mask")
 
 
 class EpisodeArchive:
@@ -65,7 +65,7 @@ class EpisodeArchive:
             return torch.from_numpy(np.stack([getattr(r, name) for r in records])).to(device)
 
         self._rows = {name: joined(name) for name in _BY_STEP if name in given}
-        self._facts_by_step = self._rows.pop("facts_on_the_way")
+        self._facts_by_step = self._rows.pop("step_facts")
         ends = ("final_obs", "final_state", "final_alive")
         self._finals = {n.removeprefix("final_"): stacked(n) for n in ends if n in given}
         self._facts = stacked("facts")

@@ -131,7 +131,7 @@ def record_of(replay: ReplayBuffer, spec: EnvSpec, number: int) -> EpisodeRecord
         "actions": steps.actions,
         "final_obs": steps.next_obs[:, -1],
         "final_state": steps.next_state[:, -1],
-        "facts_on_the_way": facts,
+        "step_facts": facts,
         "facts": episode.facts,
         "alive": steps.alive if spec.agents_die else None,
         "final_alive": None if steps.next_alive is None else steps.next_alive[:, -1],

@@ -171,10 +171,10 @@ class EpisodeRecord:
     """Sum of the task's rewards."""
     terminated: bool
     """Whether the task ended, rather than being interrupted."""
-    facts_on_the_way: Array | None = None
+    step_facts: Array | None = None
     """(L, F) float32: what was known after each step; None where F is 0."""
     facts: Array | None = None
-    """(F) float32: what was known at the end; None: the last row of `facts_on_the_way`."""
+    """(F) float32: what was known at the end; None: the last row of `step_facts`."""
     alive: Array | None = None
     """(L, N) bool, where agents die."""
     final_alive: Array | None = None
@@ -200,7 +200,7 @@ _SAVED_AS = {
 """Each field's name in the file."""
 _SCALARS = ("episode_return", "terminated")
 _NEEDED = ("obs", "state", "actions", "final_obs", "final_state", *_SCALARS)
-_ENDS = {"facts": "facts_on_the_way", "final_alive": "alive"}
+_ENDS = {"facts": "step_facts", "final_alive": "alive"}
 """What may be left out, and whose last row stands for it."""
 _KINDS: dict[type[np.generic], str] = {np.float32: "fiu", np.int64: "iu", np.bool_: "b"}
 """Kinds of NumPy types that may stand for each of the format's."""
@@ -318,7 +318,7 @@ def _expected(spec: EnvSpec, length: int) -> dict[str, _Type]:
         "actions": (team, np.int64) if discrete else ((*team, spec.action_size), np.float32),
         "final_obs": ((spec.num_agents, spec.obs_size), np.float32),
         "final_state": ((spec.state_size,), np.float32),
-        "facts_on_the_way": ((length, len(spec.facts)), np.float32),
+        "step_facts": ((length, len(spec.facts)), np.float32),
         "facts": ((len(spec.facts),), np.float32),
     }
     if spec.agents_die:
