@@ -78,10 +78,11 @@ class LearnerConfig:
     ends when it leaves; where local rewards are positive in the mean, to die then costs an agent
     all that was still to come. With the others its stream goes on to the end of the episode.
     Alive_mean: the mean local reward of those present in that step. Team_share: the team's R / n,
-    i.e. the local rewards of those present, summed and divided among all. Centred: the mean local
-    reward of all who are present anywhere in the rollout, which is to centre local rewards over
-    agents and time and then to pay the absent nothing. A constant added to all local rewards makes
-    absence neither better nor worse with alive_mean and centred."""
+    i.e. the local rewards of those present, summed and divided among all. Centred: R / n for all,
+    and for those present also what their local reward is above the mean of theirs: the agents'
+    rewards add up to R whoever is absent, and nobody's grows as others die. A constant added to
+    all local rewards makes absence neither better nor worse with alive_mean and centred, a
+    constant added to R with centred only."""
 
 
 @dataclass(frozen=True, kw_only=True)
