@@ -101,7 +101,9 @@ class RewardConfig:
     alpha: float = 10.0
     """Logit scale: S = (alpha / T_max) * sum of R."""
     length_normalised: bool = False
-    """Average R over each episode's own length instead of T_max: length then does not count."""
+    """Average R over each episode's own length instead of T_max: length then does not count, and
+    preferences leave the mean of R open. Where episodes can end early, it decides whether to end
+    them pays."""
     sample_steps: int = 50
     """K, steps drawn from each episode to estimate its sum; all of them if T_max <= K."""
     whole_episodes: int = 0

@@ -62,8 +62,8 @@ class PreferenceConfig:
     """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
     discount: float = 1.0
     """Compare G discount^(T - 1), what a return paid in the last of T steps is worth at the first.
-    At `learner.gamma` the labels mean what the policy maximises: of two equal losses, such as a
-    fall, the later one is better. 1: the plain return."""
+    Of two equal losses, such as a fall, the later one is then better. The learned scores are plain
+    sums of R all the same, and the policy discounts R once more. 1: the plain return."""
     facts: tuple[str, ...] = ()
     """What ``facts`` compares, the most important first; a later one decides where the earlier
     tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).
