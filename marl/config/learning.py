@@ -94,7 +94,9 @@ class RewardConfig:
     gamma: float = 0.9
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); ``slf`` and ``sl`` fix it at 0."""
     target_rate: float = 0.001
-    """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'."""
+    """Polyak rate per gradient step of the slow copy of V and of the mixer used at s'. Three times
+    as many gradient steps per iteration, if ``gradient_steps`` is given, move them three times as
+    far; a third of the rate makes up for it."""
     drift_tolerance: float = 0.1
     """Rise of the averaged preference loss above its lowest, in nats, at which the rate is halved;
     0 switches this guard off."""
@@ -118,9 +120,10 @@ class RewardConfig:
     """With ``gradient_steps = 0``, one block of gradient steps is always taken: one step for every
     so many environment steps of the iteration, rounded up."""
     held_out_fall: float = 0.01
-    """With ``gradient_steps = 0``, another block follows as long as the last one lowered the
-    preference loss by at least this share of itself, measured on one held-out batch, drawn once
-    per fit. Without held-out answers there is one block."""
+    """With ``gradient_steps = 0``, another block follows as long as one of the last two lowered the
+    preference loss by at least this share of its lowest, measured on one held-out batch, drawn once
+    per fit. The target networks move in the first block only. Without held-out answers there is one
+    block."""
     fit_share: float = 0.6
     """With ``gradient_steps = 0``, further blocks end where the fit's share of the work reaches
     this. Work is counted, not timed, so that runs can be repeated exactly: the rows (steps of the

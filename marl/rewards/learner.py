@@ -31,6 +31,9 @@ from marl.rewards.mixers import Mixed
 from marl.rewards.protocols import Batches, ImplicitReward
 from marl.types import History, LabelledSegments, Rewards, Transitions
 
+PATIENCE = 2
+"""Blocks without a new lowest held-out loss after which a fit ends: one may fail by chance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
@@ -119,11 +122,12 @@ class RewardLearner:
     ) -> tuple[list[Tensor], LabelledSegments | None]:
         """Take one block of gradient steps, and more while they help and the budget lasts.
 
+        The target networks follow in the first block only: with the data, not with the fit.
         Return each step's metrics and, if more than one block was possible, the held-out batch.
         """
         block, max_rows = self.budget.block, self.budget.max_rows
         held_out = source.batch(held_out=True) if max_rows else None
-        loss = self._held_out_loss(held_out)
+        lowest, since = self._held_out_loss(held_out), 0
         steps: list[Tensor] = []
         num_rows = 0
         while True:
@@ -132,15 +136,21 @@ class RewardLearner:
                 segments = source.batch()
                 if segments is None:
                     return steps, held_out
-                steps.append(self._step(segments, policy))
+                rate = self.guard.rate if len(steps) < block else 0.0
+                steps.append(self._step(segments, policy, rate))
                 num_rows += segments.step_weights.numel()
             if held_out is None or num_rows >= max_rows:
                 return steps, held_out
-            before, loss = loss, self._held_out_loss(held_out)
-            if loss > (1.0 - self.config.held_out_fall) * before:
+            loss = self._held_out_loss(held_out)
+            if loss <= (1.0 - self.config.held_out_fall) * lowest:
+                lowest, since = loss, 0
+            else:
+                since += 1
+            if since == PATIENCE:
                 return steps, held_out
 
-    def _step(self, segments: LabelledSegments, policy: PolicySampler) -> Tensor:
+    def _step(self, segments: LabelledSegments, policy: PolicySampler, rate: float) -> Tensor:
+        """Take one gradient step, move the target networks by the rate, and return metrics."""
         split = self._split(segments.transitions)
         rewards, now = split.rewards, split.now
         logits = preference_logits(rewards.team, segments, self.config, self.max_steps)
@@ -166,7 +176,7 @@ class RewardLearner:
             )
             self.q_descent.optimiser.step()
             self.v_descent.optimiser.step()
-            drift = self.own.follow(self.guard.rate)
+            drift = self.own.follow(rate)
         share = split.bias.detach().var() / rewards.team.detach().var().clamp(min=1e-12)
         ties = (segments.labels == 0.5).to(loss.dtype).mean()
         return torch.stack((preference_loss.detach(), ties, share, drift))
