@@ -36,10 +36,10 @@ FIRST = (
     ("smacv2_5_units_episodic", 101),
     ("nav_6_fit", 100),
     ("halfcheetah_2x3_fit", 100),
-    ("simple_spread_fit", 100),
-    ("smacv2_5_units_fit", 100),
     ("smacv2_5_units_outcome", 100),
     ("smacv2_5_units_episodic", 102),
+    ("simple_spread_fit", 100),
+    ("smacv2_5_units_fit", 100),
     ("2s3z_episodic", 100),
     ("nav_6_fit", 101),
     ("halfcheetah_2x3_fit", 101),
@@ -147,13 +147,13 @@ def table(title: str, steps: int, rows: Sequence[tuple[str, list[dict[str, Any]]
     ]
     for variant, cells in rows:
         found = {cell["seed"]: cell for cell in cells}
-        finals = ", ".join(f"{seed}: {found[seed]['final']:.3g}" for seed in sorted(found))
+        finals = ", ".join(f"{seed}: {found[seed]['final']:.4g}" for seed in sorted(found))
 
         def mean(key: str, cells: Sequence[dict[str, Any]] = cells) -> float:
             return statistics.fmean(cell[key] for cell in cells)
 
         lines.append(
-            f"| {variant} | {finals} | {mean('final'):.3g} | {mean('whole_run'):.3g} "
+            f"| {variant} | {finals} | {mean('final'):.4g} | {mean('whole_run'):.4g} "
             f"| {mean('held_out_loss'):.3f} | {mean('gradient_steps'):.1f} "
             f"| {mean('seconds'):.0f} |"
         )

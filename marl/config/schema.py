@@ -99,10 +99,11 @@ class LearnerConfig:
     ends when it leaves; where local rewards are positive in the mean, to die then costs an agent
     all that was still to come. With the others its stream goes on to the end of the episode.
     Alive_mean: the mean local reward of those present in that step. Team_share: the team's R / n,
-    i.e. the local rewards of those present, summed and divided among all. Centred: the mean local
-    reward of all who are present anywhere in the rollout, which is to centre local rewards over
-    agents and time and then to pay the absent nothing. A constant added to all local rewards makes
-    absence neither better nor worse with alive_mean and centred."""
+    i.e. the local rewards of those present, summed and divided among all. Centred: R / n for all,
+    and for those present also what their local reward is above the mean of theirs: the agents'
+    rewards add up to R whoever is absent, and nobody's grows as others die. A constant added to
+    all local rewards makes absence neither better nor worse with alive_mean and centred, a
+    constant added to R with centred only."""
 
 
 @settings("reward.")
@@ -128,14 +129,18 @@ class RewardConfig:
     """Whether the regression subtracts the variance that sampling steps adds to its squared error;
     steps are then drawn without replacement instead of one from each stratum."""
     target_rate: Annotated[float, Range(0, 1)] = 0.001
-    """Polyak rate per gradient step of the target networks: V and the mixer used at s'."""
+    """Polyak rate per gradient step of the target networks: V and the mixer used at s'. Three times
+    as many gradient steps per iteration, if ``gradient_steps`` is given, move them three times as
+    far; a third of the rate makes up for it."""
     drift_tolerance: Annotated[float, Range(0, 1e6)] = 0.1
     """Rise of the averaged loss above its lowest (in nats, of preferences), which halves the rate;
     0 switches this guard off."""
     alpha: Annotated[float, Range(1e-9, 1e9)] = 10.0
     """Logit scale: S = (alpha / T_max) * sum of R."""
     length_normalised: bool = False
-    """Average R over each episode's own length instead of T_max: length then does not count."""
+    """Average R over each episode's own length instead of T_max: length then does not count, and
+    preferences leave the mean of R open. Where episodes can end early, it decides whether to end
+    them pays."""
     sample_steps: Annotated[int, Range(1, 1e6)] = 50
     """K, steps drawn from each episode to estimate its sum; all of them if T_max <= K."""
     whole_episodes: Annotated[int, Range(0, 1e6)] = 0
@@ -150,9 +155,10 @@ class RewardConfig:
     """With ``gradient_steps = 0``, one block of gradient steps is always taken: one step for every
     so many environment steps of the iteration, rounded up."""
     held_out_fall: Annotated[float, Range(0, 1)] = 0.01
-    """With ``gradient_steps = 0``, another block follows as long as the last one lowered the
-    preference loss by at least this share of itself, measured on one held-out batch, drawn once
-    per fit. Without held-out answers there is one block."""
+    """With ``gradient_steps = 0``, another block follows as long as one of the last two lowered the
+    loss by at least this share of its lowest, measured on one held-out batch, drawn once per fit.
+    The target networks move in the first block only. Without a held-out batch there is one
+    block."""
     fit_share: Annotated[float, Range(0, 0.99)] = 0.6
     """With ``gradient_steps = 0``, further blocks end where the fit's share of the work reaches
     this. Work is counted, not timed, so that runs can be repeated exactly: the rows (steps of the
@@ -270,8 +276,8 @@ class PreferenceConfig:
     """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
     discount: Annotated[float, Range(1e-6, 1)] = 1.0
     """Compare G discount^(T - 1), what a return paid in the last of T steps is worth at the first.
-    At `learner.gamma` the labels mean what the policy maximises: of two equal losses, such as a
-    fall, the later one is better. 1: the plain return."""
+    Of two equal losses, such as a fall, the later one is then better. The learned scores are plain
+    sums of R all the same, and the policy discounts R once more. 1: the plain return."""
     facts: tuple[str, ...] = ()
     """What ``facts`` compares, the most important first; a later one decides where the earlier
     tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).

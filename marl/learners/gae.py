@@ -256,14 +256,14 @@ def with_absent(
 ) -> Float[Tensor, "T E N"]:
     """Return local rewards in which the absent earn what `LearnerConfig.absence` says."""
     earned = reward.where(present, torch.zeros_like(reward))
-    if rule == "alive_mean":
-        count = present.sum(dim=-1, keepdim=True).clamp(min=1)
-        return reward.where(present, earned.sum(dim=-1, keepdim=True) / count)
-    if rule == "team_share":
-        return reward.where(present, earned.mean(dim=-1, keepdim=True))
+    if rule == "ends":
+        return earned
+    total = earned.sum(dim=-1, keepdim=True)
+    share = total / reward.shape[-1]
+    mean = total / present.sum(dim=-1, keepdim=True).clamp(min=1)
     if rule == "centred":
-        return reward.where(present, earned.sum() / present.sum().clamp(min=1))
-    return earned
+        return (reward - (mean - share)).where(present, share)
+    return reward.where(present, mean if rule == "alive_mean" else share)
 
 
 def explained_variance(

@@ -27,6 +27,9 @@ from marl.utils.threads import TwoThreads
 AVERAGED_FITS = 20
 """Fits over which the drift guard averages the loss."""
 
+PATIENCE = 2
+"""Blocks without a new lowest held-out loss after which a fit ends: one may fail by chance."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class FitBudget:
@@ -202,11 +205,13 @@ class RewardLearner:
     ) -> tuple[list[GradientStep], EpisodeBatch | None]:
         """Take one block of gradient steps, and more while they help and the budget lasts.
 
+        The target networks follow in the first block only: with the data, not with the fit.
         Return each step's metrics and, if more than one block was possible, the held-out batch.
         """
         block, max_rows = self.budget.block, self.budget.max_rows
         held_out = source.batch(held_out=True) if max_rows else None
-        loss = math.nan if held_out is None else self._evaluate(held_out)[0]
+        lowest = math.nan if held_out is None else self._evaluate(held_out)[0]
+        failed = 0
         steps: list[GradientStep] = []
         num_rows = 0
         while True:
@@ -215,18 +220,23 @@ class RewardLearner:
                 batch = source.batch()
                 if batch is None:
                     return steps, held_out
-                steps.append(self._step(optimizer, batch, policy))
+                rate = self.guard.rate if len(steps) < block else 0.0
+                steps.append(self._step(optimizer, batch, policy, rate))
                 num_rows += batch.step_weights.numel()
             if held_out is None or num_rows >= max_rows:
                 return steps, held_out
-            before, loss = loss, self._evaluate(held_out)[0]
-            if loss > (1.0 - self.config.held_out_fall) * before:
+            loss = self._evaluate(held_out)[0]
+            if loss <= (1.0 - self.config.held_out_fall) * lowest:
+                lowest, failed = loss, 0
+            else:
+                failed += 1
+            if failed == PATIENCE:
                 return steps, held_out
 
     def _step(
-        self, optimizer: Optimizer, batch: EpisodeBatch, policy: PolicySampler
+        self, optimizer: Optimizer, batch: EpisodeBatch, policy: PolicySampler, rate: float
     ) -> GradientStep:
-        """Take one gradient step and return what there is to tell about it."""
+        """Take one gradient step, move the target networks by `rate`, and return its metrics."""
         outputs = self._outputs(batch.transitions)
         fit_loss, metrics = self.loss(outputs.rewards, batch)
         loss = self._with_penalties(fit_loss, outputs.rewards, batch)
@@ -242,7 +252,7 @@ class RewardLearner:
             )
             optimizer.step()
             v_optimizer.step()
-            drift = model.update_targets(self.guard.rate)
+            drift = model.update_targets(rate)
         team = outputs.rewards.team.detach()
         share = outputs.bias.detach().var() / team.var().clamp(min=1e-12)
         metrics = metrics | {"reward/bias_share": share, "reward/value_drift": drift}

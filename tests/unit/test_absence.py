@@ -56,10 +56,10 @@ def with_presence(rollout: Rollout, alive: Tensor) -> Rollout:
     ("absence", "expected"),
     [
         ("ends", [[1.0, 0.0, 9.0], [0.0, 8.0, 0.0]]),
-        # (1 + 9) / 2 and 8 / 1; (1 + 9) / 3 and 8 / 3; (1 + 9 + 8) / 3.
+        # (1 + 9) / 2 and 8 / 1; (1 + 9) / 3 and 8 / 3; centred: 1 - 5 + 10 / 3, 9 - 5 + 10 / 3.
         ("alive_mean", [[1.0, 5.0, 9.0], [8.0, 8.0, 8.0]]),
         ("team_share", [[1.0, 10 / 3, 9.0], [8 / 3, 8.0, 8 / 3]]),
-        ("centred", [[1.0, 6.0, 9.0], [6.0, 8.0, 6.0]]),
+        ("centred", [[-2 / 3, 10 / 3, 22 / 3], [8 / 3, 8 / 3, 8 / 3]]),
     ],
 )
 def test_what_the_absent_earn_by_hand(absence: Absence, expected: list[list[float]]) -> None:
@@ -98,6 +98,25 @@ def test_a_constant_makes_absence_neither_better_nor_worse(
     assert torch.allclose(gained[:, 0], gained[:, 1], atol=1e-4)
 
 
+@given(
+    constant=st.floats(-10.0, 10.0),
+    presence=st.lists(st.booleans(), min_size=12, max_size=12),
+    seed=st.integers(0, 2**31 - 1),
+)
+def test_centred_rewards_add_up_to_the_teams_and_share_its_constant_alike(
+    constant: float, presence: list[bool], seed: int
+) -> None:
+    """The complete form shares a constant of R among the living; nobody profits by a death."""
+    present = torch.tensor(presence).view(3, 2, 2)
+    reward = torch.randn(3, 2, 2, generator=generator(seed))
+    found = with_absent(reward, present, "centred")
+    assert torch.allclose(found.sum(dim=-1), (reward * present).sum(dim=-1), atol=1e-5)
+    count = present.sum(dim=-1, keepdim=True)
+    more = with_absent(reward + constant / count.clamp(min=1), present, "centred") - found
+    expected = torch.full_like(more, constant / 2) * (count > 0)
+    assert torch.allclose(more, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize(("absence", "loses"), [("ends", 5.0), ("team_share", 2.5)])
 def test_a_constant_makes_death_worse_by_the_other_rules(absence: Absence, loses: float) -> None:
     """Agent 0 dies behind step 0 of 6; undiscounted it loses 5 steps of 1, or 5 of 1 - 1 / 2."""
@@ -134,23 +153,22 @@ def test_without_deaths_nothing_depends_on_the_rule(
     ("absence", "expected"),
     [
         # There, absent, there; undiscounted, V = 0, r_0 = 1, -, 4 and r_1 = 2, 3, 6: what agent 0
-        # earns in its absence is 3, 3 / 2 or the mean of 1, 4, 2, 3, 6, which is 3.2.
-        ("alive_mean", 1.0 + 3.0 + 4.0),
-        ("team_share", 1.0 + 1.5 + 4.0),
-        ("centred", 1.0 + 3.2 + 4.0),
-        ("ends", 1.0),
+        # earns in its absence is 3, or 3 / 2, which centred leaves agent 1 too.
+        ("alive_mean", [1.0 + 3.0 + 4.0, 2.0 + 3.0 + 6.0]),
+        ("team_share", [1.0 + 1.5 + 4.0, 2.0 + 3.0 + 6.0]),
+        ("centred", [1.0 + 1.5 + 4.0, 2.0 + 1.5 + 6.0]),
+        ("ends", [1.0, 2.0 + 3.0 + 6.0]),
     ],
 )
-def test_who_returns_is_credited_with_what_follows(absence: Absence, expected: float) -> None:
+def test_who_returns_is_credited_with_what_follows(absence: Absence, expected: list[float]) -> None:
     mappo, rollout = make(absence, 3, gamma=1.0, gae_lambda=1.0)
     rollout = with_presence(
         rollout, torch.tensor([[[True, True]], [[False, True]], [[True, True]]])
     )
     local = torch.tensor([[[1.0, 2.0]], [[1e3, 3.0]], [[4.0, 6.0]]])
     found = local_stream(mappo, rollout, Rewards(team=local[..., 1], local=local)).advantages
-    assert found[0, 0, 0].item() == pytest.approx(expected)
-    assert found[2, 0, 0].item() == pytest.approx(4.0)
-    assert found[:, 0, 1].tolist() == pytest.approx([11.0, 9.0, 6.0])
+    assert found[0, 0].tolist() == pytest.approx(expected)
+    assert found[2, 0].tolist() == pytest.approx([4.0, 6.0])
 
 
 @pytest.mark.parametrize("absence", GOING_ON)

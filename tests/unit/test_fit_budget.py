@@ -81,13 +81,27 @@ def test_blocks_follow_while_the_held_out_loss_falls_and_the_budget_lasts() -> N
         assert steps_taken(Counting(ordered()), FitBudget(block=4, max_rows=max_rows)) == expected
 
 
-def test_no_block_follows_one_that_did_not_help() -> None:
-    assert steps_taken(Counting(reversed_order()), FitBudget(block=4, max_rows=10**6)) == 4
+def test_no_block_follows_two_that_did_not_help() -> None:
+    assert steps_taken(Counting(reversed_order()), FitBudget(block=4, max_rows=10**6)) == 8
 
 
-def test_no_block_follows_one_that_helped_too_little() -> None:
+def test_no_block_follows_two_that_helped_too_little() -> None:
     budget = FitBudget(block=4, max_rows=10**6)
-    assert steps_taken(Counting(ordered()), budget, held_out_fall=1.0) == 4
+    assert steps_taken(Counting(ordered()), budget, held_out_fall=1.0) == 8
+
+
+def test_target_networks_move_in_the_first_block_only() -> None:
+    """With fast networks that stand still, a step takes a slow one the share `rate` nearer."""
+    model = make_model(FactoredReward, gradient_steps=0, learning_rate=0.0, target_rate=0.5)
+    before = [p.clone() for p in model.target_v.parameters()]
+    budget = FitBudget(block=2, max_rows=4 * ROWS)
+    learner = RewardLearner(model, "", model.config, 10, budget=budget, threads=1, device=CPU)
+    learner.fit(Counting(ordered()), uniform_policy)
+    assert learner.num_fits == 4
+    for fast, target, start in zip(
+        model.v.parameters(), model.target_v.parameters(), before, strict=True
+    ):
+        assert torch.allclose(fast - target, 0.25 * (fast - start), atol=1e-6)
 
 
 def test_without_held_out_answers_there_is_one_block() -> None:

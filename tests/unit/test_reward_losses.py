@@ -147,3 +147,27 @@ def test_scores_of_every_agent_by_hand() -> None:
         rewards, batch.step_weights, batch.lengths, RewardConfig(alpha=10.0), 20
     )
     assert scores.tolist() == [[1.5, 9.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize(
+    ("lengths", "length_normalised", "moves_by"),
+    [
+        # S = 10 / 8 sum R: episodes of 4 and 4 steps gain 5 each from a constant of 1, those of 4
+        # and 2 steps 5 and 2.5. Per step, S = 10 mean R, both gain 10 whatever their lengths.
+        ([4, 4], False, 0.0),
+        ([4, 2], False, 2.5),
+        ([4, 2], True, 0.0),
+    ],
+)
+def test_preferences_pin_the_mean_reward_down_by_unequal_lengths_only(
+    lengths: list[int], length_normalised: bool, moves_by: float
+) -> None:
+    """What they leave open, the policy must not take for a reason to end an episode."""
+    weights = [[1.0] * length + [0.0] * (4 - length) for length in lengths]
+    batch = batch_of(weights, lengths)
+    config = RewardConfig(alpha=10.0, length_normalised=length_normalised)
+    rewards = torch.linspace(-1.0, 1.0, 8).view(2, 4)
+    before, after = (
+        preference_logits(rewards + constant, batch, config, 8) for constant in (0.0, 1.0)
+    )
+    assert (after - before).item() == pytest.approx(moves_by, abs=1e-5)
