@@ -30,8 +30,9 @@ OURS = {
 WORK = {"rollout_steps": STEPS, "epochs": EPOCHS, "minibatches": MINIBATCHES}
 """How often both sides go through which batch: JaxMARL's settings."""
 _LOOP = """
-import json, sys, time
+import json, sys, time, torch
 from marl import Trainer, load_config
+torch.set_num_threads(1)
 scenario, copies, hidden = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 work = json.loads(sys.argv[5])
 overrides = {"algorithm": "sparse", "env.num_envs": copies, "threads": 1}

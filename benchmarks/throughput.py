@@ -20,8 +20,9 @@ from benchmarks.physics import env_rate, raw_physics_rate, record
 PARTS = ("physics", "inference", "reward", "policy")
 SAMPLINGS = ("serial", "batched")
 _LOOP = """
-import json, sys, time
+import json, sys, time, torch
 from marl import Trainer, load_config
+torch.set_num_threads(1)
 algorithm, copies, steps, threads = sys.argv[1], *map(int, sys.argv[2:])
 overrides = {"algorithm": algorithm, "env.num_envs": copies, "threads": threads}
 config = load_config(None, overrides | {"preferences.replay_steps": 16_000 * copies})

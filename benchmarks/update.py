@@ -28,8 +28,9 @@ CASES: dict[str, tuple[str | None, dict[str, object]]] = {
 }
 PARTS = ("physics", "inference", "reward", "policy")
 _LOOP = """
-import json, sys, time
+import json, sys, time, torch
 from marl import Trainer, load_config
+torch.set_num_threads(1)
 trainer = Trainer(load_config(*json.loads(sys.argv[1])))
 metrics = {}
 while "value/loss_local" not in metrics and "value/loss_team" not in metrics:

@@ -4,7 +4,7 @@ Axes: T time, E environments, N agents.
 """
 
 import copy
-import resource
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,7 +47,6 @@ class Trainer:
         under which an answer cache keeps what it asks.
         """
         config = with_given_labeller(config, labeller)
-        torch.set_num_threads(1)  # small matrices: threads run side by side, not inside one product
         self.config = config
         self.run = run
         self.device = torch.device(config.device)
@@ -295,8 +294,8 @@ def episode_metrics(rollout: Rollout, facts: tuple[Fact, ...]) -> dict[str, floa
 
 
 def resident_mib() -> float:
-    """Return the process's resident memory in MiB; NaN where the system does not tell."""
+    """Return the process's resident memory in MiB; NaN where the system has no ``/proc``."""
     status = Path("/proc/self/statm")
     if not status.exists():
         return float("nan")
-    return int(status.read_text().split()[1]) * resource.getpagesize() / 2**20
+    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

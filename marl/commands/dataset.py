@@ -88,7 +88,9 @@ class FitReward:
         from marl.config.io import load_config
         from marl.preferences.dataset import PreferenceDataset
         from marl.rewards.fit import fit_reward
+        from marl.utils.threads import single_threaded_operations
 
+        single_threaded_operations()
         console = LiteralConsole()
         dataset = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
         reward = load_config(self.config).reward

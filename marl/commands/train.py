@@ -99,7 +99,9 @@ def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> in
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
     from marl.utils.progress import Progress
+    from marl.utils.threads import single_threaded_operations
 
+    single_threaded_operations()
     stop = _Stop()
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
     with Progress(config.total_steps, title) as progress:

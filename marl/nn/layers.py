@@ -4,8 +4,6 @@ Axes: N agents, I inputs, H units; ``*L`` any leading axes.
 """
 
 import math
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,22 +51,12 @@ def correlation(x: Tensor, y: Tensor, present: Tensor | None = None) -> Tensor:
     return (x * y).mean() / ((x**2).mean() * (y**2).mean()).sqrt().clamp(min=1e-12)
 
 
-def _runs_on_amd() -> bool:
-    """Return whether the processor is AMD's."""
-    cpuinfo = Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else platform.processor()
-    return "AuthenticAMD" in text
-
-
-_MKL_IS_SLOW = _runs_on_amd()
-
-
 class _Tanh(torch.autograd.Function):
-    """tanh(x) = 2 sigmoid(2x) - 1 (error 2e-7)."""
+    """The same of a copy, with its derivative 1 - y^2."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = torch.sigmoid(x + x).mul_(2.0).sub_(1.0)
+        y = _tanh(x)
         ctx.save_for_backward(y)
         return y
 
@@ -79,22 +67,25 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh_(x: Tensor) -> Tensor:
-    """Replace x by its tanh, as `Tanh` computes it."""
-    if not _MKL_IS_SLOW:
-        return x.tanh_()
+    """Replace x by its tanh, computed as 2 sigmoid(2x) - 1 (error 2e-7).
+
+    PyTorch takes its own tanh from MKL, whose numbers and speed depend on the maker of the
+    processor: on AMD's the sigmoid is 2 to 5 times as fast (`benchmarks/tanh.py`), on Intel's a
+    third slower. One form for all gives both the same numbers.
+    """
     return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
 
 
-class Tanh(nn.Module):
-    """The hidden units' activation.
+def _tanh(x: Tensor) -> Tensor:
+    return torch.sigmoid(x + x).mul_(2.0).sub_(1.0)
 
-    PyTorch takes its tanh from MKL, which is fast on Intel's processors and slow on AMD's: there
-    the detour over the sigmoid is five times as fast, on Intel's a third slower.
-    """
+
+class Tanh(nn.Module):
+    """The hidden units' activation."""
 
     def forward(self, x: Tensor) -> Tensor:
-        if not _MKL_IS_SLOW:
-            return torch.tanh(x)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return _tanh(x)
         out: Tensor = _Tanh.apply(x)  # type: ignore[no-untyped-call]  # untyped in torch
         return out
 

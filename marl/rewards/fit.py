@@ -130,7 +130,6 @@ def fit_reward(
     `out` gets the model, in the form that ``preferences.model.run`` takes, ``report.json`` and
     ``calibration.png``. A `console` shows progress.
     """
-    torch.set_num_threads(1)  # small matrices, as in training
     preferences = data if isinstance(data, PreferenceDataset) else PreferenceDataset(data)
     folder = None if out is None else Path(out)
     if folder is not None:

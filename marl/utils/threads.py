@@ -1,4 +1,4 @@
-"""Independent jobs on two threads of a CPU."""
+"""Independent jobs on two threads of a CPU, instead of several threads inside one operation."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
@@ -11,6 +11,14 @@ import torch
 First = TypeVar("First")
 Second = TypeVar("Second")
 Result = TypeVar("Result")
+
+
+def single_threaded_operations() -> None:
+    """Keep PyTorch's operations of this process on one thread each; for commands.
+
+    Here matrices are small, so that threads inside an operation cost more than they save.
+    """
+    torch.set_num_threads(1)
 
 
 class TwoThreads:
