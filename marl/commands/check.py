@@ -1,12 +1,15 @@
 """The command ``marl check``."""
 
-from dataclasses import field
-from typing import Annotated
+from dataclasses import field, replace
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from marl.config import Option
 from marl.config.validation import Range, settings
+
+if TYPE_CHECKING:
+    from envs import EnvSpec
 
 
 @settings("--")
@@ -39,11 +42,26 @@ class Check:
             print(f"- {problem}")
         faults = len([p for p in problems if not p.startswith("warning: ")])
         print(f"{self.env}: {faults} faults, {len(problems) - faults} warnings")
-        if not faults:
+        if unfit := self._memory_fault(env.spec) if not faults else "":
+            print(f"it keeps the contract, but {unfit}")
+        elif not faults:
             options = dict(self.options)
             if not isinstance(env, SparseRewards):  # it pays as it goes, or may
                 options.setdefault("reward_mode", "episodic")
             given = " ".join(f"{key} {value}" for key, value in options.items())
             given = f" --env.options {given}" if given else ""
             print(f"it keeps the contract; train with: marl train --env.name {self.env}{given}")
-        return 1 if faults else 0
+        return 1 if faults or unfit else 0
+
+    def _memory_fault(self, spec: "EnvSpec") -> str:
+        """Return why training with the default settings needs too much memory; empty if not."""
+        from marl.config import ConfigError
+        from marl.config.io import load_config
+        from marl.utils.memory_check import check_room
+
+        config = load_config()
+        try:
+            check_room(config, replace(spec, num_envs=config.env.num_envs))
+        except ConfigError as error:
+            return str(error)
+        return ""

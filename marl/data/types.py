@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from envs import EnvSpec
+from envs.base import STEP_ARRAYS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -220,19 +221,15 @@ FINAL_FIELDS = ("obs", "state", "alive")
 
 def step_fields(spec: EnvSpec) -> dict[str, Field]:
     """Return the fields that one step of an environment fills, by their name in `Transitions`."""
-    agents, floats = spec.num_agents, torch.float32
+    arrays = {name: STEP_ARRAYS[name] for name in ("obs", "state", "alive", "action_mask")}
     fields: dict[str, Field] = {
-        "obs": ((agents, spec.obs_size), floats),
-        "state": ((spec.state_size,), floats),
-        "actions": ((agents, spec.action_size), floats),
+        name: (array.shape(spec), getattr(torch, array.dtype))
+        for name, array in arrays.items()
+        if array.is_given(spec)
     }
     if spec.action_kind == "discrete":
-        fields["actions"] = ((agents,), torch.int64)
-    if spec.agents_die:
-        fields["alive"] = ((agents,), torch.bool)
-    if spec.masks_actions:
-        fields["action_mask"] = ((agents, spec.action_size), torch.bool)
-    return fields
+        return fields | {"actions": ((spec.num_agents,), torch.int64)}
+    return fields | {"actions": ((spec.num_agents, spec.action_size), torch.float32)}
 
 
 def allocate(

@@ -49,7 +49,8 @@ def rollout_bytes(config: Config, spec: EnvSpec) -> int:
     """Return what the buffers of one rollout would take."""
     with torch.device("meta"):  # shapes without memory
         buffers = rollout_buffers(spec, config.learner.rollout_steps, config.sees_hidden)
-    return sum(tensor.numel() * tensor.element_size() for tensor in buffers.values())
+    apart = {id(tensor): tensor for tensor in buffers.values()}  # two names may share one
+    return sum(tensor.numel() * tensor.element_size() for tensor in apart.values())
 
 
 def available_bytes() -> int | None:

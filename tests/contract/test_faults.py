@@ -17,6 +17,7 @@ import marl
 from envs import EnvError, EnvSpec, EnvStep, make_env
 from envs.plugins import explained
 from envs.rng import random_actions
+from tests.command_line import run
 
 HERE = Path(__file__).name
 
@@ -151,6 +152,26 @@ def test_a_reward_in_an_array_of_one_is_a_number(recwarn: pytest.WarningsRecorde
     step = play("tests.contract.test_faults:Faulty", fault="array")
     np.testing.assert_array_equal(step.rewards, [3.0, 3.0])
     assert not [warning for warning in recwarn if "NumPy" in str(warning.message)]
+
+
+class Camera(Faulty):
+    """Sees images, which would fill any replay buffer."""
+
+    def observation_space(self, agent: str) -> Box:
+        return Box(-9.0, 9.0, (400, 400), np.float32)
+
+    def _seen(self) -> dict[str, Any]:
+        return {agent: np.full((400, 400), self.t, np.float32) for agent in self.possible_agents}
+
+
+def test_the_check_says_that_training_would_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--env.options", "max_steps", "4", "workers", "0"]
+    name = "tests.contract.test_faults:Camera"
+    assert run("check", name, "--num-envs", "1", "--steps", "4", *options) == 1
+    shown = capsys.readouterr().out
+    assert "it keeps the contract, but environment tests.contract.test_faults:Camera" in shown
+    assert "for preferences.replay_steps = " in shown
+    assert "train with" not in shown
 
 
 @pytest.mark.parametrize("name", ["tests.contract.test_faults:Seedless", "gym/SeedlessDuo-v0"])
