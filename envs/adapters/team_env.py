@@ -266,11 +266,14 @@ def repeats_itself(
     """
     with _generators_kept():
         one = replace(spec, num_envs=1)
-        runner = (
-            Workers(make_team, one, 1, timeout)
-            if where is Workers
-            else Block(make_team, one, range(1))
-        )
+        try:
+            runner = (
+                Workers(make_team, one, 1, timeout)
+                if where is Workers
+                else Block(make_team, one, range(1))
+            )
+        except EnvError:
+            return True
         try:
             return _plays_twice(runner, one, budget, max_steps)
         finally:

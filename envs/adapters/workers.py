@@ -52,8 +52,8 @@ _WATCH = 1.0
 """Seconds between two looks of a worker at whether its parent is there."""
 _PR_SET_PDEATHSIG = 1
 """Linux's number for the signal that a process gets when its parent dies."""
-_FILES_PER_WORKER, _FILES = 8, 16
-"""Files that a worker, and all of them together, take in this process."""
+_FILES_PER_WORKER, _FILES = 5, 12
+"""Files that a worker, and all of them together, take in this process; 4 and 5 were counted."""
 _PREFIX = "marl-workers-"
 """Of the folders in which workers leave signs of life."""
 
