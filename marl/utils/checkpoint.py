@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
+from envs import EnvError
 from marl.errors import UserError
 from marl.utils.files import atomic_path
 from marl.utils.trust import identity_of
@@ -240,6 +241,8 @@ def restoring(where: Path | str) -> Iterator[None]:
     """Turn what a state of another shape raises into `CheckpointError`, which names `where`."""
     try:
         yield
+    except EnvError:  # the environment's own words, e.g. about episodes that do not repeat
+        raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(
