@@ -164,7 +164,8 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     ours = () if pays_itself else REWARD_OPTIONS
     paid = {key: options.pop(key) for key in ours if key in options}
     _check_options(name, maker, options)
-    own = explained(f"environment {name!r}: making it") if is_path else nullcontext()
+    is_theirs = is_path or prefix == "gym"
+    own = explained(f"environment {name!r}: making it") if is_theirs else nullcontext()
     with own:
         env = maker.call(num_envs=num_envs, **maker.fixed, **options)
     missing = missing_members(env)

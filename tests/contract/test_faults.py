@@ -93,6 +93,8 @@ class Duo(gymnasium.Env[Any, Any]):
 
     def __init__(self, fault: str = "") -> None:
         self.fault = fault
+        if fault == "exits":
+            sys.exit(3)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
         return (np.zeros(2), np.zeros(2)), {}
@@ -185,6 +187,11 @@ def test_a_reset_without_a_seed_is_told_with_its_place(name: str) -> None:
 def test_vectors_paid_by_a_gymnasium_team() -> None:
     with pytest.raises(EnvError, match=rf"4 rewards for 2 agents; .* \(Duo.step \({HERE}, line"):
         play("gym/FaultyDuo-v0", fault="vector")
+
+
+def test_an_exit_while_it_is_made() -> None:
+    with pytest.raises(EnvError, match=rf"making it raised SystemExit: 3 \({HERE}, line \d+"):
+        play("gym/FaultyDuo-v0", fault="exits")
 
 
 def test_a_first_reset_without_infos_is_told_with_its_place() -> None:

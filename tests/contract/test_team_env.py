@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from envs import EnvError, VecEnv, check_env
-from envs.adapters.team_env import TeamEnv, advised_workers
+from envs.adapters.measures import advised_workers
+from envs.adapters.team_env import TeamEnv
 from envs.adapters.workers import Workers
 from envs.rng import random_actions
 from tests.counting_team import CountingTeam
