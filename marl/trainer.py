@@ -4,7 +4,6 @@ Axes: T time, E environments, N agents.
 """
 
 import copy
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +24,8 @@ from marl.preferences import FeedbackPipeline
 from marl.preferences.factory import with_given_labeller
 from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_learner
-from marl.utils.memory_check import check_room
+from marl.utils.devices import usable_device
+from marl.utils.memory_check import check_room, resident_mib
 from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
 
@@ -49,7 +49,7 @@ class Trainer:
         config = with_given_labeller(config, labeller)
         self.config = config
         self.run = run
-        self.device = torch.device(config.device)
+        self.device = usable_device(config.device)
         self.seeds = Seeds(config.seed)
         self.env = make_env(config.env.name, config.env.num_envs, **env_options(config))
         spec = self.env.spec
@@ -291,11 +291,3 @@ def episode_metrics(rollout: Rollout, facts: tuple[Fact, ...]) -> dict[str, floa
         names = [f"episode/{fact.name}" for fact in facts]
         metrics |= dict(zip(names, episodes.facts.mean(dim=0).tolist(), strict=True))
     return metrics
-
-
-def resident_mib() -> float:
-    """Return the process's resident memory in MiB; NaN where the system has no ``/proc``."""
-    status = Path("/proc/self/statm")
-    if not status.exists():
-        return float("nan")
-    return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20

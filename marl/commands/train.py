@@ -5,7 +5,7 @@ import os
 import re
 import signal
 import time
-from contextlib import AbstractContextManager, closing
+from contextlib import AbstractContextManager, closing, suppress
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
@@ -74,7 +74,7 @@ def new_run_folder(config: Config) -> AbstractContextManager[Path]:
 
 
 class _Stop:
-    """Remembers the first SIGINT or SIGTERM, so that an iteration in progress can finish.
+    """Remembers the first SIGINT, SIGTERM or SIGHUP, so that an iteration in progress can finish.
 
     A second one ends the process at once, unless it comes within `_TOGETHER` seconds: some senders
     signal a process and its group.
@@ -83,13 +83,15 @@ class _Stop:
     def __init__(self) -> None:
         self.received = 0
         self._since = math.inf
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._remember)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):  # Windows has no SIGHUP
+                signal.signal(getattr(signal, name), self._remember)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
-            os.write(2, b"\nfinishing this iteration and saving; once more ends it at once\n")
+            with suppress(OSError):  # a terminal that has gone
+                os.write(2, b"\nfinishing this iteration and saving; once more ends it at once\n")
         elif time.monotonic() - self._since > _TOGETHER:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)

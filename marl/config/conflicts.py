@@ -1,6 +1,7 @@
 """Settings that contradict each other, each with what to set instead."""
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
 
 def check_conflicts(config: "Config") -> None:
     """Raise `ConfigError` for the first setting in conflict with another."""
-    if config.device != "cpu" and not config.device.startswith("cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", config.device):
         raise ConfigError(f"device: got {config.device!r}, expected cpu, cuda or cuda:N")
     if config.reward.mixer == "two_layer" and config.reward.local_form != "plain":
         raise ConfigError(

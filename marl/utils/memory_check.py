@@ -3,7 +3,10 @@
 Axes: E environments, T time, N agents; O, S features.
 """
 
+import mmap
 import os
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -15,7 +18,8 @@ from marl.data.rollout import rollout_buffers
 
 
 def check_room(config: Config, spec: EnvSpec) -> None:
-    """Raise `ConfigError` unless the rollout and the replay buffer fit into memory."""
+    """Raise `ConfigError` unless networks, rollout and replay buffer fit into memory."""
+    _check_networks(config, spec)
     rollout, replay = rollout_bytes(config, spec), replay_bytes(config, spec)
     device = torch.device(config.device)
     if device.type == "cpu":
@@ -35,6 +39,28 @@ def check_room(config: Config, spec: EnvSpec) -> None:
                 f"{_size(there)} available; lower those three, or wrap the environment so that it "
                 "observes less (images: smaller, grey, or a few features of them)"
             )
+
+
+def _check_networks(config: Config, spec: EnvSpec) -> None:
+    """Raise `ConfigError` where parameters, gradients and Adam's moments alone are too many."""
+    there = available_bytes()
+    sizes = {"network.hidden_sizes": config.network.hidden_sizes}
+    if config.learns_reward:
+        sizes["reward.hidden_sizes"] = config.reward.hidden_sizes
+    for setting, hidden in sizes.items():
+        needed = 4 * 4 * least_parameters(hidden, spec)
+        if there is not None and needed > there:
+            raise ConfigError(
+                f"{setting}: got {list(hidden)}, whose parameters with their gradients and Adam's "
+                f"moments need {_size(needed)} for one network alone, but this machine has "
+                f"{_size(there)} available; use smaller layers"
+            )
+
+
+def least_parameters(hidden_sizes: Sequence[int], spec: EnvSpec) -> int:
+    """Return the weights of the smallest network with such layers: an agent's observation in."""
+    widths = [spec.obs_size, *hidden_sizes, 1]
+    return sum(inputs * outputs for inputs, outputs in pairwise(widths))
 
 
 def replay_bytes(config: Config, spec: EnvSpec) -> int:
@@ -60,9 +86,18 @@ def available_bytes() -> int | None:
         for line in meminfo.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return int(line.split()[1]) * 1024
-    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= os.sysconf_names.keys():
+    names = getattr(os, "sysconf_names", {})  # which Windows lacks
+    if {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return None
+
+
+def resident_mib() -> float:
+    """Return the process's resident memory in MiB; NaN where the system does not tell."""
+    status = Path("/proc/self/statm")
+    if not status.exists():
+        return float("nan")
+    return int(status.read_text().split()[1]) * mmap.PAGESIZE / 2**20
 
 
 def _size(num_bytes: int) -> str:

@@ -18,7 +18,8 @@ from envs import EnvSpec
 from marl.utils.metrics import TIME_PARTS
 from marl.utils.terminal import LiteralConsole
 
-_BLOCKS = "▁▂▃▄▅▆▇█"
+_BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
+"""Eight heights, for terminals that write Unicode and for those that do not."""
 _SPARKS = 40
 _SECONDS_PER_FRAME = 0.25
 _SECONDS_PER_LINE = 10.0
@@ -41,6 +42,7 @@ class Progress:
         self._total_steps, self._title, self._steps = total_steps, title, 0
         self._console = console or LiteralConsole()
         self._clock = clock
+        self._blocks = _ASCII_BLOCKS if self._console.options.ascii_only else _BLOCKS
         self._spec: EnvSpec | None = None
         self._has_begun = False
         self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
@@ -151,20 +153,20 @@ class Progress:
         for name, value in self._facts():
             text = Text(value)
             if name == "return":
-                text.append(f"  {sparkline(list(self._returns))}", style="cyan")
+                text.append(f"  {sparkline(list(self._returns), self._blocks)}", style="cyan")
             table.add_row(Text(name, style="dim"), text)
         bar = ProgressBar(total=self._total_steps, completed=self._steps)
         title = Text(self._title)
         return Panel(Group(bar, table), title=title, title_align="left", border_style="dim")
 
 
-def sparkline(values: list[float]) -> str:
+def sparkline(values: list[float], blocks: str = _BLOCKS) -> str:
     """Return one block per value, the lowest value lowest; equal values are all in the middle."""
     low, high = min(values, default=0.0), max(values, default=0.0)
     if high == low:
-        return _BLOCKS[3] * len(values)
-    top = len(_BLOCKS) - 1
-    return "".join(_BLOCKS[round((value - low) / (high - low) * top)] for value in values)
+        return blocks[3] * len(values)
+    top = len(blocks) - 1
+    return "".join(blocks[round((value - low) / (high - low) * top)] for value in values)
 
 
 def duration(seconds: float) -> str:

@@ -5,9 +5,22 @@ import dataclasses
 import pytest
 
 from envs import EnvSpec, make_env
-from marl.config import Config, ConfigError, EnvConfig, LearnerConfig
+from marl.config import (
+    Config,
+    ConfigError,
+    EnvConfig,
+    LearnerConfig,
+    NetworkConfig,
+    RewardConfig,
+)
 from marl.trainer import Trainer
-from marl.utils.memory_check import available_bytes, check_room, replay_bytes, rollout_bytes
+from marl.utils.memory_check import (
+    available_bytes,
+    check_room,
+    least_parameters,
+    replay_bytes,
+    rollout_bytes,
+)
 
 IMAGES = EnvSpec(
     name="images",
@@ -53,3 +66,15 @@ def test_what_is_said_is_what_is_allocated() -> None:
 def test_available_memory_is_between_nothing_and_all() -> None:
     there = available_bytes()
     assert there is None or 2**20 < there < 2**50
+
+
+def test_layers_that_no_memory_holds_are_refused() -> None:
+    small = make_env("particles/nav_3", 4).spec  # 6 observed numbers
+    assert least_parameters((8, 4), small) == 6 * 8 + 8 * 4 + 4 * 1
+    wide = NetworkConfig(hidden_sizes=(10**6, 10**6))
+    with pytest.raises(ConfigError, match=r"^network.hidden_sizes: got .* need 16.0 TB for one"):
+        check_room(Config(network=wide), small)  # 10^12 weights, 16 bytes each
+    wide_reward = RewardConfig(hidden_sizes=(10**6, 10**6))
+    with pytest.raises(ConfigError, match=r"^reward.hidden_sizes: got .* need 16.0 TB for one"):
+        check_room(Config(reward=wide_reward), small)
+    check_room(Config(reward=wide_reward, algorithm="sparse"), small)  # it learns no reward
