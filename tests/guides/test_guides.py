@@ -16,7 +16,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-GUIDES = ("README.md", "envs/README.md", "marl/README.md", "marl/preferences/README.md")
+FOLDERS = ("envs", "marl", "benchmarks/results")
+GUIDES = ("README.md",) + tuple(
+    sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in (ROOT / folder).rglob("*.md"))
+)
+"""The README, and every page beside the code that it explains."""
 BLOCK = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>python|bash|toml)\n(?P<code>.*?)^```$",
     re.DOTALL | re.MULTILINE,
