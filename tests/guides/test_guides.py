@@ -17,9 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("envs", "marl", "benchmarks/results")
-GUIDES = ("README.md",) + tuple(
-    sorted(str(p.relative_to(ROOT)) for folder in FOLDERS for p in (ROOT / folder).rglob("*.md"))
-)
+PAGES = sorted(page for folder in FOLDERS for page in (ROOT / folder).rglob("*.md"))
+GUIDES = ("README.md", *(str(page.relative_to(ROOT)) for page in PAGES))
 """The README, and every page beside the code that it explains."""
 BLOCK = re.compile(
     r"(?:^<!-- (?P<note>[^\n]*) -->\n)?^```(?P<language>python|bash|toml)\n(?P<code>.*?)^```$",
