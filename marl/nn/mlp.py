@@ -24,6 +24,8 @@ Axes: B rows, N agents (absent where the network is the team's), R = B * N; I, S
 outputs, H units of a layer.
 """
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -32,23 +34,53 @@ from torch import Tensor, nn
 
 from marl.nn.layers import AgentLinear, Tanh, tanh_
 
+MAX_ROWS = 4096
+"""Rows of a pass that nothing is learned from: so many at a time stay in the processor's cache."""
+
 
 class ExplicitMLP:
     """The two passes of a network that `agent_mlp` (with shared weights) or `mlp` has made.
 
-    It has no parameters of its own: it reads those of the network and writes their ``grad``.
+    It has no parameters of its own: it reads those of the network and writes their ``grad``. Since
+    its memory is used again, it serves one thread at a time, and `backward` belongs to the last
+    `forward`.
     """
 
     def __init__(self, network: nn.Module) -> None:
         if not has_explicit_passes(network):
             raise ValueError(f"no explicit passes for {type(network).__name__}")
         assert isinstance(network, nn.Sequential)
+        self.network = network
         self.layers: list[Any] = [layer for layer in network if not isinstance(layer, Tanh)]
+        self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
         self._outputs: list[Tensor] = []
         """What every layer has put out: h_l, at last z_L. Room for the most rows so far."""
         self._gradients: list[Tensor] = []
         """g_l of all layers but the last."""
         self._inputs: tuple[Tensor, Tensor | None] | None = None
+        self.passes = 0
+        """Passes forward so far."""
+
+    def __call__(
+        self, x: Float[Tensor, "*L I"], team: Float[Tensor, "*M S"] | None = None
+    ) -> Float[Tensor, "*L A"]:
+        """Return the outputs as the network would, as one node of autograd's graph if it records.
+
+        Where an input is to get a gradient, the network itself is called.
+        """
+        if x.requires_grad or (team is not None and team.requires_grad):
+            return self.network(x) if team is None else self.network(x, team)
+        rows = x.reshape(-1, *x.shape[-2 if _knows_agents(self.layers[0]) else -1 :])
+        of_team = None if team is None else team.reshape(-1, team.shape[-1])
+        out: Tensor
+        if torch.is_grad_enabled():
+            out = _Recorded.apply(self, rows, of_team, *self.parameters)  # type: ignore[no-untyped-call]
+        else:
+            size = max(1, MAX_ROWS // rows.shape[1:-1].numel())
+            teams = repeat(None) if of_team is None else of_team.split(size)
+            parts = zip(rows.split(size), teams, strict=False)
+            out = torch.cat([self.forward(part, common).clone() for part, common in parts])
+        return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def forward(
@@ -56,6 +88,7 @@ class ExplicitMLP:
     ) -> Float[Tensor, "B *N A"]:
         """Return the network's outputs, in memory that the next call overwrites."""
         self._inputs = x, team
+        self.passes += 1
         rows = x.shape[:-1].numel()
         self._reserve(rows, x)
         h, *outputs = (buffer[:rows] for buffer in self._outputs)
@@ -65,18 +98,28 @@ class ExplicitMLP:
         return h.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
-    def backward(self, gradient: Float[Tensor, "B *N A"]) -> None:
-        """Set the ``grad`` of every parameter, given that of the outputs of the last `forward`."""
+    def backward(
+        self, gradient: Float[Tensor, "B *N A"], into: Sequence[Tensor] | None = None
+    ) -> None:
+        """Write the gradients of the parameters, given that of the outputs of the last `forward`.
+
+        They are set, not added to: the parameters' ``grad``, or tensors like the parameters.
+        """
+        into = [p.grad for p in self.parameters] if into is None else into
+        weights, biases = into[::2], into[1::2]
         g = gradient.flatten(0, -2)
         rows = len(g)
         below = [buffer[:rows] for buffer in self._outputs[:-1]]
+        if not self._gradients:
+            self._gradients = [torch.empty_like(buffer) for buffer in self._outputs[:-1]]
         room = [buffer[:rows] for buffer in self._gradients]
-        for layer, h, out in zip(self.layers[:0:-1], below[::-1], room[::-1], strict=True):
-            torch.mm(h.t(), g, out=layer.weight.grad.t())
-            torch.sum(g, 0, out=layer.bias.grad)
-            g = torch.mm(g, layer.weight, out=out)
+        for index in range(len(self.layers) - 1, 0, -1):
+            h = below[index - 1]
+            torch.mm(h.t(), g, out=weights[index].t())
+            torch.sum(g, 0, out=biases[index])
+            g = torch.mm(g, self.layers[index].weight, out=room[index - 1])
             torch.ops.aten.tanh_backward.grad_input(g, h, grad_input=g)
-        self._first_layer_backward(g)
+        self._first_layer_backward(g, weights[0], biases[0])
 
     def _first_layer(self, x: Tensor, team: Tensor | None, out: Tensor) -> None:
         """Write z_1."""
@@ -92,40 +135,75 @@ class ExplicitMLP:
             torch.add((team @ of_team.t()).unsqueeze(1), biases, out=by_agent)
         out.addmm_(rows, own.t())
 
-    def _first_layer_backward(self, g: Tensor) -> None:
+    def _first_layer_backward(self, g: Tensor, weight: Tensor, bias: Tensor) -> None:
+        """Write the gradients of the first layer, given that of z_1."""
         assert self._inputs is not None
         x, team = self._inputs
         layer, rows = self.layers[0], x.flatten(0, -2)
         if not _knows_agents(layer):
-            torch.mm(rows.t(), g, out=layer.weight.grad.t())
-            torch.sum(g, 0, out=layer.bias.grad)
+            torch.mm(rows.t(), g, out=weight.t())
+            torch.sum(g, 0, out=bias)
             return
         by_agent = g.view(*x.shape[:-1], -1)
         of_ids = by_agent.sum(dim=0)
-        torch.sum(of_ids, 0, out=layer.bias.grad)
+        torch.sum(of_ids, 0, out=bias)
         before, behind = (rows.t() @ g).tensor_split((layer.ids_at,))
         columns = [before, of_ids, behind]
         if team is not None:
             columns.append(team.t() @ by_agent.sum(dim=1))
-        layer.weight.grad.copy_(torch.cat(columns).t())
+        weight.copy_(torch.cat(columns).t())
 
     def _reserve(self, rows: int, like: Tensor) -> None:
         """Make the buffers large enough."""
-        if not self._outputs or len(self._outputs[0]) < rows:
+        if (
+            not self._outputs
+            or len(self._outputs[0]) < rows
+            or self._outputs[0].dtype != like.dtype
+        ):
             sizes = [layer.weight.shape[0] for layer in self.layers]
             self._outputs = [like.new_empty(rows, size) for size in sizes]
-            self._gradients = [like.new_empty(rows, size) for size in sizes[:-1]]
+            self._gradients = []
+
+
+class _Recorded(torch.autograd.Function):
+    """A network as one node of autograd's graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, network: ExplicitMLP, x: Tensor, team: Tensor | None, *parameters: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, team, *parameters)
+        out = network.forward(x, team).clone()
+        ctx.network, ctx.passes = network, network.passes
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        network, (x, team, *parameters) = ctx.network, ctx.saved_tensors
+        if ctx.passes != network.passes:  # other outputs stand in its memory by now
+            network.forward(x, team)
+            ctx.passes = network.passes
+        into = [torch.empty_like(parameter) for parameter in parameters]
+        network.backward(gradients[0], into)
+        return (None, None, None, *into)
+
+
+def explicit(network: nn.Module) -> "nn.Module | ExplicitMLP":
+    """Return the explicit passes of a network if it has them, else the network itself."""
+    return ExplicitMLP(network) if has_explicit_passes(network) else network
 
 
 def has_explicit_passes(network: nn.Module) -> bool:
     """Return whether `ExplicitMLP` computes this network; others are left to autograd."""
     if not isinstance(network, nn.Sequential):
         return False
-    shared = (
-        isinstance(layer, nn.Linear | Tanh) or (isinstance(layer, AgentLinear) and layer.shared)
+    known = (
+        isinstance(layer, Tanh)
+        or (isinstance(layer, nn.Linear) and layer.bias is not None)
+        or (isinstance(layer, AgentLinear) and layer.shared)
         for layer in network
     )
-    return all(shared)
+    return all(known)
 
 
 def _knows_agents(layer: nn.Module) -> bool:

@@ -20,6 +20,7 @@ from marl.config import ConfigError, RewardConfig
 from marl.data.types import History, Rewards, Transitions
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp, masked_mean, mlp
+from marl.nn.mlp import ExplicitMLP, explicit
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import PolicySampler, TeamValue, ValueBasedReward, polyak_update
 from marl.rewards.losses import value_loss
@@ -64,16 +65,18 @@ class FactoredReward(ValueBasedReward):
         size = (spec.state_size, spec.num_agents, config.mixer_hidden)
         self.q = make_utility(spec, config, spec.obs_size + spec.action_size, generator)
         self.q_mixer = mixer(*size, generator)
+        self.passes = {"q": explicit(self.q)}
         if gamma > 0.0:
             self.v = make_utility(spec, config, spec.obs_size, generator)
             self.v_mixer = self.q_mixer if config.shared_mixer else mixer(*size, generator)
             self.target_v = copy.deepcopy(self.v).requires_grad_(False)
             self.target_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
+            self.passes |= {"v": explicit(self.v), "target_v": explicit(self.target_v)}
 
     def q_tot(self, steps: Transitions) -> TeamValue:
         """Return Q_tot(s, a) = sum_i w_i(s) q_i(o_i, a_i) + b(s) and its parts."""
         inputs = self._q_inputs(steps.obs, steps.actions)
-        q, hidden = utility_values(self.q, inputs, steps.history, "q")
+        q, hidden = utility_values(self.passes["q"], inputs, steps.history, "q")
         q = q if steps.alive is None else q * steps.alive
         return replace(self.q_mixer(self.norm.state(steps.state), q), hidden=hidden)
 
@@ -82,8 +85,7 @@ class FactoredReward(ValueBasedReward):
         """Return gamma_R (1 - terminated) V_tot(s') and its parts; None where gamma_R is 0."""
         if self.gamma == 0.0:
             return None
-        obs, next_obs = self.norm.obs(steps.obs), self.norm.obs(steps.next_obs)
-        next_v, hidden = next_utility_values(self.target_v, obs, next_obs, steps.history, "v")
+        next_v, hidden = next_utility_values(self.passes["target_v"], self.norm, steps, "v")
         next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
         value = self.target_mixer(self.norm.state(steps.next_state), next_v)
         discount = self.gamma * (~steps.terminated).to(next_v.dtype)
@@ -135,7 +137,7 @@ class FactoredReward(ValueBasedReward):
         Gradients reach v only, and the mixer of V where it is a separate one, whose bias is drawn
         to that of Q.
         """
-        v, _ = utility_values(self.v, self.norm.obs(steps.obs), steps.history, "v")
+        v, _ = utility_values(self.passes["v"], self.norm.obs(steps.obs), steps.history, "v")
         local_q, log_probs = q.utilities.detach(), None
         if self.config.value_loss == "soft":
             actions, log_probs = policy(steps)
@@ -182,9 +184,10 @@ class LinearMixer(nn.Module):
         self.hypernetwork = mlp(
             state_size, (hidden,), num_agents + 1, output_gain=0.1, generator=generator
         )
+        self.passes = explicit(self.hypernetwork)
 
     def forward(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> TeamValue:
-        out = self.hypernetwork(state)
+        out = self.passes(state)
         weights = nn.functional.softplus(out[..., :-1] + _SOFTPLUS_OF_ONE)
         bias = out[..., -1]
         total = (weights * utilities).sum(dim=-1) + bias
@@ -203,10 +206,11 @@ class TwoLayerMixer(nn.Module):
         self.hypernetwork = mlp(
             state_size, (hidden,), outputs, output_gain=0.1, generator=generator
         )
+        self.passes = explicit(self.hypernetwork)
 
     def forward(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> TeamValue:
         units, agents = self.units, utilities.shape[-1]
-        out = self.hypernetwork(state)
+        out = self.passes(state)
         first, bias, second, last = out.split((units * agents, units, units, 1), dim=-1)
         first = nn.functional.softplus(first + _SOFTPLUS_OF_ONE) / agents
         first = first.unflatten(-1, (agents, units))
@@ -241,7 +245,10 @@ def make_utility(
 
 
 def utility_values(
-    body: nn.Module, x: Float[Tensor, "*L N I"], history: History | None, name: str
+    body: nn.Module | ExplicitMLP,
+    x: Float[Tensor, "*L N I"],
+    history: History | None,
+    name: str,
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
     """Return a network's utilities and the hidden state after each step; None if feed-forward.
 
@@ -266,18 +273,18 @@ def utility_values(
 
 
 def next_utility_values(
-    body: nn.Module,
-    x: Float[Tensor, "*L N I"],
-    next_x: Float[Tensor, "*L N I"],
-    history: History | None,
+    body: nn.Module | ExplicitMLP,
+    norm: TeamNorm,
+    steps: Transitions,
     name: str,
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
     """Return the utilities of what every step led to, and the hidden state after each step.
 
     What a step led to is read with the hidden state of its episode up to that step.
     """
+    next_x = norm.obs(steps.next_obs)
     if not isinstance(body, RecurrentBody):
         return body(next_x).squeeze(-1), None
-    _, hidden_states = utility_values(body, x, history, name)
+    _, hidden_states = utility_values(body, norm.obs(steps.obs), steps.history, name)
     assert hidden_states is not None
     return body.step(next_x, hidden_states)[0].squeeze(-1), hidden_states

@@ -3,9 +3,11 @@
 Axes: B rows, N agents, A actions.
 """
 
+import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import NetworkConfig
+from marl.data.types import EpisodeBatch, Transitions
 from marl.learners.actors import make_actor
 from marl.learners.losses import (
     clipped_policy_loss,
@@ -20,8 +23,13 @@ from marl.learners.losses import (
     clipped_value_loss,
     clipped_value_slope,
 )
-from marl.nn.layers import masked_mean, mean_shares
+from marl.nn.layers import agent_mlp, masked_mean, mean_shares, mlp
+from marl.nn.mlp import ExplicitMLP
 from marl.nn.normalisation import TeamNorm
+from marl.rewards import RewardLearner
+from marl.rewards.factored import LinearMixer, TwoLayerMixer
+from tests.reward_models import generator, make_model, make_steps
+from tests.unit.test_reward_learner import OneBatch
 
 SIZES = st.integers(1, 4)
 CLIP, ENTROPY = 0.2, 0.03
@@ -130,3 +138,98 @@ def test_the_value_loss(seed: int, rows: int, agents: int, dies: bool, clip: flo
     with torch.no_grad():
         slope = clipped_value_slope(values, old, targets, clip) * mean_shares(values, alive)
     assert_close(slope, expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.9]),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from(
+        [
+            {},
+            {"local_form": "additive", "length_normalised": True},
+            {"shared_mixer": False, "value_loss": "expectile"},
+            {"value_loss": "soft"},
+            {"mixer": "two_layer", "local_form": "plain"},
+        ]
+    ),
+)
+def test_the_losses_of_the_reward(
+    seed: int,
+    steps: int,
+    gamma: float,
+    continuous: bool,
+    dies: bool,
+    options: dict[str, Any],
+) -> None:
+    """Gradients through the networks' explicit passes are those through the networks."""
+    episodes = 3
+    transitions = make_steps(seed, episodes, steps, continuous=continuous, dies=dies)
+    batch = EpisodeBatch(
+        transitions=in_double_precision(transitions),
+        step_weights=torch.rand(
+            (episodes, steps), generator=generator(seed), dtype=torch.float64
+        ).clamp(min=0.1),
+        lengths=torch.tensor([steps, 9, 7]),
+        returns=torch.full((episodes,), float("nan"), dtype=torch.float64),
+        first=torch.tensor([0, 0, 1]),
+        second=torch.tensor([1, 2, 2]),
+        labels=torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64),
+    )
+
+    def policy(steps: Transitions) -> tuple[Tensor, Tensor]:
+        shape = steps.actions.shape[:3]
+        return steps.actions, torch.full(shape, -0.7, dtype=torch.float64)
+
+    gradients = []
+    for passes in (True, False):
+        model = make_model(gamma=gamma, continuous=continuous, **options).to(torch.float64)
+        if not passes:
+            model.passes = {name: getattr(model, name) for name in model.passes}
+            for part in model.modules():
+                if isinstance(part, LinearMixer | TwoLayerMixer):
+                    part.passes = part.hypernetwork
+        config = dataclasses.replace(
+            model.config, gradient_steps=1, max_grad_norm=1e6, split_regularisation=0.1
+        )
+        learner = RewardLearner(model, "", config, 10, threads=1, device=torch.device("cpu"))
+        learner.fit(OneBatch(batch), policy)
+        gradients.append([p.grad for p in learner.parameters])
+    for found, expected in zip(*gradients, strict=True):
+        assert expected is not None
+        assert_close(found, expected)
+
+
+def in_double_precision(steps: Transitions) -> Transitions:
+    fields = {name: x for name, x in vars(steps).items() if isinstance(x, Tensor)}
+    return Transitions(
+        **{name: x.double() if x.is_floating_point() else x for name, x in fields.items()}
+    )
+
+
+def test_graphs_of_explicit_passes_may_be_differentiated_in_any_order() -> None:
+    network = mlp(3, (4,), 1, output_gain=1.0, generator=generator()).to(torch.float64)
+    passes, parameters = ExplicitMLP(network), list(network.parameters())
+    inputs = torch.randn(2, 5, 3, dtype=torch.float64)
+    gradients = []
+    for forward in (passes, network):
+        first, second = (forward(x).square().sum() for x in inputs)
+        with torch.no_grad():
+            forward(inputs)
+        found = [torch.autograd.grad(loss, parameters) for loss in (second, first)]
+        gradients.append([*found[0], *found[1]])
+    for found, expected in zip(*gradients, strict=True):
+        assert_close(found, expected)
+
+
+def test_many_rows_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("marl.nn.mlp.MAX_ROWS", 4)
+    network = agent_mlp(
+        3, 7, (4,), 2, shared=True, output_gain=1.0, generator=generator(), ids_at=5
+    )
+    x, team = torch.randn(2, 5, 3, 5), torch.randn(2, 5, 2)
+    with torch.no_grad():
+        assert torch.allclose(ExplicitMLP(network)(x, team), network(x, team), atol=1e-6)
