@@ -17,6 +17,7 @@ from envs import EnvSpec
 from marl.config import NetworkConfig
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
+from marl.nn.mlp import ExplicitMLP, has_explicit_passes
 from marl.nn.normalisation import TeamNorm
 
 
@@ -152,6 +153,7 @@ class _NetworkActor(nn.Module):
             generator=generator,
             ids_at=spec.obs_size,
         )
+        self.passes = ExplicitMLP(self.body) if has_explicit_passes(self.body) else None
         sizes = torch.tensor(spec.action_sizes)
         present = torch.arange(spec.action_size) < sizes[:, None]
         self.register_buffer("present", present, persistent=False)
@@ -165,7 +167,7 @@ class _NetworkActor(nn.Module):
 
     def forward(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
         """Return the network's outputs for standardised observations."""
-        return self.body(obs)
+        return (self.passes or self.body)(obs)
 
     def unroll(
         self,
@@ -207,7 +209,7 @@ class _NetworkActor(nn.Module):
     def _step(self, obs: Tensor, hidden: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Return the outputs of one step and the hidden state after it."""
         if not isinstance(self.body, RecurrentBody):
-            return self.body(obs), None
+            return self(obs), None
         if hidden is None:
             hidden = self.body.gru.weight_hidden.new_zeros(len(obs), *self.body.hidden_shape)
         return self.body.step(obs, hidden)

@@ -12,6 +12,7 @@ from envs import EnvSpec
 from marl.config import NetworkConfig
 from marl.nn.gru import RecurrentBody
 from marl.nn.layers import agent_mlp, mlp, with_team
+from marl.nn.mlp import ExplicitMLP, has_explicit_passes
 from marl.nn.normalisation import ValueNorm
 
 
@@ -29,11 +30,12 @@ class TeamCritic(nn.Module):
             )
         else:
             self.body = mlp(inputs, hidden, 1, output_gain=1.0, generator=generator)
+        self.passes = ExplicitMLP(self.body) if has_explicit_passes(self.body) else None
 
     def forward(
         self, obs: Float[Tensor, "*L N O"] | None, state: Float[Tensor, "*L S"]
     ) -> Float[Tensor, "*L"]:
-        return self.body(state).squeeze(-1)
+        return (self.passes or self.body)(state).squeeze(-1)
 
     def unroll(
         self,
@@ -72,11 +74,13 @@ class AgentCritics(nn.Module):
             generator=generator,
             ids_at=spec.obs_size,
         )
+        self.passes = ExplicitMLP(self.body) if has_explicit_passes(self.body) else None
 
     def forward(
         self, obs: Float[Tensor, "*L N O"], state: Float[Tensor, "*L S"] | None
     ) -> Float[Tensor, "*L N"]:
-        return (self.body(obs, state) if self.sees_state else self.body(obs)).squeeze(-1)
+        body = self.passes or self.body
+        return (body(obs, state) if self.sees_state else body(obs)).squeeze(-1)
 
     def unroll(
         self,

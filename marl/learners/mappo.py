@@ -39,7 +39,6 @@ from marl.learners.losses import (
 )
 from marl.nn.gru import initial_hidden
 from marl.nn.layers import check_finite, correlation, masked_mean, mean_shares
-from marl.nn.mlp import ExplicitMLP, has_explicit_passes
 from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
 from marl.utils.threads import TwoThreads
@@ -97,9 +96,7 @@ class Mappo:
             for name, net in self.networks.items()
         }
         self.explicit = {
-            name: ExplicitMLP(net.body)
-            for name, net in self.networks.items()
-            if has_explicit_passes(net.body)
+            name: net.passes for name, net in self.networks.items() if net.passes is not None
         }
         self.is_recurrent = network.recurrence != "none"
         self.hidden = {

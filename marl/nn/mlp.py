@@ -79,7 +79,8 @@ class ExplicitMLP:
             size = max(1, MAX_ROWS // rows.shape[1:-1].numel())
             teams = repeat(None) if of_team is None else of_team.split(size)
             parts = zip(rows.split(size), teams, strict=False)
-            out = torch.cat([self.forward(part, common).clone() for part, common in parts])
+            outs = [self.forward(part, common).clone() for part, common in parts]
+            out = outs[0] if len(outs) == 1 else torch.cat(outs)
         return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()

@@ -207,6 +207,8 @@ def test_written_out_gradients_are_those_of_autograd(
         assert set(other.explicit) == set(other.networks)
         if not explicit:
             other.explicit.clear()
+            for network in other.networks.values():
+                network.passes = None
         other.update(rollout, rewards, 1.0)
         gradients.append(
             {
