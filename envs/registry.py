@@ -157,7 +157,7 @@ def make_env(name: str, num_envs: int, **options: Any) -> VecEnv:
     itself. What has an option `reward_mode` of its own gets it and is not touched.
     """
     prefix = name.partition("/")[0]
-    is_path = ":" in name and prefix not in FAMILIES
+    is_path = _is_path(name)
     maker = _imported_family(name) if is_path else _shipped(name)
     taken = inspect.signature(maker.call).parameters
     pays_itself = "reward_mode" in taken
@@ -212,14 +212,20 @@ def _is_installed(package: str) -> bool:
     return not package or find_spec(package) is not None
 
 
-def _shipped(name: str) -> Maker:
-    """Return the maker of a member of a family."""
-    prefix, _, member = name.partition("/")
-    family = FAMILIES.get(prefix)
+def _family_of(name: str) -> Family:
+    """Return the installed family that a name begins with."""
+    family = FAMILIES.get(name.partition("/")[0])
     if family is None:
         raise EnvError(f"there is no environment {name!r}{_instead(name)}")
     if not family.is_installed:
         raise EnvError(f"environment {name!r} is not installed: {family.how_to_install}")
+    return family
+
+
+def _shipped(name: str) -> Maker:
+    """Return the maker of a member of a family."""
+    prefix, _, member = name.partition("/")
+    family = _family_of(name)
     maker = family.maker(member)
     if maker is None:
         names = [f"{prefix}/{known}" if known else prefix for known in family.members()]
@@ -237,10 +243,23 @@ def _instead(name: str) -> str:
         makers = [f"{file.stem}:{maker}" for maker in callables_in(file)]
         wanted = " or ".join(makers) or "one of its functions or classes, but it has none"
         return f"; of {file}, give {wanted}"
+    within = [known for known in env_names() if known.partition("/")[2] == name]
+    meant = f" (did you mean {' or '.join(map(repr, within[:3]))}?)" if within else ""
     return (
-        f"{did_you_mean(name, env_names())}; give {_EXAMPLE}, or a name that begins with "
+        f"{meant or did_you_mean(name, env_names())}; give {_EXAMPLE}, or a name that begins with "
         f"{', '.join(f'{known}/' for known in FAMILIES)} (`marl envs` lists them)"
     )
+
+
+def check_family(name: str) -> None:
+    """Raise `EnvError` unless a name is an import path or begins with an installed family."""
+    if not _is_path(name):
+        _family_of(name)
+
+
+def _is_path(name: str) -> bool:
+    """Return whether a name is an import path of the user's own."""
+    return ":" in name and name.partition("/")[0] not in FAMILIES
 
 
 def _imported_family(name: str) -> Maker:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
+from envs.registry import check_family
 from marl.config import Config
 from marl.config.io import load_run_config
 from marl.config.validation import settings
@@ -42,6 +43,7 @@ class Train:
 
     def run(self) -> int:
         """Train, and say how it goes."""
+        check_family(self.settings.env.name)  # what is wrong with the name is told at once
         if self.run_dir is not None:
             return _run(self.settings, self.run_dir, resume=False)
         with new_run_folder(self.settings) as folder:

@@ -10,6 +10,9 @@ from marl.config.validation import ConfigError
 if TYPE_CHECKING:
     from marl.config.schema import Config, PreferenceConfig
 
+LABELLERS = ("return", "outcome", "facts", "llm", "model", "people", "python")
+"""Names that ``preferences.labeller`` takes beside import paths."""
+
 
 def check_conflicts(config: "Config") -> None:
     """Raise `ConfigError` for the first setting in conflict with another."""
@@ -107,6 +110,15 @@ def _check_reward(config: "Config") -> None:
 
 def _check_preferences(config: "PreferenceConfig") -> None:
     """Raise `ConfigError` for settings that say nothing together."""
+    for setting, name in zip(("labeller", "llm.fallback"), config.labellers, strict=False):
+        if (name or setting == "labeller") and ":" not in name and name not in LABELLERS:
+            known = ", ".join(LABELLERS)
+            near = difflib.get_close_matches(name, LABELLERS, n=1)
+            suggestion = f"; did you mean {near[0]!r}?" if near else ""
+            raise ConfigError(
+                f"preferences.{setting}: got {name!r}, expected one of {known}, or an import path "
+                f"such as my_labels:my_function{suggestion}"
+            )
     if ("facts" in config.labellers) != bool(config.facts):
         raise ConfigError(
             f"preferences.facts: got {list(config.facts)}, but pairs are judged by "

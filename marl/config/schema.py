@@ -36,11 +36,11 @@ class EnvConfig:
     num_envs: Annotated[int, Range(1, 1e6)] = 16
     """E, copies stepped together. At least 1."""
     options: dict[str, Option] = field(default_factory=dict)
-    """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take
-    ``reward_mode``: ``episodic`` (the sum at the end), ``every_k`` (the sum of the last
-    ``reward_every`` steps), ``outcome`` (``reward_outcome`` at the end: a fact's name or your own
-    function of the facts) or ``dense``. Shipped ones are episodic; gym teams and your own pay
-    as they do."""
+    """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take the
+    option ``reward_mode``: ``episodic`` (the sum at the end), ``every_k`` (the sum of the last
+    so many steps, ``reward_every``), ``outcome`` (at the end ``reward_outcome``: a fact's name or
+    your own function of the facts) or ``dense``. Shipped ones are episodic; gym teams and your own
+    pay as they do."""
 
 
 @settings("network.")
@@ -133,8 +133,8 @@ class RewardConfig:
     as many gradient steps per iteration, if ``gradient_steps`` is given, move them three times as
     far; a third of the rate makes up for it."""
     drift_tolerance: Annotated[float, Range(0, 1e6)] = 0.1
-    """Rise of the averaged loss above its lowest (in nats, of preferences), which halves the rate;
-    0 switches this guard off."""
+    """Rise of the averaged loss above its lowest (in nats, of preferences), which halves the rate.
+    At 0 this guard is off."""
     alpha: Annotated[float, Range(1e-9, 1e9)] = 10.0
     """Logit scale: S = (alpha / T_max) * sum of R."""
     length_normalised: bool = False
@@ -262,11 +262,11 @@ class PreferenceConfig:
     """Which episodes are compared, and by whom."""
 
     labeller: str = "return"
-    """``return`` (larger episodic return wins), ``outcome`` (the fact ``won``), ``facts`` (see
-    `facts`), ``llm`` (a language model, see `llm`), ``model`` (a reward learned before, see
-    `model`), ``people`` (who answer on a page, see `people`), ``python`` (a callable given to
-    `marl.train`), or an import path: ``my_labels:f`` is the labeller (a class is first made), and
-    ``my_labels:make()`` returns it."""
+    """Who prefers: ``return`` (larger episodic return wins), ``outcome`` (the fact ``won``),
+    or ``facts``, ``llm`` (a language model), ``model`` (a reward learned before) and ``people``
+    (who answer on a page), each with settings of that name; ``python`` (a callable given to
+    marl.train), or an import path: ``my_labels:f`` is the labeller (a class is first made), while
+    for ``my_labels:make()`` it is what the call returns."""
     deadline: Annotated[float, Range(0, 1e9)] = 600.0
     """Seconds after which a labeller of your own that has not answered stops the run, its state
     saved; 0: never."""
@@ -281,8 +281,8 @@ class PreferenceConfig:
     facts: tuple[str, ...] = ()
     """What ``facts`` compares, the most important first; a later one decides where the earlier
     tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).
-    ``time+`` says that more of it is better, ``time-`` that less is; files also take ``+time`` and
-    ``-time``, which on the command line would read as a flag."""
+    With ``time+`` more of it is better, with ``time-`` less is; files also take ``+time`` and the
+    form ``-time``, which on the command line would read as a flag."""
     fact_margins: tuple[Annotated[float, Range(0, math.inf)], ...] = ()
     """One per entry of `facts`: closer than this is a tie. Empty: only equal ones are."""
     tie_break: tuple[str, ...] = ()

@@ -38,6 +38,8 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["train", "--learner.gamma=2"], 2),
         (["train", "--algorithm=mappo"], 2),
         (["train", "--config=nowhere.toml"], 2),
+        (["train", "--preferences.labeller=nosuch"], 2),
+        (["train", "--env.name=nav_6"], 1),
         (["evaluate"], 2),
         (["evaluate", "nowhere"], 1),
         (["resume", "nowhere"], 1),

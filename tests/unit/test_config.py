@@ -154,6 +154,13 @@ LANGUAGE_MODEL: dict[str, Any] = {"labeller": "llm", "queries_per_iteration": 2}
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"labeller": "retrun"}, "preferences.labeller: got 'retrun', expected one of return, "),
+        ({"labeller": "retrun"}, "such as my_labels:my_function; did you mean 'return'?"),
+        ({"labeller": ""}, "preferences.labeller: got ''"),
+        (
+            LANGUAGE_MODEL | {"llm.at_cap": "fallback", "llm.fallback": "outcom"},
+            "preferences.llm.fallback: got 'outcom', expected one of return, outcome, facts",
+        ),
         ({"labeller": "facts"}, "preferences.facts: got []"),
         ({"facts": ["won"]}, "preferences.facts: got ['won'], but pairs are judged by return"),
         (

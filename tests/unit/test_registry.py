@@ -66,6 +66,8 @@ def test_options_arrive() -> None:
         ("fleet/halfcheetah_x", "fleet"),
         ("mamujoco/hopper_2x9", "3x1"),
         ("particles/nav_six", "after particles/ there are nav_3, nav_6"),
+        ("nav_6", "did you mean 'particles/nav_6'?"),
+        ("halfcheetah_2x3", "did you mean 'mamujoco/halfcheetah_2x3'?"),
         ("zzz", "or a name that begins with mamujoco/, fleet/, particles/, gym/"),
         ("particles/nav_0", "num_agents is 0"),
     ],
