@@ -23,6 +23,7 @@ from marl.nn.layers import NonFiniteError
 from marl.utils.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
 from marl.utils.plugins import PluginError
+from tests.learners import mappo_of
 
 SMALL = {
     "env.name": "particles/nav_3",
