@@ -11,7 +11,7 @@ from envs.base import EnvError
 from marl import __version__
 from marl.commands.parsing import COMMANDS, parse
 from marl.errors import UserError
-from marl.utils.terminal import LiteralConsole, accept_any_encoding
+from marl.utils.terminal import LiteralConsole, accept_any_encoding, nobody_reads
 from marl.utils.trust import grant
 
 
@@ -29,6 +29,8 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
+        if not nobody_reads():  # some other pipe
+            raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered can go nowhere else
         status = 141
     sys.exit(status)

@@ -24,7 +24,6 @@ from marl.data.types import Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceDataset
 from marl.preferences.dataset.dataset import DatasetBatches
-from marl.reports.plots import plot_reliability
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import save_reward
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy
@@ -172,6 +171,8 @@ def fit_reward(
         save_reward(folder, learner.num_fits, config, spec, learner)
         with output(folder, _OTHER_FOLDER):
             atomic_write(folder / "report.json", json.dumps(report.to_json(), indent=1).encode())
+        from marl.reports.plots import plot_reliability  # a second of imports
+
         plot_reliability(report.held_out.calibration, folder / "calibration.png")
     return report
 

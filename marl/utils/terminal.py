@@ -1,5 +1,6 @@
 """Where words go: names are shown as they are, on any terminal, also one that has gone."""
 
+import select
 import sys
 from io import TextIOWrapper
 
@@ -18,6 +19,16 @@ class LiteralConsole(Console):
     def on_broken_pipe(self) -> None:
         """Raise the error that rich is handling, where rich itself would end the program."""
         raise BrokenPipeError
+
+
+def nobody_reads() -> bool:
+    """Return whether what reads standard output or standard error has gone, as `head` does."""
+    if not hasattr(select, "poll"):  # Windows, where nothing else is known to break a pipe
+        return True
+    watch = select.poll()
+    for descriptor in (1, 2):
+        watch.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0))
 
 
 def accept_any_encoding() -> None:

@@ -60,6 +60,20 @@ def test_importing_the_packages_imports_nothing_heavy() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "module", ["marl.reports.audit", "marl.rewards.fit", "marl.runs", "marl.policy"]
+)
+def test_libraries_are_imported_where_they_are_used(module: str) -> None:
+    code = f"""
+import sys
+import {module}
+names = ("jax", "matplotlib", "mujoco", "openai", "pettingzoo", "tensorboard", "uvicorn")
+print([name for name in names if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def test_a_trainer_imports_only_what_it_uses() -> None:
     code = """
 import sys

@@ -44,6 +44,17 @@ def test_a_list_that_nobody_reads(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (141, b"")
 
 
+def test_another_broken_pipe_is_no_silence(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("def make():\n    raise BrokenPipeError('mine')\n")
+    code = "from marl.commands import envs\nfrom broken import make\n"
+    code += "envs.Envs.run = lambda self: make()\nfrom marl.cli import main\nmain(['envs'])\n"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "BrokenPipeError: mine" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("encoding", "terminal"), [("ascii", True), ("latin-1", False), ("utf-8", True)]
 )

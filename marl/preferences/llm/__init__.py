@@ -1,5 +1,13 @@
 """A language model as labeller, behind any endpoint that speaks OpenAI's chat protocol."""
 
-from marl.preferences.llm.labeller import LabellerWarning, LlmLabeller
+from typing import TYPE_CHECKING
+
+from envs.lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from marl.preferences.llm.labeller import LabellerWarning, LlmLabeller
 
 __all__ = ["LabellerWarning", "LlmLabeller"]
+
+# The client takes a second to import, which whoever reads an answer cache need not wait for.
+__getattr__ = lazy_attributes(__name__, dict.fromkeys(__all__, "marl.preferences.llm.labeller"))

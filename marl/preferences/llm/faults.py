@@ -9,8 +9,6 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Literal
 
-import openai
-
 FaultKind = Literal[
     "refused",  # nobody listens there
     "dropped",  # the connection broke before the reply was whole
@@ -61,6 +59,8 @@ class Fault(Exception):  # noqa: N818 - also a value, in the place of a reply
 
 def fault_of(error: Exception, now: datetime | None = None) -> Fault:
     """Return the fault that an exception of the client stands for."""
+    import openai  # whoever reads an answer cache needs no client
+
     if isinstance(error, Fault):
         return error
     detail = " ".join(str(error).split()) or type(error).__name__
