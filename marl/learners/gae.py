@@ -19,6 +19,9 @@ from marl.data.types import Rollout
 from marl.learners.critics import AgentCritics, TeamCritic
 from marl.nn.normalisation import TeamNorm
 
+_SMALLEST = 1e-30
+"""Least deviation that is divided by, below any unit: equal advantages become zero."""
+
 
 def gae(
     rewards: Float[Tensor, "T E *X"],
@@ -66,11 +69,11 @@ def standardise(
     """
     if present is None:
         mean, std = advantages.mean(), advantages.std(correction=0)
-        return (advantages - mean) / (std + 1e-8)
+        return (advantages - mean) / std.clamp(min=_SMALLEST)
     count = present.sum().clamp(min=1)
     mean = advantages.where(present, torch.zeros_like(advantages)).sum() / count
     centred = (advantages - mean).where(present, torch.zeros_like(advantages))
-    return centred / ((centred**2).sum() / count).sqrt().add(1e-8)
+    return centred / ((centred**2).sum() / count).sqrt().clamp(min=_SMALLEST)
 
 
 def dual_advantages(
@@ -274,4 +277,4 @@ def explained_variance(
     """Return 1 - Var(target - value) / Var(target) over the rows that are present."""
     if present is not None:
         advantages, targets = advantages[present], targets[present]
-    return 1.0 - advantages.var() / targets.var().clamp(min=1e-8)
+    return 1.0 - advantages.var() / targets.var().clamp(min=_SMALLEST)

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.data.types import Transitions
 
+_ROUNDING = 1e-6
+"""Deviation, as a share of the mean, that single precision cannot tell from none."""
+
 
 class InputNorm(nn.Module):
     """Standardises features by running statistics kept in buffers; identity before the first."""
@@ -51,7 +54,22 @@ class InputNorm(nn.Module):
         self.var.copy_(torch.lerp(self.var, var, share) + delta**2 * share * (1.0 - share))
         self.mean.add_(delta * share)
         self.count.copy_(total)
-        self.scale.copy_((self.var + 1e-6).rsqrt())
+        self.scale.copy_(1.0 / _or_one(_deviation(self.var, self.mean)))
+
+
+def _deviation(var: Tensor, mean: Tensor) -> Tensor:
+    """Return the square root of a variance, or 0 where it is no more than rounding.
+
+    Values that are all equal leave a variance that depends on rounding alone. Whether it is small
+    is a question of the mean's size, never of the unit in which an environment counts.
+    """
+    is_constant = var <= (_ROUNDING * mean) ** 2
+    return var.masked_fill(is_constant, 0.0).sqrt()
+
+
+def _or_one(deviation: Tensor) -> Tensor:
+    """Return what to divide by: deviations, 1 in place of 0."""
+    return torch.where(deviation > 0, deviation, torch.ones_like(deviation))
 
 
 class TeamNorm(nn.Module):
@@ -111,10 +129,14 @@ class ValueNorm(nn.Module):
 
     @property
     def std(self) -> Tensor:
-        """Running deviation, at least 1e-4; 1 before the first update."""
+        """Running deviation, in any unit; 1 before the first update and where all are equal."""
+        return _or_one(self._deviation)
+
+    @property
+    def _deviation(self) -> Tensor:
+        """Running deviation; 0 before the first update and where all are equal."""
         second = self.second / self.weight.clamp(min=1e-8)
-        std = (second - self.mean**2).clamp(min=1e-8).sqrt()
-        return torch.where(self.weight > 0, std, torch.ones_like(std))
+        return _deviation(second - self.mean**2, self.mean)
 
     @torch.no_grad()
     def update(self, targets: Tensor, present: Tensor | None = None) -> None:
@@ -134,5 +156,9 @@ class ValueNorm(nn.Module):
         return (values - self.mean) / self.std
 
     def denormalise(self, values: Tensor) -> Tensor:
-        """Return values in units of the reward."""
-        return values * self.std + self.mean
+        """Return values in units of the reward.
+
+        As long as all targets were equal, or none was seen, that is the mean: what an untrained
+        critic says has no unit yet, and could be 10^8 times as large as the rewards.
+        """
+        return values * self._deviation + self.mean
