@@ -47,6 +47,16 @@ def make_mappo(
     )
 
 
+def with_unit_values(mappo: Mappo) -> Mappo:
+    """Return the learner, its critics having seen targets of mean 0 and deviation 1.
+
+    Then what their networks say is the value; before the first targets it is 0.
+    """
+    for critic in mappo.critics.values():
+        critic.value_norm.update(torch.tensor([-1.0, 1.0]))
+    return mappo
+
+
 def collect(mappo: Mappo, env: Any, steps: int = 12) -> Rollout:
     """Return one rollout under the learner's own actor."""
     collector = Collector(env, steps, seed=0, generator=generator(), device=CPU)

@@ -183,8 +183,8 @@ def test_local_critics_learn_what_absence_is_worth(absence: Absence) -> None:
     critic = mappo.critics["local"]
     assert critic is not None
     stream = local_stream(make_mappo(env.spec, learner), rollout, random_rewards(rollout))
-    # Before the first update values come out in units of the reward, so these are the targets.
-    expected = stream.advantages + stream.values
+    # Before the first targets all values are 0, so the advantages are the targets.
+    expected = stream.advantages
     assert critic.value_norm.mean.item() == pytest.approx(expected.mean().item(), abs=1e-5)
 
 

@@ -22,6 +22,7 @@ from tests.learners import (
     parameters_after,
     random_rewards,
     team_stream,
+    with_unit_values,
 )
 from tests.scripted import ScriptedEnv
 
@@ -57,7 +58,7 @@ def test_dead_agents_leave_every_part_of_the_update(absence: Any) -> None:
 def test_a_death_ends_an_agents_stream_of_rewards() -> None:
     """Its last living step is followed by nothing: no value and no trace."""
     env = ScriptedEnv([[8]], agents_die=True)  # agent 0 lives in step 0, agent 1 in steps 0 and 1
-    mappo = make_mappo(env.spec)
+    mappo = with_unit_values(make_mappo(env.spec))
     rollout = collect(mappo, env, steps=6)
     rewards = random_rewards(rollout)
     assert rewards.local is not None
@@ -107,7 +108,7 @@ def test_an_absence_ends_an_agents_stream_though_it_returns(
 def test_who_dies_in_the_last_step_of_an_interrupted_episode_has_no_future(tells: bool) -> None:
     # Episodes of 2 steps, the second one truncated: agent 1 acts in its last step and dies by it.
     env = ScriptedEnv([[2]], agents_die=True, tells_final_alive=tells)
-    mappo = make_mappo(env.spec)
+    mappo = with_unit_values(make_mappo(env.spec))
     rollout = collect(mappo, env, steps=4)
     assert rollout.truncated.flatten().tolist() == [False, False, False, True]
     rewards, critic = random_rewards(rollout), mappo.critics["local"]
@@ -141,11 +142,10 @@ def test_dead_rows_of_a_rollout_leave_the_value_statistics() -> None:
     alive, critic = rollout.transitions.alive, mappo.critics["local"]
     assert alive is not None
     assert critic is not None
-    values = critic(mappo.norm.obs(rollout.transitions.obs), rollout.transitions.state).detach()
     stream = local_stream(mappo, rollout, random_rewards(rollout))
     mappo.update(rollout, random_rewards(rollout), 1.0)
-    # Before the first update values come out in units of the reward, so these are the targets.
-    expected = (stream.advantages + values)[alive]
+    # Before the first targets all values are 0, so the advantages are the targets.
+    expected = stream.advantages[alive]
     assert critic.value_norm.mean.item() == pytest.approx(expected.mean().item(), abs=1e-5)
 
 

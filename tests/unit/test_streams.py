@@ -21,12 +21,13 @@ from tests.learners import (
     make_mappo,
     random_rewards,
     team_stream,
+    with_unit_values,
 )
 from tests.scripted import ScriptedEnv
 
 
 def test_a_truncation_bootstraps_with_the_value_of_the_real_final_state() -> None:
-    mappo = make_mappo(ScriptedEnv(LENGTHS).spec)
+    mappo = with_unit_values(make_mappo(ScriptedEnv(LENGTHS).spec))
     rollout = collect(mappo, ScriptedEnv(LENGTHS))
     rewards, steps = random_rewards(rollout), rollout.transitions
     where = rollout.truncated.nonzero()[0].tolist()
@@ -45,7 +46,7 @@ def test_a_truncation_bootstraps_with_the_value_of_the_real_final_state() -> Non
 
 
 def test_a_termination_does_not_bootstrap() -> None:
-    mappo = make_mappo(ScriptedEnv(LENGTHS).spec)
+    mappo = with_unit_values(make_mappo(ScriptedEnv(LENGTHS).spec))
     rollout = collect(mappo, ScriptedEnv(LENGTHS))
     rewards, steps = random_rewards(rollout), rollout.transitions
     stream = team_stream(mappo, rollout, rewards)
@@ -55,7 +56,7 @@ def test_a_termination_does_not_bootstrap() -> None:
 
 
 def test_the_reset_state_is_worth_nothing_to_the_episode_before_it() -> None:
-    mappo = make_mappo(ScriptedEnv(LENGTHS).spec)
+    mappo = with_unit_values(make_mappo(ScriptedEnv(LENGTHS).spec))
     rollout = collect(mappo, ScriptedEnv(LENGTHS))
     rewards = random_rewards(rollout)
     t, copy_ = rollout.done.nonzero()[0].tolist()
