@@ -69,9 +69,9 @@ def draw_pairs(
         older = draw_episodes(available[available < latest], 0, count, 1.0, generator)
         size = min(len(recent), len(older))
         return swapped(recent[:size], older[:size], generator)
-    share = newest_share if query == "newest_share" else 0.0
+    # Beyond the last episode none is new, and the share of new ones says nothing.
     start = latest if query == "newest_share" else int(available[-1]) + 1
-    drawn = draw_episodes(available, start, 2 * count, share, generator)
+    drawn = draw_episodes(available, start, 2 * count, newest_share, generator)
     return disjoint_pairs(drawn, generator)
 
 

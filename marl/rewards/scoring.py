@@ -84,8 +84,7 @@ def expected_calibration_error(
 ) -> float:
     """Return the mean |agreement - confidence| of bins, weighted by their counts; NaN of none."""
     gaps = (agreement - confidence).abs().nan_to_num()
-    total = counts.sum()
-    return float((counts * gaps).sum() / total) if total else float("nan")
+    return float((counts * gaps).sum() / counts.sum())
 
 
 def reliability(
@@ -97,6 +96,7 @@ def reliability(
     labels = labels[decided].to(torch.float64)
     confidence = torch.maximum(probabilities, 1.0 - probabilities)
     agreement = torch.where(probabilities > 0.5, labels, 1.0 - labels)
+    agreement = agreement.masked_fill(probabilities == 0.5, 0.5)  # it prefers neither
     places = ((confidence - 0.5) * 2 * bins).to(torch.int64).clamp(max=bins - 1)
     counts = torch.bincount(places, minlength=bins)
 

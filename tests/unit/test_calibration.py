@@ -47,6 +47,21 @@ def test_a_soft_label_counts_by_its_share() -> None:
     assert table.error == pytest.approx(0.1, abs=1e-6)
 
 
+def test_a_judge_that_prefers_neither_agrees_by_half() -> None:
+    # P = .5 on both sides of the order: confidence .5, agreement .5.
+    table = reliability(torch.tensor([0.5, 0.5, 0.5]), torch.tensor([1.0, 1.0, 0.0]))
+    assert table.counts.tolist() == [3] + [0] * 9
+    assert table.agreement[0] == 0.5
+    assert table.error == 0.0
+
+
+def test_bins_are_equally_wide() -> None:
+    # Five bins of .1 from .5 on: .76 is in the third, whichever side it prefers.
+    table = reliability(torch.tensor([0.76, 0.24]), torch.tensor([1.0, 1.0]), bins=5)
+    assert table.counts.tolist() == [0, 0, 2, 0, 0]
+    assert table.edges.tolist() == pytest.approx([0.5, 0.6, 0.7, 0.8, 0.9, 1.0])
+
+
 def test_certainty_falls_into_the_last_bin() -> None:
     table = reliability(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]))
     assert table.counts.tolist() == [0] * 9 + [2]
@@ -56,7 +71,7 @@ def test_certainty_falls_into_the_last_bin() -> None:
 def test_without_pairs_the_error_is_not_known() -> None:
     table = reliability(torch.tensor([0.9]), torch.tensor([0.5]))
     assert math.isnan(table.error)
-    assert all(row["agreement"] is None for row in table.rows())
+    assert all(row["agreement"] is row["confidence"] is None for row in table.rows())
 
 
 def test_the_rows_say_what_the_table_holds() -> None:

@@ -40,6 +40,23 @@ def test_a_risen_loss_halves_the_rate_and_says_so() -> None:
     assert AVERAGED_FITS == 20
 
 
+def test_the_average_is_the_mean_of_the_first_fits() -> None:
+    guard = DriftGuard(0.005, 0.1)
+    updated(guard, [1.0, 3.0])
+    assert guard.average == 2.0
+    updated(guard, [5.0])
+    assert guard.average == 3.0
+    assert guard.fits == 3
+
+
+def test_a_rise_by_just_the_tolerance_is_allowed() -> None:
+    # Twenty fits of 0; then 10, a twentieth of which is .5, and nothing above it.
+    guard = DriftGuard(0.005, 0.5)
+    updated(guard, [0.0] * 20 + [10.0])
+    assert guard.average == 0.5
+    assert guard.rate == 0.005
+
+
 def test_it_can_be_switched_off() -> None:
     guard = DriftGuard(0.005, 0.0)
     updated(guard, [0.1] * 30 + [5.0] * 100)

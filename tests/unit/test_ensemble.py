@@ -6,10 +6,12 @@ Axes: V models, M episodes.
 import copy
 from typing import Any
 
+import pytest
 import torch
 
 from marl.config import Config
 from marl.config.io import load_config
+from marl.rewards.ensemble import BootstrapBatches
 from marl.trainer import Trainer
 
 SMALL: dict[str, Any] = {
@@ -62,6 +64,37 @@ def test_the_first_member_is_the_run_s_own_model() -> None:
     assert trainer.ensemble is not None
     assert trainer.ensemble.others == []
     assert scores_of(trainer).shape == (1, 5)
+
+
+def test_a_member_learns_from_its_bootstrap_sample_and_is_not_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipeline = Trainer(small("disagreement")).feedback
+    assert pipeline is not None
+    asked: list[dict[str, Any]] = []
+    monkeypatch.setattr(pipeline, "batch", lambda **options: asked.append(options))
+    batches = BootstrapBatches(pipeline, 3)
+    batches.batch()
+    assert asked == [{"member": 3}]
+    assert batches.batch(held_out=True) is None
+    assert len(asked) == 1
+
+
+def test_every_member_is_saved_with_its_number_of_fits() -> None:
+    config = small("disagreement", **{"preferences.ensemble_size": 3})
+    trainer = Trainer(config)
+    for _ in range(2):
+        trainer.iterate()
+    ensemble, other = trainer.ensemble, Trainer(config).ensemble
+    assert ensemble is not None
+    assert other is not None
+    other.load_state_dict(copy.deepcopy(ensemble.state_dict()))
+    for mine, theirs in zip(ensemble.others, other.others, strict=True):
+        assert theirs.num_fits == mine.num_fits > 0
+        for name, weight in mine.model.state_dict().items():
+            assert torch.equal(theirs.model.state_dict()[name], weight), name
+    with pytest.raises(ValueError, match="shorter"):
+        other.load_state_dict({"others": ensemble.state_dict()["others"][:1]})
 
 
 def test_other_queries_have_no_ensemble() -> None:

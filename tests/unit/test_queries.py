@@ -17,6 +17,7 @@ from marl.preferences.queries import (
     draw_pairs,
     draw_stratified,
     entropy,
+    in_bootstrap,
 )
 
 
@@ -44,6 +45,17 @@ def test_drawn_episodes_differ_and_keep_the_share(
     wanted = round(count * share)
     if num_new >= wanted and len(available) - num_new >= count - wanted:
         assert new == wanted
+
+
+def test_the_newest_begin_with_the_latest_itself() -> None:
+    # Of the episodes 0 to 9 those from 5 on are new: five of them fill a share of one.
+    drawn = draw_episodes(torch.arange(10), 5, 5, 1.0, generator())
+    assert sorted(drawn.tolist()) == [5, 6, 7, 8, 9]
+    drawn = draw_episodes(torch.arange(10), 5, 5, 0.0, generator())
+    assert sorted(drawn.tolist()) == [0, 1, 2, 3, 4]
+    # A quarter of four is one new episode, and three are old.
+    drawn = draw_episodes(torch.arange(10), 5, 4, 0.25, generator())
+    assert int((drawn >= 5).sum()) == 1
 
 
 def test_each_episode_is_drawn_equally_often() -> None:
@@ -87,6 +99,30 @@ def test_drawn_pairs_are_disjoint(
         assert len(first) == min(count, len(available) // 2)
 
 
+def test_a_recent_one_stands_against_an_older_one_each_equally_often() -> None:
+    # 2 and 3 are recent, 0 and 1 older. Each of the four is in half of 1,000 pairs, deviation 16.
+    counts, source = torch.zeros(4), generator()
+    for _ in range(1000):
+        for side in draw_pairs("recent_with_older", torch.arange(4), 2, 1, 0.5, source):
+            counts[side] += 1
+    assert (counts - 500).abs().max() < 5 * 16
+    first, second = draw_pairs("recent_with_older", torch.arange(4), 2, 2, 0.5, source)
+    assert sorted(first.tolist() + second.tolist()) == [0, 1, 2, 3]
+
+
+def test_the_newest_share_is_one_of_all_sides() -> None:
+    # Two pairs have four sides, a quarter of which is one: of 0 to 9, those from 5 on are new.
+    first, second = draw_pairs("newest_share", torch.arange(10), 5, 2, 0.25, generator())
+    assert len(first) == len(second) == 2
+    assert int((torch.cat((first, second)) >= 5).sum()) == 1
+    # A share of one leaves nothing old; drawn uniformly, two pairs of 20 are rarely all new.
+    first, second = draw_pairs("newest_share", torch.arange(20), 16, 2, 1.0, generator())
+    assert sorted(torch.cat((first, second)).tolist()) == [16, 17, 18, 19]
+    first, second = draw_pairs("uniform", torch.arange(20), 16, 2, 1.0, generator())
+    assert len(first) == 2
+    assert min(first.min(), second.min()) < 16
+
+
 def test_sides_are_drawn_at_random() -> None:
     # The newer episode comes first in half of 1,000 pairs; standard deviation 16.
     first, second = draw_pairs(
@@ -111,6 +147,18 @@ def test_rare_returns_are_drawn_as_often_as_common_ones() -> None:
         int(draw_stratified(torch.arange(10, 18), returns, 1, source)) == 17 for _ in range(1000)
     )
     assert abs(rare - 500) < 5 * 16
+
+
+def test_returns_are_cut_into_eight_ranges_of_equal_width() -> None:
+    # From -8 to 8 in steps of 2: three returns of -8, two of 0 in [0, 2), 5 in [4, 6), and 7 and 8
+    # in the last, which holds its upper end. Each of the four ranges is drawn in a quarter of the
+    # draws: 2,000 of 8,000, deviation 39.
+    returns = torch.tensor([-8.0, -8.0, -8.0, 0.0, 0.0, 5.0, 7.0, 8.0])
+    counts, source = torch.zeros(8), generator()
+    for _ in range(8000):
+        counts[draw_stratified(torch.arange(8), returns, 1, source)] += 1
+    expected = torch.tensor([667.0, 667.0, 667.0, 1000.0, 1000.0, 2000.0, 1000.0, 1000.0])
+    assert (counts - expected).abs().max() < 5 * 39
 
 
 @given(
@@ -140,3 +188,18 @@ def test_disagreement_and_entropy_by_hand() -> None:
     assert entropy(logits).tolist() == pytest.approx([math.log(2), math.log(2), mixed], abs=1e-6)
     # Certain models: no entropy and no NaN.
     assert entropy(torch.tensor([[200.0], [200.0]])).tolist() == [0.0]
+
+
+def test_members_learn_from_samples_of_their_own() -> None:
+    # A share of 1 - 1/e = .632 of 20,000 pairs, deviation .0034; two members share .632^2 = .3996,
+    # deviation .0035.
+    first = torch.arange(20_000)
+    second = first.flip(0)
+    one, other = (in_bootstrap(first, second, member) for member in (0, 1))
+    assert float(one.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
+    assert float(other.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
+    assert float((one & other).double().mean()) == pytest.approx(0.3996, abs=4 * 0.0035)
+    # The same first episode is not in every sample or in none.
+    same = in_bootstrap(torch.zeros_like(first), second, 0)
+    assert float(same.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
+    assert torch.equal(in_bootstrap(first[7:9], second[7:9], 1), other[7:9])

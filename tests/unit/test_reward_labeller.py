@@ -19,7 +19,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.preferences import EpisodePairs
 from marl.preferences.dataset import EpisodeArchive, EpisodeRecord
 from marl.preferences.reward_labeller import LengthControl, RewardLabeller
-from marl.rewards import RewardLearner, make_reward_learner
+from marl.rewards import RewardLearner, make_reward_learner, scoring
 from marl.rewards.io import load_reward, save_reward
 from marl.rewards.scoring import score_episodes
 from tests.reward_models import CPU, make_spec
@@ -72,6 +72,27 @@ def labeller_of(model: StateReward, **settings: float) -> RewardLabeller:
 def pairs_of(archive: EpisodeArchive, *pairs: tuple[int, int]) -> EpisodePairs:
     first, second = torch.tensor(pairs).unbind(dim=1)
     return EpisodePairs(first=archive.episodes(first + 10), second=archive.episodes(second + 10))
+
+
+def test_episodes_are_scored_in_passes_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Episodes of 1 to 5 steps: with 10 rows a pass, two at a time; with 3, one at a time.
+    archive = archive_of([3.0, 1.0, 2.0, -1.0, 2.0])
+    learner = labeller_of(StateReward(), length_control=False).learner
+    passes: list[int] = []
+
+    def recorded(steps: Transitions, weights: Tensor, lengths: Tensor) -> Tensor:
+        passes.append(len(lengths))
+        return RewardLearner.scores(learner, steps, weights, lengths)
+
+    monkeypatch.setattr(learner, "scores", recorded)
+    for max_rows, expected in ((25, [5]), (10, [2, 2, 1]), (3, [1] * 5)):
+        monkeypatch.setattr(scoring, "MAX_ROWS", max_rows)
+        passes.clear()
+        scores = score_episodes(learner, archive.episodes(archive.numbers))
+        assert scores.tolist() == [3.0, 1.0, 2.0, -1.0, 2.0]
+        assert passes == expected
+    none = score_episodes(learner, archive.episodes(archive.numbers[:0]))
+    assert none.shape == (0,)
 
 
 def test_the_score_is_the_sum_over_all_steps() -> None:

@@ -72,6 +72,61 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     assert metrics["preference/loss"] < 0.1
 
 
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_guard_sees_the_mean_loss_of_a_fit(steps: int) -> None:
+    """A mean over its gradient steps, of the loss without penalties; without V there is none."""
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    learner = make_learner(
+        FactoredReward, gradient_steps=steps, learning_rate=1e-9, regularisation=5.0
+    )
+    metrics = learner.fit(OneBatch(batch), uniform_policy)
+    assert learner.guard.average == pytest.approx(metrics["preference/loss"])
+    assert metrics["reward/target_rate"] == learner.guard.rate
+    assert metrics["reward/gradient_steps"] == steps == learner.num_fits
+    without = make_learner(FactoredReward, 0.0, gradient_steps=steps)
+    assert "reward/target_rate" not in without.fit(OneBatch(batch), uniform_policy)
+    assert without.guard.fits == 0
+
+
+def test_without_an_answer_nothing_is_fitted() -> None:
+    class Silent:
+        def batch(self, *, held_out: bool = False) -> None:
+            return None
+
+    learner = make_learner(FactoredReward)
+    assert learner.fit(Silent(), uniform_policy) == {"reward/gradient_steps": 0.0}
+    assert not learner.is_fitted
+    assert learner.guard.fits == 0
+
+
+def test_penalties_by_hand() -> None:
+    """The gradient step descends L + lambda mean(R^2) + mu mean(sum_i (S_i - S_bar)^2)."""
+    # Three agents, one step an episode, alpha / T_max = 1. R of the episodes is 3 and 1: mean
+    # square 5. S_i are (1, 2, 0) around 1 and (3, -2, 0) around 1/3: squares 2 and 114 / 9, mean
+    # 22 / 3. The logit is 2.
+    values = torch.tensor([[[1.0, 2.0, 0.0]], [[3.0, -2.0, 0.0]]])
+
+    class Fixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, transitions: Transitions) -> Rewards:
+            local = self.scale * values
+            return Rewards(team=local.sum(dim=-1), local=local)
+
+    config = RewardConfig(
+        regularisation=2.0, split_regularisation=0.5, max_grad_norm=1e9, gradient_steps=1
+    )
+    batch = batch_of([[1.0], [1.0]], [1, 1])
+    learner = RewardLearner(Fixed(), "", config, 10, threads=1, device=CPU)
+    learner.fit(OneBatch(batch), uniform_policy)
+    # By the scale c = 1 of all rewards: dL/dc = -2 (1 - sigmoid(2)) = -.238406, and the penalties
+    # grow with its square: 2 (2 * 5 + .5 * 22 / 3) = 27.333333.
+    (scale,) = learner.parameters
+    assert float(scale.grad) == pytest.approx(27.333333 - 0.238406, rel=1e-5)  # type: ignore[arg-type]
+
+
 def test_regularisation_keeps_rewards_small() -> None:
     """lambda mean(R^2) at least halves the mean square of R, the larger lambda the more."""
     batch = batch_of([[1.0] * 5] * 2, [5, 5])

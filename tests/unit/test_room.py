@@ -1,8 +1,11 @@
 """What does not fit into memory is refused before it is allocated, with the numbers."""
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
+import torch
 
 from envs import EnvSpec, make_env
 from marl.config import (
@@ -14,6 +17,7 @@ from marl.config import (
     RewardConfig,
 )
 from marl.trainer import Trainer
+from marl.utils import memory_check
 from marl.utils.memory_check import (
     available_bytes,
     check_room,
@@ -78,3 +82,82 @@ def test_layers_that_no_memory_holds_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"^reward.hidden_sizes: got .* need 16.0 TB for one"):
         check_room(Config(reward=wide_reward), small)
     check_room(Config(reward=wide_reward, algorithm="sparse"), small)  # it learns no reward
+
+
+SMALL = dataclasses.replace(IMAGES, obs_sizes=(3, 3), state_size=4, action_sizes=(1, 1))
+
+
+def refused(config: Config = CONFIG) -> bool:
+    try:
+        check_room(config, SMALL)
+    except ConfigError:
+        return True
+    return False
+
+
+def test_what_fits_exactly_is_allowed_and_one_byte_less_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    needed = rollout_bytes(CONFIG, SMALL) + replay_bytes(CONFIG, SMALL)
+    for there, expected in ((needed, False), (needed - 1, True), (None, False)):
+        monkeypatch.setattr(memory_check, "available_bytes", lambda there=there: there)
+        assert refused() == expected
+
+
+def test_on_a_gpu_the_replay_buffer_counts_there_and_the_rollout_here(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = dataclasses.replace(CONFIG, device="cuda")
+    rollout, replay = rollout_bytes(config, SMALL), replay_bytes(config, SMALL)
+    for here, there, expected in (
+        (rollout, replay, False),
+        (rollout - 1, replay, True),
+        (rollout, replay - 1, True),
+    ):
+        monkeypatch.setattr(memory_check, "available_bytes", lambda here=here: here)
+        # Free bytes come first, those of the whole device second.
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=there: (free, 2**60))
+        assert refused(config) == expected
+
+
+@pytest.mark.parametrize(
+    ("there", "said"),
+    [
+        (10**12, "1.0 TB"),
+        (10**12 - 1, "1,000.0 GB"),
+        (10**9, "1.0 GB"),
+        (10**9 - 1, "1,000 MB"),
+        (3_400_000, "3 MB"),
+    ],
+)
+def test_sizes_are_told_in_units_of_a_thousand(
+    there: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: there)
+    with pytest.raises(ConfigError, match=f"this machine has {said} available"):
+        check_room(CONFIG, IMAGES)
+
+
+def test_available_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lines of /proc/meminfo are in units of 1,024 bytes.
+    text = "MemTotal:  9000 kB\nMemFree:  7 kB\nMemAvailable:  2048 kB\n"
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: text)
+    assert available_bytes() == 2048 * 1024
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    monkeypatch.setattr(os, "sysconf_names", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 2})
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": 500, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert available_bytes() == 500 * 4096
+    monkeypatch.setattr(os, "sysconf_names", {"SC_PAGE_SIZE": 2})
+    assert available_bytes() is None
+
+
+def test_layers_that_fit_exactly_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 3 observed numbers: 3 * 8 + 8 * 4 + 4 * 1 = 60 weights, 16 bytes each. There is no room for
+    # the rollout then, which is told of next.
+    layers = NetworkConfig(hidden_sizes=(8, 4))
+    config = dataclasses.replace(CONFIG, network=layers, algorithm="sparse")
+    for there, setting in ((959, "network.hidden_sizes"), (960, "environment images")):
+        monkeypatch.setattr(memory_check, "available_bytes", lambda there=there: there)
+        with pytest.raises(ConfigError, match=f"^{setting}"):
+            check_room(config, SMALL)
