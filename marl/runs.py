@@ -207,9 +207,12 @@ def _has_diverged(trainer: Trainer, error: Exception) -> bool:
 
 
 def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
-    """Return True once no people are waited for, or False as soon as `stop` says so."""
-    while trainer.is_waiting:
-        if stop is not None and stop():
+    """Return True once no people are waited for, or False as soon as `stop` says so.
+
+    All processes of a run return the same.
+    """
+    while trainer.ranks.any(trainer.is_waiting):
+        if trainer.ranks.any(stop is not None and stop()):
             return False
         time.sleep(_POLL)
     return True

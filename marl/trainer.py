@@ -27,6 +27,7 @@ from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_lea
 from marl.utils.devices import usable_device
 from marl.utils.memory_check import check_room, resident_mib
 from marl.utils.plugins import PluginError
+from marl.utils.ranks import SINGLE, PeerError, Ranks, together
 from marl.utils.seeding import Seeds
 
 
@@ -40,14 +41,17 @@ class Trainer:
         *,
         labeller: Callable[..., Any] | None = None,
         run: str = "",
+        ranks: Ranks = SINGLE,
     ) -> None:
         """`folder` is the run's, which a labeller that shows episodes to people needs.
 
         `labeller` takes the place of the one that the settings name. `run` is the run's identity,
-        under which an answer cache keeps what it asks.
+        under which an answer cache keeps what it asks. `ranks` are the processes that train the
+        run together, each with environments and a seed of its own.
         """
         config = with_given_labeller(config, labeller)
         self.config = config
+        self.ranks = ranks
         self.run = run
         self.device = usable_device(config.device)
         self.seeds = Seeds(config.seed)
@@ -78,7 +82,7 @@ class Trainer:
             undoes=True,
         )
         self.learner = make_learner(
-            spec, config, self.norm, self.seeds.torch("learner", self.device), self.device
+            spec, config, self.norm, self.seeds.torch("learner", self.device), self.device, ranks
         )
         self.feedback: FeedbackPipeline | None = None
         self.reward: RewardLearner | None = None
@@ -99,10 +103,16 @@ class Trainer:
                 run=run,
             )
             self.reward = make_reward_learner(
-                spec, config, self.norm, self.seeds.torch("reward"), self.device
+                spec, config, self.norm, self.seeds.torch("reward"), self.device, ranks
             )
             self.ensemble = make_ensemble(
-                self.reward, spec, config, self.norm, self.seeds.torch("committee"), self.device
+                self.reward,
+                spec,
+                config,
+                self.norm,
+                self.seeds.torch("committee"),
+                self.device,
+                ranks,
             )
 
     @property
@@ -128,7 +138,7 @@ class Trainer:
         5. improve   A_i <- omega norm(A_i) + (1 - omega) norm(A), PPO        `Mappo.update`
         """
         clock = Clock()
-        rollout, hidden_rewards = self.collector.collect(self.learner.actor)  # 1
+        rollout, hidden_rewards = self._collect()  # 1
         self.safe_to_checkpoint = False
         clock.lap("collect")
         rewards: Rewards | None
@@ -137,14 +147,15 @@ class Trainer:
             rewards = self._given_rewards(rollout, hidden_rewards)
         else:
             scorer = None if self.ensemble is None else self.ensemble.scores
-            self.feedback.observe(rollout, hidden_rewards, scorer)  # 2
+            with together(self.ranks):
+                self.feedback.observe(rollout, hidden_rewards, scorer)  # 2
             metrics = self.reward.fit(self.feedback, self.policy) | self.feedback.metrics()  # 3
             if self.ensemble is not None:
                 self.ensemble.fit(self.feedback, self.policy)
             rewards, reward_metrics = self.reward.rollout_rewards(  # 4
                 rollout.transitions,
                 rollout.done,
-                informed=self.feedback.is_informative,
+                informed=self.ranks.any(self.feedback.is_informative),
                 episodes=rollout.episodes,
             )
             metrics |= reward_metrics
@@ -154,7 +165,7 @@ class Trainer:
         else:
             remaining = 1.0 - self.iteration / self.config.num_iterations
             metrics |= self.learner.update(rollout, rewards, remaining)  # 5
-        self.norm.update(rollout.transitions)
+        self.norm.update(rollout.transitions, self.ranks)
         clock.lap("policy")
 
         self.iteration += 1
@@ -169,6 +180,15 @@ class Trainer:
         }
         self.safe_to_checkpoint = True
         return metrics
+
+    def _collect(self) -> tuple[Rollout, Tensor | None]:
+        """Return a rollout; an error in one process is one in all, of which none has moved on."""
+        try:
+            with together(self.ranks):
+                return self.collector.collect(self.learner.actor)
+        except PeerError:
+            self.collector.undo()
+            raise
 
     def _given_rewards(self, rollout: Rollout, hidden_rewards: Tensor | None) -> Rewards:
         """Return what the policy maximises where no reward is learned.
@@ -219,7 +239,7 @@ class Trainer:
         before = {name: copy.deepcopy(part.state_dict()) for name, part in self._parts().items()}
         try:
             yield
-        except (PluginError, ConfigError):
+        except (PluginError, ConfigError, PeerError):
             if not self.safe_to_checkpoint:
                 self.collector.undo()
                 self.feedback.restore(answers)

@@ -13,6 +13,7 @@ from marl.config import Config, ConfigError, NetworkConfig
 from marl.data.types import Rewards, Rollout
 from marl.nn.normalisation import TeamNorm
 from marl.utils.plugins import PluginError, load
+from marl.utils.ranks import SINGLE, Ranks
 
 LEARNERS = {
     "mappo": "marl.learners.mappo:Mappo",
@@ -72,10 +73,11 @@ class Actor(Protocol):
 class Learner(Protocol):
     """What improves the policy on a rollout and its rewards.
 
-    Made as ``Class(spec, network, learner, norm, local_stream=, threads=, generator=, device=)``:
-    the environment's constants, the sections ``network`` and ``learner`` of the settings, the
-    input normaliser (updated by the trainer), whether rewards may have local ones, the number of
-    threads, a random generator and the device of networks and rollouts.
+    Made as ``Class(spec, network, learner, norm, local_stream=, threads=, generator=, device=,
+    ranks=)``: the environment's constants, the sections ``network`` and ``learner`` of the
+    settings, the input normaliser (updated by the trainer), whether rewards may have local ones,
+    the number of threads, a random generator, the device of networks and rollouts, and the
+    processes that train together.
     """
 
     actor: Actor
@@ -123,21 +125,15 @@ def make_learner(
     norm: TeamNorm,
     generator: torch.Generator,
     device: torch.device,
+    ranks: Ranks = SINGLE,
 ) -> Learner:
     """Return the learner that the settings name."""
     kind = config.learner.kind
     make: Any = learner_class(kind)
-    options = {"local_stream": config.is_factored, "threads": config.threads}
+    options: dict[str, Any] = {"local_stream": config.is_factored, "threads": config.threads}
+    options |= {"generator": generator, "device": device, "ranks": ranks}
     try:
-        learner: object = make(
-            spec,
-            config.network,
-            config.learner,
-            norm,
-            generator=generator,
-            device=device,
-            **options,
-        )
+        learner: object = make(spec, config.network, config.learner, norm, **options)
     except TypeError as error:
         raise PluginError(
             f"learner.kind: {kind} is made as `marl.learners.base.Learner` says; it raised "

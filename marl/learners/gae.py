@@ -18,6 +18,7 @@ from marl.config.schema import Absence
 from marl.data.types import Rollout
 from marl.learners.critics import AgentCritics, TeamCritic
 from marl.nn.normalisation import TeamNorm
+from marl.utils.ranks import SINGLE, Ranks, merge_moments
 
 _SMALLEST = 1e-30
 """Least deviation that is divided by, below any unit: equal advantages become zero."""
@@ -61,19 +62,28 @@ def gae(
 
 
 def standardise(
-    advantages: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None = None
+    advantages: Float[Tensor, "*L"],
+    present: Bool[Tensor, "*L"] | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Float[Tensor, "*L"]:
-    """Return advantages with mean 0 and deviation 1 over the rows that are present.
+    """Return advantages with mean 0 and deviation 1 over all processes' rows that are present.
 
     Rows that are not present come back as zero.
     """
     if present is None:
+        count = torch.full((), advantages.numel(), device=advantages.device)
         mean, std = advantages.mean(), advantages.std(correction=0)
-        return (advantages - mean) / std.clamp(min=_SMALLEST)
-    count = present.sum().clamp(min=1)
-    mean = advantages.where(present, torch.zeros_like(advantages)).sum() / count
-    centred = (advantages - mean).where(present, torch.zeros_like(advantages))
-    return centred / ((centred**2).sum() / count).sqrt().clamp(min=_SMALLEST)
+    else:
+        count, zero = present.sum(), torch.zeros_like(advantages)
+        mean = advantages.where(present, zero).sum() / count.clamp(min=1)
+        centred = (advantages - mean).where(present, zero)
+        std = ((centred**2).sum() / count.clamp(min=1)).sqrt()
+    if ranks.size > 1:
+        var = std.to(torch.float64) ** 2
+        _, mean, var = merge_moments(ranks, count, mean, var, "advantages")
+        std = var.sqrt().to(std.dtype)
+    standardised = (advantages - mean) / std.clamp(min=_SMALLEST)
+    return standardised if present is None else standardised.where(present, zero)
 
 
 def dual_advantages(
@@ -82,6 +92,7 @@ def dual_advantages(
     alive: Bool[Tensor, "T E N"] | None,
     num_agents: int,
     local_weight: float,
+    ranks: Ranks = SINGLE,
 ) -> Float[Tensor, "T E N"]:
     """Return omega * norm(A_i) + (1 - omega) * norm(A), the actors' advantage (IMAP).
 
@@ -89,12 +100,12 @@ def dual_advantages(
     team's advantage may be one for all or, with independent critics, one of every agent.
     """
     if team.ndim == 2:
-        shared = standardise(team).unsqueeze(-1).expand(*team.shape, num_agents)
+        shared = standardise(team, None, ranks).unsqueeze(-1).expand(*team.shape, num_agents)
     else:
-        shared = standardise(team, alive)
+        shared = standardise(team, alive, ranks)
     if local is None or local_weight == 0.0:
         return shared
-    own = standardise(local, alive)
+    own = standardise(local, alive, ranks)
     return own if local_weight == 1.0 else local_weight * own + (1.0 - local_weight) * shared
 
 
@@ -216,6 +227,7 @@ def reward_stream(
     *,
     present: Bool[Tensor, "T E N"] | None = None,
     hidden: Float[Tensor, "E M H"] | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Stream:
     """Return values, advantages and targets, and take the targets into the value normaliser.
 
@@ -241,7 +253,7 @@ def reward_stream(
         reward, values, next_values, steps.terminated, cuts, config.gamma, config.gae_lambda
     )
     targets = advantages + values
-    critic.value_norm.update(targets, present)
+    critic.value_norm.update(targets, present, ranks)
     return Stream(
         inputs=inputs,
         present=present,

@@ -38,14 +38,15 @@ from marl.learners.losses import (
     policy_metrics,
 )
 from marl.nn.gru import initial_hidden
-from marl.nn.layers import check_finite, correlation, masked_mean, mean_shares
+from marl.nn.layers import check_finite, correlation, masked_mean, mean_count, mean_shares
 from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
+from marl.utils.ranks import SINGLE, Ranks
 from marl.utils.threads import TwoThreads
 
 Differentiate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Sets the gradient of a network to that of its loss on a minibatch, and returns metrics."""
-Epoch = Sequence[Int64[Tensor, "B"]]
+Epoch = Sequence[Int64[Tensor, "_"]]
 """The rows of every minibatch of an epoch."""
 
 
@@ -72,8 +73,10 @@ class Mappo:
         threads: int,
         generator: torch.Generator,
         device: torch.device,
+        ranks: Ranks = SINGLE,
     ) -> None:
         self.config = learner
+        self.ranks = ranks
         self.norm = norm
         self.num_agents = spec.num_agents
         self.generator = generator
@@ -89,9 +92,15 @@ class Mappo:
         for critic in self.critics.values():
             critic.to(device)
         self.networks = {"actor": self.actor} | self.critics
+        for net in self.networks.values():
+            ranks.broadcast_(net)
         self.optimizers = {
             name: Optimizer(
-                net.parameters(), learner.learning_rate, learner.max_grad_norm, eps=1e-5
+                net.parameters(),
+                learner.learning_rate,
+                learner.max_grad_norm,
+                eps=1e-5,
+                ranks=ranks,
             )
             for name, net in self.networks.items()
         }
@@ -104,7 +113,7 @@ class Mappo:
             for name, critic in self.critics.items()
         }
         """Each critic's hidden state after the rollouts so far; None if feed-forward."""
-        self._threads = TwoThreads(threads, device)
+        self._threads = TwoThreads(threads if ranks.size == 1 else 1, device)
 
     @staticmethod
     def make_actor(
@@ -130,8 +139,9 @@ class Mappo:
             steps.alive,
             self.num_agents,
             self.config.local_weight,
+            self.ranks,
         )
-        check_finite(advantages=advantages)
+        check_finite(self.ranks, advantages=advantages)
 
         epochs = self._minibatches(rollout)
         policy_rows = self._actor_rows(rollout, advantages)
@@ -141,7 +151,7 @@ class Mappo:
             rows = self._critic_rows(name, rollout, stream)
             jobs.append(self._run_epochs(name, differentiate, rows, epochs))
         improved = {k: v for metrics in self._threads.in_turns(jobs) for k, v in metrics.items()}
-        check_finite(**improved)
+        check_finite(self.ranks, **improved)
         metrics = {"policy/learning_rate": learning_rate}
         metrics |= dict(zip(improved, torch.stack(list(improved.values())).tolist(), strict=True))
         for name, stream in streams.items():
@@ -162,6 +172,8 @@ class Mappo:
         totals: dict[str, Tensor] = {}
         for epoch in epochs:
             for batch in rows.minibatches(epoch):
+                if "present" in batch:
+                    batch["count"] = mean_count(batch["present"], self.ranks)
                 metrics = differentiate(batch)
                 self.optimizers[name].step()
                 totals = {key: x + totals[key] if totals else x for key, x in metrics.items()}
@@ -183,7 +195,7 @@ class Mappo:
                 out = network.forward(batch["obs"])
                 known = self.actor.distribution(out, mask).explicit(batch["actions"])
                 loss, log_ratio = self._policy_loss(known.log_probs, known.entropy, batch)
-                share = mean_shares(log_ratio, batch.get("present"))
+                share = mean_shares(log_ratio, batch.get("present"), batch.get("count"))
                 by_log_prob = share * clipped_policy_slope(log_ratio, batch["advantages"], clip)
                 by_entropy = -bonus * share if bonus > 0.0 else None
                 network.backward(known.backward(by_log_prob, by_entropy))
@@ -197,29 +209,29 @@ class Mappo:
         batch: dict[str, Tensor],
     ) -> tuple[Tensor, Float[Tensor, "*B N"]]:
         """Return the actor's loss and the log-ratios of its probabilities, new to old."""
-        alive = batch.get("present")
+        alive, count = batch.get("present"), batch.get("count")
         surrogate, log_ratio = clipped_policy_loss(
             log_probs, batch["log_probs"], batch["advantages"], self.config.clip_coef
         )
-        loss = masked_mean(surrogate, alive)
+        loss = masked_mean(surrogate, alive, count)
         if entropy is not None:
-            loss = loss - self.config.entropy_coef * masked_mean(entropy, alive)
+            loss = loss - self.config.entropy_coef * masked_mean(entropy, alive, count)
         return loss, log_ratio
 
     def _differentiate_value(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Differentiate a critic's loss: the clipped squared error of its normalised values."""
-        network, present = self.explicit.get(name), batch.get("present")
+        network, present, count = self.explicit.get(name), batch.get("present"), batch.get("count")
         aims = batch["values"], batch["targets"], self.config.value_clip
         if network is None:
             values = outputs(self.critics[name], batch, "obs", "state")
-            loss = masked_mean(clipped_value_loss(values, *aims), present)
+            loss = masked_mean(clipped_value_loss(values, *aims), present, count)
             self.optimizers[name].backward(loss)
         else:
             with torch.no_grad():
                 read = [batch[key] for key in self._read_by(name)]
                 values = network.forward(*read).squeeze(-1)
-                loss = masked_mean(clipped_value_loss(values, *aims), present)
-                by_value = mean_shares(values, present) * clipped_value_slope(values, *aims)
+                loss = masked_mean(clipped_value_loss(values, *aims), present, count)
+                by_value = mean_shares(values, present, count) * clipped_value_slope(values, *aims)
                 network.backward(by_value.unsqueeze(-1))
         return {f"value/loss_{name}": loss.detach()}
 
@@ -245,6 +257,7 @@ class Mappo:
                 self.config,
                 present=present,
                 hidden=self.hidden[name],
+                ranks=self.ranks,
             )
             self.hidden[name] = streams[name].next_hidden
         return streams

@@ -11,35 +11,56 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from marl.errors import UserError
+from marl.utils.ranks import SINGLE, Ranks
 
 
 class NonFiniteError(UserError):
     """A tensor that training depends on holds NaN or infinity."""
 
 
-def masked_mean(x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None) -> Tensor:
-    """Return the mean over present rows; zero, with zero gradient, where none is."""
+def masked_mean(
+    x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None, count: Tensor | None = None
+) -> Tensor:
+    """Return the mean over present rows; zero, with zero gradient, where none is.
+
+    `count` is that of `mean_count`, where other processes have rows, too.
+    """
     if present is None:
         return x.mean()
-    return x.where(present, torch.zeros_like(x)).sum() / present.sum().clamp(min=1)
+    count = mean_count(present) if count is None else count
+    return x.where(present, torch.zeros_like(x)).sum() / count
 
 
-def mean_shares(x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None) -> Float[Tensor, "*L"]:
+def mean_shares(
+    x: Float[Tensor, "*L"], present: Bool[Tensor, "*L"] | None, count: Tensor | None = None
+) -> Float[Tensor, "*L"]:
     """Return the derivative of `masked_mean` by each row: its share in the mean."""
     if present is None:
         return torch.full_like(x, 1.0 / x.numel())
-    return present.to(x.dtype) / present.sum().clamp(min=1)
+    return present.to(x.dtype) / (mean_count(present) if count is None else count)
 
 
-def check_finite(**tensors: Tensor) -> None:
-    """Raise `NonFiniteError` naming the first tensor that holds NaN or infinity."""
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise NonFiniteError(
-                f"{name} holds NaN or infinity; the run is stopped with its state saved. "
-                "A smaller learning rate or gradient norm, or a check of the environment "
-                "(marl check), usually helps"
-            )
+def mean_count(present: Bool[Tensor, "*L"], ranks: Ranks = SINGLE) -> Tensor:
+    """Return the number of present rows, at least 1, as a mean over all processes.
+
+    Where every process divides by it, the mean of their sums is the mean over all rows.
+    """
+    count = present.sum()
+    if ranks.size == 1:
+        return count.clamp(min=1)
+    return ranks.sum_(count, "rows").clamp(min=1) / ranks.size
+
+
+def check_finite(ranks: Ranks = SINGLE, /, **tensors: Tensor) -> None:
+    """Raise `NonFiniteError` naming the first tensor that holds NaN or infinity in any process."""
+    bad = (name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all()))
+    name = next(bad, "")
+    if ranks.any(bool(name)):
+        raise NonFiniteError(
+            f"{name or 'a tensor of another process'} holds NaN or infinity; the run is stopped "
+            "with its state saved. A smaller learning rate or gradient norm, or a check of the "
+            "environment (marl check), usually helps"
+        )
 
 
 def correlation(x: Tensor, y: Tensor, present: Tensor | None = None) -> Tensor:

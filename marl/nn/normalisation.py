@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.data.types import Transitions
+from marl.utils.ranks import SINGLE, Ranks, merge_moments
 
 _ROUNDING = 1e-6
 """Deviation, as a share of the mean, that single precision cannot tell from none."""
@@ -34,10 +35,16 @@ class InputNorm(nn.Module):
         return ((x - self.mean) * self.scale).clamp(-self.clip, self.clip)
 
     @torch.no_grad()
-    def update(self, x: Float[Tensor, "B *F"], present: Bool[Tensor, "B *P"] | None = None) -> None:
-        """Merge a batch into the statistics (Chan et al. 1979); rows not present do not count.
+    def update(
+        self,
+        x: Float[Tensor, "B *F"],
+        present: Bool[Tensor, "B *P"] | None = None,
+        ranks: Ranks = SINGLE,
+    ) -> None:
+        """Merge all processes' batches into the statistics (Chan et al. 1979).
 
-        Each agent has a count of its own, so one absent from the whole batch keeps its statistics.
+        Rows that are not present do not count. Each agent has a count of its own, so one absent
+        from the whole batch keeps its statistics.
         """
         if present is None:
             rows = torch.full_like(self.count, float(x.shape[0]))
@@ -48,6 +55,7 @@ class InputNorm(nn.Module):
             per_agent = rows.clamp(min=1.0).to(x.dtype)
             mean = (weight * x).sum(dim=0) / per_agent
             var = (weight * (x - mean) ** 2).sum(dim=0) / per_agent
+        rows, mean, var = merge_moments(ranks, rows, mean, var, "inputs")
         total = self.count + rows
         share = (rows / total.clamp(min=1.0)).to(x.dtype)
         delta = mean - self.mean
@@ -93,15 +101,14 @@ class TeamNorm(nn.Module):
         """Return standardised states."""
         return self.state_norm(state) if self.enabled else state
 
-    def update(self, transitions: Transitions) -> None:
-        """Take a rollout into the statistics; dead agents' observations do not count."""
+    def update(self, transitions: Transitions, ranks: Ranks = SINGLE) -> None:
+        """Take all processes' rollouts into the statistics; the dead do not count."""
         if not self.enabled:
             return
         alive = transitions.alive
-        self.obs_norm.update(
-            transitions.obs.flatten(0, 1), None if alive is None else alive.flatten(0, 1)
-        )
-        self.state_norm.update(transitions.state.flatten(0, 1))
+        living = None if alive is None else alive.flatten(0, 1)
+        self.obs_norm.update(transitions.obs.flatten(0, 1), living, ranks)
+        self.state_norm.update(transitions.state.flatten(0, 1), None, ranks)
 
 
 class ValueNorm(nn.Module):
@@ -139,16 +146,18 @@ class ValueNorm(nn.Module):
         return _deviation(second - self.mean**2, self.mean)
 
     @torch.no_grad()
-    def update(self, targets: Tensor, present: Tensor | None = None) -> None:
-        """Merge one batch of targets; absent (dead) rows do not count."""
+    def update(self, targets: Tensor, present: Tensor | None = None, ranks: Ranks = SINGLE) -> None:
+        """Merge all processes' batches of targets; absent (dead) rows do not count."""
         if present is not None:
             targets = targets[present]
-        if targets.numel() == 0:
-            return
         targets = targets.to(torch.float64)
+        count = torch.full_like(self.weight, targets.numel())
+        sums = ranks.sum_(torch.stack((count, targets.sum(), (targets**2).sum())), "values")
+        if not bool(sums[0]):
+            return
         rate = 1.0 - self.decay
-        self.first.lerp_(targets.mean(), rate)
-        self.second.lerp_((targets**2).mean(), rate)
+        self.first.lerp_(sums[1] / sums[0], rate)
+        self.second.lerp_(sums[2] / sums[0], rate)
         self.weight.lerp_(torch.ones_like(self.weight), rate)
 
     def normalise(self, values: Tensor) -> Tensor:

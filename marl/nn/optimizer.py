@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from marl.utils.ranks import SINGLE, Ranks
+
 _BETAS = (0.9, 0.999)  # decay of the two moments, Adam's usual ones
 
 
@@ -29,7 +31,9 @@ class Optimizer:
         max_grad_norm: float,
         *,
         eps: float = 1e-8,
+        ranks: Ranks = SINGLE,
     ) -> None:
+        self.ranks = ranks
         self.parameters = list(parameters)
         self.max_grad_norm = max_grad_norm
         kinds = dict.fromkeys((p.dtype, p.device) for p in self.parameters)
@@ -45,7 +49,9 @@ class Optimizer:
     def __deepcopy__(self, memo: dict[int, Any]) -> "Optimizer":
         """Return an optimizer of the copied parameters; plain copies would not be its views."""
         parameters = [copy.deepcopy(parameter, memo) for parameter in self.parameters]
-        other = Optimizer(parameters, self.learning_rate, self.max_grad_norm, eps=self.eps)
+        other = Optimizer(
+            parameters, self.learning_rate, self.max_grad_norm, eps=self.eps, ranks=self.ranks
+        )
         other.load_state_dict(self.state_dict())
         memo[id(self)] = other
         return other
@@ -66,8 +72,11 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self) -> None:
-        """Clip the gradient and take one Adam step."""
+        """Take one Adam step on the mean gradient of all processes, clipped."""
         gradients = [vector.grad for vector in self.vectors if vector.grad is not None]
+        if self.ranks.size > 1:
+            for gradient in gradients:
+                self.ranks.sum_(gradient, "gradient").div_(self.ranks.size)
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         scale = (self.max_grad_norm / (norms.norm() + 1e-6)).clamp_(max=1.0)
         for gradient in gradients:

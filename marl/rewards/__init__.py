@@ -14,6 +14,7 @@ from marl.rewards.factored import FactoredReward
 from marl.rewards.losses import RewardLoss
 from marl.rewards.trainer import RewardLearner, fit_budget
 from marl.utils import plugins
+from marl.utils.ranks import SINGLE, Ranks
 
 __all__ = [
     "CentralReward",
@@ -34,6 +35,7 @@ def make_reward_learner(
     norm: TeamNorm,
     generator: torch.Generator,
     device: torch.device,
+    ranks: Ranks = SINGLE,
 ) -> RewardLearner:
     """Return the learner of the model and the loss that ``config.reward_choice`` names."""
     choice = config.reward_choice
@@ -52,6 +54,7 @@ def make_reward_learner(
         budget=fit_budget(config),
         threads=config.threads,
         device=device,
+        ranks=ranks,
     )
 
 
@@ -75,13 +78,14 @@ def make_ensemble(
     norm: TeamNorm,
     generator: torch.Generator,
     device: torch.device,
+    ranks: Ranks = SINGLE,
 ) -> Ensemble | None:
     """Return the models that choose the questions; None where nobody chooses by models."""
     by_models = config.preferences.query in ("disagreement", "entropy")
     if not by_models or not config.learns_from_labels:
         return None
     others = [
-        make_reward_learner(spec, config, norm, generator, device)
+        make_reward_learner(spec, config, norm, generator, device, ranks)
         for _ in range(config.preferences.ensemble_size - 1)
     ]
     return Ensemble(own, others)

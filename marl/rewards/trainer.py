@@ -22,6 +22,7 @@ from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedRewar
 from marl.rewards.constant import ConstantReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.utils.plugins import PluginError
+from marl.utils.ranks import SINGLE, Ranks, mean_over_ranks
 from marl.utils.threads import TwoThreads
 
 AVERAGED_FITS = 20
@@ -138,10 +139,13 @@ class RewardLearner:
         budget: FitBudget | None = None,
         threads: int,
         device: torch.device,
+        ranks: Ranks = SINGLE,
     ) -> None:
         """Without a `loss` it is `PreferenceLoss`; without a `budget` every fit takes
         ``config.gradient_steps``. Errors call the model `name`."""
         self.model = model.to(device)
+        self.ranks = ranks
+        ranks.broadcast_(self.model)
         self.device = device
         self.name = name
         self.config = config
@@ -158,11 +162,16 @@ class RewardLearner:
             )
         of_value = [] if self.value_based is None else self.value_based.value_parameters()
         others = [p for p in self.parameters if all(p is not v for v in of_value)]
-        settings = config.learning_rate, config.max_grad_norm
-        self.q_optimizer = Optimizer(others, *settings) if others else None
-        self.v_optimizer = Optimizer(of_value, *settings) if of_value else None
+        make = partial(
+            Optimizer,
+            learning_rate=config.learning_rate,
+            max_grad_norm=config.max_grad_norm,
+            ranks=ranks,
+        )
+        self.q_optimizer = make(others) if others else None
+        self.v_optimizer = make(of_value) if of_value else None
         self.guard = DriftGuard(config.target_rate, config.drift_tolerance)
-        self.two_threads = TwoThreads(threads, device)
+        self.two_threads = TwoThreads(threads if ranks.size == 1 else 1, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
         self.hidden: dict[str, Tensor] | None = None
@@ -190,7 +199,8 @@ class RewardLearner:
         if not steps:
             return {"reward/gradient_steps": 0.0}
         loss = torch.stack([step.loss for step in steps]).mean()
-        check_finite(reward_loss=loss)
+        loss = mean_over_ranks(self.ranks, loss, "reward loss")
+        check_finite(self.ranks, reward_loss=loss)
         means = torch.stack([torch.stack([*step.metrics.values()]) for step in steps]).mean(dim=0)
         metrics = dict(zip(steps[0].metrics, means.tolist(), strict=True))
         if self.v_optimizer is not None:
@@ -208,24 +218,26 @@ class RewardLearner:
         The target networks follow in the first block only: with the data, not with the fit.
         Return each step's metrics and, if more than one block was possible, the held-out batch.
         """
-        block, max_rows = self.budget.block, self.budget.max_rows
+        block, max_rows, ranks = self.budget.block, self.budget.max_rows, self.ranks
         held_out = source.batch(held_out=True) if max_rows else None
-        lowest = math.nan if held_out is None else self._evaluate(held_out)[0]
+        held_out = None if ranks.any(held_out is None) else held_out
+        lowest = math.nan if held_out is None else self._held_out_loss(held_out)
         failed = 0
         steps: list[GradientStep] = []
-        num_rows = 0
+        num_rows, is_over = 0, False
         while True:
             end = len(steps) + block
-            while len(steps) < end and (len(steps) < block or num_rows < max_rows):
+            while len(steps) < end and (len(steps) < block or not is_over):
                 batch = source.batch()
-                if batch is None:
+                if ranks.any(batch is None) or batch is None:
                     return steps, held_out
                 rate = self.guard.rate if len(steps) < block else 0.0
                 steps.append(self._step(optimizer, batch, policy, rate))
                 num_rows += batch.step_weights.numel()
-            if held_out is None or num_rows >= max_rows:
+                is_over = ranks.any(num_rows >= max_rows)
+            if held_out is None or is_over:
                 return steps, held_out
-            loss = self._evaluate(held_out)[0]
+            loss = self._held_out_loss(held_out)
             if loss <= (1.0 - self.config.held_out_fall) * lowest:
                 lowest, failed = loss, 0
             else:
@@ -281,6 +293,11 @@ class RewardLearner:
         )
         rewards, bias = model.rewards(transitions, q, next_v)
         return ModelOutputs(rewards=rewards, bias=bias, q=q, next_v=next_v)
+
+    def _held_out_loss(self, batch: EpisodeBatch) -> float:
+        """Return the loss of all processes' held-out batches."""
+        loss = torch.tensor(self._evaluate(batch)[0], dtype=torch.float64)
+        return float(mean_over_ranks(self.ranks, loss, "held-out loss"))
 
     @torch.no_grad()
     def _evaluate(self, batch: EpisodeBatch) -> tuple[float, dict[str, float]]:
@@ -356,18 +373,18 @@ class RewardLearner:
         known = self.is_fitted and informed
         if isinstance(self.model, ConstantReward):
             assert episodes is not None, "a constant reward pays the returns of episodes"
-            self.model.update(episodes.returns)
+            self.model.update(torch.cat(self.ranks.gather(episodes.returns)))
             raw = self.model.rollout_rewards(transitions, done, episodes)
         elif known or self.config.recurrence != "none":
             # A recurrent model reads every rollout, so that its hidden state follows the episodes.
             raw, self.hidden = self._raw(transitions, done, self.hidden)
         if not known:
             return None, {}
-        check_finite(learned_reward=raw.team)
-        self.team_scale.update(raw.team)
+        check_finite(self.ranks, learned_reward=raw.team)
+        self.team_scale.update(raw.team, None, self.ranks)
         if raw.local is not None:
-            check_finite(learned_local_rewards=raw.local)
-            self.local_scale.update(raw.local, transitions.alive)
+            check_finite(self.ranks, learned_local_rewards=raw.local)
+            self.local_scale.update(raw.local, transitions.alive, self.ranks)
         metrics = {
             "reward/std": float(raw.team.std()),
             "reward/mean": float(raw.team.mean()),
