@@ -1,5 +1,6 @@
 """Runs: train, and record in a folder what is needed to look at a run and to continue it."""
 
+import os
 import secrets
 import time
 import warnings
@@ -26,8 +27,9 @@ from marl.utils.checkpoint import (
     restoring,
     save_checkpoint,
 )
-from marl.utils.files import atomic_write, held
+from marl.utils.files import atomic_write, held, output
 from marl.utils.metrics import MetricWriter
+from marl.utils.text import printable
 from marl.utils.trust import IDENTITY, identity_of, remember
 
 CONFIG, LOCK = "config.toml", ".lock"
@@ -75,6 +77,8 @@ def train(
             if resume:
                 _restore(trainer, folder, cut_open_episodes)
             else:
+                with output(folder / "checkpoints", "choose another --run-dir"):
+                    (folder / "checkpoints").mkdir(exist_ok=True)
                 save_config(config, folder / CONFIG)
             atomic_write(folder / IDENTITY, f"{identity}\n".encode())
             remember(identity, config)
@@ -86,13 +90,14 @@ def train(
 @contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
     """Hold a run's folder, made if it is not there; where no run comes to be, none is left."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
+    if printable(str(folder)) != str(folder):
         raise ConfigError(
-            f"{folder} cannot be made: {error.strerror}; choose another --run-dir"
-        ) from None
+            f"{printable(str(folder))} has characters that cannot be written; choose another "
+            "--run-dir"
+        )
+    with output(folder, "choose another --run-dir"):
+        folder.mkdir(parents=True, exist_ok=True)
     with held(
         folder / LOCK,
         f"{folder} is being trained in by another process, which alone may write there; nothing "
@@ -232,7 +237,7 @@ def save_trainer(trainer: Trainer, folder: Path) -> Path:
 
 def refuse_a_run_in(folder: Path) -> None:
     """Raise `ConfigError` if a folder holds a run already."""
-    if (folder / CONFIG).exists():
+    if os.path.exists(folder / CONFIG):  # False where the name is no possible one
         raise ConfigError(
             f"{folder} already holds a run; continue it with `marl resume {folder}` or choose "
             "another --run-dir"

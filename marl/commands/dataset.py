@@ -114,7 +114,7 @@ class FitReward:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         name = f"{self.folder.resolve().name}-{self.model}-seed{self.seed}"
         plain = re.sub(r"[^\w.-]+", "_", name)[:120]
-        return free_folder(Path("runs"), f"fit-{plain}-{stamp}")
+        return free_folder(Path("runs"), f"fit-{plain}-{stamp}", "choose a place by --out")
 
 
 def show(report: "FitReport", console: Console) -> None:

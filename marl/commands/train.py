@@ -72,7 +72,8 @@ def new_run_folder(config: Config) -> AbstractContextManager[Path]:
     """Return a new folder under runs/, named after what is trained and when."""
     env = re.sub(r"[^\w.-]+", "_", config.env.name)[:80]
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    return free_folder(Path("runs"), f"{env}-{config.algorithm}-seed{config.seed}-{stamp}")
+    name = f"{env}-{config.algorithm}-seed{config.seed}-{stamp}"
+    return free_folder(Path("runs"), name, "choose a place by --run-dir")
 
 
 class _Stop:

@@ -94,19 +94,19 @@ def held(path: Path, refusal: str) -> Iterator[None]:
 
 
 @contextmanager
-def free_folder(parent: Path, name: str) -> Iterator[Path]:
+def free_folder(parent: Path, name: str, remedy: str) -> Iterator[Path]:
     """Yield a new folder of this name, or of the next free one: ``name-2``, ``name-3``.
 
-    It is removed, and so is `parent`, where it is left empty.
+    It is removed, and so is `parent`, where it is left empty. Where none can be made, the
+    `OutputError` names the remedy.
     """
-    parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
-        folder = parent / (name if number == 1 else f"{name}-{number}")
-        try:
-            folder.mkdir()
-            break
-        except FileExistsError:
-            continue
+    with output(parent, remedy):
+        parent.mkdir(parents=True, exist_ok=True)
+        for number in count(1):
+            folder = parent / (name if number == 1 else f"{name}-{number}")
+            with suppress(FileExistsError):
+                folder.mkdir()
+                break
     try:
         yield folder
     finally:

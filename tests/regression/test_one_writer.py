@@ -144,3 +144,26 @@ def test_a_curve_that_cannot_be_drawn_ends_no_run(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="the run is recorded, but its curve is not drawn"):
         assert len(list(marl.train(load_config(overrides=SMALL), tmp_path / "run"))) == 5
     assert read_metrics(tmp_path / "run")["step"].tolist() == [100, 200, 300, 400, 500]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("taken", "taken cannot be written: File exists; choose another --run-dir"),
+        ("taken/run", "cannot be written: Not a directory; choose another --run-dir"),
+        ("x" * 300, "cannot be written: File name too long; choose another --run-dir"),
+        ("run\udcff", "run\\udcff has characters that cannot be written; choose another --run-dir"),
+        ("half", "half/checkpoints cannot be written: File exists; choose another --run-dir"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_told_before_training(
+    tmp_path: Path, name: str, message: str
+) -> None:
+    (tmp_path / "taken").touch()
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "checkpoints").touch()
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError) as caught:
+        next(marl.train(load_config(overrides=SMALL), tmp_path / name))
+    assert message in str(caught.value)
+    assert sorted(tmp_path.rglob("*")) == before

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from marl.errors import UserError
-from marl.utils.files import atomic_path, atomic_write, free_folder, held
+from marl.utils.files import OutputError, atomic_path, atomic_write, free_folder, held
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -102,14 +102,20 @@ def test_a_forked_worker_that_survives_does_not_hold_on(tmp_path: Path) -> None:
 
 def test_new_folders_take_the_next_free_name(tmp_path: Path) -> None:
     parent = tmp_path / "runs"
-    with free_folder(parent, "run") as first, free_folder(parent, "run") as second:
+    with free_folder(parent, "run", "") as first, free_folder(parent, "run", "") as second:
         assert (first.name, second.name) == ("run", "run-2")
         (second / "config.toml").touch()
     assert [path.name for path in parent.iterdir()] == ["run-2"]
-    with free_folder(parent, "run-2") as third:
+    with free_folder(parent, "run-2", "") as third:
         assert third.name == "run-2-2"
     (second / "config.toml").unlink()
     second.rmdir()
-    with free_folder(parent, "run"):
+    with free_folder(parent, "run", ""):
         pass
     assert not parent.exists()
+    parent.touch()
+    with (
+        pytest.raises(OutputError, match=r"runs cannot be written: File exists; move it$"),
+        free_folder(parent, "run", "move it"),
+    ):
+        pass
