@@ -49,8 +49,8 @@ class HalfCheetahEnv(EnvBase):
         """Make `num_envs` copies with a batch axis; for None one copy without that axis."""
         batch = torch.Size([] if num_envs is None else [num_envs])
         super().__init__(device=torch.device("cpu"), batch_size=batch)
-        self.copies = [mamujoco_v1.parallel_env("HalfCheetah", "2x3") for _ in range(num_envs or 1)]
-        first = self.copies[0]
+        self.teams = [mamujoco_v1.parallel_env("HalfCheetah", "2x3") for _ in range(num_envs or 1)]
+        first = self.teams[0]
         self.agents: list[str] = list(first.possible_agents)
         team = torch.Size([*batch, len(self.agents)])
         obs_size = first.observation_space(self.agents[0]).shape[0]
@@ -64,8 +64,8 @@ class HalfCheetahEnv(EnvBase):
         )
         self.action_spec = Composite(agents=Composite(action=action, shape=team), shape=batch)
         self.reward_spec = Unbounded(shape=(*batch, 1))
-        self._obs = np.zeros((len(self.copies), len(self.agents), obs_size), dtype=np.float32)
-        self._state = np.zeros((len(self.copies), first.state().size), dtype=np.float32)
+        self._obs = np.zeros((len(self.teams), len(self.agents), obs_size), dtype=np.float32)
+        self._state = np.zeros((len(self.teams), first.state().size), dtype=np.float32)
         self._seeds = np.random.default_rng(seed)
 
     def _set_seed(self, seed: int | None) -> None:
@@ -73,22 +73,22 @@ class HalfCheetahEnv(EnvBase):
 
     def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
         asked = None if tensordict is None else tensordict.get("_reset", None)
-        which = np.ones(len(self.copies), bool) if asked is None else asked.reshape(-1).numpy()
+        which = np.ones(len(self.teams), bool) if asked is None else asked.reshape(-1).numpy()
         for index in np.flatnonzero(which):
-            obs, _ = self.copies[index].reset(seed=int(self._seeds.integers(2**31)))
+            obs, _ = self.teams[index].reset(seed=int(self._seeds.integers(2**31)))
             self._store(index, obs)
         return self._observed()
 
     def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
-        E, N = len(self.copies), len(self.agents)
+        E, N = len(self.teams), len(self.agents)
         actions = tensordict["agents", "action"].reshape(E, N, -1).numpy()
         rewards = np.zeros((E, 1), dtype=np.float32)
         terminated = np.zeros((E, 1), dtype=bool)
         truncated = np.zeros((E, 1), dtype=bool)
         lead = self.agents[0]
-        for index, copy in enumerate(self.copies):
+        for index, team in enumerate(self.teams):
             joint = dict(zip(self.agents, actions[index], strict=True))
-            obs, reward, ended, cut, _ = copy.step(joint)
+            obs, reward, ended, cut, _ = team.step(joint)
             self._store(index, obs)
             rewards[index], terminated[index], truncated[index] = (
                 reward[lead],
@@ -104,7 +104,7 @@ class HalfCheetahEnv(EnvBase):
     def _store(self, index: int, obs: dict[str, np.ndarray]) -> None:
         for agent, name in enumerate(self.agents):
             self._obs[index, agent] = obs[name]
-        self._state[index] = self.copies[index].state()
+        self._state[index] = self.teams[index].state()
 
     def _observed(self) -> TensorDictBase:
         batch = self.batch_size

@@ -6,7 +6,7 @@ ReLU layer, a GRU, a ReLU layer and an output; 128 copies of 128 steps; 4 epochs
 of whole sequences; Adam with clipped gradients; collecting and updating compiled as one function.
 It is a yardstick of speed and no learner to use: it records nothing. Prints steps per second::
 
-    python -m benchmarks.jaxmarl_style smacv2_5_units --copies 128 --width 128
+    python -m benchmarks.jaxmarl_style smacv2_5_units --num-envs 128 --width 128
 
 Axes: T time, E copies, N agents, R = N * E rows, H units.
 """
@@ -70,7 +70,7 @@ def log_probs_of(logits: Any, legal: Any) -> Any:
 class Loop:
     """Collecting and updating, as one compiled function of what changes."""
 
-    def __init__(self, scenario: str, copies: int, width: int) -> None:
+    def __init__(self, scenario: str, num_envs: int, width: int) -> None:
         smax = import_smax()
         self.env = smax.HeuristicEnemySMAX(
             scenario=smax.map_name_to_scenario(scenario),
@@ -78,7 +78,7 @@ class Loop:
             walls_cause_death=True,
             attack_mode="closest",
         )
-        self.copies, self.rows, self.width = copies, copies * self.env.num_agents, width
+        self.num_envs, self.rows, self.width = num_envs, num_envs * self.env.num_agents, width
         self.actor = Body(width, self.env.num_ally_actions)
         self.critic = Body(width, 1)
         self.optimizer = optax.chain(
@@ -88,7 +88,7 @@ class Loop:
     def begin(self, key: Any) -> Any:
         """Return parameters, optimizers, battles, what is seen, memories and a key."""
         key, actor_key, critic_key, reset_key = jax.random.split(key, 4)
-        obs, battles = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.copies))
+        obs, battles = jax.vmap(self.env.reset)(jax.random.split(reset_key, self.num_envs))
         starts = jnp.ones(self.rows, bool)
         memory = jnp.zeros((self.rows, self.width))
         seen, told = self._seen(obs)
@@ -130,7 +130,7 @@ class Loop:
         """Return (R, O) observations and (R, S + N) states with the agent's number, agent first."""
         agents, count = self.env.agents, self.env.num_agents
         state = jnp.broadcast_to(obs["world_state"], (count, *obs["world_state"].shape))
-        ids = jnp.broadcast_to(jnp.eye(count)[:, None], (count, self.copies, count))
+        ids = jnp.broadcast_to(jnp.eye(count)[:, None], (count, self.num_envs, count))
         told = jnp.concatenate((state, ids), axis=-1).reshape(self.rows, -1)
         return jnp.concatenate([obs[agent] for agent in agents]), told
 
@@ -148,9 +148,9 @@ class Loop:
         )
         log_probs = log_probs_of(logits[0], legal)
         actions = jax.random.categorical(act_key, log_probs)
-        each = actions.reshape(self.env.num_agents, self.copies)
+        each = actions.reshape(self.env.num_agents, self.num_envs)
         joint = {agent: each[i] for i, agent in enumerate(self.env.agents)}
-        keys = jax.random.split(step_key, self.copies)
+        keys = jax.random.split(step_key, self.num_envs)
         obs, battles, rewards, dones, _ = jax.vmap(self.env.step)(keys, battles, joint)
         over = jnp.tile(dones["__all__"], self.env.num_agents)
         steps = Steps(
@@ -209,9 +209,9 @@ class Loop:
         return tuple(part for part, _ in improved), tuple(state for _, state in improved)
 
 
-def rates(scenario: str, copies: int, width: int, iterations: int) -> dict[str, float]:
+def rates(scenario: str, num_envs: int, width: int, iterations: int) -> dict[str, float]:
     """Return environment steps per second, and per CPU second, after two iterations."""
-    loop = Loop(scenario, copies, width)
+    loop = Loop(scenario, num_envs, width)
     carry = jax.jit(loop.begin)(jax.random.PRNGKey(0))
     iterate = jax.jit(loop.iterate, donate_argnums=0)
     for _ in range(2):  # compiled a second time for the types that the first call returns
@@ -219,7 +219,7 @@ def rates(scenario: str, copies: int, width: int, iterations: int) -> dict[str, 
     began, worked = time.perf_counter(), time.process_time()
     for _ in range(iterations):
         carry, _ = jax.block_until_ready(iterate(carry, None))
-    steps = iterations * copies * STEPS
+    steps = iterations * num_envs * STEPS
     return {
         "steps_per_second": steps / (time.perf_counter() - began),
         "steps_per_cpu_second": steps / (time.process_time() - worked),
@@ -229,7 +229,7 @@ def rates(scenario: str, copies: int, width: int, iterations: int) -> dict[str, 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("scenario")
-    parser.add_argument("--copies", type=int, default=128)
+    parser.add_argument("--num-envs", type=int, default=128)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--iterations", type=int, default=2)
     options = parser.parse_args()

@@ -48,7 +48,7 @@ TASKS = {
     "mamujoco/halfcheetah_2x3": "A two-legged robot should run forwards as far as it can, with "
     "little effort.",
 }
-COPIES = 16
+NUM_ENVS = 16
 CONTEXT = 4096
 """Tokens; two whole trajectories take more than 1,000."""
 FORMS: tuple[AskForm, ...] = ("pointwise", "pairwise")
@@ -70,7 +70,7 @@ class Row:
 def played_pairs(env_name: str, count: int, seed: int) -> tuple[EpisodePairs, EnvSpec]:
     """Return pairs of different episodes of an untrained policy."""
     seeds = Seeds(seed)
-    env = make_env(env_name, COPIES)
+    env = make_env(env_name, NUM_ENVS)
     spec = env.spec
     norm = TeamNorm(spec, enabled=True)
     actor = make_actor(spec, NetworkConfig(), norm, seeds.torch("actor"))
@@ -81,11 +81,11 @@ def played_pairs(env_name: str, count: int, seed: int) -> tuple[EpisodePairs, En
         generator=seeds.torch("actions"),
         device=torch.device("cpu"),
     )
-    rounds = -(-2 * count // COPIES) + 1  # a round holds one episode of each copy, at least
+    rounds = -(-2 * count // NUM_ENVS) + 1  # a round holds one episode of each copy, at least
     replay = ReplayBuffer(
         spec,
         spec.max_steps,
-        max_steps=(rounds + 2) * spec.max_steps * COPIES,
+        max_steps=(rounds + 2) * spec.max_steps * NUM_ENVS,
         max_episodes=100 * count,
         holdout_every=2**30,
         device=torch.device("cpu"),

@@ -115,15 +115,15 @@ def _calls_per_second(step: Callable[[int], Any], steps: int, seconds: float) ->
 def main() -> None:
     """Print a Markdown table of raw and environment rates, the median of interleaved runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--copies", type=int, default=64, help="environment copies")
+    parser.add_argument("--num-envs", type=int, default=64, help="environment copies")
     parser.add_argument("--threads", type=int, default=2, help="threads that step them")
     parser.add_argument("--repeats", type=int, default=5, help="alternating measurements")
     options = parser.parse_args()
-    print(f"{options.copies} copies, {options.threads} threads, MuJoCo {mujoco.__version__}\n")
+    print(f"{options.num_envs} copies, {options.threads} threads, MuJoCo {mujoco.__version__}\n")
     print("| task | raw mujoco.rollout, steps/s | environment, steps/s | share |")
     print("| --- | --- | --- | --- |")
     for task in TASKS:
-        trace = record(*task, options.copies)
+        trace = record(*task, options.num_envs)
         rates = [
             (
                 raw_physics_rate(*task, trace, options.threads),

@@ -33,9 +33,9 @@ _LOOP = """
 import json, sys, time, torch
 from marl import Trainer, load_config
 torch.set_num_threads(1)
-scenario, copies, hidden = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+scenario, num_envs, hidden = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 work = json.loads(sys.argv[5])
-overrides = {"algorithm": "sparse", "env.num_envs": copies, "threads": 1}
+overrides = {"algorithm": "sparse", "env.num_envs": num_envs, "threads": 1}
 overrides |= {"network.recurrence": "gru"}
 overrides |= {"env.options": {"reward_mode": "dense"}, "network.hidden_sizes": hidden}
 overrides |= {f"learner.{name}": value for name, value in work.items()}
@@ -80,8 +80,8 @@ def measure(options: argparse.Namespace) -> str:
         for scenario in options.scenarios:
             style = run("-m", "benchmarks.jaxmarl_style", scenario)
             found.setdefault((scenario, REFERENCE), []).append(style)
-            for name, (copies, hidden) in OURS.items():
-                told = str(copies), json.dumps(hidden), str(options.steps), json.dumps(WORK)
+            for name, (num_envs, hidden) in OURS.items():
+                told = str(num_envs), json.dumps(hidden), str(options.steps), json.dumps(WORK)
                 ours = run("-c", _LOOP, scenario, *told)
                 found.setdefault((scenario, name), []).append(ours)
             latest = {key: round(runs[-1].steps_per_cpu_second) for key, runs in found.items()}

@@ -4,7 +4,7 @@ The raw rate is JaxMARL alone: `HeuristicEnemySMAX.step`, mapped over the copies
 its state donated, stepping the same battles under the same actions. It restarts battles that end
 as the adapter does, and gives no masks, facts or final observations. Run it with::
 
-    python -m benchmarks.smax --copies 1024
+    python -m benchmarks.smax --num-envs 1024
 """
 
 import argparse
@@ -82,11 +82,11 @@ def rates(env: Smax | RawSmax, trace: npt.NDArray[np.int32]) -> tuple[float, flo
 def main() -> None:
     """Print a Markdown table of raw and adapted rates, the median of interleaved runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--copies", type=int, default=1024, help="battles stepped together")
+    parser.add_argument("--num-envs", type=int, default=1024, help="battles stepped together")
     parser.add_argument("--steps", type=int, default=100, help="steps of one measurement")
     parser.add_argument("--repeats", type=int, default=5, help="alternating measurements")
     options = parser.parse_args()
-    command = f"python -m benchmarks.smax --copies {options.copies} --steps {options.steps}"
+    command = f"python -m benchmarks.smax --num-envs {options.num_envs} --steps {options.steps}"
     print("# SMAX: the adapter beside JaxMARL alone\n")
     print(f"`{command} --repeats {options.repeats}`")
     print(f"at commit {commit()} on {machine()}, JAX {jax.__version__},")
@@ -94,7 +94,7 @@ def main() -> None:
     print("| scenario | JaxMARL, steps/s | adapter, steps/s | share | share by CPU time |")
     print("| --- | --- | --- | --- | --- |")
     for scenario in SCENARIOS:
-        env, raw = Smax(options.copies, scenario), RawSmax(scenario, options.copies)
+        env, raw = Smax(options.num_envs, scenario), RawSmax(scenario, options.num_envs)
         trace = record(env, options.steps)
         rates(raw, trace[:3])
         pairs = [(rates(raw, trace), rates(env, trace)) for _ in range(options.repeats)]

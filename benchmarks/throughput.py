@@ -23,11 +23,11 @@ _LOOP = """
 import json, sys, time, torch
 from marl import Trainer, load_config
 torch.set_num_threads(1)
-algorithm, copies, steps, threads = sys.argv[1], *map(int, sys.argv[2:])
-overrides = {"algorithm": algorithm, "env.num_envs": copies, "threads": threads}
-config = load_config(None, overrides | {"preferences.replay_steps": 16_000 * copies})
+algorithm, num_envs, steps, threads = sys.argv[1], *map(int, sys.argv[2:])
+overrides = {"algorithm": algorithm, "env.num_envs": num_envs, "threads": threads}
+config = load_config(None, overrides | {"preferences.replay_steps": 16_000 * num_envs})
 trainer = Trainer(config)
-while trainer.steps < 1100 * copies:
+while trainer.steps < 1100 * num_envs:
     trainer.iterate()
 split, began, before = {}, time.perf_counter(), trainer.steps
 while trainer.steps < before + steps:
@@ -50,9 +50,9 @@ class Loop:
     resident_mib: float
 
 
-def run_loop(algorithm: str, copies: int, steps: int, threads: int) -> Loop:
+def run_loop(algorithm: str, num_envs: int, steps: int, threads: int) -> Loop:
     """Return the speed of our own loop after its first episodes ended, in a fresh process."""
-    arguments = [algorithm, str(copies), str(steps), str(threads)]
+    arguments = [algorithm, str(num_envs), str(steps), str(threads)]
     done = subprocess.run(
         [sys.executable, "-c", _LOOP, *arguments],
         cwd=ROOT,
@@ -64,13 +64,13 @@ def run_loop(algorithm: str, copies: int, steps: int, threads: int) -> Loop:
     return Loop(report["rate"], report["split"], report["mib"])
 
 
-def run_benchmarl(python: Path, copies: int, sampling: str, threads: int) -> float:
+def run_benchmarl(python: Path, num_envs: int, sampling: str, threads: int) -> float:
     """Return BenchMARL's steps per second with the same nets, epochs, minibatches and rollout."""
     flags = {
-        "num-envs": copies,
+        "num-envs": num_envs,
         "sampling": sampling,
         "threads": threads,
-        "steps": 8 * 125 * copies,
+        "steps": 8 * 125 * num_envs,
     }
     command = [str(python), str(ROOT / "benchmarks" / "benchmarl_rate.py")]
     command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
@@ -81,7 +81,7 @@ def run_benchmarl(python: Path, copies: int, sampling: str, threads: int) -> flo
 
 def measure(options: argparse.Namespace) -> str:
     """Return the report as Markdown."""
-    task, copies, threads = ("HalfCheetah", "2x3"), options.copies, options.threads
+    task, num_envs, threads = ("HalfCheetah", "2x3"), options.num_envs, options.threads
     trace = record(*task, 64)
     rows: dict[str, list[float]] = {}
     loops: dict[str, list[Loop]] = {}
@@ -91,13 +91,13 @@ def measure(options: argparse.Namespace) -> str:
             "environment alone, 64 copies": env_rate(*task, trace, threads),
         }
         for algorithm in ("sparse", "imap"):
-            for count in copies:
+            for count in num_envs:
                 name = f"{'MAPPO' if algorithm == 'sparse' else 'IMAP'}, {count} copies"
                 loop = run_loop(algorithm, count, options.steps, threads)
                 loops.setdefault(name, []).append(loop)
                 rates[name] = loop.steps_per_second
         if options.benchmarl_python is not None:
-            for count in copies:
+            for count in num_envs:
                 rates[f"BenchMARL MAPPO, {count} copies"] = max(
                     run_benchmarl(options.benchmarl_python, count, sampling, threads)
                     for sampling in SAMPLINGS
@@ -129,7 +129,7 @@ def report(
     lines += ["", "| ratio, median over rounds | |", "| --- | --- |"]
     raw = "raw mujoco.rollout, 64 copies"
     pairs = [(name, raw) for name in rows if name != raw and "BenchMARL" not in name]
-    for count in options.copies:
+    for count in options.num_envs:
         pairs.append((f"IMAP, {count} copies", f"MAPPO, {count} copies"))
         pairs.append((f"MAPPO, {count} copies", f"BenchMARL MAPPO, {count} copies"))
     for top, bottom in pairs:
@@ -153,7 +153,7 @@ def report(
 def main() -> None:
     """Measure and print the report; with --output also write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--copies", type=int, nargs="+", default=[16, 64])
+    parser.add_argument("--num-envs", type=int, nargs="+", default=[16, 64])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--steps", type=int, default=100_000, help="timed steps of each loop")
     parser.add_argument("--rounds", type=int, default=3)

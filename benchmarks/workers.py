@@ -26,9 +26,9 @@ TASKS: dict[str, dict[str, str]] = {
 """Tasks of rising cost, and their options."""
 
 
-def made(name: str, copies: int, workers: int | None) -> TeamEnv:
+def made(name: str, num_envs: int, workers: int | None) -> TeamEnv:
     """Return a task with some or, with None, the advised number of workers."""
-    env = make_env(name, copies, workers=workers, **TASKS[name])
+    env = make_env(name, num_envs, workers=workers, **TASKS[name])
     assert isinstance(env, TeamEnv)
     return env
 
@@ -50,26 +50,26 @@ def rate(env: TeamEnv, seconds: float) -> float:
 def main() -> None:
     """Print a Markdown table of rates, the medians of interleaved runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--copies", type=int, default=16, help="environment copies")
+    parser.add_argument("--num-envs", type=int, default=16, help="environment copies")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--repeats", type=int, default=3, help="alternating measurements")
     parser.add_argument("--seconds", type=float, default=2.0, help="of stepping per measurement")
     options = parser.parse_args()
-    print(f"{options.copies} copies at commit {commit()} on {machine()}\n")
+    print(f"{options.num_envs} copies at commit {commit()} on {machine()}\n")
     print(
         "| task | one process, steps/s | ms per step of a copy | "
         f"{options.workers} workers, steps/s | gain | chosen by itself |"
     )
     print("| --- | --- | --- | --- | --- | --- |")
     for name in TASKS:
-        here, there = (made(name, options.copies, workers) for workers in (0, options.workers))
+        here, there = (made(name, options.num_envs, workers) for workers in (0, options.workers))
         rates = [
             (rate(here, options.seconds), rate(there, options.seconds))
             for _ in range(options.repeats)
         ]
         one, many = np.median(rates, axis=0)
         gain = np.median([many / one for one, many in rates])
-        advised = made(name, options.copies, None).workers
+        advised = made(name, options.num_envs, None).workers
         print(
             f"| {name} | {one:,.0f} | {1e3 / one:.2f} | {many:,.0f} | {gain:.2f} | "
             f"{f'{advised} workers' if advised else 'one process'} |",

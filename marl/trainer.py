@@ -131,7 +131,7 @@ class Trainer:
 
         With tau a finished episode, S its score and y = P(tau_1 preferred):
 
-        1. collect   T steps of E copies under the current policy
+        1. collect   T steps of E environments under the current policy
         2. store     the episodes for replay; query pairs, label them y     `FeedbackPipeline`
         3. fit       L_q = BCE(S(tau_1) - S(tau_2), y) + lambda mean(R^2),  L_v    `RewardLearner`
         4. reward    R = Q_tot(s, a) - gamma_R V_tot(s'),  r_i        `FactoredReward.rewards`

@@ -14,21 +14,21 @@ from envs.adapters.team_env import TeamEnv
 from envs.rng import random_actions
 from tests.counting_team import CountingTeam
 
-COPIES = 6
+NUM_ENVS = 6
 
 
 def fleet(max_steps: int) -> VecEnv:
-    return make_env("fleet/hopper_2", COPIES, max_steps=max_steps)
+    return make_env("fleet/hopper_2", NUM_ENVS, max_steps=max_steps)
 
 
 def counting(max_steps: int, workers: int) -> VecEnv:
-    return TeamEnv(partial(CountingTeam, max_steps=max_steps), COPIES, workers=workers)
+    return TeamEnv(partial(CountingTeam, max_steps=max_steps), NUM_ENVS, workers=workers)
 
 
 def battles(max_steps: int) -> VecEnv:
     pytest.importorskip("jaxmarl.registration", reason="needs the extra smax")
     options: dict[str, Any] = {"finite_horizon": False, "max_steps": max_steps}
-    return make_env("smax/3m", COPIES, **options)
+    return make_env("smax/3m", NUM_ENVS, **options)
 
 
 def first_death(env: VecEnv, limit: int) -> tuple[int, EnvStep]:

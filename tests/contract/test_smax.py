@@ -16,7 +16,7 @@ from envs.rng import env_seeds, random_actions
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")
 pytest.importorskip("jaxmarl.registration", reason="the extra smax is not installed")
 
-COPIES = 3
+NUM_ENVS = 3
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ COPIES = 3
     ],
 )
 def test_contract(options: dict[str, Any]) -> None:
-    env = make_env(num_envs=COPIES, **options)
+    env = make_env(num_envs=NUM_ENVS, **options)
     assert check_env(env, steps=60) == []
     assert isinstance(env, VecEnv)
     assert isinstance(env, HasHiddenRewards)
@@ -62,7 +62,7 @@ class Source:
 
     def reset(self, seed: int) -> dict[str, Any]:
         """Return the first views."""
-        words = env_seeds(seed, COPIES).view(np.uint32).reshape(-1, 2)
+        words = env_seeds(seed, NUM_ENVS).view(np.uint32).reshape(-1, 2)
         self.keys, resets = self._split(jax.random.wrap_key_data(words))
         obs, self.battles = self._reset(resets)
         return self._shown(obs)
@@ -92,7 +92,7 @@ class Source:
 
 @pytest.mark.parametrize("scenario", ["3m", "smacv2_5_units"])
 def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
-    env, source = Smax(COPIES, scenario), Source(scenario)
+    env, source = Smax(NUM_ENVS, scenario), Source(scenario)
     draw = np.random.default_rng(0)
     step, expected = env.reset(7), source.reset(7)
     ends = 0
@@ -103,18 +103,18 @@ def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
         actions = random_actions(env.spec, draw, step.action_mask).astype(np.int32)
         step, expected = env.step(actions), source.step(actions)
         ends += int(step.terminated.sum())
-    assert ends >= 9 * COPIES  # no battle outlasts 101 of the 1,000 steps
+    assert ends >= 9 * NUM_ENVS  # no battle outlasts 101 of the 1,000 steps
 
 
 @pytest.fixture(scope="module")
 def small() -> Smax:
-    return Smax(COPIES, "3m", max_steps=60)
+    return Smax(NUM_ENVS, "3m", max_steps=60)
 
 
 def charge(env: Smax, seed: int) -> list[Any]:
     """Return the steps of a battle until every copy has ended once; all allies walk and shoot."""
     step, steps = env.reset(seed), []
-    over = np.zeros(COPIES, np.bool_)
+    over = np.zeros(NUM_ENVS, np.bool_)
     while not over.all():
         east = np.full(step.action_mask.shape[:2], 1)
         shots = step.action_mask[:, :, 5:]
@@ -136,7 +136,7 @@ def test_facts_are_those_of_the_battle(small: Smax) -> None:
     for step in steps:
         # The state holds 10 features of each unit, health first: 3 allies, then 3 enemies. All
         # marines have 45 health, so the share of a side is the mean of its units' shares.
-        health = step.final_state[:, :60].reshape(COPIES, 6, 10)[:, :, 0]
+        health = step.final_state[:, :60].reshape(NUM_ENVS, 6, 10)[:, :, 0]
         allies, enemies = health[:, :3], health[:, 3:]
         won = (enemies == 0).all(axis=1) & (allies > 0).any(axis=1)
         wins += int(won.sum())
@@ -150,13 +150,13 @@ def test_facts_are_those_of_the_battle(small: Smax) -> None:
 
 def test_facts_of_a_start(small: Smax) -> None:
     # Not won; 3 of 3 marines alive on both sides, unhurt.
-    np.testing.assert_array_equal(small.reset(0).facts, [[0.0, 3.0, 3.0, 1.0, 1.0]] * COPIES)
+    np.testing.assert_array_equal(small.reset(0).facts, [[0.0, 3.0, 3.0, 1.0, 1.0]] * NUM_ENVS)
 
 
 def test_make_env_pays_a_battle_at_its_end() -> None:
-    env = make_env("smax/3m", COPIES, max_steps=60)
+    env = make_env("smax/3m", NUM_ENVS, max_steps=60)
     assert isinstance(env, HasHiddenRewards)
-    draw, step, sums, ends = np.random.default_rng(3), env.reset(3), np.zeros(COPIES), 0
+    draw, step, sums, ends = np.random.default_rng(3), env.reset(3), np.zeros(NUM_ENVS), 0
     for _ in range(150):
         step = env.step(random_actions(env.spec, draw, step.action_mask))
         sums += env.hidden_rewards()
@@ -167,11 +167,11 @@ def test_make_env_pays_a_battle_at_its_end() -> None:
         assert (step.rewards <= 1.0 + step.facts[:, 0] + 1e-5).all()
         sums[done] = 0.0
         ends += int(done.sum())
-    assert ends > COPIES
+    assert ends > NUM_ENVS
 
 
 def test_state_continues_in_another_environment(small: Smax) -> None:
-    other, draw = Smax(COPIES, "3m", max_steps=60), np.random.default_rng(0)
+    other, draw = Smax(NUM_ENVS, "3m", max_steps=60), np.random.default_rng(0)
     step = small.reset(1)
     for _ in range(33):
         step = small.step(random_actions(small.spec, draw, step.action_mask))
@@ -240,9 +240,9 @@ def _at(step: Any, buffers: dict[str, Any]) -> None:
 def test_illegal_actions(small: Smax) -> None:
     small.reset(0)
     with pytest.raises(EnvError, match=r"action 5 of copy 0, agent 0 is illegal"):
-        small.step(np.full((COPIES, 3), 5))  # nobody is in range at the start
+        small.step(np.full((NUM_ENVS, 3), 5))  # nobody is in range at the start
     with pytest.raises(EnvError, match=r"give integer actions of shape \(3, 3\)"):
-        small.step(np.zeros((COPIES, 2), np.int64))
+        small.step(np.zeros((NUM_ENVS, 2), np.int64))
 
 
 def test_names_are_all_of_jaxmarl() -> None:

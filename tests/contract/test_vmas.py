@@ -14,7 +14,7 @@ from envs.vmas import LEFT_OUT, Vmas
 
 vmas = pytest.importorskip("vmas", reason="the extra vmas is not installed")
 
-COPIES = 3
+NUM_ENVS = 3
 
 ALIKE = {
     "give_way": "all 3 environments do the same under the same actions",
@@ -33,7 +33,7 @@ SLOW = {"road_traffic", "sampling"}
     ["balance", "simple_reference", "simple_speaker_listener", "wheel", "wind_flocking"],
 )
 def test_contract(scenario: str, continuous: bool) -> None:
-    env = Vmas(COPIES, scenario, max_steps=15, continuous_actions=continuous)
+    env = Vmas(NUM_ENVS, scenario, max_steps=15, continuous_actions=continuous)
     assert check_env(env, steps=30) == []
     assert isinstance(env, VecEnv)
     assert isinstance(env, HasHiddenRewards)
@@ -41,7 +41,7 @@ def test_contract(scenario: str, continuous: bool) -> None:
 
 @pytest.mark.parametrize("scenario", sorted(set(VMAS_NAMES) - SLOW))
 def test_every_scenario_on_offer_keeps_the_contract(scenario: str) -> None:
-    problems = check_env(Vmas(COPIES, scenario, max_steps=6), steps=12)
+    problems = check_env(Vmas(NUM_ENVS, scenario, max_steps=6), steps=12)
     assert len(problems) == (scenario in ALIKE)
     assert all(ALIKE[scenario] in problem for problem in problems)
 
@@ -73,8 +73,8 @@ def restarted(source: Any, obs: list[Any], done: Any) -> list[Any]:
 
 @pytest.mark.parametrize("scenario", ["balance", "navigation"])
 def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
-    env = Vmas(COPIES, scenario, max_steps=60)
-    source = vmas.make_env(scenario, COPIES, max_steps=60, terminated_truncated=True)
+    env = Vmas(NUM_ENVS, scenario, max_steps=60)
+    source = vmas.make_env(scenario, NUM_ENVS, max_steps=60, terminated_truncated=True)
     draw, ends = np.random.default_rng(0), 0
     step, obs = env.reset(7), source.reset(seed=7)
     for _ in range(1000):
@@ -92,11 +92,11 @@ def test_a_thousand_steps_equal_the_source(scenario: str) -> None:
         if done.any():
             obs = restarted(source, obs, done)
             ends += int(done.sum())
-    assert ends >= 16 * COPIES  # 1,000 steps hold at least 16 episodes of 60
+    assert ends >= 16 * NUM_ENVS  # 1,000 steps hold at least 16 episodes of 60
 
 
 def test_state_continues_in_another_environment() -> None:
-    env, other = (Vmas(COPIES, "simple_reference", max_steps=15) for _ in range(2))
+    env, other = (Vmas(NUM_ENVS, "simple_reference", max_steps=15) for _ in range(2))
     draw = np.random.default_rng(0)
     env.reset(1)
     for _ in range(22):
@@ -110,15 +110,15 @@ def test_state_continues_in_another_environment() -> None:
 
 
 def test_random_numbers_are_its_own() -> None:
-    alone, beside = Vmas(COPIES, "navigation", max_steps=10), []
+    alone, beside = Vmas(NUM_ENVS, "navigation", max_steps=10), []
     torch.manual_seed(5)
     expected = torch.get_rng_state()
     first = alone.reset(3)
-    still = np.zeros((COPIES, alone.spec.num_agents, 2), np.float32)
+    still = np.zeros((NUM_ENVS, alone.spec.num_agents, 2), np.float32)
     starts = [alone.step(still).obs.copy() for _ in range(25)]
     assert torch.equal(torch.get_rng_state(), expected)
 
-    again, neighbour = (Vmas(COPIES, "navigation", max_steps=10) for _ in range(2))
+    again, neighbour = (Vmas(NUM_ENVS, "navigation", max_steps=10) for _ in range(2))
     np.testing.assert_array_equal(again.reset(3).obs, first.obs)
     neighbour.reset(4)
     for _ in range(25):
@@ -129,9 +129,9 @@ def test_random_numbers_are_its_own() -> None:
 
 @pytest.mark.parametrize("finite_horizon", [True, False])
 def test_time_limit(finite_horizon: bool) -> None:
-    env = Vmas(COPIES, "navigation", max_steps=4, finite_horizon=finite_horizon)
+    env = Vmas(NUM_ENVS, "navigation", max_steps=4, finite_horizon=finite_horizon)
     env.reset(0)
-    still = np.zeros((COPIES, env.spec.num_agents, 2), np.float32)
+    still = np.zeros((NUM_ENVS, env.spec.num_agents, 2), np.float32)
     steps = [env.step(still) for _ in range(4)]  # nobody reaches its goal by standing still
     assert not any((step.terminated | step.truncated).any() for step in steps[:3])
     assert steps[3].terminated.all() == finite_horizon
@@ -148,9 +148,9 @@ def test_actions_fill_each_agents_range() -> None:
 
 def test_what_the_team_earns_is_a_choice() -> None:
     """The mean unless another is chosen; here each agent is paid its own progress."""
-    make = partial(Vmas, COPIES, "navigation", shared_rew=False)
+    make = partial(Vmas, NUM_ENVS, "navigation", shared_rew=False)
     mean, total, strict = make(), make(team_reward="sum"), make(team_reward="error")
-    ahead = np.zeros((COPIES, mean.spec.num_agents, 2), np.float32)
+    ahead = np.zeros((NUM_ENVS, mean.spec.num_agents, 2), np.float32)
     ahead[:, 0] = 1.0
     for env in (mean, total, strict):
         env.reset(0)
@@ -163,7 +163,7 @@ def test_what_the_team_earns_is_a_choice() -> None:
     assert "copy 0: agents were paid differently (agent 0: " in str(caught.value)
     assert "set `--env.options team_reward mean`" in str(caught.value)
     with pytest.raises(EnvError, match="choose sum, mean, error"):
-        Vmas(COPIES, "navigation", team_reward="average")
+        Vmas(NUM_ENVS, "navigation", team_reward="average")
 
 
 def test_names() -> None:
