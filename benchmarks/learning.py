@@ -52,7 +52,6 @@ def train_package(cell: Cell) -> Iterator[Metrics]:
         "diagnose_hidden": True,
         **cell.task.overrides,
     }
-    torch.set_num_threads(1)
     config = load_config(ROOT / cell.task.config, overrides=overrides)
     trainer = Trainer(config)
     for _ in range(config.num_iterations - 1):
