@@ -3,6 +3,8 @@
 Axes: B pairs.
 """
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +93,12 @@ def label_opposites(address: str, folder: Path, count: int, **changes: Any) -> l
     labels: list[float] = labeller(pairs_of(first, [-1.0 - number for number in first])).tolist()
     labeller.close()
     return labels
+
+
+def kept_replies(folder: Path) -> dict[str, str]:
+    """Return every stored reply under the body of its request."""
+    if not (folder / "cache.sqlite").exists():
+        return {}
+    with closing(sqlite3.connect(folder / "cache.sqlite")) as database:
+        tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        return dict(database.execute("SELECT request, reply FROM answers")) if tables else {}

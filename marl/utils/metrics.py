@@ -139,12 +139,12 @@ def _free_name(path: Path) -> Path:
 
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
     """Return the columns and rows as text; a last line that a kill left unfinished is dropped."""
+    if path.exists() and not path.is_file():  # a named pipe would be waited for without end
+        raise MetricsError(f"{path} is not a file")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise MetricsError(f"{path} is damaged: it is no text") from None
-    except IsADirectoryError:
-        raise MetricsError(f"{path} is a folder; expected a file") from None
     whole_lines = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(whole_lines), restkey="", restval=None)
     columns = list(reader.fieldnames or ())

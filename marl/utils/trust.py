@@ -109,8 +109,11 @@ def identity_of(folder: Path) -> str:
 
     It stays the same when the run is resumed or its folder moved.
     """
+    path = folder / IDENTITY
+    if not path.is_file():  # a named pipe would be waited for without end
+        return ""
     try:
-        return (folder / IDENTITY).read_text(encoding="ascii").strip()[:64]
+        return path.read_text(encoding="ascii").strip()[:64]
     except (OSError, UnicodeDecodeError):
         return ""
 

@@ -104,6 +104,14 @@ def test_the_checkpoint_before_is_used(
     assert "Traceback" not in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("command", ["evaluate", "resume", "labels"])
+def test_a_pipe_in_place_of_the_id_is_not_waited_for(command: str, folder: Path) -> None:
+    (folder / "run_id").unlink()
+    os.mkfifo(folder / "run_id")
+    few = ["--episodes=1", "--num-envs=1"] if command == "evaluate" else []
+    assert run(command, folder, *few) == 0
+
+
 def rewritten(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change the state in the newest checkpoint; no other is left."""
     step, state = load_checkpoint(folder / "checkpoints")

@@ -7,13 +7,11 @@ HTTP on loopback.
 import gzip
 import logging
 import math
-import re
 import sqlite3
 import tracemalloc
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,8 @@ from marl.config import ConfigError
 from marl.config.llm import LlmConfig
 from marl.preferences.llm import LabellerWarning, LlmLabeller
 from tests.llm_cases import FakeClock, make, pairs_of
-from tests.llm_server import Fault, ModelServer, body_of, changed, edited, saying, status, whole
+from tests.llm_faults import GARBLED
+from tests.llm_server import ModelServer, body_of, changed, edited, saying, status, whole
 
 MIB = 2**20
 
@@ -51,44 +50,6 @@ def outcomes(folder: Path) -> list[str]:
     (path,) = folder.glob("*.sqlite")
     with closing(sqlite3.connect(path)) as database:
         return [outcome for (outcome,) in database.execute("SELECT outcome FROM calls ORDER BY id")]
-
-
-def nested(reply: bytes) -> bytes:
-    """Return a good reply with something deep in it that nobody reads."""
-    return b'{"deep": ' + b"[" * 100_000 + b"]" * 100_000 + b", " + reply[1:]
-
-
-def log_probability(number: bytes) -> Fault:
-    """Answer with this as every log-probability of a candidate."""
-    return edited(partial(re.sub, rb'("logprob": )(-[\d.e-]+)', rb"\g<1>" + number))
-
-
-GARBLED: dict[str, Fault] = {
-    "nested JSON": body_of(b"[" * 100_000),
-    "nested JSON in a good reply": edited(nested),
-    "tokens without end": whole(usage={"prompt_tokens": 10**30, "completion_tokens": 1}),
-    "tokens below zero": whole(usage={"prompt_tokens": -5, "completion_tokens": 1}),
-    "usage of another type": whole(usage={"prompt_tokens": "100", "completion_tokens": [1]}),
-    "a log-probability of 400 digits": log_probability(b"-" + b"1" * 400),
-    "a log-probability of 5,000 digits": log_probability(b"-" + b"1" * 5_000),
-    "a log-probability that is no number": log_probability(b"NaN"),
-    "an infinite log-probability": log_probability(b"Infinity"),
-    "a log-probability in quotes": log_probability(b'"-1"'),
-    "log-probabilities of another type": changed(logprobs={"content": 5}),
-    "a token of another type": changed(logprobs={"content": [{"token": 5}]}),
-    "candidates of another type": edited(
-        partial(re.sub, rb'("top_logprobs": )', rb'\g<1>5, "x": ')
-    ),
-    "choices of another type": whole(choices={"0": {}}),
-    "a message of another type": changed(message="Good"),
-    "content of another type": changed(message={"content": {"text": "Good"}}),
-    "a model of another type": whole(model=["stand-in"]),
-    "half a character": edited(lambda reply: reply.replace(b'"stand-in"', b'"\\ud800"')),
-    "not UTF-8": edited(lambda reply: reply.replace(b"stand-in", b"\xff\xfe")),
-    "50 MB of content": saying("x" * 50_000_000),
-    "an unknown compression": body_of(b"{}", headers={"Content-Encoding": "br"}),
-    "compressed by its name only": body_of(b"{}", headers={"Content-Encoding": "gzip"}),
-}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", GARBLED)

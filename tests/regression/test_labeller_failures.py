@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.resume import differences
+from benchmarks.trials import differences
 from marl import ConfigError, EpisodePairs, Trainer, preferences, train
 from marl.config import Config
 from marl.config.io import load_config

@@ -3,26 +3,16 @@
 import json
 import multiprocessing
 import random
-import sqlite3
 import time
 from collections import Counter
 from pathlib import Path
 
-from tests.llm_cases import label_opposites
+from tests.llm_cases import kept_replies, label_opposites
 from tests.llm_server import ModelServer
 
 KILLS = 20
 PAIRS = 600
 SETTINGS = {"concurrency": 4, "timeout": 30.0, "deadline": 60.0}
-
-
-def kept(folder: Path) -> dict[str, str]:
-    """Return every stored reply under the body of its request."""
-    if not (folder / "cache.sqlite").exists():
-        return {}
-    with sqlite3.connect(folder / "cache.sqlite") as database:
-        tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-        return dict(database.execute("SELECT request, reply FROM answers")) if tables else {}
 
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
@@ -40,13 +30,13 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
                 time.sleep(0.001)
             time.sleep(rng.uniform(0.0, 0.08))
             assert child.is_alive(), "it ended before it was killed; raise PAIRS"
-            before = kept(tmp_path)
+            before = kept_replies(tmp_path)
             child.kill()
             child.join()
-            assert before.items() <= kept(tmp_path).items()
+            assert before.items() <= kept_replies(tmp_path).items()
         labels = label_opposites(server.base_url, tmp_path, PAIRS, **SETTINGS)
         asked = Counter(json.dumps(body, sort_keys=True) for body in server.asked)
-    answers = kept(tmp_path)
+    answers = kept_replies(tmp_path)
     probes = {body for body in asked if "- return: " not in body}
     assert len(probes) <= 1 + KILLS
     assert max(asked[body] for body in asked.keys() - probes) == 1

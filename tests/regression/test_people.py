@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.resume import differences
+from benchmarks.trials import differences
 from envs import EnvError
 from marl import ConfigError, Trainer, train
 from marl.config import Config

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.resume import differences
+from benchmarks.trials import differences
 from envs import EnvError, EnvStep
 from envs.sparse import SparseRewards
 from marl import ConfigError, EpisodePairs, Trainer, preferences, train

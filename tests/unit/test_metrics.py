@@ -1,6 +1,7 @@
 """The CSV is exact, survives a kill, and a resumed file equals one never interrupted."""
 
 import math
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -103,6 +104,7 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
     "a word": lambda path: path.write_text(path.read_text().replace("200.0", "two")),
     "a fraction": lambda path: path.write_text(path.read_text().replace("\n200,", "\n200.5,")),
     "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
 

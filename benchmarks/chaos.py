@@ -1,0 +1,392 @@
+"""Attacks runs at random, and counts what it loses: kills, damaged files, faulty servers and code.
+
+    python -m benchmarks.chaos --kills 200 --files 500 --servers 100 --code 50 --signals 50 --seed 0
+
+A trial is one run, command or labelling that is attacked and then has to be as if it never was:
+
+- kills: SIGKILL at random moments while a run trains or asks a language model, while a reward is
+  fitted, while a dataset is exported; started again, every number must be that of an undisturbed
+  one, bit for bit, and every reply that was kept must still be there. Counted by the kill.
+- files: a file of a run, of a dataset or of a fitted reward is cut, flipped, zeroed, emptied,
+  deleted, or replaced by a directory or a pipe. Every command ends by itself: well, or with one
+  line of error and everything else as it was.
+- servers: a language model's server answers with faults; no run may end of it.
+- code: an environment or labeller raises, exits, hangs, or returns NaN or the wrong shape; the run
+  stops with a line and, once that is mended, continues to the numbers of an undisturbed one.
+- signals: Ctrl-C once and twice, SIGTERM, SIGHUP at any moment, imports included; no process and no
+  folder of workers may be left, and the run continues to the same numbers.
+
+Timings and memory are left out of the comparison. The exit status is 1 if anything was found.
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.trials import (
+    FOUND,
+    KINDS,
+    PATIENCE,
+    SMALL,
+    Attack,
+    Command,
+    Undisturbed,
+    contents,
+    differences,
+    flags,
+    timeless,
+)
+from marl.utils.checkpoint import list_checkpoints
+from marl.utils.metrics import read_metrics
+from tests.fragile import ENV_FAULTS, JUDGE_FAULTS
+from tests.llm_cases import kept_replies
+from tests.llm_faults import FAULTS
+from tests.llm_server import ModelServer
+
+MODEL = {
+    "preferences.labeller": "llm",
+    "preferences.queries_per_iteration": 4,
+    "preferences.llm.model": "stand-in",
+    "preferences.llm.preflight": "off",
+    "preferences.llm.timeout": 0.4,
+    "preferences.llm.deadline": 2.0,
+    "preferences.llm.attempts": 2,
+    "preferences.llm.backoff": 0.01,
+    "preferences.llm.breaker_seconds": 0.5,
+    "total_steps": 480,
+}
+"""Settings of a run that asks a language model."""
+
+
+def kill(attack: Attack, plain: Undisturbed) -> int:
+    """Kill a run or command up to four times; return how often that came before its end."""
+    what = attack.rng.choice([*KINDS, *KINDS, "labelling", "export", "fit"])
+    if what in KINDS:
+        training = flags(SMALL, KINDS[what])
+        return killed(attack, plain, what, plain.run(what, KINDS[what]), training)
+    if what == "labelling":
+        return kill_labelling(attack)
+    return kill_command(attack, plain, what)
+
+
+def killed(attack: Attack, plain: Undisturbed, what: str, alone: Path, training: list[str]) -> int:
+    """Kill a training run up to four times, let it end, and compare it; return the kills."""
+    kills = 0
+    for _ in range(attack.rng.randint(1, 4)):
+        command = attack.begin(training)
+        if command.status(attack.rng.uniform(0.0, 0.9) * plain.seconds[what]) is not None:
+            break
+        command.send(signal.SIGKILL)
+        kills += 1
+        command.status()
+        if attack.outlives(command):
+            attack.note("strays", what, "workers outlived a kill")
+    attack.go_on(training, alone, f"{what} after {kills} kills")
+    return kills
+
+
+def kill_command(attack: Attack, plain: Undisturbed, what: str) -> int:
+    """Kill an export or a fit and start it again, up to three times; return the kills."""
+    made = attack.lab / "made"
+    if what == "export":
+        expected, arguments = plain.dataset(), ["export", plain.run("nav"), made, "--pairs", 100]
+    else:
+        expected = plain.fit()
+        arguments = ["fit-reward", plain.dataset(), "--steps", 100, "--out", made]
+    kills = 0
+    for _ in range(3):
+        command = Command(attack.lab, *arguments)
+        if command.status(attack.rng.uniform(0.0, plain.seconds[expected.name])) is not None:
+            break
+        command.send(signal.SIGKILL)
+        kills += 1
+        command.status()
+        if not attack.judge(Command(attack.lab, *arguments), f"{what} after a kill"):
+            break
+        ours, theirs = timeless(made), timeless(expected)
+        if changed := [n for n in sorted(ours | theirs) if ours.get(n) != theirs.get(n)]:
+            attack.note("differing", what, *changed)
+        if left := list(attack.lab.glob(".*")):
+            attack.note("strays", what, *left)
+        shutil.rmtree(made)
+    return kills
+
+
+def kill_labelling(attack: Attack) -> int:
+    """Kill a run while it asks a language model; return the kills."""
+    kills = 0
+    with ModelServer(delay=0.01) as server:
+        asking = MODEL | {
+            "preferences.llm.base_url": server.base_url,
+            "preferences.llm.cache": str(attack.lab / "cache.sqlite"),
+            "preferences.llm.timeout": 30.0,
+            "preferences.llm.deadline": 60.0,
+            "preferences.llm.concurrency": 2,
+        }
+        training = flags(SMALL, asking)
+        for _ in range(attack.rng.randint(1, 4)):
+            asked, command = len(server.asked), attack.begin(training)
+            while len(server.asked) == asked and command.status(0.002) is None:
+                pass
+            if command.status(attack.rng.uniform(0.0, 0.3)) is not None:
+                break
+            before = kept_replies(attack.lab)
+            command.send(signal.SIGKILL)
+            kills += 1
+            command.status()
+            if not before.items() <= kept_replies(attack.lab).items():
+                attack.note("lost", "replies of a language model")
+        attack.judge(attack.begin(training), f"labelling after {kills} kills")
+        kept = kept_replies(attack.lab)
+        again = [body for body in kept if server.answered[body] > 1]
+        if again:
+            attack.note("differing", "asked again:", len(again), again[0][:500])
+    return kills
+
+
+def truncated(path: Path, rng: random.Random) -> None:
+    path.write_bytes(path.read_bytes()[: rng.randrange(path.stat().st_size or 1)])
+
+
+def flipped(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    for _ in range(min(len(data), rng.choice([1, 3, 100]))):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    path.write_bytes(data)
+
+
+def zeroed(path: Path, rng: random.Random) -> None:
+    data = bytearray(path.read_bytes())
+    start = rng.randrange(len(data) or 1)
+    end = min(len(data), start + rng.choice([1, 64, len(data)]))
+    data[start:end] = bytes(end - start)
+    path.write_bytes(data)
+
+
+def noise(path: Path, rng: random.Random) -> None:
+    path.write_bytes(rng.randbytes(rng.choice([1, 100, 10_000])))
+
+
+def emptied(path: Path, rng: random.Random) -> None:
+    path.write_bytes(b"")
+
+
+def deleted(path: Path, rng: random.Random) -> None:
+    path.unlink()
+
+
+def a_directory(path: Path, rng: random.Random) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def a_pipe(path: Path, rng: random.Random) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+DAMAGES = (truncated, flipped, zeroed, noise, emptied, deleted, a_directory, a_pipe)
+
+
+def damage(attack: Attack, plain: Undisturbed) -> int:
+    """Damage one file, now and then two, and run a command that reads it."""
+    rng, lab = attack.rng, attack.lab
+    stopped = plain.stopped()
+    sources = {"run": stopped, "dataset": plain.dataset(), "fit": plain.fit()}
+    what = rng.choice(["run", "run", "run", "dataset", "dataset", "fit"])
+    folder = lab / what
+    shutil.copytree(
+        sources[what], folder, ignore=shutil.ignore_patterns("curve.png", "tensorboard")
+    )
+    if what == "run":
+        name = rng.choice(["evaluate", "resume", "labels", "export"])
+        few = {"evaluate": ["--episodes=4", "--num-envs=4"], "export": [lab / "made"]}
+        arguments = [name, folder, *few.get(name, [])]
+    elif what == "dataset":
+        arguments = ["fit-reward", folder, "--steps", 5, "--out", lab / "made"]
+        arguments += rng.choice([[], ["--skip-damaged"]])
+    else:
+        model = {"preferences.labeller": "model", "preferences.model.run": str(folder)}
+        arguments = ["train", *flags(SMALL, model, {"total_steps": 160}), "--run-dir", lab / "made"]
+    kinds = sorted({path.suffix or path.name for path in folder.rglob("*") if path.is_file()})
+    damaged: dict[Path, str] = {}
+    for _ in range(rng.choice([1, 1, 1, 2])):
+        kind = rng.choice(kinds)
+        files = [p for p in folder.rglob("*") if p.is_file() and (p.suffix or p.name) == kind]
+        if files:
+            path, how = rng.choice(sorted(files)), rng.choice(DAMAGES)
+            how(path, rng)
+            damaged[path] = how.__name__
+    told = ", ".join(f"{p.relative_to(lab)} {how}" for p, how in damaged.items())
+    label = f"{arguments[0]} with {told}"
+    before, command = contents(folder), Command(lab, *arguments)
+    if not attack.judge(command, label, (0, 1)):
+        return 1
+    after, resumed = contents(folder), arguments[0] == "resume" and command.status() == 0
+    changed = [name for name, data in before.items() if after.get(name) != data]
+    if changed and not resumed:
+        attack.note("lost", label, "changed", *changed)
+    if resumed:
+        alone, names = plain.run("queries", KINDS["queries"]), {path.name for path in damaged}
+        steps = {int(step) for step in read_metrics(alone)["step"]}
+        if "metrics.csv" in names:  # a flipped digit looks like any other
+            newest = list_checkpoints(stopped / "checkpoints")[0]
+            steps = {step for step in steps if step > int(newest.stem.removeprefix("step_"))}
+        if different := differences(alone, folder, steps):
+            attack.note("differing", label, *different[:5])
+    return 1
+
+
+def serve_faults(attack: Attack, plain: Undisturbed) -> int:
+    """Let a run ask a server that answers with two kinds of fault, and now and then well."""
+    names = attack.rng.sample(sorted(FAULTS), 2)
+    chance = attack.rng.choice([0.3, 1.0])
+    rng = random.Random(attack.rng.random())
+
+    def fault(handler: Any, body: dict[str, Any]) -> bool:
+        if rng.random() >= chance:
+            return False
+        return FAULTS[rng.choice(names)](handler, body)
+
+    with ModelServer() as server:
+        server.fault = fault
+        address = {
+            "preferences.llm.base_url": server.base_url,
+            "preferences.llm.cache": str(attack.lab / "cache.sqlite"),
+            "preferences.llm.ask": attack.rng.choice(["pointwise", "pairwise"]),
+        }
+        run = attack.lab / "run"
+        training = flags(SMALL, MODEL, address)
+        what = f"{' and '.join(names)} ({chance:.0%})"
+        if attack.judge(Command(attack.lab, "train", *training, "--run-dir", run), what):
+            steps = read_metrics(run)["step"]
+            if len(steps) != 6:
+                attack.note("lost", what, f"rows: {len(steps)} of 6")
+    return 1
+
+
+def break_code(attack: Attack, plain: Undisturbed) -> int:
+    """Let an environment or a labeller fail in the middle of a run, mend it, and resume."""
+    rng, lab = attack.rng, attack.lab
+    workers = rng.choice([None, None, 0, 2])
+    if workers is None:
+        who, fault, fails_at = "labeller", rng.choice(JUDGE_FAULTS), rng.randint(1, 16)
+        changes: dict[str, object] = {"preferences.labeller": "tests.fragile:Judge"}
+        changes |= {"total_steps": 800}
+    else:
+        who, fault, fails_at = f"{workers} workers", rng.choice(ENV_FAULTS), rng.randint(1, 50)
+        changes = {"env.name": "tests.fragile:told", "env.options": {"workers": workers}}
+        changes |= {"learner.rollout_steps": 6, "total_steps": 240, "checkpoint_every": 72}
+    alone = plain.run(who, changes)
+    (lab / "fault").write_text(f"{fault} at {fails_at}")
+    training, what = flags(SMALL, changes), f"{who}: {fault} at {fails_at}"
+    command = attack.begin(training)
+    if fault == "hang" and not workers:
+        until = time.monotonic() + PATIENCE
+        while not (lab / "fault.hung").exists() and time.monotonic() < until:
+            if command.status(0.05) is not None:
+                break
+        command.send(signal.SIGINT)
+        time.sleep(1.5)
+        command.send(signal.SIGINT)
+        allowed = [-signal.SIGINT, 0]
+    elif fault == "exit" and not workers:
+        allowed = [7, 0]  # nothing can be told by a process that is no more
+    else:
+        allowed = [1, 0]  # 0: what was to fail was not called that often
+    attack.judge(command, what, allowed)
+    attack.nothing_left(command, what)
+    (lab / "fault").unlink()
+    attack.go_on(training, alone, f"{what}, resumed")
+    return 1
+
+
+def interrupt(attack: Attack, plain: Undisturbed) -> int:
+    """Send a signal to a run at any moment of its life, and resume it."""
+    rng, run = attack.rng, attack.lab / "run"
+    kind, number = (
+        rng.choice(["nav", "workers"]),
+        rng.choice([signal.SIGINT, signal.SIGINT, signal.SIGTERM, signal.SIGHUP]),
+    )
+    twice = number == signal.SIGINT and rng.random() < 0.5
+    training, alone = flags(SMALL, KINDS[kind]), plain.run(kind, KINDS[kind])
+    started = time.monotonic()
+    command = attack.begin(training, imports=True)
+    if rng.random() < 0.4:
+        # While it imports: from when the interpreter has begun with the package itself.
+        command.status(rng.uniform(0.3, 3.0))
+    else:
+        while not (run / "metrics.csv").exists() and command.status(0.02) is None:
+            pass
+        command.status(rng.uniform(0.0, plain.seconds[kind]))
+    moment = time.monotonic() - started
+    what = f"{kind}, {number.name}{' twice' if twice else ''} after {moment:.2f} s"
+    command.send(number)
+    if twice:
+        command.status(rng.choice([0.1, 1.2]))
+        command.send(number)
+    attack.judge(command, what, (0, 128 + number, -number))
+    attack.nothing_left(command, what)
+    if run.exists():
+        attack.go_on(training, alone, f"{what}, resumed")
+    return 1
+
+
+ATTACKS = {
+    "kills": kill,
+    "files": damage,
+    "servers": serve_faults,
+    "code": break_code,
+    "signals": interrupt,
+}
+
+
+def chaos(
+    counts: dict[str, int], seed: int, scratch: Path, *, keep: bool = False, only: int | None = None
+) -> dict[str, Attack]:
+    """Make so many trials of each class; return what was found."""
+    plain = Undisturbed(scratch)
+    attacks = {name: Attack(name, scratch, seed, keep) for name, count in counts.items() if count}
+    for name, attack in attacks.items():
+        attack.run(lambda a, trial=ATTACKS[name]: trial(a, plain), counts[name], only)
+    return attacks
+
+
+def main() -> None:
+    """Print every finding and a table, and exit with 1 if anything was found."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for name in ATTACKS:
+        parser.add_argument(f"--{name}", type=int, default=0, help="trials of this class")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="keep folders in which anything was found here")
+    parser.add_argument("--only", type=int, help="only the trial of this number of each class")
+    options = parser.parse_args()
+    counts = {name: getattr(options, name) for name in ATTACKS}
+    if options.keep:
+        options.keep.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=options.keep))
+    try:
+        attacks = chaos(
+            counts, options.seed, scratch, keep=options.keep is not None, only=options.only
+        )
+    finally:
+        if options.keep is None:
+            shutil.rmtree(scratch)
+    print(f"{'':<10}{'trials':>10}" + "".join(f"{kind:>12}" for kind in FOUND))
+    for name, attack in attacks.items():
+        found = "".join(f"{attack.found[kind]:>12}" for kind in FOUND)
+        print(f"{name:<10}{attack.trials:>10}{found}")
+    sys.exit(1 if any(attack.found.total() for attack in attacks.values()) else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""A handful of random attacks on runs, of each class; `benchmarks.chaos` makes hundreds."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.chaos import ATTACKS, chaos
+from benchmarks.trials import Attack, Command
+
+FEW = {"kills": 2, "files": 5, "servers": 2, "code": 2, "signals": 1}
+SEED = 1
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_is_lost(name: str, tmp_path: Path) -> None:
+    attack = chaos({name: FEW[name]}, SEED, tmp_path)[name]
+    assert attack.trials >= FEW[name]
+    assert not attack.found
+
+
+def test_what_went_wrong_is_found(tmp_path: Path) -> None:
+    attack = Attack("none", tmp_path, SEED, keep=False)
+    attack.lab = tmp_path / "lab"
+    attack.lab.mkdir()
+    command = Command(attack.lab, "evaluate", tmp_path / "nowhere")
+    assert attack.judge(command, "an error that is told", (1,))
+    assert not attack.judge(command, "a command that should have ended well")
+    (attack.lab / "said").write_text("Traceback (most recent call last):")
+    assert not attack.judge(command, "a traceback", (1,))
+    slow = Command(attack.lab, "train", "--total-steps=100000000", "--run-dir", tmp_path / "run")
+    while not slow.processes():
+        assert slow.status(0.01) is None
+    assert not attack.judge(slow, "a hang", patience=0.1)
+    assert not slow.processes()
+    assert attack.found == {"lost": 2, "tracebacks": 1, "hangs": 1}
