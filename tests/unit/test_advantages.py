@@ -136,3 +136,16 @@ def test_dead_agents_do_not_move_the_local_statistics() -> None:
     # Mean 20, variance (100 + 100 + 0) / 3 over the three that live.
     expected = torch.tensor([[[-1.2247, 1.2247], [0.0, 0.0]]])
     assert torch.allclose(advantages, expected, atol=1e-3)
+
+
+def test_a_single_row_that_is_present_stands_at_zero() -> None:
+    present = torch.tensor([False, True, False])
+    assert standardise(torch.tensor([1.0, 5.0, 9.0]), present).tolist() == [0.0, 0.0, 0.0]
+
+
+def test_streams_are_weighted_not_divided() -> None:
+    # (0, 0, 3): mean 1, deviation sqrt 2: (-1, -1, 2) / sqrt 2; (6, 0, 0) alike: (2, -1, -1). A
+    # quarter of the local and three quarters of the team's: (-.25, -1, 1.25) / sqrt 2.
+    team, local = torch.tensor([[0.0, 0.0, 3.0]]), torch.tensor([[[6.0], [0.0], [0.0]]])
+    mixed = dual_advantages(team, local, None, 1, 0.25)
+    assert torch.allclose(mixed * 2**0.5, torch.tensor([[[-0.25], [-1.0], [1.25]]]), atol=1e-6)

@@ -22,6 +22,7 @@ from marl.learners.losses import (
     clipped_policy_slope,
     clipped_value_loss,
     clipped_value_slope,
+    policy_metrics,
 )
 from marl.nn.layers import agent_mlp, masked_mean, mean_shares, mlp
 from marl.nn.mlp import ExplicitMLP
@@ -233,3 +234,23 @@ def test_many_rows_are_read_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> 
     x, team = torch.randn(2, 5, 3, 5), torch.randn(2, 5, 2)
     with torch.no_grad():
         assert torch.allclose(ExplicitMLP(network)(x, team), network(x, team), atol=1e-6)
+
+
+def test_at_just_the_clip_the_value_still_moves() -> None:
+    # Old 0, clip .25, target 1: at .25 both errors are -.75, beyond it the clipped one is larger.
+    values = torch.tensor([0.25, 0.5, -0.25, -0.5])
+    slope = clipped_value_slope(values, torch.zeros(4), torch.ones(4), 0.25)
+    assert slope.tolist() == [-0.75, 0.0, -1.25, -1.5]
+
+
+def test_policy_metrics_by_hand() -> None:
+    # Ratios 1.5, .5, 1 and 1.1: two of four change by more than .2. With log-ratios .405465,
+    # -.693147, 0 and .095310, ratio - 1 - log-ratio is .094535, .193147, 0 and .004690.
+    log_ratio = torch.tensor([[1.5, 0.5], [1.0, 1.1]]).log()
+    metrics = policy_metrics(log_ratio, None, 0.2)
+    assert float(metrics["policy/clip_fraction"]) == 0.5
+    assert float(metrics["policy/kl"]) == pytest.approx(0.292372 / 4, abs=1e-6)
+    alive = torch.tensor([[False, True], [True, True]])
+    metrics = policy_metrics(log_ratio, alive, 0.2)
+    assert float(metrics["policy/clip_fraction"]) == pytest.approx(1 / 3)
+    assert float(metrics["policy/kl"]) == pytest.approx(0.197837 / 3, abs=1e-6)

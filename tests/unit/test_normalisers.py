@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from marl.learners.critics import TeamCritic
-from marl.nn.normalisation import InputNorm, ValueNorm
+from marl.nn.normalisation import InputNorm, TeamNorm, ValueNorm
 from tests.learners import LENGTHS, NETWORK, assert_same, generator
+from tests.reward_models import make_spec, make_steps
 from tests.scripted import ScriptedEnv
 
 
@@ -74,3 +75,50 @@ def test_input_statistics_in_parts_equal_the_whole() -> None:
     standardised = norm(x)
     assert torch.allclose(standardised.mean(dim=0), torch.zeros(2, 3), atol=1e-5)
     assert torch.allclose(standardised.std(dim=0, correction=0), torch.ones(2, 3), atol=1e-4)
+
+
+def test_inputs_are_standardised_and_clipped_by_hand() -> None:
+    norm = InputNorm(2, clip=2.0)
+    x = torch.tensor([[1.0, -1.5], [30.0, -30.0]])
+    assert norm(x).tolist() == [[1.0, -1.5], [2.0, -2.0]]  # nothing is known yet
+    # One row is its own mean, of variance 0: differences count as they are.
+    norm.update(torch.tensor([[5.0, 7.0]]))
+    assert norm.mean.tolist() == [5.0, 7.0]
+    assert norm.var.tolist() == [0.0, 0.0]
+    assert norm(torch.tensor([6.0, 5.5])).tolist() == [1.0, -1.5]
+    # With 9 and 9: means 7 and 8, deviations 2 and 1.
+    norm.update(torch.tensor([[9.0, 9.0]]))
+    assert norm(torch.tensor([9.0, 7.0])).tolist() == pytest.approx([1.0, -1.0], rel=1e-5)
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_a_team_s_inputs_are_standardised_by_their_own_statistics(dies: bool) -> None:
+    norm, steps = TeamNorm(make_spec(dies=dies), enabled=True), make_steps(0, 7, 4, dies=dies)
+    norm.update(steps)
+    for agent in range(3):
+        seen = steps.obs[:, :, agent]
+        rows = seen[steps.alive[:, :, agent]] if steps.alive is not None else seen.flatten(0, 1)
+        expected = (seen - rows.mean(dim=0)) / rows.std(dim=0, correction=0)
+        assert torch.allclose(norm.obs(steps.obs)[:, :, agent], expected, atol=1e-4)
+    rows = steps.state.flatten(0, 1)
+    expected = (steps.state - rows.mean(dim=0)) / rows.std(dim=0, correction=0)
+    assert torch.allclose(norm.state(steps.state), expected, atol=1e-4)
+
+
+def test_a_norm_that_is_switched_off_changes_nothing() -> None:
+    norm, steps = TeamNorm(make_spec(), enabled=False), make_steps(0, 7, 4)
+    before = {name: value.clone() for name, value in norm.state_dict().items()}
+    norm.update(steps)
+    assert_same(norm.state_dict(), before)
+    norm.obs_norm.update(steps.obs.flatten(0, 1))
+    norm.state_norm.update(steps.state.flatten(0, 1))
+    assert torch.equal(norm.obs(steps.obs), steps.obs)
+    assert torch.equal(norm.state(steps.state), steps.state)
+
+
+def test_values_of_equal_targets_are_their_mean() -> None:
+    norm = ValueNorm()
+    norm.update(torch.full((4,), 3.0))
+    assert norm.std.item() == 1.0
+    assert norm.normalise(torch.tensor(5.0)).item() == pytest.approx(2.0)
+    assert norm.denormalise(torch.tensor(7.0)).item() == pytest.approx(3.0)

@@ -234,7 +234,55 @@ def test_a_buffer_too_small_for_one_episode_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         make_replay(env, max_steps=8)
     needed = int(str(caught.value).split()[-1])
+    assert needed == (7 + 2 * 4) * 2  # a rollout more, since its length need not divide the ring
     assert make_replay(env, max_steps=needed).ring_steps >= 11
+
+
+def test_a_ring_of_an_episode_and_a_rollout_is_enough() -> None:
+    assert make_replay(ScriptedEnv([[8]]), max_steps=12).ring_steps == 8 + STEPS
+
+
+def test_a_new_buffer_is_empty_and_has_nothing_to_take_back() -> None:
+    replay = make_replay(ScriptedEnv([[3]]))
+    for _ in range(2):
+        assert (replay.time, replay.num_finished, replay.latest) == (0, 0, 0)
+        assert len(replay.available()) == 0
+        assert replay.return_moments() == (0.0, 1.0)
+        replay.undo()
+
+
+def test_an_episode_is_held_while_its_slot_and_its_first_step_are_its_own() -> None:
+    # 12 episodes of one step, of which 5 are kept: 6 shares its slot with 11, which is recent.
+    replay, _ = filled([[1], [1], [1]], 1, max_episodes=5)
+    assert replay.holds(torch.tensor([6, 7, 11])).tolist() == [False, True, True]
+    # A ring of 8 steps after 8 steps: the first step of episode 0 is the oldest row.
+    replay, _ = filled([[3]], 2, max_steps=8)
+    assert replay.holds(torch.tensor([0, 1])).tolist() == [True, True]
+
+
+@pytest.mark.parametrize("kept", [64, 5])
+def test_episodes_know_their_environment_first_step_and_final_state(kept: int) -> None:
+    # In the order of their ends (see above), environment 0 has episodes of 3, 5, 7, 3 steps from 0,
+    # 3, 8, 15 on, and 1 has 6, 2, 6, 2 from 0, 6, 8, 14 on.
+    replay, _ = filled([[3, 5, 7], [6, 2]], 5, max_steps=64, max_episodes=kept)
+    numbers = torch.arange(8)[-kept:]
+    envs, starts = replay.origins(numbers)
+    assert envs.tolist() == [0, 1, 0, 1, 1, 0, 1, 0][-kept:]
+    assert starts.tolist() == [0, 0, 3, 6, 8, 8, 14, 15][-kept:]
+    final = replay.final_states(numbers).tolist()
+    expected = [[0, 0, 3], [1, 0, 6], [0, 1, 5], [1, 1, 2], [1, 2, 6], [0, 2, 7], [1, 3, 2]]
+    assert final == [*expected, [0, 3, 3]][-kept:]
+
+
+def test_moments_of_the_kept_returns_by_hand() -> None:
+    # One step pays 1 and 10 times the episode's number: 1, 11, 21, 31, of mean 16 and deviation
+    # sqrt((225 + 25 + 25 + 225) / 4). Of the last two, 26 and 5. A single one has deviation 1.
+    replay, _ = filled([[1]], 1)
+    assert replay.return_moments() == pytest.approx((16.0, 125**0.5))
+    replay, _ = filled([[1]], 1, max_episodes=2)
+    assert replay.return_moments() == pytest.approx((26.0, 5.0))
+    replay, _ = filled([[4]], 1)
+    assert replay.return_moments() == (4.0, 1.0)
 
 
 def generator() -> torch.Generator:

@@ -28,6 +28,7 @@ from tests.reward_models import (
     make_model,
     make_spec,
     make_steps,
+    outputs_of,
     uniform_policy,
 )
 
@@ -86,6 +87,20 @@ def test_the_guard_sees_the_mean_loss_of_a_fit(steps: int) -> None:
     without = make_learner(FactoredReward, 0.0, gradient_steps=steps)
     assert "reward/target_rate" not in without.fit(OneBatch(batch), uniform_policy)
     assert without.guard.fits == 0
+
+
+def test_the_bias_share_by_hand() -> None:
+    """Var(b(s) - gamma_R b(s')) / Var(R) before the step; no bias and no drift without V."""
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    learner = make_learner(FactoredReward, gradient_steps=1)
+    with torch.no_grad():
+        rewards, _, bias = outputs_of(learner.model, batch.transitions)
+    metrics = learner.fit(OneBatch(batch), uniform_policy)
+    assert metrics["reward/bias_share"] == pytest.approx(float(bias.var() / rewards.team.var()))
+    assert metrics["reward/value_drift"] > 0.0
+    central = make_learner(CentralReward, 0.0, gradient_steps=1)
+    metrics = central.fit(OneBatch(batch), uniform_policy)
+    assert metrics["reward/bias_share"] == metrics["reward/value_drift"] == 0.0
 
 
 def test_without_an_answer_nothing_is_fitted() -> None:

@@ -3,6 +3,7 @@
 Axes: M episodes, K steps, B pairs.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -11,7 +12,11 @@ import torch
 from torch import Tensor
 
 from marl.config import RewardConfig
+from marl.data.types import Rewards
 from marl.rewards.losses import (
+    PreferenceLoss,
+    RegressionLoss,
+    SumOfLosses,
     bradley_terry_loss,
     episode_scores,
     expectile_loss,
@@ -171,3 +176,51 @@ def test_preferences_pin_the_mean_reward_down_by_unequal_lengths_only(
         preference_logits(rewards + constant, batch, config, 8) for constant in (0.0, 1.0)
     )
     assert (after - before).item() == pytest.approx(moves_by, abs=1e-5)
+
+
+def test_ties_are_counted_and_metrics_hold_no_graph() -> None:
+    labels = {"first": [0] * 4, "second": [1] * 4, "labels": [1.0, 0.5, 0.0, 0.2]}
+    batch = batch_of([[1.0, 1.0, 0.0], [1.5, 1.5, 1.5]], [2, 4], returns=[1.0, 2.0], **labels)
+    rewards = Rewards(team=REWARDS.clone().requires_grad_())
+    for kind in (PreferenceLoss, RegressionLoss, SumOfLosses):
+        loss, metrics = kind(RewardConfig(), 10)(rewards, batch)
+        assert loss.requires_grad
+        assert not any(value.requires_grad for value in metrics.values())
+        assert metrics.get("preference/ties", torch.tensor(0.25)) == 0.25
+
+
+def test_an_equal_score_counts_as_a_preference_for_the_second() -> None:
+    logits = torch.tensor([0.0, 0.0, 0.5, 0.5])
+    labels = torch.tensor([0.0, 1.0, 1.0, 0.0])  # right, wrong, right, wrong
+    for index, right in enumerate([1.0, 0.0, 1.0, 0.0]):
+        row = slice(index, index + 1)
+        assert float(preference_accuracy(logits[row], labels[row])) == right
+
+
+def test_held_out_sums_are_weighted() -> None:
+    # Weighted sums are 3, 16 and 6; the last reward of the first episode is padding.
+    weights = [[1.0, 1.0, 0.0], [4 / 3, 4 / 3, 4 / 3], [2.0, 1.0, 0.0]]
+    rewards = Rewards(team=torch.cat((REWARDS, torch.tensor([[2.0, 2.0, -50.0]]))))
+    batch = batch_of(weights, [2, 4, 3], returns=[3.0, 16.0, 6.0])
+    metrics = RegressionLoss(RewardConfig(), 10).evaluate(rewards, batch)
+    assert metrics["regression/correlation"] == pytest.approx(1.0)
+    assert metrics["regression/held_out_loss"] == pytest.approx(0.0, abs=1e-9)
+    # Both losses tell of both; without a pair there is nothing to say of preferences.
+    both = SumOfLosses(RewardConfig(), 10).evaluate(rewards, batch)
+    own = PreferenceLoss(RewardConfig(), 10).evaluate(rewards, batch)
+    assert both == metrics | own
+    none = torch.zeros(0, dtype=torch.int64)
+    silent = dataclasses.replace(batch, first=none, second=none, labels=torch.zeros(0))
+    assert SumOfLosses(RewardConfig(), 10).evaluate(rewards, silent) == metrics
+
+
+def test_utilities_are_constants_to_every_value_loss() -> None:
+    q, v = torch.tensor([1.0, -2.0], requires_grad=True), torch.zeros(2, requires_grad=True)
+    for loss in (
+        gumbel_loss(q, v, 1.0, 5.0),
+        expectile_loss(q, v, 0.7),
+        soft_value_loss(q, v, torch.tensor([-1.0, -1.0]), 1.0),
+    ):
+        loss.sum().backward()
+    assert q.grad is None
+    assert v.grad is not None

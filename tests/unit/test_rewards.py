@@ -3,7 +3,9 @@
 Axes: M episodes, K steps, N agents; O, S, A features.
 """
 
+import contextlib
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from marl.config import ConfigError, RewardConfig
 from marl.data.types import Transitions
+from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward
 from marl.rewards.base import polyak_update
 from marl.rewards.factored import LinearMixer, TwoLayerMixer
@@ -23,6 +27,7 @@ from tests.reward_models import (
     S,
     generator,
     make_model,
+    make_spec,
     make_steps,
     outputs_of,
     uniform_policy,
@@ -293,3 +298,99 @@ def test_a_central_reward_has_as_many_parameters_as_a_factored_one() -> None:
             for kind in (FactoredReward, CentralReward)
         )
         assert factored <= central < 1.15 * factored
+
+
+@pytest.mark.parametrize("shared_mixer", [True, False])
+def test_the_value_loss_by_hand(shared_mixer: bool) -> None:
+    """Of every agent exp(z) - z - 1 with z = w (q - v), and half the squared error of the bias."""
+    model = make_model(shared_mixer=shared_mixer, beta=1.0, exponent_clip=50.0)
+    steps = make_steps(0, 4, 5)
+    with torch.no_grad():
+        q = model.q_tot(steps)
+        v = model.v(steps.obs).squeeze(-1)
+        of_v = model.v_mixer(steps.state, v)
+        z = q.weights * q.utilities - of_v.weights * v
+        expected = (z.exp() - z - 1.0).mean() + 0.5 * ((of_v.bias - q.bias) ** 2).mean()
+        loss = model.value_loss(steps, q, torch.ones(4, 5), uniform_policy)
+    torch.testing.assert_close(loss, expected)
+    assert float(loss) > 0.01
+
+
+def test_a_dead_agent_s_utility_is_zero() -> None:
+    model, steps = make_model(), make_steps(0, 4, 5, dies=True)
+    assert steps.alive is not None
+    with torch.no_grad():
+        every = model.local_q(steps.obs, steps.actions, None)
+        living = model.local_q(steps.obs, steps.actions, steps.alive)
+    assert torch.equal(living, every.where(steps.alive, torch.zeros(())))
+    assert (every != 0).all()
+
+
+def test_target_networks_have_no_gradient_of_their_own() -> None:
+    for kind in (FactoredReward, CentralReward):
+        model = make_model(kind)
+        targets = [p for name, p in model.named_parameters() if name.startswith("target")]
+        assert targets
+        assert not any(p.requires_grad for p in targets)
+
+
+def test_output_layers_begin_with_a_gain_of_a_tenth() -> None:
+    spec, config = make_spec(), RewardConfig(hidden_sizes=(8,), mixer_hidden=8)
+    model = FactoredReward(spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
+    central = CentralReward(spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
+    mixer = model.q_mixer.hypernetwork
+    for last in (model.q[-1], model.v[-1], mixer[-1], central.q[-1], central.v[-1]):
+        norm = torch.linalg.matrix_norm(last.weight.detach(), 2)
+        assert float(norm) == pytest.approx(0.1, rel=1e-4)
+        assert (last.bias == 0).all()
+    for first in (model.q[0], mixer[0], central.q[0]):  # hidden layers, with sqrt 2
+        norm = torch.linalg.matrix_norm(first.weight.detach(), 2)
+        assert float(norm) == pytest.approx(2**0.5, rel=1e-4)
+
+
+def test_the_two_layer_mixer_by_hand() -> None:
+    # A hypernetwork of zeros: first weights 1/3, second 1 / sqrt(32), no bias. Utilities of mean 3
+    # give 32 * 3 / sqrt(32).
+    mixer = TwoLayerMixer(5, 3, 8, generator())
+    last = mixer.hypernetwork[-1]
+    state, utilities = torch.ones(1, 5), torch.tensor([[1.0, 2.0, 6.0]])
+    with torch.no_grad():
+        last.weight.zero_()
+        value = mixer(state, utilities)
+        assert float(value.total) == pytest.approx(3 * 32**0.5)
+        assert value.weights.tolist() == [[1.0, 1.0, 1.0]]
+        assert value.bias.tolist() == [0.0]
+        # Biases of -4 in every unit: elu(3 - 4) = 1/e - 1; and of the whole: .5.
+        last.bias[96:128] = -4.0
+        last.bias[160] = 0.5
+        expected = (math.exp(-1) - 1) * 32**0.5 + 0.5
+        assert float(mixer(state, utilities).total) == pytest.approx(expected)
+        # softplus(log(e - 1) + x) is 2 at x = log(e^2 - 1) - log(e - 1): double second weights.
+        last.bias[128:160] = math.log(math.e**2 - 1) - math.log(math.e - 1)
+        doubled = mixer(state, utilities).total
+        assert float(doubled) - 0.5 == pytest.approx(2 * (expected - 0.5))
+
+
+def test_the_longest_episodes_that_a_recurrent_reward_reads() -> None:
+    config = RewardConfig(recurrence="gru", hidden_sizes=(8, 8))
+    for max_steps, allowed in ((500, True), (501, False)):
+        spec = dataclasses.replace(make_spec(), max_steps=max_steps)
+        arguments = (spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
+        with contextlib.nullcontext() if allowed else pytest.raises(ConfigError, match="at most"):
+            FactoredReward(*arguments)
+
+
+def test_the_central_reward_by_hand() -> None:
+    """R = Q(s, a) - gamma_R (1 - terminated) V(s'), V from the target network."""
+    model, steps = make_model(CentralReward), make_steps(0, 4, 5)
+    actions = nn.functional.one_hot(steps.actions, 2).flatten(-2).float()
+    with torch.no_grad():
+        q = model.q(torch.cat((steps.state, actions), dim=-1)).squeeze(-1)
+        next_v = model.target_v(steps.next_state).squeeze(-1)
+        expected = q - torch.where(steps.terminated, 0.0, GAMMA * next_v)
+        torch.testing.assert_close(model(steps).team, expected)
+        value = model.q_tot(steps)
+    assert (value.weights == 1.0).all()
+    assert (value.bias == 0.0).all()
+    assert torch.equal(value.utilities.squeeze(-1), value.total)
+    assert not torch.allclose(q, model(steps).team, atol=1e-2)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from marl.config import LearnerConfig
 from marl.data.types import Rewards, Rollout
+from marl.learners.gae import read_inputs
 from marl.learners.losses import clipped_value_loss
 from marl.nn.normalisation import ValueNorm
 from tests.learners import (
@@ -88,6 +89,19 @@ def test_cutting_a_rollout_in_two_changes_no_bootstrap(stream: Any) -> None:
     assert rewards.local is not None
     part = stream(mappo, half, Rewards(team=rewards.team[:6], local=rewards.local[:6])).advantages
     assert torch.allclose(part, whole[:6], atol=1e-6)
+
+
+def test_the_rows_that_end_are_those_of_episodes_and_the_last_ones() -> None:
+    # 12 steps of two copies, row 2 t + e. Episodes of 5 end in steps 4 and 9, one of 7 in step 6;
+    # both copies are cut off after step 11.
+    env = ScriptedEnv([[5], [7]])
+    mappo = make_mappo(env.spec)
+    rollout = collect(mappo, env)
+    inputs = read_inputs(rollout, mappo.norm)
+    assert inputs.ends.tolist() == [8, 13, 18, 22, 23]
+    steps = rollout.transitions
+    assert inputs.end_state[:, 2].tolist() == [5, 7, 5, 2, 5]
+    assert torch.equal(inputs.end_obs[-1], steps.next_obs[-1, 1])
 
 
 def test_values_are_denormalised_before_gae() -> None:
