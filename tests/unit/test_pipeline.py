@@ -1,0 +1,137 @@
+"""Which answers a batch is made of, what fills it up, and what counts as informative.
+
+Axes: M episodes, B pairs.
+"""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from marl.config import PreferenceConfig, RewardConfig
+from marl.preferences.pipeline import FeedbackPipeline, PreferenceBuffer
+from marl.utils.seeding import Seeds
+from tests.scripted import ScriptedEnv, scripted_collector
+
+CPU = torch.device("cpu")
+
+
+def observed(
+    rollouts: int,
+    lengths: list[list[int]] | None = None,
+    *,
+    batch_episodes: int = 8,
+    uses_labels: bool = True,
+    uses_returns: bool = False,
+    scorer: Any = None,
+    **preferences: Any,
+) -> FeedbackPipeline:
+    """Return a pipeline after some rollouts of 4 steps; episodes of 1 to 4 steps by default."""
+    env = ScriptedEnv(lengths or [[1], [2], [3], [4]])
+    settings: dict[str, Any] = {"replay_steps": 400, "holdout_every": 4} | preferences
+    pipeline = FeedbackPipeline(
+        env.spec,
+        4,
+        PreferenceConfig(**settings),
+        RewardConfig(batch_episodes=batch_episodes),
+        Seeds(0),
+        CPU,
+        num_iterations=10,
+        uses_labels=uses_labels,
+        uses_returns=uses_returns,
+    )
+    collector, actor = scripted_collector(env, 4)
+    for _ in range(rollouts):
+        pipeline.observe(collector.collect(actor)[0], scorer=scorer)
+    return pipeline
+
+
+@pytest.mark.parametrize(("retire_after", "first_time"), [(15, 24), (16, 20), (31, 20), (32, 16)])
+def test_answers_serve_until_they_are_too_old(retire_after: int, first_time: int) -> None:
+    # Rollouts of 4 steps of 4 environments: answers are 0, 16, 32, ... steps old, given after 24,
+    # 20, 16, ... steps.
+    pipeline = observed(6, queries_per_iteration=4, batch_episodes=400, retire_after=retire_after)
+    size = len(pipeline.buffer)
+    fresh = pipeline.buffer.asked_at[:size] >= first_time
+    trained = pipeline.buffer.first[:size] % 4 != 3
+    batch = pipeline.batch()
+    assert batch is not None
+    assert len(batch.labels) == int((fresh & trained).sum()) > 0
+
+
+def test_a_batch_has_half_as_many_answers_as_episodes() -> None:
+    pipeline = observed(6, queries_per_iteration=8, batch_episodes=6)
+    batch = pipeline.batch()
+    assert batch is not None
+    assert len(batch.labels) == 3
+    assert len(batch.lengths) <= 6
+
+
+def test_returns_fill_a_batch_of_answers_up() -> None:
+    # Three pairs are up to six episodes; with the returns, which cost nothing, there are twelve.
+    pipeline = observed(6, queries_per_iteration=1, batch_episodes=12, uses_returns=True)
+    batch = pipeline.batch()
+    assert batch is not None
+    assert 0 < len(batch.labels) <= 6
+    assert len(batch.lengths) == 12
+    assert batch.return_scale == pytest.approx(pipeline.replay.return_moments()[1])
+    returns = batch.returns[batch.first] - batch.returns[batch.second]
+    assert torch.equal(batch.labels, torch.where(returns == 0, 0.5, (returns > 0).float()))
+
+
+def test_without_labels_a_batch_holds_episodes_and_no_pair() -> None:
+    pipeline = observed(3, uses_labels=False, uses_returns=True)
+    batch = pipeline.batch()
+    assert batch is not None
+    assert len(batch.lengths) == 8
+    assert len(batch.labels) == len(batch.first) == len(batch.second) == 0
+
+
+def test_returns_that_differ_are_informative_and_equal_ones_are_not() -> None:
+    # The first episodes of all environments have 2 steps and return 2; the second ones 12.
+    options: dict[str, Any] = {"uses_labels": False, "uses_returns": True}
+    assert not observed(0, **options).is_informative
+    assert not observed(1, [[4], [4]], **options).is_informative
+    assert observed(2, [[4], [4]], **options).is_informative
+    assert observed(1, [[2], [2]], **options).is_informative
+
+
+def test_the_pool_of_candidates_is_a_multiple_of_the_questions() -> None:
+    def scores(transitions: Any, weights: Tensor, lengths: Tensor) -> Tensor:
+        return torch.stack((torch.zeros(len(lengths)), lengths.float()))
+
+    # A rate of 2, of which a quarter is held out in the long run: two are asked at first.
+    settings = {"query": "disagreement", "queries_per_iteration": 2, "candidates": 1}
+    pipeline = observed(1, scorer=scores, **settings)
+    assert pipeline.budget.asked == pipeline.buffer.num_answered == 2
+
+
+def test_the_replay_buffer_is_measured_in_mebibytes() -> None:
+    pipeline = observed(1)
+    mebibytes = pipeline.metrics()["memory/replay_mib"]
+    assert mebibytes == pytest.approx(pipeline.replay.num_bytes / 1_048_576)
+
+
+def test_a_correction_leaves_other_pairs_of_the_same_episodes() -> None:
+    buffer = PreferenceBuffer(6, CPU)
+    firsts, seconds = torch.tensor([1, 1, 6]), torch.tensor([3, 5, 3])
+    buffer.add(firsts, seconds, torch.tensor([1.0, 0.0, 0.5]))
+    buffer.correct(torch.tensor([1]), torch.tensor([3]), torch.tensor([0.0]))
+    expected = torch.tensor([math.nan, 0.0, 0.5, 0.0])
+    torch.testing.assert_close(buffer.labels[:4], expected, equal_nan=True)
+
+
+def test_standing_answers_are_told_oldest_first() -> None:
+    # Five answers in a ring of four: the first is gone, and the third is withdrawn.
+    buffer = PreferenceBuffer(4, CPU)
+    numbers = torch.arange(5)
+    for number in range(5):
+        row = numbers[number : number + 1]
+        buffer.add(row, row + 10, torch.tensor([number / 4]))
+    buffer.correct(numbers[2:3], numbers[2:3] + 10, torch.tensor([math.nan]))
+    first, second, labels = buffer.standing()
+    assert first.tolist() == [1, 3, 4]
+    assert second.tolist() == [11, 13, 14]
+    assert labels.tolist() == [0.25, 0.75, 1.0]
