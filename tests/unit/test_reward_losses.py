@@ -142,6 +142,9 @@ def test_the_split_penalty_by_hand() -> None:
     # Two agents, two episodes: 1 and 3 are each 1 from their mean, 2 and 2 are alike.
     # 1/2 ((1 + 1) + 0) = 1.
     assert float(split_penalty(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))) == 1.0
+    # Three agents: 1, 2, 0 around 1 and 3, -2, 0 around 1/3: (2 + 114 / 9) / 2.
+    scores = torch.tensor([[1.0, 3.0], [2.0, -2.0], [0.0, 0.0]])
+    assert float(split_penalty(scores)) == pytest.approx(22 / 3)
 
 
 def test_scores_of_every_agent_by_hand() -> None:

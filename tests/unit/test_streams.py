@@ -126,9 +126,9 @@ def test_value_statistics_are_updated_once_per_batch(monkeypatch: pytest.MonkeyP
     calls: list[int] = []
     update = ValueNorm.update
 
-    def counted(self: ValueNorm, targets: Tensor, present: Tensor | None = None) -> None:
+    def counted(self: ValueNorm, targets: Tensor, *others: Any) -> None:
         calls.append(targets.numel())
-        update(self, targets, present)
+        update(self, targets, *others)
 
     monkeypatch.setattr(ValueNorm, "update", counted)
     rollout = collect(mappo, ScriptedEnv(LENGTHS))
