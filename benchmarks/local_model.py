@@ -37,7 +37,7 @@ from marl.preferences.llm import LabellerWarning, LlmLabeller
 from marl.preferences.llm.preflight import Figures
 from marl.preferences.queries import disjoint_pairs
 from marl.reports.audit import judge_rows
-from marl.reports.audit_llm import Judge, judges, read_asked
+from marl.reports.audit_llm import JudgeReport, judges, read_asked
 from marl.reports.statistics import Share, quantile
 from marl.utils.seeding import Seeds
 from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server
@@ -59,8 +59,8 @@ class Row:
     """One way of asking about one environment's pairs."""
 
     name: str
-    judge: Judge
-    forced: Judge
+    judge: JudgeReport
+    forced: JudgeReport
     """The same answers where none may be withheld."""
     known: Figures
     """On the template's own pairs, whose order nobody doubts."""
@@ -132,7 +132,7 @@ def _label(pairs: EpisodePairs, spec: EnvSpec, config: LlmConfig, run: str) -> F
         labeller.close()
 
 
-def _pairs_of(found: list[Judge]) -> Judge:
+def _pairs_of(found: list[JudgeReport]) -> JudgeReport:
     """Return the only judge of a run that was asked about pairs."""
     (judge,) = [judge for judge in found if judge.pairs]
     return judge

@@ -25,7 +25,7 @@ from marl.preferences.factory import with_given_labeller
 from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_learner
 from marl.utils.devices import usable_device
-from marl.utils.memory_check import check_room, resident_mib
+from marl.utils.memory_check import check_memory, resident_mib
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, PeerError, Ranks, together
 from marl.utils.seeding import Seeds
@@ -57,17 +57,17 @@ class Trainer:
         self.seeds = Seeds(config.seed)
         self.env = make_env(config.env.name, config.env.num_envs, **env_options(config))
         spec = self.env.spec
-        check_room(config, spec)
+        check_memory(config, spec)
         self.people: PeopleLabeller | None = None
         if config.asks_people and folder is not None:
             camera = Camera(self.env, config.preferences.people.filmed_envs)
             self.people = make_people(config, spec, camera, folder)
         self.iteration = 0
         self.safe_to_checkpoint = True
-        """Whether the state is that after the last whole iteration; an error may leave half of one.
+        """Whether the state is that after a finished iteration; False from rollout to update.
 
-        One in the environment does not, since the collector undoes its steps; nor does one of a
-        plug-in, within `restoring`.
+        An error of the environment leaves it True, since the collector undoes its steps; so does
+        one of a plug-in within `restoring`.
         """
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
         self.collector = Collector(

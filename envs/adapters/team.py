@@ -102,7 +102,7 @@ def joined_columns(obs_sizes: tuple[int, ...]) -> npt.NDArray[np.intp]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class EpisodePlan:
     """Which episode every environment is to be in, and how far."""
 
     seeds: npt.NDArray[np.uint64]
@@ -115,10 +115,12 @@ class Plan:
     """(E, L, N) or (E, L, N, A): what was done in those steps."""
 
 
-def new_episodes(seeds: npt.NDArray[np.uint64]) -> Plan:
+def new_episodes(seeds: npt.NDArray[np.uint64]) -> EpisodePlan:
     """Return the plan in which every environment begins its first episode."""
     nothing = np.zeros(len(seeds), np.int64)
-    return Plan(seeds=seeds, episodes=nothing, lengths=nothing, actions=np.zeros((len(seeds), 0)))
+    return EpisodePlan(
+        seeds=seeds, episodes=nothing, lengths=nothing, actions=np.zeros((len(seeds), 0))
+    )
 
 
 def episode_seed(seed: np.uint64, episode: int) -> int:
@@ -152,7 +154,7 @@ class Block:
         self.progress: npt.NDArray[np.int64] = np.array([indices.start, 0])
         """Index of the environment called last, and the number of calls so far."""
 
-    def start(self, plan: Plan) -> Records:
+    def start(self, plan: EpisodePlan) -> Records:
         """Return what every environment sees after replaying its open episode."""
         for row, index in enumerate(self._indices):
             with self._named(row, "reset"):

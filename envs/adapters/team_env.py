@@ -18,7 +18,7 @@ from envs.adapters.measures import advised_workers, repeats_itself
 from envs.adapters.spaces import BoundedTeam, ObsBounds, ObsBoundsWarning
 from envs.adapters.team import (
     Block,
-    Plan,
+    EpisodePlan,
     Records,
     TeamMaker,
     empty_records,
@@ -127,7 +127,7 @@ class TeamEnv:
             self._cut_off_at(state["seen"])
             return
         self._log.restore(state["lengths"], state["actions"])
-        plan = Plan(
+        plan = EpisodePlan(
             seeds=self._seeds,
             episodes=state["seen"]["episodes"],
             lengths=state["lengths"],
@@ -164,7 +164,7 @@ class TeamEnv:
             self._runner.close()
             self._runner = None
 
-    def _start(self, plan: Plan) -> None:
+    def _start(self, plan: EpisodePlan) -> None:
         """Bring every environment to where the plan wants it."""
         if self._runner is None:
             self._runner = (

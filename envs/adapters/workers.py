@@ -32,7 +32,7 @@ from gymnasium.vector import AsyncVectorEnv
 
 from envs.adapters.team import (
     Block,
-    Plan,
+    EpisodePlan,
     Records,
     TeamMaker,
     WorkerExit,
@@ -128,7 +128,7 @@ class Workers:
             raise
         return pool
 
-    def start(self, plan: Plan) -> Records:
+    def start(self, plan: EpisodePlan) -> Records:
         """Return what every environment sees after replaying its open episode.
 
         The records are valid until the next call.

@@ -41,7 +41,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Camera:
+class SceneCamera:
     """A parallel projection; everything keeps its size, however far it is."""
 
     axes: Array
@@ -66,10 +66,10 @@ def _camera_from(azimuth: float, elevation: float) -> Array:
     return np.array([right, up, towards]).round(12)
 
 
-SIDE = Camera(axes=_camera_from(-90, 0), floor="line")
-TOP = Camera(axes=_camera_from(-90, 90), floor="grid")
-FIXED_TOP = Camera(axes=TOP.axes, floor="grid", follows=False)
-OBLIQUE = Camera(axes=_camera_from(-60, 28), floor="grid")
+SIDE = SceneCamera(axes=_camera_from(-90, 0), floor="line")
+TOP = SceneCamera(axes=_camera_from(-90, 90), floor="grid")
+FIXED_TOP = SceneCamera(axes=TOP.axes, floor="grid", follows=False)
+OBLIQUE = SceneCamera(axes=_camera_from(-60, 28), floor="grid")
 CAMERAS = {
     "HalfCheetah": SIDE,
     "Hopper": SIDE,
@@ -262,7 +262,9 @@ def fleet_frame(artist: BodyArtist, qpos: npt.NDArray[np.float64], alive: BoolAr
     )
 
 
-def floor(camera: Camera, focus: Array, *, size: float, reach: float, depth: float) -> list[Shape]:
+def floor(
+    camera: SceneCamera, focus: Array, *, size: float, reach: float, depth: float
+) -> list[Shape]:
     """Return the floor around the (3,) focus as far as `reach`, with marks that stay in place.
 
     The marks fit a view of the given size. From the side, the ground is `depth` thick.

@@ -2,7 +2,7 @@
 
 Axes: n simulations, E environments, N agents, O observation features, S state features, F features.
 
-`Features` turns MuJoCo's arrays into one (n, F) matrix. Which of its columns an agent sees is
+`FeatureMatrix` turns MuJoCo's arrays into one (n, F) matrix. Which of its columns an agent sees is
 found once: the source's own functions observe a few random `MjData`, and each number they return
 is looked up among the features of the same data.
 """
@@ -81,7 +81,7 @@ _EXTRA_BLOCKS: dict[str, tuple[str, ...]] = {
 """Blocks a scenario observes beside qpos and qvel."""
 
 
-class Features:
+class FeatureMatrix:
     """The (n, F) matrix of everything a scenario observes; its last column is zero padding."""
 
     def __init__(self, scenario: str, model: Any) -> None:
@@ -117,7 +117,7 @@ class Columns:
 
 
 def find_columns(
-    source: Source, features: Features, team: Partition | None, num_agents: int
+    source: Source, features: FeatureMatrix, team: Partition | None, num_agents: int
 ) -> Columns:
     """Return the columns of each agent's observation and of the state.
 

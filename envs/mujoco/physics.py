@@ -21,7 +21,7 @@ import numpy.typing as npt
 from mujoco.batch import Batch, SimulationError
 
 from envs.base import BoolArray, EnvError, Fact
-from envs.mujoco.obs import Features, Fields
+from envs.mujoco.obs import FeatureMatrix, Fields
 from envs.mujoco.rewards import Array, DenseReward, make_dense_reward, make_healthy_box
 from envs.mujoco.scenarios import Source
 from envs.rng import env_seeds, normal, uniform
@@ -40,7 +40,7 @@ class Bodies:
         if num_threads < 0:
             raise EnvError(f"num_threads is {num_threads}; expected 0 (all processors) or more")
         model = source.model
-        self.layout = Features(source.scenario, model)
+        self.layout = FeatureMatrix(source.scenario, model)
         self._dense_reward = make_dense_reward(source)
         self._healthy_box = make_healthy_box(source)
         self._start = make_start(source)

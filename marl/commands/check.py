@@ -57,11 +57,11 @@ class Check:
         """Return why training with the default settings needs too much memory; empty if not."""
         from marl.config import ConfigError
         from marl.config.io import load_config
-        from marl.utils.memory_check import check_room
+        from marl.utils.memory_check import check_memory
 
         config = load_config()
         try:
-            check_room(config, replace(spec, num_envs=config.env.num_envs))
+            check_memory(config, replace(spec, num_envs=config.env.num_envs))
         except ConfigError as error:
             return str(error)
         return ""

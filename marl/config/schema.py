@@ -32,9 +32,10 @@ class EnvConfig:
     """The task."""
 
     name: str = "mamujoco/halfcheetah_2x3"
-    """A shipped environment (`marl envs` lists them) or an import path ``package.module:Class``."""
+    """An environment of the package (`marl envs` lists them) or an import path
+    ``package.module:Class``."""
     num_envs: Annotated[int, Range(1, 1e6)] = 16
-    """E, copies stepped together. At least 1."""
+    """E, environments stepped together."""
     options: dict[str, Option] = field(default_factory=dict)
     """Keyword arguments of the environment, e.g. ``agent_obsk = 0``. All environments take the
     option ``reward_mode``: ``episodic`` (the sum at the end), ``every_k`` (the sum of the last
@@ -45,7 +46,7 @@ class EnvConfig:
 
 @settings("network.")
 class NetworkConfig:
-    """Bodies of the actors and critics."""
+    """Networks of the actors and critics."""
 
     hidden_sizes: Sizes = (64, 64)
     """Units of each hidden layer (tanh)."""
@@ -54,8 +55,8 @@ class NetworkConfig:
     normalise_inputs: bool = True
     """Standardise observations and states by their running mean and deviation."""
     recurrence: Literal["none", "gru"] = "none"
-    """Gru: the second hidden layer of actors and critics (the only one, if there is one) is a gated
-    recurrent unit, whose hidden state sums up the episode so far."""
+    """``gru``: the second hidden layer of actors and critics (the only one, if there is one) is a
+    gated recurrent unit, whose hidden state sums up the episode so far."""
     initial_log_std: Annotated[float, Range(-20, 20)] = -0.5
     """Logarithm of the Gaussian policy's initial standard deviation."""
 
@@ -68,14 +69,14 @@ class LearnerConfig:
     """``mappo``, whose critics see the team's state, ``ippo``, whose critics see what their agent
     sees, or the import path ``package.module:Class`` of your own `marl.learners.base.Learner`."""
     rollout_steps: Annotated[int, Range(1, 1e6)] = 125
-    """T, steps of every copy between two updates."""
+    """T, steps of every environment between two updates."""
     epochs: Annotated[int, Range(1, 1000)] = 8
     """Passes over a rollout."""
     minibatches: Annotated[int, Range(1, 1e5)] = 4
     """Gradient steps per pass."""
     chunk_length: Annotated[int, Range(1, 1e6)] = 10
     """Recurrent networks: most steps that a gradient reaches back. Minibatches then consist of
-    chunks of so many successive steps of one copy; a rollout's last ones may be shorter."""
+    chunks of so many successive steps of one environment; a rollout's last ones may be shorter."""
     learning_rate: Annotated[float, Range(0, 1)] = 1e-3
     """Adam step size, annealed linearly to zero over the run."""
     anneal: bool = True
@@ -95,14 +96,14 @@ class LearnerConfig:
     local_weight: Annotated[float, Range(0, 1)] = 0.5
     """omega: share of the local advantages in the actors' advantage; 0 is shared, 1 local only."""
     absence: Absence = "ends"
-    """What an agent that is absent (dead) earns in its local stream. Ends: nothing, and its stream
-    ends when it leaves; where local rewards are positive in the mean, to die then costs an agent
-    all that was still to come. With the others its stream goes on to the end of the episode.
-    Alive_mean: the mean local reward of those present in that step. Team_share: the team's R / n,
-    i.e. the local rewards of those present, summed and divided among all. Centred: R / n for all,
-    and for those present also what their local reward is above the mean of theirs: the agents'
-    rewards add up to R whoever is absent, and nobody's grows as others die. A constant added to
-    all local rewards makes absence neither better nor worse with alive_mean and centred, a
+    """What an agent that is absent (dead) earns in its local stream. ``ends``: nothing, and its
+    stream ends when it leaves; where local rewards are positive in the mean, to die then costs an
+    agent all that was still to come. With the others its stream goes on to the end of the episode.
+    ``alive_mean``: the mean local reward of those present in that step. ``team_share``: the team's
+    R / n, i.e. the local rewards of those present, summed and divided among all. ``centred``: R / n
+    for all, and for those present also what their local reward is above the mean of theirs: the
+    agents' rewards add up to R whoever is absent, and nobody's grows as others die. A constant
+    added to all local rewards makes absence neither better nor worse with alive_mean and centred, a
     constant added to R with centred only."""
 
 
@@ -114,15 +115,15 @@ class RewardConfig:
     """
 
     source: RewardSource | Literal[""] = ""
-    """Task: the environment's own reward. Hidden: an oracle on a benchmark's dense reward. Learned:
-    from preferences or returns. Empty: the preset's."""
+    """``task``: the environment's own reward. ``hidden``: an oracle on a benchmark's dense reward.
+    Learned: from preferences or returns. Empty: the preset's."""
     model: str = ""
-    """Factored: local rewards that add up to the global one. Central: one network of the state and
-    the joint action. Constant: every step of an episode gets its normalised return. Or the import
-    path of your own. Empty: the preset's."""
+    """``factored``: local rewards that add up to the global one. ``central``: one network of the
+    state and the joint action. ``constant``: every step of an episode gets its normalised return.
+    Or the import path of your own. Empty: the preset's."""
     loss: str = ""
-    """Preference: Bradley-Terry on labelled pairs. Regression: squared error of the sum of rewards
-    to the episode's return; nobody is asked. Both: their sum. Empty: the preset's."""
+    """``preference``: Bradley-Terry on labelled pairs. ``regression``: squared error of the sum of
+    rewards to the episode's return; nobody is asked. ``both``: their sum. Empty: the preset's."""
     gamma: Annotated[float, Range(0, 1)] | None = None
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); 0 leaves V out. Without: the preset's."""
     unbiased_regression: bool = False
@@ -180,24 +181,25 @@ class RewardConfig:
     exponent_clip: Annotated[float, Range(0.1, 50)] = 5.0
     """Largest exponent in the Gumbel loss."""
     value_loss: Literal["gumbel", "soft", "expectile"] = "gumbel"
-    """Gumbel: v -> beta log E exp(q / beta). Soft: v -> E_pi[q - beta log pi].
-    Expectile: v -> the `expectile` of q."""
+    """``gumbel``: v -> beta log E exp(q / beta). ``soft``: v -> E_pi[q - beta log pi].
+    ``expectile``: v -> the `expectile` of q."""
     expectile: Annotated[float, Range(1e-6, 1 - 1e-6)] = 0.7
     """Level of the expectile loss."""
     local_form: Literal["complete", "additive", "plain"] = "complete"
-    """Additive: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. Complete: the same plus an equal share of
-    b(s) - gamma_R b(s'), so that R = sum_i r_i. Plain: r_i = q_i - gamma_R v_i'."""
+    """``additive``: r_i = w_i(s) q_i - gamma_R w_i(s') v_i'. ``complete``: the same plus an equal
+    share of b(s) - gamma_R b(s'), so that R = sum_i r_i. ``plain``: r_i = q_i - gamma_R v_i'."""
     mixer: Literal["linear", "two_layer"] = "linear"
-    """Linear: sum_i w_i(s) q_i + b(s). Two-layer: monotone, needs ``local_form = "plain"``."""
+    """``linear``: sum_i w_i(s) q_i + b(s). ``two_layer``: monotone, needs ``local_form =
+    "plain"``."""
     shared_mixer: bool = True
     """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
     share_parameters: bool = True
     """One utility network for all agents, told apart by a one-hot id; or one each."""
     recurrence: Literal["none", "gru"] = "none"
-    """Gru, for ``imap`` and ``slf``: the second hidden layer of q_i and v_i (the only one, if there
-    is one) is a gated recurrent unit. q_i then depends on all that its agent saw and did in the
-    episode, v_i on what it saw. It is fitted on whole episodes, whatever `sample_steps` says, of at
-    most 500 steps; the mixer is feed-forward."""
+    """``gru``, for ``imap`` and ``slf``: the second hidden layer of q_i and v_i (the only one, if
+    there is one) is a gated recurrent unit. q_i then depends on all that its agent saw and did in
+    the episode, v_i on what it saw. It is fitted on whole episodes, whatever `sample_steps` says,
+    of at most 500 steps; the mixer is feed-forward."""
     hidden_sizes: Sizes = (64, 64)
     """Units of each hidden layer of the utilities; a central reward gets as many parameters."""
     mixer_hidden: Annotated[int, Range(1, 1e5)] = 64
@@ -293,15 +295,16 @@ class PreferenceConfig:
     """Pairs asked per iteration in which an episode ended, and kept; 0: the labeller is free and
     labels every pair."""
     schedule: Literal["constant", "hyperbolic"] = "constant"
-    """Hyperbolic: `queries_per_iteration` / (1 + 10 t), where t is the share of the run done."""
+    """``hyperbolic``: `queries_per_iteration` / (1 + 10 t), where t is the share of the run
+    done."""
     max_labels: Annotated[int, Range(0, 1e9)] = 0
     """Most pairs asked in the whole run, answered or not; 0: no limit."""
     query: Literal[
         "uniform", "recent_with_older", "newest_share", "stratified", "disagreement", "entropy"
     ] = "newest_share"
     """How episodes are chosen: uniformly, each recent one against an older one, `newest_share` of
-    them from the newest rollout, or every range of returns alike. Disagreement and entropy ask
-    the `newest_share` pairs on which an ensemble of reward models disagrees, or is undecided,
+    them from the newest rollout, or every range of returns alike. ``disagreement`` and ``entropy``
+    ask the `newest_share` pairs on which an ensemble of reward models disagrees, or is undecided,
     most."""
     ensemble_size: Annotated[int, Range(1, 100)] = 3
     """Reward models behind ``disagreement`` and ``entropy``, the run's own among them."""
@@ -345,7 +348,7 @@ class Config:
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """The one seed; every generator derives from it."""
     device: str = "cpu"
-    """Where the networks live: ``cpu`` or ``cuda``."""
+    """Device of the networks: ``cpu`` or ``cuda``."""
     threads: Annotated[int, Range(1, 1024)] = 2
     """Threads of the physics; with 2 or more, actors and critics also learn side by side."""
     checkpoint_every: Annotated[int, Range(1, 1e12)] = 200_000

@@ -113,12 +113,12 @@ class ExplicitMLP:
         below = [buffer[:rows] for buffer in self._outputs[:-1]]
         if not self._gradients:
             self._gradients = [torch.empty_like(buffer) for buffer in self._outputs[:-1]]
-        room = [buffer[:rows] for buffer in self._gradients]
+        outputs = [buffer[:rows] for buffer in self._gradients]
         for index in range(len(self.layers) - 1, 0, -1):
             h = below[index - 1]
             torch.mm(h.t(), g, out=weights[index].t())
             torch.sum(g, 0, out=biases[index])
-            g = torch.mm(g, self.layers[index].weight, out=room[index - 1])
+            g = torch.mm(g, self.layers[index].weight, out=outputs[index - 1])
             torch.ops.aten.tanh_backward.grad_input(g, h, grad_input=g)
         self._first_layer_backward(g, weights[0], biases[0])
 

@@ -14,7 +14,7 @@ from rich.text import Text
 from marl.config import ConfigError
 from marl.config.io import load_config
 from marl.reports.audit_answers import Kept, Person, SavedRun, read_people
-from marl.reports.audit_llm import Asked, Judge, judges, read_asked
+from marl.reports.audit_llm import Asked, JudgeReport, judges, read_asked
 from marl.reports.statistics import (
     Bin,
     Pair,
@@ -57,7 +57,7 @@ class Report:
     cache: str
     """The language model's answer cache; empty for other labellers."""
     has_prices: bool
-    judges: tuple[Judge, ...]
+    judges: tuple[JudgeReport, ...]
     kept: Kept | None
     pairs: tuple[Pair, ...]
     """All that was asked of a language model, otherwise what is kept."""
@@ -186,7 +186,7 @@ def number(value: float, form: str = ".2f", unit: str = "") -> str:
     return f"{value:{form}}{unit}" if math.isfinite(value) else UNKNOWN
 
 
-def judge_rows(judge: Judge, *, has_prices: bool) -> list[tuple[str, str]]:
+def judge_rows(judge: JudgeReport, *, has_prices: bool) -> list[tuple[str, str]]:
     """Return the figures of one prompt and model, by name."""
     rows = [
         ("different pairs", f"{judge.pairs:,}"),
@@ -314,7 +314,7 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _judge_to_json(judge: Judge) -> dict[str, Any]:
+def _judge_to_json(judge: JudgeReport) -> dict[str, Any]:
     figures: dict[str, Any] = plain(judge)
     figures["calibration_error"] = plain(calibration_error(judge.bins))
     if judge.cost is not None:

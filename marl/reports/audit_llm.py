@@ -56,8 +56,8 @@ class Asked:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judge:
-    """A prompt and a model."""
+class JudgeReport:
+    """What one prompt with one model answered, and how well."""
 
     prompt: str
     model: str
@@ -148,7 +148,7 @@ def _cost(prompt: str, model: str, rows: Sequence[sqlite3.Row]) -> Cost:
     )
 
 
-def judges(asked: Asked) -> list[Judge]:
+def judges(asked: Asked) -> list[JudgeReport]:
     """Return each prompt and model that a run has used, in order of their names."""
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in asked.pairs:
@@ -158,11 +158,11 @@ def judges(asked: Asked) -> list[Judge]:
     return [_judge(*name, groups.get(name, []), costs.get(name)) for name in names]
 
 
-def _judge(prompt: str, model: str, pairs: Sequence[Pair], cost: Cost | None) -> Judge:
+def _judge(prompt: str, model: str, pairs: Sequence[Pair], cost: Cost | None) -> JudgeReport:
     labels, gaps = [pair.label for pair in pairs], [pair.gap for pair in pairs]
     questions = _questions(pairs)
     forms = {pair.form for pair in pairs if pair.form}
-    return Judge(
+    return JudgeReport(
         prompt=prompt,
         model=model,
         form=max(forms, default=""),

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to continue, in one file that is whole or not there.
+"""Checkpoints: everything a run needs to continue, in one file.
 
 A file is one header line, which carries the length and SHA-256 of what follows, and a PyTorch
 archive, written atomically: a run killed at any moment leaves the previous checkpoint untouched. It

@@ -36,7 +36,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """Write a whole file atomically."""
+    """Write a file atomically: readers see the old content or all of the new."""
     with atomic_path(path) as temporary:
         temporary.write_bytes(content)
 

@@ -17,24 +17,24 @@ from marl.data.replay import make_replay
 from marl.data.rollout import rollout_buffers
 
 
-def check_room(config: Config, spec: EnvSpec) -> None:
+def check_memory(config: Config, spec: EnvSpec) -> None:
     """Raise `ConfigError` unless networks, rollout and replay buffer fit into memory."""
     _check_networks(config, spec)
     rollout, replay = rollout_bytes(config, spec), replay_bytes(config, spec)
     device = torch.device(config.device)
     if device.type == "cpu":
-        rooms = [(rollout + replay, available_bytes(), "this machine")]
+        budgets = [(rollout + replay, available_bytes(), "this machine")]
     else:
         on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-        rooms = [(rollout, available_bytes(), "this machine"), (replay, on_device, str(device))]
-    for needed, there, where in rooms:
+        budgets = [(rollout, available_bytes(), "this machine"), (replay, on_device, str(device))]
+    for needed, there, where in budgets:
         if there is not None and needed > there:
             raise ConfigError(
                 f"environment {spec.name}: {spec.num_agents} agents that observe "
                 f"{spec.obs_size:,} numbers each and a state of {spec.state_size:,} need "
                 f"{_size(replay)} for preferences.replay_steps = "
                 f"{config.preferences.replay_steps:,} and {_size(rollout)} for a rollout of "
-                f"env.num_envs = {spec.num_envs} copies x "
+                f"env.num_envs = {spec.num_envs} environments x "
                 f"learner.rollout_steps = {config.learner.rollout_steps}, but {where} has "
                 f"{_size(there)} available; lower those three, or wrap the environment so that it "
                 "observes less (images: smaller, grey, or a few features of them)"

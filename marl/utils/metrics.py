@@ -90,7 +90,7 @@ class MetricWriter:
         self._events.close()
 
     def _rewrite(self, rows: list[_Row]) -> None:
-        """Write the whole file anew, in the columns of now."""
+        """Rewrite the file atomically, with the current columns."""
         lines = [_line(row.get(name, "") for name in self._columns) for row in rows]
         atomic_write(self._path, "".join([_line(self._columns), *lines]).encode())
 

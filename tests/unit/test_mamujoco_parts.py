@@ -6,7 +6,7 @@ import pytest
 from envs.base import EnvError
 from envs.catalogue import MAMUJOCO_NAMES
 from envs.mujoco.mamujoco import TimeLimit, scenario_from_name
-from envs.mujoco.obs import Features
+from envs.mujoco.obs import FeatureMatrix
 from envs.mujoco.physics import Controls, make_start
 from envs.mujoco.rewards import Distances, Locomotion, make_dense_reward, make_healthy_box
 from envs.mujoco.scenarios import make_source
@@ -122,7 +122,7 @@ def test_episodes_tell_ends_apart() -> None:
 
 def test_features_end_with_a_zero_column() -> None:
     source = make_source("Reacher")
-    features = Features("Reacher", source.model)
+    features = FeatureMatrix("Reacher", source.model)
     # qpos 4, qvel 4, cos 4, sin 4, fingertip to target 3, padding
     assert features.width == 20
     fields = {name: np.ones((2, 15 if name == "xpos" else 4)) for name in features.fields}

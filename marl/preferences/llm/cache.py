@@ -118,7 +118,7 @@ def digest(*parts: str) -> str:
 
 
 def _create(database: sqlite3.Connection) -> None:
-    """Lay out an empty cache, whole or not at all."""
+    """Create the tables of an empty cache in one transaction."""
     database.execute("PRAGMA journal_mode = WAL")
     database.executescript(
         f"BEGIN; {_TABLES} PRAGMA application_id = {_APPLICATION}; "

@@ -57,7 +57,7 @@ class SelfAgreement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class LabellingProgress:
     """How far a person is."""
 
     answered: int
@@ -124,7 +124,7 @@ class Labelling:
         """Whether nothing more will be asked; training may always ask more."""
         return self._is_enough(self._mine()) or not self.plan.asked_by_run
 
-    def progress(self) -> Progress:
+    def progress(self) -> LabellingProgress:
         """Return how far the person is."""
         mine = self._mine()
         goal = self.plan.pairs
@@ -132,7 +132,7 @@ class Labelling:
             episodes = len(self._filmed())
             most = int(episodes * (episodes - 1) / 2 / (1.0 - self.plan.repeats))
             goal = most if goal is None else min(goal, most)
-        return Progress(answered=len(mine), goal=goal, agreement=self_agreement(mine))
+        return LabellingProgress(answered=len(mine), goal=goal, agreement=self_agreement(mine))
 
     def _asked(self, pair: Pair) -> Question:
         lines = self.log.num_lines(self.source)

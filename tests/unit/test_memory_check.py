@@ -20,7 +20,7 @@ from marl.trainer import Trainer
 from marl.utils import memory_check
 from marl.utils.memory_check import (
     available_bytes,
-    check_room,
+    check_memory,
     least_parameters,
     replay_bytes,
     rollout_bytes,
@@ -43,7 +43,7 @@ def test_the_replay_of_images_is_refused_with_what_it_needs() -> None:
     # 256,000 steps are 40 rollouts of 64 x 100. A step: 20 x 164,520 observed numbers, 1,478,400
     # of the state and 20 actions, 4 bytes each: 4.9 TB; the ends of 2,048 episodes: 0.04 TB.
     with pytest.raises(ConfigError) as caught:
-        check_room(CONFIG, IMAGES)
+        check_memory(CONFIG, IMAGES)
     message = str(caught.value)
     assert "need 4.9 TB for preferences.replay_steps = 256,000" in message
     assert "env.num_envs = 64 copies x learner.rollout_steps = 100" in message
@@ -77,11 +77,11 @@ def test_layers_that_no_memory_holds_are_refused() -> None:
     assert least_parameters((8, 4), small) == 6 * 8 + 8 * 4 + 4 * 1
     wide = NetworkConfig(hidden_sizes=(10**6, 10**6))
     with pytest.raises(ConfigError, match=r"^network.hidden_sizes: got .* need 16.0 TB for one"):
-        check_room(Config(network=wide), small)  # 10^12 weights, 16 bytes each
+        check_memory(Config(network=wide), small)  # 10^12 weights, 16 bytes each
     wide_reward = RewardConfig(hidden_sizes=(10**6, 10**6))
     with pytest.raises(ConfigError, match=r"^reward.hidden_sizes: got .* need 16.0 TB for one"):
-        check_room(Config(reward=wide_reward), small)
-    check_room(Config(reward=wide_reward, algorithm="sparse"), small)  # it learns no reward
+        check_memory(Config(reward=wide_reward), small)
+    check_memory(Config(reward=wide_reward, algorithm="sparse"), small)  # it learns no reward
 
 
 SMALL = dataclasses.replace(IMAGES, obs_sizes=(3, 3), state_size=4, action_sizes=(1, 1))
@@ -89,7 +89,7 @@ SMALL = dataclasses.replace(IMAGES, obs_sizes=(3, 3), state_size=4, action_sizes
 
 def refused(config: Config = CONFIG) -> bool:
     try:
-        check_room(config, SMALL)
+        check_memory(config, SMALL)
     except ConfigError:
         return True
     return False
@@ -135,7 +135,7 @@ def test_sizes_are_told_in_units_of_a_thousand(
 ) -> None:
     monkeypatch.setattr(memory_check, "available_bytes", lambda: there)
     with pytest.raises(ConfigError, match=f"this machine has {said} available"):
-        check_room(CONFIG, IMAGES)
+        check_memory(CONFIG, IMAGES)
 
 
 def test_available_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,4 +160,4 @@ def test_layers_that_fit_exactly_are_allowed(monkeypatch: pytest.MonkeyPatch) ->
     for there, setting in ((959, "network.hidden_sizes"), (960, "environment images")):
         monkeypatch.setattr(memory_check, "available_bytes", lambda there=there: there)
         with pytest.raises(ConfigError, match=f"^{setting}"):
-            check_room(config, SMALL)
+            check_memory(config, SMALL)
