@@ -46,7 +46,7 @@ def test_the_replay_of_images_is_refused_with_what_it_needs() -> None:
         check_memory(CONFIG, IMAGES)
     message = str(caught.value)
     assert "need 4.9 TB for preferences.replay_steps = 256,000" in message
-    assert "env.num_envs = 64 copies x learner.rollout_steps = 100" in message
+    assert "env.num_envs = 64 environments x learner.rollout_steps = 100" in message
     assert "this machine has" in message
     assert "\n" not in message
 
