@@ -71,7 +71,7 @@ def train(
         refuse_a_run_in(folder)  # before a labeller is asked anything that it is paid for
     with _sole_writer(folder):
         if not resume:
-            refuse_a_run_in(folder)  # of somebody who was faster
+            refuse_a_run_in(folder)  # another process made one meanwhile
         identity = identity_of(folder) or secrets.token_hex(8)
         with closing(Trainer(config, folder, labeller=labeller, run=identity)) as trainer:
             if resume:
@@ -182,7 +182,7 @@ def _train_in(
 
 
 def _crash_saved(trainer: Trainer, folder: Path) -> str:
-    """Save half an iteration for whoever looks for a mistake; return what to say about it."""
+    """Save the state within an iteration, for debugging; return what to say about it."""
     try:
         crash = save_trainer(trainer, folder)
     except CheckpointError as error:

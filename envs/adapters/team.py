@@ -80,9 +80,9 @@ def record_dtype(spec: EnvSpec) -> np.dtype[np.void]:
     return np.dtype([("episodes", np.int64), *arrays], align=True)
 
 
-def empty_records(spec: EnvSpec, num_copies: int) -> Records:
+def empty_records(spec: EnvSpec, num_envs: int) -> Records:
     """Return records in which nothing was seen, everybody lives and own choices are legal."""
-    records: Records = np.zeros(num_copies, record_dtype(spec))
+    records: Records = np.zeros(num_envs, record_dtype(spec))
     records["alive"] = records["final_alive"] = True
     own = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
     records["action_mask"] = own

@@ -117,7 +117,7 @@ class EpisodeBatch:
     lengths: Int64[Tensor, "M"]
     """True length of each episode in steps."""
     returns: Float[Tensor, "M"]
-    """What each episode returned; NaN where nobody knows."""
+    """Return of each episode; NaN where it is unknown."""
     first: Int64[Tensor, "B"]
     """Index into the M episodes."""
     second: Int64[Tensor, "B"]

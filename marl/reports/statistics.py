@@ -69,7 +69,7 @@ class Pair:
     texts: tuple[str, str] = ("", "")
     """What was told of the two, or could be."""
     prompt: str = ""
-    """Identity of the question's template; empty where nobody was asked in words."""
+    """Identity of the question's template; empty where no language model was asked."""
     model: str = ""
     form: str = ""
     """``pairwise``, ``pointwise``, or empty."""

@@ -198,7 +198,7 @@ def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
 def play(
     policy: Policy, reward: RewardLearner | None, *, greedy: bool, seed: int, episode: int = 0
 ) -> Play:
-    """Return the `episode`-th (from 0) episode of one copy; the same for the same arguments."""
+    """Return the `episode`-th (from 0) episode of one environment; the same for the same arguments."""
     seeds = Seeds(seed)
     with policy.open_env(1) as env:
         recorder = Recorder(env, episode)
@@ -232,7 +232,7 @@ def play(
 
 
 class Recorder:
-    """A `VecEnv` of one copy that keeps the frames of one episode, and all that was paid."""
+    """A `VecEnv` of one environment that keeps the frames of one episode, and all that was paid."""
 
     def __init__(self, env: VecEnv, episode: int) -> None:
         self.frames: list[Frame] = []

@@ -80,7 +80,7 @@ def make_ensemble(
     device: torch.device,
     ranks: Ranks = SINGLE,
 ) -> Ensemble | None:
-    """Return the models that choose the questions; None where nobody chooses by models."""
+    """Return the models that choose the questions; None where `preferences.query` needs none."""
     by_models = config.preferences.query in ("disagreement", "entropy")
     if not by_models or not config.learns_from_labels:
         return None

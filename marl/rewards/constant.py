@@ -20,7 +20,7 @@ class ConstantReward(RewardModel):
     """r_t = (G - G_min) / (G_max - G_min), constant over the episode (arXiv 2010.12718).
 
     G_min and G_max are the least and largest return so far. It has no parameters. Steps of an
-    episode that has not ended, whose return nobody knows, get the mean of what episodes got so far,
+    episode that has not ended, whose return is unknown, get the mean of what episodes got so far,
     so that they are neither better nor worse than others; `learner.rollout_steps` should therefore
     be a multiple of the episodes' length.
     """

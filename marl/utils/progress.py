@@ -74,7 +74,7 @@ class Progress:
         if self._returns or self._spec is None:
             return ""
         steps = self._spec.max_steps
-        return f"no episode has ended yet: it takes up to {steps:,} steps of every copy"
+        return f"no episode has ended yet: it takes up to {steps:,} steps of every environment"
 
     def __exit__(
         self,

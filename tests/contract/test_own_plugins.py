@@ -37,7 +37,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ["--env.name=my_envs:two_keys"],
         ["--env.name=my_envs:two_keys", "--env.options", "reward_mode", "episodic"],
-        ["--env.name=particles/nav_3", "--preferences.labeller=my_labels:sooner_is_better"],
+        ["--env.name=particles/nav_3", "--preferences.labeller=my_labels:longer_is_better"],
         ["--env.name=particles/nav_3", "--reward.model=my_reward:NextObservationReward"],
     ],
 )

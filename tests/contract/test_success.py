@@ -70,7 +70,7 @@ def test_a_run_in_which_no_episode_ends_says_so(capsys: pytest.CaptureFixture[st
     flags = [*FLAGS, "--algorithm=sparse", "--total-steps=200", "--run-dir=run"]
     assert run("train", *flags, "--env.options", "max_steps", "70") == 0
     shown = capsys.readouterr().out
-    why = "no episode has ended yet: it takes up to 70 steps of every copy"
+    why = "no episode has ended yet: it takes up to 70 steps of every environment"
     assert f"return {why}" in shown
     assert f"{why}, and this run took 50; raise --total-steps" in shown
 

@@ -132,7 +132,7 @@ class Transport:
         """Return the reply to one request, or raise a `Fault`.
 
         `body` is what goes over the wire. The client's own time-out is per read, and a body that
-        drips could take for ever: the whole attempt is timed here.
+        sends a little at a time could take for ever: the timeout here is that of the whole attempt.
         """
         try:
             async with asyncio.timeout(self._timeout):

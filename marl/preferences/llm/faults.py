@@ -10,7 +10,7 @@ from email.utils import parsedate_to_datetime
 from typing import Literal
 
 FaultKind = Literal[
-    "refused",  # nobody listens there
+    "refused",  # no server listens at the address
     "dropped",  # the connection broke before the reply was whole
     "timeout",  # one attempt took too long
     "overloaded",  # 429

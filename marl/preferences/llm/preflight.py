@@ -212,7 +212,7 @@ class _Asking:
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What the preflight measured on a few pairs whose order nobody doubts."""
+    """What the preflight measured on a few pairs of known order."""
 
     asked_by: str
     """The way of asking that was found."""

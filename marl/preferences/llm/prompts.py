@@ -87,7 +87,7 @@ class Template:
     nudge: str
     """Added when a reply was none of the choices."""
     known: tuple[tuple[str, str], ...] = ()
-    """(better, worse) descriptions whose order nobody doubts, for the preflight."""
+    """(better, worse) descriptions in an unambiguous order, for the preflight."""
 
     @cached_property
     def identity(self) -> str:
