@@ -198,7 +198,7 @@ def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
 def play(
     policy: Policy, reward: RewardLearner | None, *, greedy: bool, seed: int, episode: int = 0
 ) -> Play:
-    """Return the `episode`-th (from 0) episode of one environment; the same for the same arguments."""
+    """Return the `episode`-th (from 0) episode of one environment; equal for equal arguments."""
     seeds = Seeds(seed)
     with policy.open_env(1) as env:
         recorder = Recorder(env, episode)
