@@ -138,7 +138,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     path = folder / checkpoint_name(step)
     try:
         if path.exists() and not path.is_file():
-            path.rename(path.with_name(f"{path.name}.set-aside"))
+            _set_aside(path)
         encoded = encode({"step": step, "state": state})
         with atomic_path(path) as temporary:
             _write(temporary, encoded)
@@ -152,8 +152,16 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     older = [other for other in list_checkpoints(folder) if other.name < path.name]
     left_by_kills = folder.glob("step_*.tmp")
     for superfluous in [*older[keep - 1 :], *left_by_kills]:
-        superfluous.unlink()
+        if superfluous.is_dir():
+            _set_aside(superfluous)
+        else:
+            superfluous.unlink()
     return path
+
+
+def _set_aside(path: Path) -> None:
+    """Take what is no checkpoint out of the way."""
+    path.rename(path.with_name(f"{path.name}.set-aside"))
 
 
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:

@@ -259,3 +259,12 @@ def test_an_interrupted_write_leaves_the_previous_checkpoint(
     assert load_checkpoint(tmp_path) == (1, {"x": 1})
     assert steps_in(tmp_path) == [1]
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_folder_among_the_old_checkpoints_is_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "step_000000000001.ckpt").mkdir()
+    (tmp_path / "step_000000000001.ckpt" / "note").touch()
+    for step in (2, 3):
+        save_checkpoint(tmp_path, step, {}, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000000003.ckpt"]
+    assert (tmp_path / "step_000000000001.ckpt.set-aside" / "note").exists()
