@@ -3,6 +3,7 @@
 Axes: E environments, B episodes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,12 +34,19 @@ class Evaluation:
 
 
 def evaluate(
-    policy: Policy, *, greedy: bool, episodes: int, seed: int, num_envs: int = 16
+    policy: Policy,
+    *,
+    greedy: bool,
+    episodes: int,
+    seed: int,
+    num_envs: int = 16,
+    progress: Callable[[float], None] | None = None,
 ) -> Evaluation:
     """Return at least `episodes` whole episodes, equally many from each of `num_envs` environments.
 
     Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
-    those of training: two calls with one seed return the same.
+    those of training: two calls with one seed return the same. `progress` is told again and
+    again which share of the episodes has ended.
     """
     num_envs = min(num_envs, episodes)
     per_env = -(-episodes // num_envs)
@@ -60,6 +68,9 @@ def evaluate(
                 facts[env_index].append(
                     [] if finished.facts is None else finished.facts[index].tolist()
                 )
+            if progress is not None:
+                ended = sum(min(len(r), per_env) for r in returns)
+                progress(ended / (num_envs * per_env))
     counted = np.array([r[:per_env] for r in returns]).flatten()
     told = np.array([f[:per_env] for f in facts]).mean(axis=(0, 1))
     low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))

@@ -1,8 +1,9 @@
 """The command ``marl evaluate``."""
 
 import json
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -10,6 +11,9 @@ from marl.config.io import load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import atomic_write, output
 from marl.utils.terminal import LiteralConsole
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @settings("--")
@@ -33,6 +37,7 @@ class Evaluate:
     def run(self) -> int:
         """Print a table of both ways to act, and write every return to a file."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
+        from rich.progress import Progress
         from rich.table import Table
 
         from marl.evaluation import evaluate
@@ -44,14 +49,18 @@ class Evaluate:
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "acting" else "right")
         report = {}
+        console = LiteralConsole(stderr=True)
         for name in ("greedy", "sampled"):
-            result = evaluate(
-                policy,
-                greedy=name == "greedy",
-                episodes=self.episodes,
-                seed=self.seed,
-                num_envs=self.num_envs,
-            )
+            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+                task = bar.add_task(f"{self.episodes} episodes, {name}", total=1.0)
+                result = evaluate(
+                    policy,
+                    greedy=name == "greedy",
+                    episodes=self.episodes,
+                    seed=self.seed,
+                    num_envs=self.num_envs,
+                    progress=partial(_advance, bar, task),
+                )
             interval = f"{result.low:.2f} to {result.high:.2f}"
             rates = [f"{result.facts[success]:.0%}" for success in policy.spec.successes]
             table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)), *rates)
@@ -68,3 +77,8 @@ class Evaluate:
             atomic_write(path, text.encode())
         print(f"written to {path}")
         return 0
+
+
+def _advance(bar: "Progress", task: "TaskID", share: float) -> None:
+    """Show which share of the episodes has ended."""
+    bar.update(task, completed=share)
