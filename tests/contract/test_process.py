@@ -42,9 +42,10 @@ _WITHOUT_POSIX = """
 import importlib.util, math, pathlib, pkgutil, sys
 import anyio, filelock, gymnasium.vector, matplotlib.pyplot, mujoco, pydantic, rich.console
 import torch.optim.adam, torch.utils.tensorboard, tenacity, tyro  # all of others
-for name in ("uvicorn", "starlette.applications"):
-    if importlib.util.find_spec(name.partition(".")[0]):  # an extra
-        importlib.import_module(name)
+extras = ("envs.smac", "envs.jaxmarl", "envs.vmas", "marl.preferences.people.server")
+if importlib.util.find_spec("uvicorn") and importlib.util.find_spec("fastapi"):
+    import starlette.applications, uvicorn
+    extras = extras[:-1]
 for name in ("resource", "fcntl", "termios", "pwd", "grp"):
     sys.modules[name] = None  # importing it raises ImportError
 sys.platform = "win32"
@@ -53,7 +54,7 @@ pathlib.Path.exists = lambda path, **_: not str(path).startswith("/proc") and ex
 import envs, marl
 for package in (envs, marl):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        if not module.name.startswith(("envs.smac", "envs.jaxmarl", "envs.vmas")):  # extras
+        if not module.name.startswith(extras):
             importlib.import_module(module.name)
 from marl.trainer import resident_mib
 assert math.isnan(resident_mib())

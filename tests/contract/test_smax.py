@@ -10,11 +10,12 @@ import pytest
 from envs import EnvError, Frame, HasFrames, HasHiddenRewards, VecEnv, check_env, make_env
 from envs.catalogue import SMAX_NAMES
 from envs.frames import HealthBar, frame_of
-from envs.jaxmarl.smax import FACTS, Smax, import_smax
 from envs.rng import env_seeds, random_actions
 
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")
 pytest.importorskip("jaxmarl.registration", reason="the extra smax is not installed")
+
+from envs.jaxmarl.smax import FACTS, Smax, import_smax  # noqa: E402  # which needs them
 
 NUM_ENVS = 3
 

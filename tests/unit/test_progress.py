@@ -174,7 +174,7 @@ def test_the_success_rate_is_shown_and_until_then_why_there_is_no_return() -> No
     assert title == "a title"
     assert first == (
         "steps 100 / 10,000  return no episode has ended yet: it takes up to 1,200 steps of every "
-        "copy"
+        "environment"
     )
     assert second.endswith("return 3  won 38%")
     assert third.endswith("return 3  won 38%")
