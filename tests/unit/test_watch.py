@@ -192,7 +192,7 @@ def test_a_gif_has_every_picture_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a.mp4", "a.MP4"])
 def test_an_mp4_has_every_picture(name: str, tmp_path: Path) -> None:
     av = pytest.importorskip("av", reason="needs the extra video")
-    write_movie(tmp_path / name, Path(name).suffix[1:], iter(pictures(7)), 40)
+    write_movie(tmp_path / name, movie_format(Path(name)), iter(pictures(7)), 40)
     with av.open(str(tmp_path / name)) as movie:
         decoded = [frame.to_image() for frame in movie.decode(video=0)]
         assert movie.streams.video[0].average_rate == 25
