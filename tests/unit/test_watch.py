@@ -16,6 +16,7 @@ from marl.reports.video import (
     Play,
     Row,
     fitting,
+    movie_format,
     pace,
     reward_rows,
     scaled,
