@@ -1,4 +1,4 @@
-"""Files are whole or not there; a folder has one writer; new folders never collide."""
+"""Writes are atomic, a run folder takes one writer at a time, and new folders get free names."""
 
 import os
 import subprocess
