@@ -123,7 +123,8 @@ def matched_hidden(
         layers = [(i, *hidden, 1) for i in inputs]
         return sum((a + 1) * b for s in layers for a, b in itertools.pairwise(s))
 
-    factor = 1.0
-    while size(tuple(round(h * factor) for h in config.hidden_sizes)) < wanted:
+    factor, hidden = 1.0, config.hidden_sizes
+    while size(hidden) < wanted:
         factor += 1 / 64
-    return tuple(max(1, round(h * factor)) for h in config.hidden_sizes)
+        hidden = tuple(round(h * factor) for h in config.hidden_sizes)
+    return hidden

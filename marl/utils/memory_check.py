@@ -25,7 +25,7 @@ def check_memory(config: Config, spec: EnvSpec) -> None:
     if device.type == "cpu":
         budgets = [(rollout + replay, available_bytes(), "this machine")]
     else:
-        on_device = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
+        on_device = torch.cuda.mem_get_info(device)[0]
         budgets = [(rollout, available_bytes(), "this machine"), (replay, on_device, str(device))]
     for needed, there, where in budgets:
         if there is not None and needed > there:

@@ -4,13 +4,14 @@ Axes: N agents, A actions.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.actors import CategoricalActor, Gaussian, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 from tests.learners import LENGTHS, NETWORK, collect, generator, make_mappo, random_rewards
 from tests.scripted import ScriptedEnv
@@ -115,6 +116,18 @@ def test_agents_with_fewer_dimensions_have_no_density_in_the_missing_ones() -> N
     log_probs = policy.log_prob(actions)
     assert torch.allclose(log_probs[:, 0], expected[:, 0, 0])
     assert torch.allclose(log_probs[:, 1], expected[:, 1].sum(dim=-1))
+
+
+def test_a_gaussian_by_hand() -> None:
+    # Deviations 2 and 1. Noise 3 and .5: 1 + 2 * 3 and -1 + .5.
+    policy = Gaussian(torch.tensor([[1.0, -1.0]]), torch.tensor([[math.log(2.0), 0.0]]), None)
+    assert torch.allclose(policy.sample(torch.tensor([[3.0, 0.5]])), torch.tensor([[7.0, -0.5]]))
+    assert torch.equal(policy.mode(), policy.mean)
+    # 5 is two deviations above 1: -2 - log 2, and twice -log(2 pi) / 2 = -.918939.
+    log_prob = policy.log_prob(torch.tensor([[5.0, -1.0]]))
+    assert log_prob.item() == pytest.approx(-2.0 - math.log(2.0) - 2 * 0.918939, rel=1e-6)
+    # Twice .5 + .918939, and log 2.
+    assert policy.entropy().item() == pytest.approx(math.log(2.0) + 2 * 1.418939, rel=1e-6)
 
 
 def test_discrete_actions_are_drawn_with_their_probabilities() -> None:

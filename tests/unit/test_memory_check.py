@@ -1,6 +1,8 @@
 """What does not fit into memory is refused before it is allocated, with the numbers."""
 
 import dataclasses
+import math
+import mmap
 import os
 from pathlib import Path
 
@@ -23,6 +25,7 @@ from marl.utils.memory_check import (
     check_memory,
     least_parameters,
     replay_bytes,
+    resident_mib,
     rollout_bytes,
 )
 
@@ -150,6 +153,15 @@ def test_available_memory_is_what_the_system_says(monkeypatch: pytest.MonkeyPatc
     assert available_bytes() == 500 * 4096
     monkeypatch.setattr(os, "sysconf_names", {"SC_PAGE_SIZE": 2})
     assert available_bytes() is None
+
+
+def test_resident_memory_is_the_second_number_in_pages(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mmap, "PAGESIZE", 4096)
+    monkeypatch.setattr(Path, "exists", lambda _: True)
+    monkeypatch.setattr(Path, "read_text", lambda _: "9000 640 77 1 0 500 0\n")
+    assert resident_mib() == 2.5  # 640 pages of 4 KiB
+    monkeypatch.setattr(Path, "exists", lambda _: False)
+    assert math.isnan(resident_mib())
 
 
 def test_layers_that_fit_exactly_are_allowed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from marl.preferences.queries import (
     all_pairs,
     disagreement,
+    disjoint_pairs,
     draw_episodes,
     draw_pairs,
     draw_stratified,
@@ -139,6 +140,13 @@ def test_uniform_pairs_favour_no_episode() -> None:
     assert (counts - 500).abs().max() < 5 * 19
 
 
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 7])
+def test_an_odd_episode_is_left_out(count: int) -> None:
+    first, second = disjoint_pairs(torch.arange(count), generator())
+    assert len(first) == len(second) == count // 2
+    assert len({*first.tolist(), *second.tolist()}) == count // 2 * 2
+
+
 def test_rare_returns_are_drawn_as_often_as_common_ones() -> None:
     # Seven episodes return 0 and one 8: two ranges of the eight, so the rare one is drawn in half
     # of 1,000 draws; standard deviation 16.
@@ -199,7 +207,9 @@ def test_members_learn_from_samples_of_their_own() -> None:
     assert float(one.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
     assert float(other.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
     assert float((one & other).double().mean()) == pytest.approx(0.3996, abs=4 * 0.0035)
-    # The same first episode is not in every sample or in none.
+    # The same first, or second, episode is not in every sample or in none.
     same = in_bootstrap(torch.zeros_like(first), second, 0)
+    assert float(same.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
+    same = in_bootstrap(first, torch.zeros_like(second), 0)
     assert float(same.double().mean()) == pytest.approx(0.632, abs=4 * 0.0034)
     assert torch.equal(in_bootstrap(first[7:9], second[7:9], 1), other[7:9])

@@ -192,6 +192,20 @@ def test_ircr_by_hand() -> None:
     assert team.T.tolist() == [[0.0, 0.0, 0.5, 0.4375], [0.25, 0.25, 0.4375, 0.4375]]
 
 
+def test_ircr_before_any_return_pays_nothing() -> None:
+    assert constant_reward()(make_steps(0, 2, 3)).team.tolist() == [[0.0] * 3] * 2
+
+
+def test_ircr_is_the_share_between_the_least_and_the_largest_return() -> None:
+    # From 1.5 to 2 the span is a half, and 1.75 stands in the middle; the mean of all three, too.
+    model, steps = constant_reward(), make_steps(0, 2, 3)
+    episodes = finished([0, 0, 0], [0, 1, 2], [1.5, 2.0, 1.75])
+    done = torch.tensor([[True] * 3, [False] * 3])
+    model.update(episodes.returns)
+    team = model.rollout_rewards(steps, done, episodes).team
+    assert team.tolist() == [[0.0, 1.0, 0.5], [0.5, 0.5, 0.5]]
+
+
 def test_ircr_fits_nothing_and_waits_for_returns_that_differ() -> None:
     steps = make_steps(0, 2, 1)
     done = torch.tensor([[True], [True]])

@@ -300,6 +300,21 @@ def test_a_central_reward_has_as_many_parameters_as_a_factored_one() -> None:
         assert factored <= central < 1.15 * factored
 
 
+@pytest.mark.parametrize(("gamma", "unit"), [(0.0, 13), (GAMMA, 20)])
+def test_a_central_reward_is_as_narrow_as_its_parameters_allow(gamma: float, unit: int) -> None:
+    # One hidden unit of Q has 5 + 3 * 2 weights of inputs, a bias and an output; one of V 5 + 2.
+    spec = dataclasses.replace(make_spec(), obs_sizes=(20, 20, 20))
+    config = RewardConfig(hidden_sizes=(64,), mixer_hidden=8)
+    factored, central = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad)
+        for model in (
+            kind(spec, config, gamma, TeamNorm(spec, enabled=False), generator())
+            for kind in (FactoredReward, CentralReward)
+        )
+    )
+    assert 0 <= central - factored < unit
+
+
 @pytest.mark.parametrize("shared_mixer", [True, False])
 def test_the_value_loss_by_hand(shared_mixer: bool) -> None:
     """Of every agent exp(z) - z - 1 with z = w (q - v), and half the squared error of the bias."""
