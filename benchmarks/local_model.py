@@ -37,7 +37,7 @@ from marl.preferences.llm import LabellerWarning, LlmLabeller
 from marl.preferences.llm.preflight import Figures
 from marl.preferences.queries import disjoint_pairs
 from marl.reports.audit import judge_rows
-from marl.reports.audit_llm import JudgeReport, judges, read_asked
+from marl.reports.audit_sources import JudgeReport, judges, read_asked
 from marl.reports.statistics import Share, quantile
 from marl.utils.seeding import Seeds
 from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server

@@ -1,8 +1,9 @@
 """Cooperative multi-agent environments, their contract, and a checker for your own."""
 
-from typing import TYPE_CHECKING
-
-from envs.lazy import lazy_attributes
+import importlib
+import sys
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envs.base import (
@@ -44,6 +45,23 @@ __all__ = [
     "open_env",
     "unwrapped",
 ]
+
+
+def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
+    """Return a package's ``__getattr__``; `homes` says in which module each public name stands.
+
+    A name is imported when it is first used (PEP 562).
+    """
+
+    def get(name: str) -> Any:
+        if name not in homes:
+            raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        value = getattr(importlib.import_module(homes[name]), name)
+        setattr(sys.modules[package], name, value)
+        return value
+
+    return get
+
 
 __getattr__ = lazy_attributes(
     __name__,

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from envs.lazy import lazy_attributes
+from envs import lazy_attributes
 
 if TYPE_CHECKING:
     from marl.config import Config, ConfigError
@@ -28,12 +28,18 @@ __all__ = [
     "Rewards",
     "Trainer",
     "Transitions",
+    "UserError",
     "evaluate",
     "fit_reward",
     "load",
     "load_config",
     "train",
 ]
+
+
+class UserError(Exception):
+    """An error whose message says what to do; the command line shows it without a traceback."""
+
 
 __getattr__ = lazy_attributes(
     __name__,

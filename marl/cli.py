@@ -8,11 +8,10 @@ import warnings
 from rich.text import Text
 
 from envs.base import EnvError
-from marl import __version__
+from marl import UserError, __version__
 from marl.commands.parsing import COMMANDS, parse
-from marl.errors import UserError
-from marl.utils.terminal import LiteralConsole, accept_any_encoding, nobody_reads
-from marl.utils.trust import grant
+from marl.utils.plugins import grant
+from marl.utils.text import LiteralConsole, accept_any_encoding, nobody_reads
 
 
 def main(arguments: list[str] | None = None) -> None:

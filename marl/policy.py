@@ -30,7 +30,7 @@ from marl.utils.checkpoint import (
     load_checkpoint,
     restoring,
 )
-from marl.utils.trust import check_trusted, environment_paths, grant, learner_paths
+from marl.utils.plugins import check_trusted, environment_paths, grant, learner_paths
 
 
 class Policy:

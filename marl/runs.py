@@ -12,10 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from envs import EnvSpec, Replays, unwrapped
-from marl import __version__
+from marl import UserError, __version__
 from marl.config import Config, ConfigError
 from marl.config.io import save_config, to_dict
-from marl.errors import UserError
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
@@ -29,8 +28,8 @@ from marl.utils.checkpoint import (
 )
 from marl.utils.files import atomic_write, held, output
 from marl.utils.metrics import MetricWriter
+from marl.utils.plugins import IDENTITY, identity_of, remember
 from marl.utils.text import printable
-from marl.utils.trust import IDENTITY, identity_of, remember
 
 CONFIG, LOCK = "config.toml", ".lock"
 """Files of a run's folder: its settings, and what its writer holds."""

@@ -39,8 +39,8 @@ def _own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(autouse=True)
 def _nothing_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command was told to trust ends with its process, here with the test."""
-    monkeypatch.setattr("marl.utils.trust._granted", set())
-    monkeypatch.setattr("marl.utils.trust._grants_everything", False)
+    monkeypatch.setattr("marl.utils.plugins._granted", set())
+    monkeypatch.setattr("marl.utils.plugins._grants_everything", False)
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
-from marl.utils.terminal import LiteralConsole
+from marl.utils.text import LiteralConsole
 
 if TYPE_CHECKING:
     from marl.rewards.fit import FitReport, Measured
@@ -88,7 +88,7 @@ class FitReward:
         from marl.config.io import load_config
         from marl.preferences.dataset import PreferenceDataset
         from marl.rewards.fit import fit_reward
-        from marl.utils.threads import single_threaded_operations
+        from marl.utils.devices import single_threaded_operations
 
         single_threaded_operations()
         console = LiteralConsole()

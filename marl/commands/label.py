@@ -15,7 +15,7 @@ import tyro
 from marl.config import ConfigError
 from marl.config.io import load_run_config
 from marl.config.validation import Range, settings
-from marl.utils.terminal import LiteralConsole
+from marl.utils.text import LiteralConsole
 
 if TYPE_CHECKING:
     from marl.preferences.people.session import Labelling

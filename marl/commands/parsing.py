@@ -18,17 +18,14 @@ from typing import Annotated, Any, Literal, Protocol
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.commands.check import Check
 from marl.commands.dataset import Export, FitReward
-from marl.commands.envs import Envs
-from marl.commands.evaluate import Evaluate
+from marl.commands.envs import Check, Envs
+from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
-from marl.commands.labels import Labels
 from marl.commands.train import Resume, Train
-from marl.commands.watch import Watch
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
-from marl.utils.trust import check_trusted, import_paths
+from marl.utils.plugins import check_trusted, import_paths
 
 
 class Command(Protocol):

@@ -19,7 +19,7 @@ from marl.config import Config
 from marl.config.io import load_run_config
 from marl.config.validation import settings
 from marl.utils.files import free_folder
-from marl.utils.trust import check_trusted, import_paths
+from marl.utils.plugins import check_trusted, import_paths
 
 if TYPE_CHECKING:
     from envs import EnvSpec
@@ -103,8 +103,8 @@ class _Stop:
 def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
+    from marl.utils.devices import single_threaded_operations
     from marl.utils.progress import Progress
-    from marl.utils.threads import single_threaded_operations
 
     single_threaded_operations()
     stop = _Stop()

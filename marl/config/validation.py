@@ -18,7 +18,7 @@ import pydantic
 from pydantic import ConfigDict, GetCoreSchemaHandler, TypeAdapter, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, core_schema
 
-from marl.errors import UserError
+from marl import UserError
 
 T = TypeVar("T")
 

@@ -41,8 +41,8 @@ from marl.nn.gru import initial_hidden
 from marl.nn.layers import check_finite, correlation, masked_mean, mean_count, mean_shares
 from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
+from marl.utils.devices import TwoThreads
 from marl.utils.ranks import SINGLE, Ranks
-from marl.utils.threads import TwoThreads
 
 Differentiate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Sets the gradient of a network to that of its loss on a minibatch, and returns metrics."""

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from marl.errors import UserError
+from marl import UserError
 from marl.utils.ranks import SINGLE, Ranks
 
 

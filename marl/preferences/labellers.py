@@ -24,10 +24,10 @@ from torch import Tensor
 
 from envs import EnvSpec
 from envs.plugins import place_of
+from marl import UserError
 from marl.config import ConfigError
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
-from marl.errors import UserError
 from marl.utils.plugins import PluginError
 from marl.utils.text import error_text
 

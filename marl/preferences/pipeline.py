@@ -5,7 +5,6 @@ Axes: T time, E environments, M episodes, K sampled steps, B pairs, V reward mod
 
 import copy
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -18,6 +17,7 @@ from envs import EnvSpec
 from marl.config import PreferenceConfig, RewardConfig
 from marl.data.replay import make_replay, sampled
 from marl.data.types import EpisodeBatch, Rollout, Transitions
+from marl.preferences.buffer import PreferenceBuffer, Tally
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import (
     AnswersLate,
@@ -46,11 +46,6 @@ from marl.preferences.queries import (
 )
 from marl.preferences.teachers import MyopicReturns
 from marl.utils.seeding import Seeds
-
-TIED_TURNS = 10
-"""Calls of `take` without a preferred episode after which the user is told."""
-RARE_SHARE, RARE_TURNS = 0.1, 30
-"""The user is told after this many calls of `take` in a row in which fewer answers were no tie."""
 
 Scorer = Callable[
     [Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]],
@@ -358,158 +353,3 @@ class FeedbackPipeline:
         if self.myopic is not None:
             self.myopic.load_state_dict(state["myopic"])
         self.least_return, self.largest_return = state["return_range"]
-
-
-class PreferenceBuffer:
-    """A ring of answered pairs; unanswered ones are counted and dropped."""
-
-    def __init__(self, capacity: int, device: torch.device) -> None:
-        self.first = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self.second = torch.zeros(capacity, dtype=torch.int64, device=device)
-        self.labels = torch.zeros(capacity, device=device)
-        """NaN where an answer was withdrawn."""
-        self.asked_at = torch.zeros(capacity, dtype=torch.int64, device=device)
-        """Time of each answer, in steps of every environment."""
-        self.num_answered = 0
-        self.num_unanswered = 0
-
-    def add(
-        self,
-        first: Int64[Tensor, "B"],
-        second: Int64[Tensor, "B"],
-        labels: Float[Tensor, "B"],
-        time: int = 0,
-    ) -> None:
-        """Keep the pairs with an answer, given at `time`, overwriting the oldest."""
-        answered = ~labels.isnan()
-        self.num_unanswered += int((~answered).sum())
-        first, second, labels = first[answered], second[answered], labels[answered]
-        count = len(labels)
-        slots = torch.arange(self.num_answered, self.num_answered + count, device=labels.device)
-        slots = (slots % len(self.labels))[-len(self.labels) :]
-        self.first[slots] = first[-len(slots) :] if count else first
-        self.second[slots] = second[-len(slots) :] if count else second
-        self.labels[slots] = labels[-len(slots) :] if count else labels
-        self.asked_at[slots] = time
-        self.num_answered += count
-
-    def correct(
-        self,
-        first: Int64[Tensor, "B"],
-        second: Int64[Tensor, "B"],
-        labels: Float[Tensor, "B"],
-        time: int = 0,
-    ) -> None:
-        """Put answers, given at `time`, in place of earlier ones to the same pairs; NaN: none."""
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            earlier = (self.first == one) & (self.second == other)
-            self.labels.masked_fill_(earlier, torch.nan)
-        self.add(first, second, labels, time)
-
-    def __len__(self) -> int:
-        return min(self.num_answered, len(self.labels))
-
-    def standing(
-        self,
-    ) -> tuple[Int64[Tensor, "B"], Int64[Tensor, "B"], Float[Tensor, "B"]]:
-        """Return the pairs and labels that were not withdrawn, oldest first."""
-        oldest = self.num_answered - len(self)
-        times = torch.arange(oldest, self.num_answered, device=self.labels.device)
-        rows = times % len(self.labels)
-        rows = rows[~self.labels[rows].isnan()]
-        return self.first[rows], self.second[rows], self.labels[rows]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the ring and its counts."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()` of a buffer of the same capacity."""
-        for name in ("first", "second", "labels", "asked_at"):
-            getattr(self, name).copy_(state[name])
-        self.num_answered = state["num_answered"]
-        self.num_unanswered = state["num_unanswered"]
-
-
-class Tally:
-    """Counts asked pairs, abstentions and ties, and warns where there is nothing to learn from."""
-
-    def __init__(self, name: str, *, stratified: bool = False) -> None:
-        """`stratified`: rare returns are drawn as often as common ones already."""
-        self.name = name
-        self._may_warn_of_rarity = not stratified
-        self.asked = self.answered = 0
-        """Pairs of the whole run, up to the latest `take`."""
-        self.is_informative = False
-        """Whether any answer so far was no tie."""
-        self._asked = self._answered = self._decided = 0
-        self._has_warned = False
-        self._tied_turns = self._rare_turns = 0
-
-    def add(self, labels: Float[Tensor, "B"]) -> None:
-        """Count the answers to some pairs."""
-        answered = ~labels.isnan()
-        counts = torch.stack((answered, answered & (labels != 0.5))).sum(dim=1).tolist()
-        self._asked += len(labels)
-        self._answered += counts[0]
-        self._decided += counts[1]
-        self.is_informative |= counts[1] > 0
-
-    def take(self) -> dict[str, float]:
-        """Return counts since the last call; shares are NaN where nothing was asked.
-
-        ``informative_share`` is the share of answers that are no tie. At 0 there is nothing to
-        learn from: no episode is better than another yet, in the eyes of the labeller.
-        """
-        asked, answered, decided = self._asked, self._answered, self._decided
-        self._asked = self._answered = self._decided = 0
-        self.asked, self.answered = self.asked + asked, self.answered + answered
-        if self.asked and not self.answered and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"labeller {self.name} has answered none of {self.asked} pairs; the policy does "
-                "not learn before the first answer",
-                stacklevel=2,
-            )
-        self._tied_turns += answered > 0 and not self.is_informative
-        if self._tied_turns == TIED_TURNS and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
-                f"all {self.answered:,} pairs that labeller {self.name} has judged so far are ties;"
-                " the policy does not learn before one episode is preferred. "
-                "preferences.tie_break names facts that decide ties",
-                stacklevel=2,
-            )
-        if answered and self.is_informative:
-            self._warn_of_rarity(decided / answered)
-        return {
-            "preference/asked": float(asked),
-            "preference/abstained_share": 1.0 - answered / asked if asked else float("nan"),
-            "preference/informative_share": decided / answered if answered else float("nan"),
-        }
-
-    def _warn_of_rarity(self, informative_share: float) -> None:
-        """Warn once where few answers prefer an episode, turn after turn."""
-        self._rare_turns = self._rare_turns + 1 if informative_share < RARE_SHARE else 0
-        if self._rare_turns == RARE_TURNS and self._may_warn_of_rarity:
-            self._may_warn_of_rarity = False
-            warnings.warn(
-                f"labeller {self.name} calls over {1.0 - RARE_SHARE:.0%} of the pairs ties; "
-                'preferences.query = "stratified" draws episodes of rare returns as often as those '
-                "of common ones",
-                stacklevel=3,
-            )
-
-    def totals(self) -> tuple[int, int]:
-        """Return how many pairs were asked in the whole run, and how many answered."""
-        return self.asked + self._asked, self.answered + self._answered
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all counts."""
-        counts = [self.asked, self.answered, self._asked, self._answered, self._decided]
-        return {"counts": counts, "is_informative": self.is_informative}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self.asked, self.answered, self._asked, self._answered, self._decided = state["counts"]
-        self.is_informative = state["is_informative"]

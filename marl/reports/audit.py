@@ -13,8 +13,16 @@ from rich.text import Text
 
 from marl.config import ConfigError
 from marl.config.io import load_config
-from marl.reports.audit_answers import Kept, Person, SavedRun, read_people
-from marl.reports.audit_llm import Asked, JudgeReport, judges, read_asked
+from marl.reports.audit_sources import (
+    Asked,
+    JudgeReport,
+    Kept,
+    Person,
+    SavedRun,
+    judges,
+    read_asked,
+    read_people,
+)
 from marl.reports.statistics import (
     Bin,
     Pair,
@@ -30,8 +38,8 @@ from marl.reports.statistics import (
     reliability,
 )
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
+from marl.utils.plugins import identity_of
 from marl.utils.text import one_line, printable
-from marl.utils.trust import identity_of
 
 NO_CHECKPOINT = (
     "The run has no checkpoint yet: what training keeps, and what the reward has learned, is not "

@@ -30,7 +30,7 @@ from marl.rewards.io import restored_reward
 from marl.utils.checkpoint import load_checkpoint
 from marl.utils.files import atomic_path, check_writable, output
 from marl.utils.seeding import Seeds
-from marl.utils.terminal import LiteralConsole
+from marl.utils.text import LiteralConsole
 
 Array = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.policy import config_in, saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.utils.checkpoint import load_checkpoint, restoring, save_checkpoint
-from marl.utils.trust import IDENTITY, check_trusted, remember, reward_paths
+from marl.utils.plugins import IDENTITY, check_trusted, remember, reward_paths
 
 CPU = torch.device("cpu")
 

@@ -21,9 +21,9 @@ from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedReward
 from marl.rewards.constant import ConstantReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
+from marl.utils.devices import TwoThreads
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, Ranks, mean_over_ranks
-from marl.utils.threads import TwoThreads
 
 AVERAGED_FITS = 20
 """Fits over which the drift guard averages the loss."""

@@ -26,9 +26,9 @@ import numpy as np
 import torch
 
 from envs import EnvError
-from marl.errors import UserError
+from marl import UserError
 from marl.utils.files import atomic_path
-from marl.utils.trust import identity_of
+from marl.utils.plugins import identity_of
 
 _PLAIN = (type(None), bool, int, float, str)
 _KEYS = (bool, int, float, str)

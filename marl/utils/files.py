@@ -10,7 +10,7 @@ from tempfile import TemporaryFile
 
 from filelock import FileLock, Timeout
 
-from marl.errors import UserError
+from marl import UserError
 
 
 class OutputError(UserError):

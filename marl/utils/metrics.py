@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from marl.errors import UserError
+from marl import UserError
 from marl.utils.files import atomic_write
 
 TIME_PARTS = ("physics", "inference", "reward", "policy")

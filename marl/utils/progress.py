@@ -16,7 +16,7 @@ from rich.text import Text
 
 from envs import EnvSpec
 from marl.utils.metrics import TIME_PARTS
-from marl.utils.terminal import LiteralConsole
+from marl.utils.text import LiteralConsole
 
 _BLOCKS, _ASCII_BLOCKS = "▁▂▃▄▅▆▇█", "_.-:=+*#"
 """Eight heights, for terminals that write Unicode and for those that do not."""

@@ -1,4 +1,10 @@
-"""Text from outside: names in files and environments, replies of servers, paths."""
+"""Text from outside (names in files, replies of servers, paths), and a terminal that shows it."""
+
+import select
+import sys
+from io import TextIOWrapper
+
+from rich.console import Console
 
 
 def printable(text: str) -> str:
@@ -23,3 +29,34 @@ def error_text(error: BaseException, most: int = 500) -> str:
     except Exception as another:
         message = f"a message that raises {type(another).__name__}"
     return one_line(f"{type(error).__name__}: {message}", most)
+
+
+class LiteralConsole(Console):
+    """A console that takes no text for markup and raises `BrokenPipeError` if nobody reads it.
+
+    Colours and styles come from `rich.text.Text`, never from brackets inside a name.
+    """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+
+    def on_broken_pipe(self) -> None:
+        """Raise the error that rich is handling, where rich itself would end the program."""
+        raise BrokenPipeError
+
+
+def nobody_reads() -> bool:
+    """Return whether what reads standard output or standard error has gone, as `head` does."""
+    if not hasattr(select, "poll"):  # Windows, where nothing else is known to break a pipe
+        return True
+    watch = select.poll()
+    for descriptor in (1, 2):
+        watch.register(descriptor, 0)
+    return any(events & (select.POLLERR | select.POLLHUP) for _, events in watch.poll(0))
+
+
+def accept_any_encoding() -> None:
+    """Let standard output and error replace what their encoding lacks, rather than raise."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")

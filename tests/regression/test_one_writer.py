@@ -12,10 +12,10 @@ import pytest
 
 import marl
 from envs import EnvError
+from marl import UserError
 from marl.commands.train import new_run_folder
 from marl.config import Config, ConfigError
 from marl.config.io import load_config
-from marl.errors import UserError
 from marl.utils.metrics import read_metrics
 from tests.command_line import QUICK, run
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from marl.reports.audit import judge_rows
-from marl.reports.audit_llm import Asked, Cost, judges
+from marl.reports.audit_sources import Asked, Cost, judges
 from marl.reports.statistics import (
     Pair,
     Share,

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from marl.reports.audit import Report, plain, show, to_json
 from marl.reports.audit_html import page
-from marl.reports.audit_llm import Asked, judges
+from marl.reports.audit_sources import Asked, judges
 from marl.reports.statistics import Pair, Share
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&[bold]"

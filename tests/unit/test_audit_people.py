@@ -7,7 +7,7 @@ import pytest
 
 from marl.preferences.dataset.answers import Answer, AnswerLog
 from marl.preferences.dataset.untrusted import DatasetError
-from marl.reports.audit_answers import read_people
+from marl.reports.audit_sources import read_people
 from marl.reports.statistics import Share
 
 

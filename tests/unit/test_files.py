@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from marl.errors import UserError
+from marl import UserError
 from marl.utils.files import OutputError, atomic_path, atomic_write, free_folder, held
 
 

@@ -24,21 +24,20 @@ from marl.preferences.llm.cache import (
     snapshot,
 )
 from marl.preferences.llm.client import Breaker
-from marl.preferences.llm.faults import Fault, retry_after
 from marl.preferences.llm.prompts import MAX_TEXT, cleaned, load_template
 from marl.preferences.llm.protocol import (
+    Fault,
     Features,
     Reply,
     Request,
-    Score,
     choice_of,
     log_odds,
     make_requests,
     parsed,
     request_body,
-    score,
-    verdict,
+    retry_after,
 )
+from marl.preferences.llm.verdicts import Score, score, verdict
 from tests.llm_cases import FakeClock
 
 LETTERS = ("A", "B")

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from marl.config import PreferenceConfig, RewardConfig
-from marl.preferences.pipeline import FeedbackPipeline, PreferenceBuffer
+from marl.preferences.buffer import PreferenceBuffer
+from marl.preferences.pipeline import FeedbackPipeline
 from marl.utils.seeding import Seeds
 from tests.scripted import ScriptedEnv, scripted_collector
 

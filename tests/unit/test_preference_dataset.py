@@ -17,10 +17,10 @@ from marl.config import PreferenceConfig, TeacherConfig
 from marl.config.llm import LlmConfig
 from marl.config.schema import ModelConfig
 from marl.data.replay import ReplayBuffer
+from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.dataset import Answer, DatasetError, EpisodeRecord, PreferenceDataset, now
 from marl.preferences.dataset.export import record_of, source_name
 from marl.preferences.dataset.format import episode_path
-from marl.preferences.pipeline import PreferenceBuffer
 from tests.scripted import ScriptedEnv, scripted_collector
 
 KINDS: dict[str, dict[str, Any]] = {

@@ -20,8 +20,9 @@ from marl import preferences
 from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
 from marl.data.types import Episodes
 from marl.preferences import make_labeller
+from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
-from marl.preferences.pipeline import FeedbackPipeline, PreferenceBuffer
+from marl.preferences.pipeline import FeedbackPipeline
 from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
 from tests.scripted import ScriptedEnv, scripted_collector

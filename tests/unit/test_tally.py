@@ -5,7 +5,7 @@ import warnings
 import pytest
 import torch
 
-from marl.preferences.pipeline import RARE_TURNS, TIED_TURNS, Tally
+from marl.preferences.buffer import RARE_TURNS, TIED_TURNS, Tally
 
 
 def test_a_labeller_that_only_ties_is_reported_once() -> None:

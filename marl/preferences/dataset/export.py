@@ -20,12 +20,12 @@ from envs import EnvSpec
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
 from marl.data.replay import ReplayBuffer
 from marl.policy import config_in, spec_in
+from marl.preferences.buffer import SavedFeedback
 from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import EpisodeRecord
 from marl.preferences.factory import adds_errors
 from marl.preferences.queries import all_pairs, swapped
-from marl.preferences.saved import SavedFeedback
 from marl.utils.checkpoint import load_checkpoint
 from marl.utils.files import check_free, output
 from marl.utils.text import printable

@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import ValidationError
 
-from marl.errors import UserError
+from marl import UserError
 from marl.utils.text import one_line
 
 Array = npt.NDArray[Any]

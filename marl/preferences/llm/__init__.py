@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from envs.lazy import lazy_attributes
+from envs import lazy_attributes
 
 if TYPE_CHECKING:
     from marl.preferences.llm.labeller import LabellerWarning, LlmLabeller

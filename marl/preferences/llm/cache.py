@@ -25,9 +25,9 @@ from pydantic import ValidationError
 
 from marl.config import ConfigError
 from marl.config.llm import LlmConfig
-from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.prompts import Template
-from marl.preferences.llm.protocol import Reply, Request, Score, Verdict
+from marl.preferences.llm.protocol import Fault, Reply, Request
+from marl.preferences.llm.verdicts import Score, Verdict
 
 LAYOUT = 3
 """Of the tables; a file of any other is refused."""

@@ -27,13 +27,17 @@ from httpx2 import USE_CLIENT_DEFAULT
 from marl.config import ConfigError
 from marl.config.llm import LlmConfig, check_url
 from marl.preferences.llm.cache import AnswerCache, Spending, Spent
-from marl.preferences.llm.faults import LASTING, PASSING, UNPAID, Fault, fault_of
 from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.protocol import (
+    LASTING,
+    PASSING,
+    UNPAID,
+    Fault,
     Reply,
     Request,
     after_thinking,
     choice_of,
+    fault_of,
     parsed,
     parsed_models,
 )

@@ -27,10 +27,10 @@ from marl.config.llm import AskForm, LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
 from marl.preferences.llm.cache import AnswerCache, BudgetError, Labelled
 from marl.preferences.llm.client import Client, Sleep, Transport
-from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.preflight import Figures, Server, must_be_changed, preflight
 from marl.preferences.llm.prompts import described, load_template, make_description
-from marl.preferences.llm.protocol import Features, Judge, Judgement, Score, Verdict
+from marl.preferences.llm.protocol import Fault, Features
+from marl.preferences.llm.verdicts import Judge, Judgement, Score, Verdict
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,19 +18,18 @@ from marl.config import ConfigError
 from marl.config.llm import LlmConfig
 from marl.preferences.llm.cache import AnswerCache
 from marl.preferences.llm.client import Client
-from marl.preferences.llm.faults import LASTING, Fault
 from marl.preferences.llm.prompts import Messages, Template, cleaned
 from marl.preferences.llm.protocol import (
+    LASTING,
+    Fault,
     Feature,
     Features,
-    Judge,
     Reply,
-    Score,
-    Verdict,
     choice_of,
     log_odds,
     request_body,
 )
+from marl.preferences.llm.verdicts import Judge, Score, Verdict
 
 _LEAST_SHARE, _LARGEST_SHARE = 0.3, 0.7
 """Outside of these the hard answers follow the position, or always give the same grade."""

@@ -1,28 +1,62 @@
-"""Requests, replies, and the label that the replies to a pair's two questions make.
-
-Axes: none; log-odds are of the template's first choice against its second. With l_1 the log-odds
-that the first episode is better when it is shown first, and l_2 when it is shown second,
-P = sigmoid((l_1 + l_2) / 2): whatever favours a position cancels. Pointwise, with g the log-odds
-of a good grade, P = sigmoid(g_first - g_second).
+"""Requests, replies, and the faults that come in a reply's place.
 
 Nothing that a server sends is believed: every reply is validated against strict types, and texts
 and numbers are capped before they are kept. A reply is kept as its text and the candidates at the
 token that carries the answer, so that a change of margins or of parsing needs no new question.
+
+Axes: none; log-odds are of the template's first choice against its second.
 """
 
 import hashlib
 import json
 import math
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from marl.config.llm import LlmConfig
-from marl.preferences.llm.faults import Fault
 from marl.preferences.llm.prompts import Messages, Template, cleaned
+
+FaultKind = Literal[
+    "refused",  # no server listens at the address
+    "dropped",  # the connection broke before the reply was whole
+    "timeout",  # one attempt took too long
+    "overloaded",  # 429
+    "server",  # 5xx, 408, 409
+    "key",  # 401, 402, 403, or no money left on the account
+    "missing",  # 404: no such model or path
+    "redirected",  # 3xx: the server wants the question to be sent elsewhere
+    "rejected",  # other 4xx: the server does not take this question
+    "garbled",  # 200, but no valid reply in it, or too large a one
+    "unusable",  # a reply, but none of the choices in it
+    "length",  # the reply was cut off before its answer
+    "no_logprobs",  # promised log-probabilities are absent
+    "unfit",  # the server has another model, or the model is wrong on known answers
+    "deadline",  # the question with all its attempts took too long
+    "breaker",  # not asked: the server failed too often just now
+    "in_doubt",  # not asked: it may have been paid for when a run was killed
+    "offline",  # not asked: not in the cache
+    "budget",  # not asked: a cap is reached
+    "cache",  # the answer cannot be kept
+]
+
+PASSING: frozenset[FaultKind] = frozenset(
+    ("refused", "dropped", "timeout", "overloaded", "server", "garbled")
+)
+"""Worth the same question again after a while."""
+LASTING: frozenset[FaultKind] = frozenset(("key", "missing", "redirected"))
+"""No question will be answered until somebody changes something: opens the breaker at once."""
+UNPAID: frozenset[FaultKind] = frozenset(
+    ("refused", "overloaded", "server", "key", "missing", "redirected", "rejected")
+)
+"""The server said, or could only say, that it did not answer."""
+MAX_RETRY_AFTER = 3_600.0
+"""Seconds that a server may ask to be left alone; a longer Retry-After counts as this."""
 
 Feature = Literal[
     "max_tokens",
@@ -48,8 +82,72 @@ MAX_NAME = 300
 """Characters of a token, of a model's name, and of why a reply ended, that are kept."""
 MAX_TOKENS = 10**7
 """A server that says it used more is not believed."""
-VOTE_PRIOR = 0.5
-"""Added to both counts of votes: all of five for one choice are log-odds of 2.4, not infinite."""
+
+
+class Fault(Exception):  # noqa: N818 - also a value, in the place of a reply
+    """No usable reply. `detail` never contains the key."""
+
+    def __init__(self, kind: FaultKind, detail: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{kind}: {detail}")
+        self.kind = kind
+        self.detail = detail
+        self.retry_after = retry_after
+        """Seconds the server asked to be left alone; 0 if it did not."""
+
+
+def fault_of(error: Exception, now: datetime | None = None) -> Fault:
+    """Return the fault that an exception of the client stands for."""
+    import openai  # whoever reads an answer cache needs no client
+
+    if isinstance(error, Fault):
+        return error
+    detail = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, openai.APITimeoutError):
+        return Fault("timeout", detail)
+    if isinstance(error, openai.APIConnectionError):
+        cause = type(error.__cause__).__name__
+        unreachable = ("ConnectError", "UnsupportedProtocol", "ConnectTimeout")
+        return Fault("refused" if cause in unreachable else "dropped", f"{detail} ({cause})")
+    if isinstance(error, openai.APIStatusError):
+        kind = _kind_of_status(error.status_code)
+        if kind == "redirected":
+            detail = (
+                f"status {error.status_code} to {error.response.headers.get('location', '?')}; no "
+                "redirect is followed, set preferences.llm.base_url to where you mean"
+            )
+        if kind == "overloaded" and "insufficient_quota" in detail:
+            kind = "key"
+        wait = retry_after(error.response.headers, now or datetime.now(UTC))
+        return Fault(kind, detail, wait)
+    return Fault("garbled", f"{type(error).__name__}: {detail}")
+
+
+def _kind_of_status(status: int) -> FaultKind:
+    if 300 <= status < 400:
+        return "redirected"
+    if status in (401, 402, 403):
+        return "key"
+    if status == 404:
+        return "missing"
+    if status == 429:
+        return "overloaded"
+    return "server" if status in (408, 409) or status >= 500 else "rejected"
+
+
+def retry_after(headers: Mapping[str, str], now: datetime) -> float:
+    """Return the seconds that a Retry-After header asks for, in either of its two forms, else 0.
+
+    At most `MAX_RETRY_AFTER`.
+    """
+    value = headers.get("retry-after", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = (parsedate_to_datetime(value) - now).total_seconds()
+        except (ValueError, TypeError, OverflowError):
+            return 0.0
+    return min(max(0.0, seconds), MAX_RETRY_AFTER)  # NaN: max returns the 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -374,131 +472,3 @@ def log_odds(
     least = math.exp(min((log_prob for _, log_prob in candidates), default=LEAST_LOG_PROB))
     first, second = (probability or least for probability in found)
     return math.log(first) - math.log(second), sum(found)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Score:
-    """What the replies to one question say."""
-
-    log_odds: float
-    mass: float
-    """Probability, or share of the votes, that the two choices have together."""
-
-    @property
-    def takes_first(self) -> bool:
-        """Whether the first choice is the likelier one."""
-        return self.log_odds > 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """P(first preferred) of one pair, and how it came about."""
-
-    label: float
-    """NaN: no answer."""
-    outcome: str
-    """``answered``, ``tie``, or why there is no answer."""
-    flipped: bool = False
-    """The two orders preferred different episodes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Judgement:
-    """A pair's verdict and what it was made of."""
-
-    verdict: Verdict
-    scores: tuple[Score | Fault, Score | Fault]
-    """Of its two questions."""
-
-
-def questions(first: str, second: str, template: Template, task: str) -> tuple[Messages, Messages]:
-    """Return the two questions about a pair: both orders, or one for each episode."""
-    if template.form == "pointwise":
-        one = template.messages(task=task, episode=first)
-        return one, template.messages(task=task, episode=second)
-    shown_first = template.messages(task=task, first=first, second=second)
-    return shown_first, template.messages(task=task, first=second, second=first)
-
-
-def score(replies: Sequence[Reply | Fault], choices: Sequence[str], *, soft: bool) -> Score | Fault:
-    """Return the score of one question from its single reply (soft) or from its votes.
-
-    Where fewer than half of the votes came, the first fault says why.
-    """
-    came = [reply for reply in replies if isinstance(reply, Reply)]
-    if 2 * len(came) < len(replies):
-        return next(reply for reply in replies if isinstance(reply, Fault))
-    if soft:
-        odds, mass = log_odds(came[0].candidates, choices)
-        return Score(log_odds=odds, mass=mass)
-    votes = [choice_of(reply.text, choices) for reply in came]
-    first, second = votes.count(0), votes.count(1)
-    odds = math.log((first + VOTE_PRIOR) / (second + VOTE_PRIOR))
-    return Score(log_odds=odds, mass=(first + second) / len(replies))
-
-
-def verdict(scores: tuple[Score | Fault, Score | Fault], form: str, config: LlmConfig) -> Verdict:
-    """Return the label of a pair from the scores of its two questions."""
-    one, two = scores
-    if isinstance(one, Fault):
-        return Verdict(label=math.nan, outcome=one.kind)
-    if isinstance(two, Fault):
-        return Verdict(label=math.nan, outcome=two.kind)
-    if min(one.mass, two.mass) < config.min_mass:
-        return Verdict(label=math.nan, outcome="low_mass")
-    gap = one.log_odds - two.log_odds
-    flipped = False
-    if form == "pairwise":
-        gap = gap / 2.0
-        flipped = one.log_odds * two.log_odds > 0.0  # the same letter in both orders
-    if flipped and config.disagreement != "average":
-        label = 0.5 if config.disagreement == "tie" else math.nan
-        return Verdict(label=label, outcome="disagreement", flipped=True)
-    probability = 1.0 / (1.0 + math.exp(-gap))
-    if abs(probability - 0.5) < config.margin:
-        if config.below_margin == "tie":
-            return Verdict(label=0.5, outcome="tie", flipped=flipped)
-        return Verdict(label=math.nan, outcome="margin", flipped=flipped)
-    return Verdict(label=probability, outcome="answered", flipped=flipped)
-
-
-class Judge:
-    """Judges pairs of texts by a template, for a task."""
-
-    def __init__(
-        self, config: LlmConfig, template: Template, answers: Answers, base_url: str
-    ) -> None:
-        """`answers` is what asks a server, at `base_url`."""
-        self._config, self._template, self._answers = config, template, answers
-        self._base_url = base_url
-        self._task = cleaned(config.task)
-
-    async def judge(self, texts: Sequence[tuple[str, str]], features: Features) -> list[Judgement]:
-        """Return one judgement per (first, second); equal questions are asked once."""
-        asked = [
-            [self._requests(question, features) for question in self._questions(*pair)]
-            for pair in texts
-        ]
-        every = [request for pair in asked for requests in pair for request in requests]
-        replies = await self._answers(every)
-        return [self._judgement(one, two, replies, features) for one, two in asked]
-
-    def _questions(self, first: str, second: str) -> tuple[Messages, Messages]:
-        return questions(first, second, self._template, self._task)
-
-    def _requests(self, messages: Messages, features: Features) -> list[Request]:
-        return make_requests(messages, self._template, self._config, self._base_url, features)
-
-    def _judgement(
-        self,
-        one: Sequence[Request],
-        two: Sequence[Request],
-        replies: dict[str, Reply | Fault],
-        features: Features,
-    ) -> Judgement:
-        choices = self._template.choices
-        scores = (
-            score([replies[request.key] for request in one], choices, soft=features.soft),
-            score([replies[request.key] for request in two], choices, soft=features.soft),
-        )
-        return Judgement(verdict=verdict(scores, self._template.form, self._config), scores=scores)

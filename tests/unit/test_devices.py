@@ -5,7 +5,7 @@ from collections.abc import Generator
 import pytest
 import torch
 
-from marl.utils.threads import TwoThreads
+from marl.utils.devices import TwoThreads
 
 CPU = torch.device("cpu")
 
