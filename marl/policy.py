@@ -27,7 +27,7 @@ from marl.utils.checkpoint import (
     CheckpointError,
     check_finite_weights,
     check_layer_sizes,
-    load_checkpoint,
+    load_saved,
     restoring,
 )
 from marl.utils.plugins import check_trusted, environment_paths, grant, learner_paths
@@ -201,12 +201,14 @@ class Policy:
 def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
     """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws.
 
-    The environment is not made, and need not be there. Code that a run of somebody else names, its
-    environment or its learner, is imported only with `trust`.
+    `run` is the run's folder, or one of its files ``checkpoints/step_*.ckpt``. The environment is
+    not made, and need not be there. Code that a run of somebody else names, its environment or its
+    learner, is imported only with `trust`.
     """
+    _, saved, folder = load_saved(run)
     if trust:
-        grant(run)
-    return restored(load_checkpoint(Path(run) / "checkpoints")[1], run, seed)
+        grant(folder)
+    return restored(saved, folder, seed)
 
 
 def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:

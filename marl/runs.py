@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,17 +42,21 @@ def train(
     config: Config,
     run_dir: Path | str | None = None,
     *,
+    init: Path | str = "",
     labeller: Callable[..., Any] | None = None,
     resume: bool = False,
     cut_open_episodes: bool = False,
     stop: Callable[[], bool] | None = None,
     begun: Callable[[EnvSpec], None] | None = None,
+    tell: Callable[[str], None] = print,
 ) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
     Closing the generator, an error in the run and the last iteration all save the state: a
     checkpoint, or a folder ``crash`` where the error left half an iteration. While training waits
     for people (``preferences.people.wait``), it ends as soon as `stop` says so.
+    `init`, a run or a fit to start from, takes the place of the setting of that name; what is taken
+    from it is told by `tell`, line by line.
     `labeller`, a callable from episode pairs to labels or a class of such, takes the place of the
     one that the settings name; the run is recorded with ``preferences.labeller = "python"``, and
     goes on only where it is given again.
@@ -59,8 +64,12 @@ def train(
     without them: they are truncated in the first step.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
     """
+    if init:
+        config = replace(config, init=str(init))
     if run_dir is None:
         with closing(Trainer(config, labeller=labeller)) as trainer:
+            for line in trainer.init_notes:
+                tell(line)
             while trainer.iteration < config.num_iterations:
                 yield trainer.iterate()
         return
@@ -72,7 +81,11 @@ def train(
         if not resume:
             refuse_a_run_in(folder)  # another process made one meanwhile
         identity = identity_of(folder) or secrets.token_hex(8)
-        with closing(Trainer(config, folder, labeller=labeller, run=identity)) as trainer:
+        restored = resume and bool(list_checkpoints(folder / "checkpoints"))
+        given: dict[str, Any] = {"labeller": labeller, "run": identity, "restored": restored}
+        with closing(Trainer(config, folder, **given)) as trainer:
+            for line in trainer.init_notes:
+                tell(line)
             if resume:
                 _restore(trainer, folder, cut_open_episodes)
             else:

@@ -29,6 +29,7 @@ from marl.utils.memory_check import check_memory, resident_mib
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, PeerError, Ranks, together
 from marl.utils.seeding import Seeds
+from marl.warm_start import warm_start
 
 
 class Trainer:
@@ -42,12 +43,14 @@ class Trainer:
         labeller: Callable[..., Any] | None = None,
         run: str = "",
         ranks: Ranks = SINGLE,
+        restored: bool = False,
     ) -> None:
         """`folder` is the run's, which a labeller that shows episodes to people needs.
 
         `labeller` takes the place of the one that the settings name. `run` is the run's identity,
         under which an answer cache keeps what it asks. `ranks` are the processes that train the
-        run together, each with environments and a seed of its own.
+        run together, each with environments and a seed of its own. With `restored` a state is
+        about to be loaded, so that ``config.init`` is not read.
         """
         config = with_given_labeller(config, labeller)
         self.config = config
@@ -114,6 +117,14 @@ class Trainer:
                 self.device,
                 ranks,
             )
+        self.init_notes: list[str] = []
+        """What was taken from ``config.init``, and what was not, a line each."""
+        if config.init and not restored:
+            try:
+                self.init_notes = warm_start(config, spec, self.learner, self.reward)
+            except BaseException:
+                self.close()
+                raise
 
     @property
     def steps(self) -> int:

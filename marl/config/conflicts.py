@@ -30,6 +30,7 @@ def check_conflicts(config: "Config") -> None:
         )
     _check_preferences(config.preferences)
     _check_reward(config)
+    _check_init(config)
     asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
     if asks_policy and config.network.recurrence != "none":
         raise ConfigError(
@@ -105,6 +106,22 @@ def _check_reward(config: "Config") -> None:
         raise ConfigError(
             f'reward.recurrence: got {asked.recurrence!r}, but value_loss = "soft" '
             'values actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
+        )
+
+
+def _check_init(config: "Config") -> None:
+    """Raise `ConfigError` where there is no reward model to start with."""
+    if not config.init_reward:
+        return
+    if not config.init:
+        raise ConfigError(
+            "init_reward: got True, but init names no run or fit whose reward model to start with; "
+            "set init, or leave init_reward out"
+        )
+    if not config.learns_reward or config.reward_choice.model == "constant":
+        raise ConfigError(
+            f"init_reward: got True, but with algorithm = {config.algorithm!r} no reward model is "
+            "fitted; leave it out"
         )
 
 

@@ -355,6 +355,14 @@ class Config:
     """Environment steps between checkpoints."""
     keep_checkpoints: Annotated[int, Range(1, 1000)] = 3
     """Newest checkpoints kept."""
+    init: str = ""
+    """Folder of a run or of a fit, or one of its checkpoints ``RUN/checkpoints/step_*.ckpt``, from
+    which a new run starts: the actor, the statistics of observations and states, and the critics,
+    each where the sizes are equal. Empty: from random weights. A run that is resumed does not read
+    it again."""
+    init_reward: bool = False
+    """Whether a run with ``init`` starts with that one's reward model, too. It is paid from the
+    first iteration on and goes on learning."""
     diagnose_hidden: bool = False
     """Benchmarks only: report how the learned reward correlates with the hidden one."""
     env: EnvConfig = field(default_factory=EnvConfig)

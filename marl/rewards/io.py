@@ -1,6 +1,7 @@
 """Reward models from the disk: a run's newest, or one that `marl fit-reward` has fitted."""
 
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,27 @@ def restored_reward(
     the first answer that is no tie.
     """
     trainer = saved["trainer"]
-    if not config.learns_reward or not trainer["feedback"]["is_informative"]:
+    if not is_learned(saved, config):
         return None
     check_trusted(reward_paths(config), folder, config)
     learner = _new_learner(spec, config)
     with restoring(folder):
         learner.load_state_dict(trainer["reward"])
     return learner if learner.is_fitted else None
+
+
+def is_learned(saved: Mapping[str, Any], config: Config) -> bool:
+    """Return whether a checkpoint of these settings holds a reward model that has learned.
+
+    That of a fit has; a run's waits for the first answer that is no tie, or was learned before.
+    """
+    if "trainer" not in saved:
+        return "reward" in saved
+    trainer = saved["trainer"]
+    if not config.learns_reward:
+        return False
+    inherited = trainer["reward"].get("inherited", False)
+    return bool(inherited or trainer["feedback"]["is_informative"])
 
 
 def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearner:

@@ -174,13 +174,24 @@ class RewardLearner:
         self.two_threads = TwoThreads(threads if ranks.size == 1 else 1, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
+        self.is_inherited = False
+        """Whether it started from a model that had learned before, and is paid from the start."""
         self.hidden: dict[str, Tensor] | None = None
         """Hidden state of a recurrent model after the last rollout; None: zero."""
 
     @property
     def is_fitted(self) -> bool:
         """Whether there was anything to fit to; before that the rewards are noise."""
-        return self.num_fits > 0 or self.is_constant
+        return self.num_fits > 0 or self.is_constant or self.is_inherited
+
+    def inherit(
+        self, model: dict[str, Any], team_scale: dict[str, Any], local_scale: dict[str, Any]
+    ) -> None:
+        """Start from the states of a model that has learned before, and of its scales."""
+        self.model.load_state_dict(model)
+        self.team_scale.load_state_dict(team_scale)
+        self.local_scale.load_state_dict(local_scale)
+        self.is_inherited = True
 
     def fit(self, source: Batches, policy: PolicySampler) -> dict[str, float]:
         """Take gradient steps on batches and return metrics.
@@ -366,11 +377,12 @@ class RewardLearner:
     ) -> tuple[Rewards | None, dict[str, float]]:
         """Return rewards of a new rollout, divided by their running deviation, and metrics.
 
-        None while no fit was `informed`: what ties alone have taught is noise, scaled up. The
-        mean is not shifted: a constant reward must stay a reason to live or to end. `episodes` are
-        those that ended in the rollout; their returns matter to a `ConstantReward` only.
+        None while no fit was `informed`: what ties alone have taught is noise, scaled up. A model
+        from another run (`inherit`) is paid in any case. The mean is not shifted: a constant reward
+        must stay a reason to live or to end. `episodes` are those that ended in the rollout; their
+        returns matter to a `ConstantReward` only.
         """
-        known = self.is_fitted and informed
+        known = self.is_inherited or (self.is_fitted and informed)
         if isinstance(self.model, ConstantReward):
             assert episodes is not None, "a constant reward pays the returns of episodes"
             self.model.update(torch.cat(self.ranks.gather(episodes.returns)))
@@ -406,6 +418,7 @@ class RewardLearner:
             "guard": self.guard.state_dict(),
             "num_fits": self.num_fits,
         }
+        state |= {"inherited": True} if self.is_inherited else {}
         return state if self.hidden is None else state | {"hidden": self.hidden}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -419,6 +432,7 @@ class RewardLearner:
         self.local_scale.load_state_dict(state["local_scale"])
         self.guard.load_state_dict(state["guard"])
         self.num_fits = state["num_fits"]
+        self.is_inherited = state.get("inherited", False)
         hidden = state.get("hidden")
         self.hidden = hidden and {name: tensor.to(self.device) for name, tensor in hidden.items()}
 

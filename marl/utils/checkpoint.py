@@ -184,6 +184,20 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     )
 
 
+def load_saved(place: Path | str) -> tuple[int, dict[str, Any], Path]:
+    """Return the step and state that a place holds, and the folder that it belongs to.
+
+    A place is the folder of a run or of a fit, whose newest good checkpoint is meant, or one of its
+    files ``checkpoints/step_*.ckpt``.
+    """
+    place = Path(place)
+    if place.suffix != ".ckpt":
+        return *load_checkpoint(place / "checkpoints"), place
+    step, state = read_checkpoint(place)
+    _check_run(place, state)
+    return step, state, place.parent.parent
+
+
 def _check_run(path: Path, state: dict[str, Any]) -> None:
     """Raise `CheckpointError` if a checkpoint belongs to another run than its folder."""
     here, there = identity_of(path.parent.parent), state.get("run", "")
