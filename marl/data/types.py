@@ -104,6 +104,9 @@ class Rewards:
     """R, the global reward."""
     local: Float[Tensor, "*L N"] | None = None
     """r_i, one per agent; None where the model does not split the team's reward."""
+    are_advantages: bool = False
+    """Whether the future is in them already, as in the log-ratio of two policies (`PolicyRatio`):
+    they are the advantages of their steps, and no learner estimates those from them."""
 
 
 @dataclass(frozen=True, kw_only=True)

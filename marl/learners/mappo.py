@@ -125,21 +125,22 @@ class Mappo:
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
         """Improve actors and critics on one rollout and return metrics.
 
-        `remaining` in [0, 1] is the share of the run still ahead, for annealing.
+        `remaining` in [0, 1] is the share of the run still ahead, for annealing. Rewards that are
+        advantages already go to the actors as they are, and the critics learn nothing from them.
         """
         learning_rate = self.config.learning_rate * (remaining if self.config.anneal else 1.0)
         for optimizer in self.optimizers.values():
             optimizer.set_learning_rate(learning_rate)
         steps = rollout.transitions
-        streams = self._streams(rollout, rewards)
-        team, local = streams["team"], streams.get("local")
+        streams = {} if rewards.are_advantages else self._streams(rollout, rewards)
+        if rewards.are_advantages:
+            self.advance(rollout)
+            team, local = rewards.team, rewards.local
+        else:
+            team = streams["team"].advantages
+            local = streams["local"].advantages if "local" in streams else None
         advantages = dual_advantages(
-            team.advantages,
-            None if local is None else local.advantages,
-            steps.alive,
-            self.num_agents,
-            self.config.local_weight,
-            self.ranks,
+            team, local, steps.alive, self.num_agents, self.config.local_weight, self.ranks
         )
         check_finite(self.ranks, advantages=advantages)
 
@@ -157,8 +158,8 @@ class Mappo:
         for name, stream in streams.items():
             metrics[f"value/explained_variance_{name}"] = float(stream.explained_variance)
         if local is not None:
-            shared = team.advantages if team.advantages.ndim == 3 else team.advantages[..., None]
-            similarity = correlation(local.advantages, shared, steps.alive)
+            shared = team if team.ndim == 3 else team[..., None]
+            similarity = correlation(local, shared, steps.alive)
             metrics["policy/advantage_correlation"] = float(similarity)
         return metrics
 

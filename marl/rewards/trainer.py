@@ -5,7 +5,8 @@ Axes: T time, E environments, N agents, M episodes, K sampled steps.
 
 import math
 import warnings
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedReward
 from marl.rewards.constant import ConstantReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
+from marl.rewards.ratio import PolicyRatio
 from marl.utils.devices import TwoThreads
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, Ranks, mean_over_ranks
@@ -114,6 +116,8 @@ class ModelOutputs:
     """Q at s. None: the model is not value-based."""
     next_v: TeamValue | None = None
     """gamma_R V at s'. None: there is no V."""
+    hidden: Mapping[str, Tensor] = field(default_factory=dict)
+    """Of each recurrent network, by its name in `History.hidden`, the state after each step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +182,13 @@ class RewardLearner:
         """Whether it started from a model that had learned before, and is paid from the start."""
         self.hidden: dict[str, Tensor] | None = None
         """Hidden state of a recurrent model after the last rollout; None: zero."""
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the model is recurrent, and so must know which steps follow which."""
+        if isinstance(self.model, PolicyRatio):
+            return self.model.is_recurrent
+        return self.config.recurrence != "none" and self.value_based is not None
 
     @property
     def is_fitted(self) -> bool:
@@ -296,6 +307,9 @@ class RewardLearner:
     def _outputs(self, transitions: Transitions) -> ModelOutputs:
         """Return checked rewards and, of a value-based model, what they are made of."""
         model = self.value_based
+        if isinstance(self.model, PolicyRatio):
+            rewards, hidden = self.model.with_hidden(transitions)
+            return ModelOutputs(rewards=rewards, bias=torch.zeros_like(rewards.team), hidden=hidden)
         if model is None:
             rewards = checked_rewards(self.model(transitions), self.name, transitions)
             return ModelOutputs(rewards=rewards, bias=torch.zeros_like(rewards.team))
@@ -303,7 +317,13 @@ class RewardLearner:
             partial(model.q_tot, transitions), partial(model.next_v_tot, transitions)
         )
         rewards, bias = model.rewards(transitions, q, next_v)
-        return ModelOutputs(rewards=rewards, bias=bias, q=q, next_v=next_v)
+        values = {"q": q, "v": next_v}
+        hidden = {
+            name: value.hidden
+            for name, value in values.items()
+            if value is not None and value.hidden is not None
+        }
+        return ModelOutputs(rewards=rewards, bias=bias, q=q, next_v=next_v, hidden=hidden)
 
     def _held_out_loss(self, batch: EpisodeBatch) -> float:
         """Return the loss of all processes' held-out batches."""
@@ -339,17 +359,15 @@ class RewardLearner:
         A recurrent model begins with `hidden`: in training, with its own hidden state, a fit ago,
         after the last rollout. It needs `done`.
         """
-        if self.config.recurrence == "none" or self.value_based is None:
+        if not self.reads_history:
             return self._outputs(transitions).rewards, None
         assert done is not None, "a recurrent reward model must know where episodes end"
         starts = torch.cat((torch.zeros_like(done[:1]), done[:-1]))
         history = History(starts=starts, time_axis=0, hidden=hidden)
         outputs = self._outputs(replace(transitions, history=history))
-        values = {"q": outputs.q, "v": outputs.next_v}
         next_hidden = {
-            name: value.hidden[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
-            for name, value in values.items()
-            if value is not None and value.hidden is not None
+            name: states[-1].masked_fill(done[-1].view(-1, 1, 1), 0.0)
+            for name, states in outputs.hidden.items()
         }
         return outputs.rewards, next_hidden
 
@@ -387,7 +405,7 @@ class RewardLearner:
             assert episodes is not None, "a constant reward pays the returns of episodes"
             self.model.update(torch.cat(self.ranks.gather(episodes.returns)))
             raw = self.model.rollout_rewards(transitions, done, episodes)
-        elif known or self.config.recurrence != "none":
+        elif known or self.reads_history:
             # A recurrent model reads every rollout, so that its hidden state follows the episodes.
             raw, self.hidden = self._raw(transitions, done, self.hidden)
         if not known:
@@ -405,7 +423,7 @@ class RewardLearner:
 
     def _scaled(self, raw: Rewards) -> Rewards:
         local = None if raw.local is None else raw.local / self.local_scale.std
-        return Rewards(team=raw.team / self.team_scale.std, local=local)
+        return replace(raw, team=raw.team / self.team_scale.std, local=local)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the model, the optimizer and the scales."""
