@@ -234,10 +234,10 @@ def test_an_update_does_not_edit_the_rollout() -> None:
         (rollout.transitions, rewards), (before[0].transitions, before[1]), strict=True
     ):
         for name, tensor in vars(left).items():
-            if tensor is None:
-                assert getattr(right, name) is None, name
-            else:
+            if isinstance(tensor, torch.Tensor):
                 assert torch.equal(tensor, getattr(right, name)), name
+            else:
+                assert getattr(right, name) is tensor, name
 
 
 def test_a_reward_that_is_not_finite_stops_the_update() -> None:
