@@ -3,6 +3,7 @@
 import os
 import secrets
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -19,6 +20,7 @@ from marl.config.io import save_config, to_dict
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
+from marl.reports.recorded import CONFIG, ERROR, LOCK
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
     CheckpointError,
@@ -32,8 +34,6 @@ from marl.utils.metrics import MetricWriter
 from marl.utils.plugins import IDENTITY, identity_of, remember
 from marl.utils.text import printable
 
-CONFIG, LOCK = "config.toml", ".lock"
-"""Files of a run's folder: its settings, and what its writer holds."""
 _POLL = 0.25
 """Seconds between two looks at whether people have answered."""
 
@@ -147,6 +147,7 @@ def _train_in(
 ) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
     config = trainer.config
+    (folder / ERROR).unlink(missing_ok=True)
     writer = MetricWriter(folder, after=trainer.steps if resume else None)
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
@@ -173,7 +174,8 @@ def _train_in(
     except GeneratorExit:
         save()
         raise
-    except CheckpointError:
+    except CheckpointError as error:
+        _write_error(folder, error)
         raise
     except Exception as error:
         if (
@@ -188,9 +190,17 @@ def _train_in(
             )
         else:
             error.add_note(_crash_saved(trainer, folder / "crash"))
+        _write_error(folder, error)
         raise
     finally:
         _finish(folder, trainer, writer)
+
+
+def _write_error(folder: Path, error: Exception) -> None:
+    """Write what ended a run to its folder, for `marl runs` and for whoever was not there."""
+    text = "".join(traceback.format_exception(error))
+    with suppress(OSError):  # a full disk, perhaps, and then that is the error
+        atomic_write(folder / ERROR, text.encode(errors="backslashreplace"))
 
 
 def _crash_saved(trainer: Trainer, folder: Path) -> str:

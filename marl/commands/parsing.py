@@ -22,6 +22,7 @@ from marl.commands.dataset import Export, FitReward
 from marl.commands.envs import Check, Envs
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
+from marl.commands.runs import Runs
 from marl.commands.train import Resume, Train
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
@@ -39,6 +40,7 @@ class Command(Protocol):
 COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "resume": Resume,
+    "runs": Runs,
     "evaluate": Evaluate,
     "watch": Watch,
     "label": Label,

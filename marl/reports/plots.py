@@ -15,6 +15,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
+from marl.reports.recorded import smoothed
 from marl.rewards.scoring import Reliability
 from marl.utils.files import atomic_path, output
 from marl.utils.metrics import TIME_PARTS, read_metrics
@@ -83,16 +84,6 @@ def plot_reliability(table: Reliability, path: Path) -> Path:
     return _saved(figure, path)
 
 
-def running_mean(values: FloatArray, window: int) -> FloatArray:
-    """Return the mean of each value and the `window - 1` before it, skipping NaN; NaN if none."""
-    known = np.isfinite(values)
-    sums = np.cumsum(np.where(known, values, 0.0))
-    counts = np.cumsum(known)
-    sums[window:] -= sums[:-window].copy()
-    counts[window:] -= counts[:-window].copy()
-    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
-
-
 def _figure(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -142,7 +133,7 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
         return
     known = np.isfinite(metrics["return/mean"])
     steps, returns = metrics["step"][known], metrics["return/mean"][known]
-    smooth = _smooth(returns)
+    smooth = smoothed(returns)
     axes.plot(steps, returns, color=_COLOURS[0], alpha=0.35, linewidth=1, marker="o", markersize=4)
     axes.plot(steps, smooth, color=_COLOURS[0], linewidth=2.2)
     axes.set_xlim(0, metrics["step"][-1] * 1.06)  # room for the last value's label
@@ -164,16 +155,11 @@ def _draw_successes(axes: Axes, metrics: Metrics, names: Sequence[str]) -> None:
         known = np.isfinite(metrics[f"episode/{name}"])
         steps, rates = metrics["step"][known], metrics[f"episode/{name}"][known]
         axes.plot(steps, rates, color=colour, alpha=0.35, linewidth=1)
-        axes.plot(steps, _smooth(rates), color=colour, linewidth=1.6, label=name)
+        axes.plot(steps, smoothed(rates), color=colour, linewidth=1.6, label=name)
     if len(names) > 1:
         axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
-
-
-def _smooth(values: FloatArray) -> FloatArray:
-    """Return the running mean over a twentieth of the run."""
-    return running_mean(values, max(1, len(values) // 20))
 
 
 def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:

@@ -12,6 +12,9 @@ from filelock import FileLock, Timeout
 
 from marl import UserError
 
+_MOMENT = 0.2
+"""Seconds in which a lock that is only looked at is free again."""
+
 
 class OutputError(UserError):
     """What a command has made cannot be written."""
@@ -81,8 +84,9 @@ def held(path: Path, refusal: str) -> Iterator[None]:
     """Hold a lock file; raise `UserError` with the `refusal` where another process holds it.
 
     The system releases it when this process ends, however it ends; forked workers do not keep it.
+    It is asked for again and again for a moment, since `is_held` may hold it that long.
     """
-    lock = FileLock(path, timeout=0, thread_local=False)
+    lock = FileLock(path, timeout=_MOMENT, poll_interval=0.02, thread_local=False)
     try:
         lock.acquire()
     except Timeout:
@@ -91,6 +95,21 @@ def held(path: Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def is_held(path: Path) -> bool:
+    """Return whether a process holds a lock file; where there is no such file, nobody does."""
+    if not path.is_file():
+        return False
+    lock = FileLock(path, timeout=0, thread_local=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except OSError:  # somebody else's file, or a link
+        return False
+    lock.release()
+    return False
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,26 @@ def read_metrics(folder: Path) -> dict[str, npt.NDArray[Any]]:
     return {"step": np.array([int(row["step"]) for row in rows], np.int64)} | metrics
 
 
+def read_columns(folder: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return ``step`` and those of the named columns that there are, as `read_metrics` does.
+
+    Only they are parsed, which takes a small part of the time.
+    """
+    columns, lines = _header_and_lines(folder / _FILE)
+    wanted = {name: columns.index(name) for name in names if name in columns}
+    rows = [line.split(",") for line in lines]
+    if any(len(row) != len(columns) for row in rows):
+        raise MetricsError(f"{folder / _FILE} is damaged: its rows have unequal lengths")
+    try:
+        metrics: dict[str, npt.NDArray[Any]] = {
+            name: np.array([float(row[index] or "nan") for row in rows], np.float64)
+            for name, index in wanted.items()
+        }
+        return {"step": np.array([int(row[0]) for row in rows], np.int64)} | metrics
+    except (ValueError, OverflowError):
+        raise MetricsError(f"{folder / _FILE} is damaged: it holds what is no number") from None
+
+
 def _rows_until(path: Path, step: int) -> tuple[list[str], list[_Row]]:
     """Return the columns and rows of a run up to a step, and warn of what is not there."""
     try:
@@ -138,26 +158,45 @@ def _free_name(path: Path) -> Path:
 
 
 def _read_rows(path: Path) -> tuple[list[str], list[_Row]]:
-    """Return the columns and rows as text; a last line that a kill left unfinished is dropped."""
-    if path.exists() and not path.is_file():  # a named pipe would be waited for without end
-        raise MetricsError(f"{path} is not a file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise MetricsError(f"{path} is damaged: it is no text") from None
-    whole_lines = text[: text.rfind("\n") + 1]
-    reader = csv.DictReader(io.StringIO(whole_lines), restkey="", restval=None)
-    columns = list(reader.fieldnames or ())
-    if columns[:1] != ["step"]:
-        raise MetricsError(
-            f"{path} begins with {columns[:3]}; expected the columns of a run, 'step' first"
-        )
+    """Return the columns and rows as text."""
+    reader = csv.DictReader(io.StringIO(_whole_lines(path)), restkey="", restval=None)
+    columns = _checked_columns(list(reader.fieldnames or ()), path)
     rows = []
     for number, row in enumerate(_parsed(reader, path), start=2):
         if set(row) != set(columns) or None in row.values() or not _is_number(row):
             raise MetricsError(f"{path}, line {number}, is damaged: it is no row of numbers")
         rows.append(row)
     return columns, rows
+
+
+def _header_and_lines(path: Path) -> tuple[list[str], list[str]]:
+    """Return the columns and the lines of rows as they stand."""
+    text = _whole_lines(path)
+    reader = csv.reader(io.StringIO(text))
+    try:
+        columns = _checked_columns(next(reader, []), path)
+    except csv.Error as error:
+        raise MetricsError(f"{path} is damaged: {error}") from None
+    return columns, text.splitlines()[reader.line_num :]
+
+
+def _whole_lines(path: Path) -> str:
+    """Return the lines of a file; a last one that a kill left unfinished is dropped."""
+    if path.exists() and not path.is_file():  # a named pipe would be waited for without end
+        raise MetricsError(f"{path} is not a file")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise MetricsError(f"{path} is damaged: it is no text") from None
+    return text[: text.rfind("\n") + 1]
+
+
+def _checked_columns(columns: list[str], path: Path) -> list[str]:
+    if columns[:1] != ["step"]:
+        raise MetricsError(
+            f"{path} begins with {columns[:3]}; expected the columns of a run, 'step' first"
+        )
+    return columns
 
 
 def _parsed(reader: "csv.DictReader[str]", path: Path) -> Iterable[dict[Any, Any]]:

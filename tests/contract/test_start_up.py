@@ -31,6 +31,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["fit-reward", "--help"], 0),
         (["labels", "--help"], 0),
         (["check", "--help"], 0),
+        (["runs", "--help"], 0),
         (["envs", "--help"], 0),
         (["envs"], 0),
         (["trian"], 2),
@@ -45,6 +46,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["resume", "nowhere"], 1),
         (["watch", "nowhere"], 1),
         (["labels", "nowhere"], 1),
+        (["runs", "nowhere"], 1),
     ],
 )
 def test_no_heavy_package_is_imported(arguments: list[str], status: int) -> None:

@@ -20,6 +20,7 @@ from marl import ConfigError, EpisodePairs, Trainer, preferences, train
 from marl.config import Config
 from marl.config.io import load_config
 from marl.nn.layers import NonFiniteError
+from marl.reports.recorded import read_run
 from marl.utils.checkpoint import CheckpointError, list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
 from marl.utils.plugins import PluginError
@@ -318,6 +319,8 @@ def test_an_environment_that_fails_loses_no_whole_iteration(
     assert f"saved as it was after {kept} steps" in caught.value.__notes__[0]
     assert f"`marl resume {folder}` goes on from there" in caught.value.__notes__[0]
     assert not (folder / "crash").exists()
+    assert read_run(folder).state == "crashed"
+    assert "EnvError: counting, copy" in (folder / "error.txt").read_text()
     step, state = load_checkpoint(folder / "checkpoints")
     assert step == kept
     collector = state["trainer"]["collector"]
@@ -327,6 +330,8 @@ def test_an_environment_that_fails_loses_no_whole_iteration(
     fault.unlink()
     resumed = [int(row["steps"]) for row in train(config, folder, resume=True)]
     assert resumed == list(range(kept + 24, 145, 24))
+    assert read_run(folder).state == "finished"
+    assert not (folder / "error.txt").exists()
     assert differences(tmp_path / "alone", folder) == []
 
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from marl.reports.plots import plot_run, running_mean
+from marl.reports.plots import plot_run
+from marl.reports.recorded import running_mean
 from marl.utils.metrics import MetricsError, MetricWriter, read_metrics
 
 ROWS = [
