@@ -132,7 +132,8 @@ class Values:
     ends: Float[Tensor, "D *X"]
     """Of what the steps in `Inputs.ends` led to."""
     chunk_hidden: Float[Tensor, "C E M H"] | None = None
-    """Hidden state before the first step of every chunk. None: feed-forward."""
+    """Hidden state after the last step before every chunk; where an episode starts it is reset in
+    the unit (`AgentGRU`). None: feed-forward."""
     next_hidden: Float[Tensor, "E M H"] | None = None
     """Hidden state before the first step of the next rollout."""
 
@@ -208,13 +209,11 @@ def read_values(
         inputs.end_obs.unsqueeze(0), inputs.end_state.unsqueeze(0), at_ends, no_starts
     )
     before = torch.cat((hidden.unsqueeze(0), hidden_states[chunk_length - 1 : -1 : chunk_length]))
-    reset = rollout.done.view(*rollout.done.shape, 1, 1)
-    before[1:].masked_fill_(reset[chunk_length - 1 : -1 : chunk_length], 0.0)
     return Values(
         steps=steps,
         ends=ends.squeeze(0),
         chunk_hidden=before,
-        next_hidden=hidden_states[-1].masked_fill(reset[-1], 0.0),
+        next_hidden=hidden_states[-1].masked_fill(rollout.done[-1].view(-1, 1, 1), 0.0),
     )
 
 

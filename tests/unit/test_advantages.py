@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marl.learners.gae import dual_advantages, gae, standardise
+from marl.learners.gae import dual_advantages, explained_variance, gae, standardise
 
 
 def looped_gae(
@@ -149,3 +149,13 @@ def test_streams_are_weighted_not_divided() -> None:
     team, local = torch.tensor([[0.0, 0.0, 3.0]]), torch.tensor([[[6.0], [0.0], [0.0]]])
     mixed = dual_advantages(team, local, None, 1, 0.25)
     assert torch.allclose(mixed * 2**0.5, torch.tensor([[[-0.25], [-1.0], [1.25]]]), atol=1e-6)
+
+
+def test_explained_variance_by_hand() -> None:
+    # What the value misses is 1 and -1, of variance 2; the targets 0 and 4 have variance 8.
+    missed, targets = torch.tensor([1.0, -1.0, 50.0]), torch.tensor([0.0, 4.0, -90.0])
+    present = torch.tensor([True, True, False])
+    assert explained_variance(missed, targets, present).item() == 0.75
+    assert explained_variance(missed[:2], targets[:2], None).item() == 0.75
+    # Constant targets that are met are explained.
+    assert explained_variance(torch.zeros(2), torch.ones(2), None).item() == 1.0

@@ -67,6 +67,9 @@ def test_a_death_ends_an_agents_stream_of_rewards() -> None:
     assert stream.advantages[0, 0, 0].item() == pytest.approx(delta.item(), abs=1e-6)
     delta = rewards.local[1, 0, 1] - stream.values[1, 0, 1]
     assert stream.advantages[1, 0, 1].item() == pytest.approx(delta.item(), abs=1e-6)
+    alive = rollout.transitions.alive
+    assert alive is not None
+    assert (stream.advantages[~alive] == 0.0).all()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +125,9 @@ def test_who_dies_in_the_last_step_of_an_interrupted_episode_has_no_future(tells
     delta = rewards.local[3, 0, 1] - stream.values[3, 0, 1]
     expected = delta.item() + (0.0 if tells else 0.99 * final)
     assert stream.advantages[3, 0, 1].item() == pytest.approx(expected, abs=1e-6)
+    # The first episode terminates in step 1: that step is followed by nothing, whoever lives.
+    delta = rewards.local[1, 0, 1] - stream.values[1, 0, 1]
+    assert stream.advantages[1, 0, 1].item() == pytest.approx(delta.item(), abs=1e-6)
 
 
 def test_an_absence_leaves_the_teams_stream() -> None:

@@ -22,6 +22,7 @@ from tests.learners import (
     parameters_after,
     random_rewards,
     team_stream,
+    with_unit_values,
 )
 from tests.scripted import ScriptedEnv
 
@@ -65,7 +66,7 @@ def test_an_agent_s_value_depends_on_its_own_observations(network: NetworkConfig
 @pytest.mark.parametrize("absence", ["ends", "alive_mean"])
 def test_what_the_dead_are_shown_changes_nothing(absence: str) -> None:
     env = ScriptedEnv(LENGTHS, agents_die=True)
-    learner = make_mappo(env.spec, LearnerConfig(absence=absence), kind=Ippo)
+    learner = with_unit_values(make_mappo(env.spec, LearnerConfig(absence=absence), kind=Ippo))
     rollout = collect(learner, env)
     steps, rewards = rollout.transitions, random_rewards(rollout)
     assert steps.alive is not None

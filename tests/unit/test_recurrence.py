@@ -203,6 +203,36 @@ def test_critics_value_an_episode_as_if_nothing_had_been_before(
     assert not ends
 
 
+@NETWORKS
+@pytest.mark.parametrize("steps", [10, 11, 12])
+def test_chunks_of_a_critic_begin_where_those_before_ended(
+    network: NetworkConfig, steps: int
+) -> None:
+    """Read chunk by chunk, the values are those of the whole rollout."""
+    env = ScriptedEnv(LENGTHS)
+    mappo = make_mappo(env.spec, FIVES, network=network)
+    collector = Collector(env, steps, seed=0, generator=generator(), device=CPU, chunk_length=5)
+    rollout = rollouts(mappo, collector, 1)[0]
+    critic, hidden = mappo.critics["local"], torch.randn(2, 2, 8, generator=generator())
+    inputs = read_inputs(rollout, mappo.norm)
+    read = read_values(critic, inputs, rollout, hidden, 5)
+    assert read.chunk_hidden is not None
+    rows = chunk_rows(
+        read.chunk_hidden,
+        rollout.starts,
+        5,
+        present=torch.ones_like(read.steps, dtype=torch.bool),
+        obs=inputs.obs,
+        state=inputs.state,
+        values=read.steps,
+    )
+    batch = rows.take(torch.arange(2 * len(read.chunk_hidden)))
+    found, _ = critic.unroll(batch["obs"], batch["state"], batch["hidden"], batch["starts"])
+    present = batch["present"]
+    assert int(present.sum()) == read.steps.numel()
+    assert torch.allclose(found[present], batch["values"][present], atol=1e-6)
+
+
 def test_an_update_carries_the_critics_hidden_state_as_advancing_does() -> None:
     mappo, collector = learner()
     rollout = rollouts(mappo, collector, 1)[0]

@@ -119,6 +119,8 @@ def test_values_are_denormalised_before_gae() -> None:
     gaps, expected = stream.targets.diff(dim=0), targets.diff(dim=0)
     scale = (gaps * expected).sum() / (gaps * gaps).sum()
     assert torch.allclose(scale * gaps, expected, atol=1e-2)
+    explained = 1.0 - stream.advantages.var() / targets.var()
+    assert stream.explained_variance.item() == pytest.approx(explained.item(), rel=1e-4)
 
 
 def test_value_statistics_are_updated_once_per_batch(monkeypatch: pytest.MonkeyPatch) -> None:
