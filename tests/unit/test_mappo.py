@@ -67,6 +67,22 @@ def test_every_copy_has_a_seed_of_its_own_which_is_saved() -> None:
     assert len(np.unique(env.state_dict()["inner"]["seeds"])) == 4
 
 
+@pytest.mark.parametrize("share_parameters", [True, False])
+@pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["none", "gru"])
+def test_layers_begin_with_their_gains(network: NetworkConfig, share_parameters: bool) -> None:
+    """The actor's last layer with .01, so that all actions are about as likely; critics' with 1."""
+    network = dataclasses.replace(network, share_parameters=share_parameters)
+    mappo = make_mappo(ScriptedEnv(LENGTHS).spec, network=network)
+    for name, gain in (("actor", 0.01), ("team", 1.0), ("local", 1.0)):
+        body: Any = mappo.networks[name].body
+        is_recurrent = network.recurrence == "gru"
+        first, last = (body.before, body.after) if is_recurrent else (body, body)
+        for layer, expected in ((first[0], 2**0.5), (last[-1], gain)):
+            norms = torch.linalg.matrix_norm(layer.weight.detach(), 2).flatten()
+            assert norms.tolist() == pytest.approx([expected] * len(norms), rel=1e-4)
+            assert not layer.bias.any()
+
+
 def test_the_policy_loss_by_hand() -> None:
     # Ratios 2 and .5, clip .2. Advantage 1: min(2, 1.2) and min(.5, .8); -1: min(-2, -1.2) and
     # min(-.5, -.8). The loss is their negative.

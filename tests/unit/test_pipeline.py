@@ -3,7 +3,9 @@
 Axes: M episodes, B pairs.
 """
 
+import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -47,6 +49,39 @@ def observed(
     for _ in range(rollouts):
         pipeline.observe(collector.collect(actor)[0], scorer=scorer)
     return pipeline
+
+
+def assert_equal(left: Any, right: Any) -> None:
+    """Compare states, tensor by tensor; NaN equals NaN."""
+    if isinstance(left, Mapping):
+        assert left.keys() == right.keys()
+        for name in left:
+            assert_equal(left[name], right[name])
+    elif isinstance(left, Tensor):
+        torch.testing.assert_close(left, right, rtol=0, atol=0, equal_nan=True)
+    else:
+        assert left == right
+
+
+def test_a_hyperbolic_rate_falls_with_the_rollouts() -> None:
+    # Ten iterations: rates 4 / (1 + 10 k / 10) are 4, 2, 4 / 3.
+    for rollouts, due in ((1, 4.0), (2, 6.0), (3, 6.0 + 4 / 3)):
+        pipeline = observed(rollouts, queries_per_iteration=4, schedule="hyperbolic")
+        assert pipeline.budget.due == pytest.approx(due)
+
+
+def test_a_rollout_can_be_taken_back() -> None:
+    env = ScriptedEnv([[1], [2], [3], [4]])
+    pipeline = observed(3, queries_per_iteration=4, uses_returns=True)
+    pipeline.batch()
+    before, snapshot = copy.deepcopy(pipeline.state_dict()), pipeline.snapshot()
+    pipeline.restore(snapshot)  # nothing since then
+    assert_equal(pipeline.state_dict(), before)
+    collector, actor = scripted_collector(env, 4)
+    pipeline.observe(collector.collect(actor)[0])
+    assert pipeline.buffer.num_answered > before["buffer"]["num_answered"]
+    pipeline.restore(snapshot)
+    assert_equal(pipeline.state_dict(), before)
 
 
 @pytest.mark.parametrize(("retire_after", "first_time"), [(15, 24), (16, 20), (31, 20), (32, 16)])
