@@ -85,10 +85,12 @@ def _check_reward(config: "Config") -> None:
             f'reward.loss: got {choice.loss!r}, but reward.model = "constant" pays returns and '
             'learns nothing from labels; set reward.loss = "regression"'
         )
+    _check_calibration(config)
     if config.learns_from_returns and config.preferences.teacher.myopia < 1.0:
+        by = f"reward.loss = {choice.loss!r}" if choice.needs_returns else "reward.calibration"
         raise ConfigError(
             f"preferences.teacher.myopia: got {config.preferences.teacher.myopia}, but with "
-            f"reward.loss = {choice.loss!r} the hidden rewards that the teacher sees would be "
+            f"{by} the hidden rewards that the teacher sees would be "
             "learned from; leave it at 1"
         )
     if asked.unbiased_regression and asked.sample_steps < 2:
@@ -106,6 +108,26 @@ def _check_reward(config: "Config") -> None:
         raise ConfigError(
             f'reward.recurrence: got {asked.recurrence!r}, but value_loss = "soft" '
             'values actions that were not taken; set reward.value_loss = "gumbel" or "expectile"'
+        )
+
+
+def _check_calibration(config: "Config") -> None:
+    """Raise `ConfigError` for weights of a reward's loss that leave nothing to fit."""
+    asked, choice = config.reward, config.reward_choice
+    if asked.calibration > 0.0 and choice.model == "constant":
+        raise ConfigError(
+            f'reward.calibration: got {asked.calibration:g}, but reward.model = "constant" fits '
+            "nothing; leave it at 0"
+        )
+    if asked.calibration > 0.0 and asked.calibrate_to == "label" and not choice.needs_labels:
+        raise ConfigError(
+            f'reward.calibrate_to: got "label", but with reward.loss = {choice.loss!r} nobody is '
+            'asked for labels; set reward.calibrate_to = "return"'
+        )
+    if asked.preference_weight == 0.0 and choice.loss == "preference" and not asked.calibration:
+        raise ConfigError(
+            "reward.preference_weight: got 0, which leaves nothing to fit; set reward.calibration, "
+            'or reward.loss = "regression"'
         )
 
 

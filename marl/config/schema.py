@@ -129,6 +129,20 @@ class RewardConfig:
     unbiased_regression: bool = False
     """Whether the regression subtracts the variance that sampling steps adds to its squared error;
     steps are then drawn without replacement instead of one from each stratum."""
+    preference_weight: Annotated[float, Range(0, 1e6)] = 1.0
+    """Weight of the Bradley-Terry loss in ``preference`` and ``both``. With 0 and a calibration to
+    the return, the reward is fitted to returns alone."""
+    calibration: Annotated[float, Range(0, 1e6)] = 0.0
+    """c, weight of a term that ties scores S to a scale, with any model and any loss; 0: off."""
+    calibrate_to: Literal["return", "label"] = "return"
+    """What the term c C draws scores to. ``return``: kappa z(G), z the return in standard
+    deviations from the mean of all kept episodes. ``label``: + kappa / 2 for the preferred episode
+    of a pair, - kappa / 2 for the other. True returns are right where labels are wrong: what
+    ``return`` gains under mistakes says nothing about labels of people or models."""
+    calibration_scale: Annotated[float, Range(1e-6, 1e6)] = 1.0
+    """kappa, in nats: the score that one deviation of the return is worth, so that of two episodes
+    that far apart the better is preferred with probability sigmoid(kappa); or the score that being
+    preferred is worth, 1 / beta of Cal-DPO."""
     target_rate: Annotated[float, Range(0, 1)] = 0.001
     """Polyak rate per gradient step of the target networks: V and the mixer used at s'. Three times
     as many gradient steps per iteration, if ``gradient_steps`` is given, move them three times as
@@ -398,8 +412,9 @@ class Config:
 
     @property
     def learns_from_returns(self) -> bool:
-        """Whether the reward is fitted to the returns of episodes."""
-        return self.reward_choice.needs_returns
+        """Whether the reward is fitted to the returns of episodes, or its scores are."""
+        calibrated = self.reward.calibration > 0.0 and self.reward.calibrate_to == "return"
+        return self.reward_choice.needs_returns or (self.learns_reward and calibrated)
 
     @property
     def calls_plugins(self) -> bool:

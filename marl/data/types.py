@@ -126,6 +126,8 @@ class EpisodeBatch:
     second: Int64[Tensor, "B"]
     labels: Float[Tensor, "B"]
     """P(first preferred): 1 first, 0 second, 0.5 tie. No NaN."""
+    return_mean: float = 0.0
+    """Mean of the returns of all kept episodes."""
     return_scale: float = 1.0
     """Standard deviation of the returns of all kept episodes."""
 

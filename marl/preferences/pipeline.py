@@ -208,6 +208,7 @@ class FeedbackPipeline:
         if len(labels) == 0 and not (self.uses_returns and len(numbers)):
             return None
         transitions, weights, lengths = self._sampled(numbers)
+        mean, deviation = self.replay.return_moments() if self.uses_returns else (0.0, 1.0)
         return EpisodeBatch(
             transitions=transitions,
             step_weights=weights,
@@ -216,7 +217,8 @@ class FeedbackPipeline:
             first=first,
             second=second,
             labels=labels,
-            return_scale=self.replay.return_moments()[1] if self.uses_returns else 1.0,
+            return_mean=mean,
+            return_scale=deviation,
         )
 
     def _sampled(

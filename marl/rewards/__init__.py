@@ -8,6 +8,7 @@ from marl.config import Config
 from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import RewardModel, ValueBasedReward
+from marl.rewards.calibration import CalibratedLoss
 from marl.rewards.central import CentralReward
 from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
@@ -44,13 +45,16 @@ def make_reward_learner(
         model = kind(spec, config.reward, choice.gamma, norm, generator)
     else:
         model = _own_model(choice.model, spec, generator)
-    loss = plugins.load(REWARD_LOSSES[choice.loss].path, "reward.loss")
+    make_loss = plugins.load(REWARD_LOSSES[choice.loss].path, "reward.loss")
+    loss: RewardLoss = make_loss(config.reward, spec.max_steps)
+    if config.reward.calibration > 0.0:
+        loss = CalibratedLoss(loss, config.reward, spec.max_steps)
     return RewardLearner(
         model,
         choice.model,
         config.reward,
         spec.max_steps,
-        loss=loss(config.reward, spec.max_steps),
+        loss=loss,
         budget=fit_budget(config),
         threads=config.threads,
         device=device,

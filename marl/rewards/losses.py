@@ -2,7 +2,8 @@
 
 A `RewardLoss` fits rewards to what is known of whole episodes: which one is preferred
 (`PreferenceLoss`), what each returned (`RegressionLoss`), or both (`SumOfLosses`). Another is one
-class here, or in a module of its own, and one line of `marl.config.presets.REWARD_LOSSES`.
+class here, or in a module of its own, and one line of `marl.config.presets.REWARD_LOSSES`. Any of
+them can be tied to a scale (`marl.rewards.calibration`).
 
 Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
 """
@@ -50,21 +51,30 @@ def episode_scores(
 
 
 class PreferenceLoss:
-    """Bradley-Terry on the answered pairs: BCE(S(tau_1) - S(tau_2), y)."""
+    """Bradley-Terry on the answered pairs: BCE(S(tau_1) - S(tau_2), y), times its weight."""
 
     def __init__(self, config: RewardConfig, max_steps: int) -> None:
         self.config = config
         self.max_steps = max_steps
 
     def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss, and it and the share of ties as metrics."""
+        """Return the loss, and it without its weight and the share of ties as metrics.
+
+        Zero, and NaN as metrics, without an answered pair.
+        """
         logits = preference_logits(rewards.team, batch, self.config, self.max_steps)
+        if len(batch.labels) == 0:
+            unknown = torch.full((), torch.nan, device=logits.device)
+            return logits.sum(), {"preference/loss": unknown, "preference/ties": unknown}
         loss = bradley_terry_loss(logits, batch.labels)
         ties = (batch.labels == 0.5).to(loss.dtype).mean()
-        return loss, {"preference/loss": loss.detach(), "preference/ties": ties}
+        metrics = {"preference/loss": loss.detach(), "preference/ties": ties}
+        return self.config.preference_weight * loss, metrics
 
     def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
-        """Return accuracy and loss on pairs that were never trained on."""
+        """Return accuracy and loss on pairs that were never trained on; nothing without a pair."""
+        if len(batch.labels) == 0:
+            return {}
         logits = preference_logits(rewards.team, batch, self.config, self.max_steps)
         return {
             "preference/accuracy": float(preference_accuracy(logits, batch.labels)),
@@ -171,16 +181,12 @@ class SumOfLosses:
     def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the sum and the metrics of both; NaN for preferences without an answered pair."""
         loss, metrics = self.regression(rewards, batch)
-        if len(batch.labels) == 0:
-            unknown = torch.full_like(loss.detach(), torch.nan)
-            return loss, metrics | {"preference/loss": unknown, "preference/ties": unknown}
         other, others = self.preference(rewards, batch)
         return loss + other, metrics | others
 
     def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
         """Return the metrics of both."""
-        metrics = self.regression.evaluate(rewards, batch)
-        return metrics | (self.preference.evaluate(rewards, batch) if len(batch.labels) else {})
+        return self.regression.evaluate(rewards, batch) | self.preference.evaluate(rewards, batch)
 
 
 def split_penalty(local_scores: Float[Tensor, "N M"]) -> Tensor:

@@ -112,7 +112,7 @@ def test_returns_fill_a_batch_of_answers_up() -> None:
     assert batch is not None
     assert 0 < len(batch.labels) <= 6
     assert len(batch.lengths) == 12
-    assert batch.return_scale == pytest.approx(pipeline.replay.return_moments()[1])
+    assert (batch.return_mean, batch.return_scale) == pipeline.replay.return_moments()
     returns = batch.returns[batch.first] - batch.returns[batch.second]
     assert torch.equal(batch.labels, torch.where(returns == 0, 0.5, (returns > 0).float()))
 

@@ -289,12 +289,14 @@ class DatasetBatches:
         numbers, places = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
         episodes = self.archive.episodes(numbers)
         steps, weights, lengths = sampled(episodes, self.config, self.max_steps, self.generator)
+        mean, deviation = self.archive.return_moments()
         return EpisodeBatch(
             transitions=steps,
             step_weights=weights,
             lengths=lengths,
             returns=episodes.returns,
-            return_scale=self.archive.return_moments()[1],
+            return_mean=mean,
+            return_scale=deviation,
             first=places[0],
             second=places[1],
             labels=labels[rows],
