@@ -16,7 +16,7 @@ from torch import Tensor
 from envs import EnvSpec, Replays, unwrapped
 from marl import UserError, __version__
 from marl.config import Config, ConfigError
-from marl.config.io import save_config, to_dict
+from marl.config.io import flat, save_config, to_dict
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
@@ -275,14 +275,3 @@ def check_same_config(config: Config, saved: Config, folder: Path) -> None:
             f"{folder}: the checkpoint belongs to another configuration; it differs in "
             + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} here)" for k in changed)
         )
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted keys."""
-    items: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            items |= flat(value, f"{prefix}{key}.")
-        else:
-            items[f"{prefix}{key}"] = value
-    return items

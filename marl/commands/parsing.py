@@ -22,7 +22,7 @@ from marl.commands.dataset import Export, FitReward
 from marl.commands.envs import Check, Envs
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
-from marl.commands.runs import Runs
+from marl.commands.runs import Compare, Runs
 from marl.commands.train import Resume, Train
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
@@ -41,6 +41,7 @@ COMMANDS: dict[str, type[Command]] = {
     "train": Train,
     "resume": Resume,
     "runs": Runs,
+    "compare": Compare,
     "evaluate": Evaluate,
     "watch": Watch,
     "label": Label,

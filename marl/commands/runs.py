@@ -1,11 +1,14 @@
-"""The command ``marl runs``."""
+"""The commands ``marl runs`` and ``marl compare``."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
+from rich.text import Text
 
-from marl.config.validation import settings
+from marl import UserError
+from marl.config.validation import Range, settings
+from marl.utils.text import LiteralConsole, one_line
 
 if TYPE_CHECKING:
     from marl.reports.recorded import RecordedRun
@@ -28,11 +31,8 @@ class Runs:
     def run(self) -> int:
         """Print the table."""
         from rich.table import Table
-        from rich.text import Text
 
-        from marl import UserError
         from marl.reports.recorded import RunFolderError, find_runs, read_run
-        from marl.utils.text import LiteralConsole, one_line
 
         folders = find_runs(self.folder)
         if not folders:
@@ -60,11 +60,62 @@ class Runs:
         return 0
 
 
+@settings("--")
+class Compare:
+    """Compare runs: learning curves, returns at the end, steps needed, who is above whom.
+
+    Runs that differ in nothing but the seed are a group. Numbers are interquartile means over
+    seeds with 95 % stratified bootstrap intervals.
+    """
+
+    places: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(name="runs", metavar="RUN...")
+    ]
+    """Runs, sweeps, or folders that hold runs."""
+    metric: str = "return/mean"
+    """What is compared, a column of metrics.csv, e.g. episode/won; larger is better."""
+    steps: Annotated[int, Range(1, 1e12)] | None = None
+    """Compare up to so many environment steps, without runs that have fewer; as far as all have
+    come if not given."""
+    level: float | None = None
+    """How many steps it takes to get there; 80 % of the way from the first returns to the best
+    group's last if not given."""
+    out: Path | None = None
+    """Folder of comparison.md, .csv and .png; that of the runs or the sweep, where one is named,
+    else comparison/."""
+
+    def run(self) -> int:
+        """Print the comparison and write its files."""
+        from marl.reports.comparison import ComparisonError
+        from marl.reports.comparison_files import write_comparison
+        from marl.reports.recorded import find_runs, read_run
+
+        folders = []
+        for place in self.places:
+            found = find_runs(place)
+            if not found:
+                raise ComparisonError(f"no run in {place}; name runs, or folders that hold runs")
+            folders += found
+        runs, damaged = [], []
+        for folder in dict.fromkeys(folders):
+            try:
+                runs.append(read_run(folder, (self.metric, "return/episodes")))
+            except UserError as error:
+                damaged.append(f"left out: {one_line(str(error), 300)}")
+        alone = len(self.places) == 1 and folders != list(self.places)
+        out = self.out or (self.places[0] if alone else Path("comparison"))
+        page = write_comparison(
+            runs, out, metric=self.metric, until=self.steps, level=self.level, notes=damaged
+        )
+        LiteralConsole().print(Text(page), soft_wrap=True)
+        print(f"written to {out / 'comparison.md'}, .csv and .png")
+        return 0
+
+
 def _row(run: "RecordedRun") -> tuple[str, ...]:
     """Return what stands beside a run's folder."""
     from marl.reports.recorded import smoothed
     from marl.utils.progress import duration
-    from marl.utils.text import one_line
 
     config = run.config
     _, returns = run.curve()

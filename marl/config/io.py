@@ -26,6 +26,17 @@ def plain(value: Any) -> Any:
     return [plain(item) for item in value] if isinstance(value, tuple) else value
 
 
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted keys."""
+    items: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            items |= flat(value, f"{prefix}{key}.")
+        else:
+            items[f"{prefix}{key}"] = value
+    return items
+
+
 def save_config(config: Config, path: Path) -> None:
     """Write every setting to a TOML file atomically."""
     atomic_write(path, tomli_w.dumps(to_dict(config)).encode())

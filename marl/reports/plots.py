@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from marl.reports.recorded import smoothed
-from marl.rewards.scoring import Reliability
 from marl.utils.files import atomic_path, output
 from marl.utils.metrics import TIME_PARTS, read_metrics
+
+if TYPE_CHECKING:
+    from marl.rewards.scoring import Reliability  # which imports PyTorch
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Metrics = dict[str, npt.NDArray[Any]]
@@ -32,7 +34,7 @@ _LOSSES = (
     "value/loss_team",
     "value/loss_local",
 )
-_INK, _GRID = "#2b2d42", "#e4e6eb"
+INK, GRID = "#2b2d42", "#e4e6eb"
 _LEAST_LABELLED_SHARE = 0.05
 _COLOURS = ("#3d85b0", "#e07a5f", "#81b29a", "#e9b44c", "#a99fb0")
 
@@ -47,44 +49,44 @@ def plot_run(folder: Path, successes: Sequence[str] = ()) -> Path:
     panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
     if rates := [name for name in successes if _has(metrics, f"episode/{name}")]:
         panels.insert(0, partial(_draw_successes, names=rates))
-    figure = _figure(11, 7.5 if panels else 5)
+    figure = figure_of(11, 7.5 if panels else 5)
     grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
     _draw_return(_over_steps(figure.add_subplot(grid[0, :])), metrics)
     for column, draw in enumerate(panels):
         draw(_over_steps(figure.add_subplot(grid[1, column])), metrics)
-    return _saved(figure, folder / "curve.png")
+    return saved(figure, folder / "curve.png")
 
 
-def plot_reliability(table: Reliability, path: Path) -> Path:
+def plot_reliability(table: "Reliability", path: Path) -> Path:
     """Return the path of the reliability diagram: how often each confidence is right, and how
     many pairs there are of it. Calibrated confidences lie on the diagonal."""
-    figure = _figure(6, 6.5)
+    figure = figure_of(6, 6.5)
     grid = figure.add_gridspec(2, 1, height_ratios=(3, 1))
-    above, below = (_styled(figure.add_subplot(grid[row])) for row in range(2))
+    above, below = (styled(figure.add_subplot(grid[row])) for row in range(2))
     edges, counts = table.edges.numpy(), table.counts.numpy()
     filled, widths = counts > 0, np.diff(edges)
     error = f"{table.error:.3f}" if counts.sum() else "unknown"
-    _title(above, f"Held-out pairs: expected calibration error {error}")
+    title(above, f"Held-out pairs: expected calibration error {error}")
     bars: dict[str, Any] = {"align": "edge", "edgecolor": "white"}
     shares = table.agreement.numpy()[filled]
     above.bar(edges[:-1][filled], shares, widths[filled], color=_COLOURS[0], **bars)
-    above.plot((0.5, 1.0), (0.5, 1.0), color=_INK, linewidth=1, linestyle=":")
+    above.plot((0.5, 1.0), (0.5, 1.0), color=INK, linewidth=1, linestyle=":")
     above.plot(
         table.confidence.numpy()[filled], shares, color=_COLOURS[1], marker="o", linestyle="none"
     )
     above.set_ylim(0, 1.02)
-    above.set_ylabel("share right", color=_INK)
+    above.set_ylabel("share right", color=INK)
     below.bar(edges[:-1], counts, widths, color=_COLOURS[4], **bars)
-    below.set_ylabel("pairs", color=_INK)
-    below.set_xlabel("confidence: P(the episode it prefers)", color=_INK)
+    below.set_ylabel("pairs", color=INK)
+    below.set_xlabel("confidence: P(the episode it prefers)", color=INK)
     for axes in (above, below):
         axes.set_xlim(0.5, 1.0)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     above.yaxis.set_major_formatter(PercentFormatter(1.0))
-    return _saved(figure, path)
+    return saved(figure, path)
 
 
-def _figure(width: float, height: float) -> Figure:
+def figure_of(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     # The engine is the constrained one, which matplotlib does not type.
@@ -93,7 +95,7 @@ def _figure(width: float, height: float) -> Figure:
     return figure
 
 
-def _saved(figure: Figure, path: Path) -> Path:
+def saved(figure: Figure, path: Path) -> Path:
     """Write a figure atomically and return its path."""
     with output(path, "make room for it there"), atomic_path(path) as temporary:
         figure.savefig(temporary, format="png")
@@ -104,30 +106,30 @@ def _has(metrics: Metrics, name: str) -> bool:
     return name in metrics and bool(np.isfinite(metrics[name]).any())
 
 
-def _styled(axes: Axes) -> Axes:
+def styled(axes: Axes) -> Axes:
     """Return the axes with a light grid and no box."""
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_GRID)
-    axes.grid(color=_GRID, linewidth=0.8)
+    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(colors=INK, length=0)
     return axes
 
 
 def _over_steps(axes: Axes) -> Axes:
     """Return styled axes over environment steps, told as 50k or 1M."""
-    _styled(axes).xaxis.set_major_formatter(EngFormatter(sep=""))
-    axes.set_xlabel("environment steps", color=_INK)
+    styled(axes).xaxis.set_major_formatter(EngFormatter(sep=""))
+    axes.set_xlabel("environment steps", color=INK)
     return axes
 
 
-def _title(axes: Axes, text: str) -> None:
-    axes.set_title(text, loc="left", color=_INK, fontweight="bold", fontsize=11)
+def title(axes: Axes, text: str) -> None:
+    axes.set_title(text, loc="left", color=INK, fontweight="bold", fontsize=11)
 
 
 def _draw_return(axes: Axes, metrics: Metrics) -> None:
     """Draw each iteration's return faintly and its running mean over a twentieth of the run."""
-    _title(axes, "Mean return of finished episodes")
+    title(axes, "Mean return of finished episodes")
     if not _has(metrics, "return/mean"):
         axes.text(0.5, 0.5, "no episode has finished yet", ha="center", transform=axes.transAxes)
         return
@@ -150,38 +152,38 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
 
 def _draw_successes(axes: Axes, metrics: Metrics, names: Sequence[str]) -> None:
     """Draw the share of episodes that succeeded: each iteration's faintly, and running means."""
-    _title(axes, "Episodes " + ", ".join(name.replace("_", " ") for name in names))
+    title(axes, "Episodes " + ", ".join(name.replace("_", " ") for name in names))
     for name, colour in zip(names, itertools.cycle(_COLOURS)):
         known = np.isfinite(metrics[f"episode/{name}"])
         steps, rates = metrics["step"][known], metrics[f"episode/{name}"][known]
         axes.plot(steps, rates, color=colour, alpha=0.35, linewidth=1)
         axes.plot(steps, smoothed(rates), color=colour, linewidth=1.6, label=name)
     if len(names) > 1:
-        axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+        axes.legend(frameon=False, fontsize=8, labelcolor=INK)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _draw_accuracy(axes: Axes, metrics: Metrics) -> None:
-    _title(axes, "Preference accuracy")
-    axes.axhline(0.5, color=_INK, linewidth=1, linestyle=":")
+    title(axes, "Preference accuracy")
+    axes.axhline(0.5, color=INK, linewidth=1, linestyle=":")
     axes.plot(metrics["step"], metrics["preference/accuracy"], color=_COLOURS[1], linewidth=1.6)
     axes.set_ylim(0, 1.02)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
 
 
 def _draw_losses(axes: Axes, metrics: Metrics) -> None:
-    _title(axes, "Losses")
+    title(axes, "Losses")
     recorded = [name for name in _LOSSES if _has(metrics, name)]
     for name, colour in zip(recorded, itertools.cycle(_COLOURS), strict=False):
         label = name.replace("/", " ").replace("_", " ")
         axes.plot(metrics["step"], metrics[name], color=colour, linewidth=1.4, label=label)
-    axes.legend(frameon=False, fontsize=8, labelcolor=_INK)
+    axes.legend(frameon=False, fontsize=8, labelcolor=INK)
 
 
 def _draw_time(axes: Axes, metrics: Metrics) -> None:
     """Draw the share of each iteration's time that each part took."""
-    _title(axes, "Where the time goes")
+    title(axes, "Where the time goes")
     parts = [part for part in TIME_PARTS if _has(metrics, f"time/{part}")]
     seconds = np.nan_to_num(np.stack([metrics[f"time/{part}"] for part in parts]))
     shares = seconds / np.maximum(seconds.sum(axis=0, keepdims=True), 1e-12)
@@ -190,7 +192,7 @@ def _draw_time(axes: Axes, metrics: Metrics) -> None:
     for part, share, top in zip(parts, overall, overall.cumsum(), strict=True):
         if share >= _LEAST_LABELLED_SHARE:
             label = f"{part} {share:.0%}"
-            axes.text(middle, top - share / 2, label, color=_INK, ha="center", va="center")
+            axes.text(middle, top - share / 2, label, color=INK, ha="center", va="center")
     axes.set_ylim(0, 1)
     axes.margins(x=0)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))

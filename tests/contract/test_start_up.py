@@ -32,6 +32,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["labels", "--help"], 0),
         (["check", "--help"], 0),
         (["runs", "--help"], 0),
+        (["compare", "--help"], 0),
         (["envs", "--help"], 0),
         (["envs"], 0),
         (["trian"], 2),
@@ -47,6 +48,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["watch", "nowhere"], 1),
         (["labels", "nowhere"], 1),
         (["runs", "nowhere"], 1),
+        (["compare", "--level=x"], 2),
     ],
 )
 def test_no_heavy_package_is_imported(arguments: list[str], status: int) -> None:

@@ -8,9 +8,8 @@ from typing import Any, get_type_hints
 import pytest
 
 from marl.config import Config, ConfigError, LearnerConfig, LlmConfig
-from marl.config.io import config_from_dict, load_config, save_config, to_dict
+from marl.config.io import config_from_dict, flat, load_config, save_config, to_dict
 from marl.config.validation import Range, ranges_in
-from marl.runs import flat
 
 
 def refused(**overrides: Any) -> str:

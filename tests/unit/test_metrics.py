@@ -177,7 +177,7 @@ def test_success_rates_get_a_panel_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     titles: list[str] = []
-    monkeypatch.setattr("marl.reports.plots._title", lambda axes, text: titles.append(text))
+    monkeypatch.setattr("marl.reports.plots.title", lambda axes, text: titles.append(text))
     write(tmp_path, [(s, {"return/mean": 1.0, "episode/won": 0.5 * s}) for s in (1, 2)])
     assert plot_run(tmp_path, ("won", "never_told")).exists()
     assert titles == ["Mean return of finished episodes", "Episodes won"]

@@ -1,0 +1,377 @@
+"""Runs side by side: groups of seeds, where they end, how fast, and who is above whom.
+
+A group is all runs that differ in nothing but the seed; its name is what differs between groups.
+Environments are apart, since their returns cannot be compared.
+
+Axes: G points of a curve.
+"""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from marl import UserError
+from marl.config import Config
+from marl.config.io import flat, to_dict
+from marl.reports.estimates import (
+    LEAST_SEEDS,
+    REPETITIONS,
+    Array,
+    Estimate,
+    estimate,
+    improvement,
+    number,
+    shown,
+)
+from marl.reports.recorded import RecordedRun, smoothed
+from marl.utils.text import one_line
+
+FINAL_SHARE = 0.1
+"""The last tenth of the steps says where a run ends."""
+LEVEL_SHARE = 0.8
+"""Where on the way from the first returns to the best group's last the level lies."""
+BESIDE = ("seed", "device", "threads", "checkpoint_every", "keep_checkpoints")
+"""Settings that make no other group."""
+
+
+class ComparisonError(UserError):
+    """There is nothing to compare."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """One run: its measure by step, where episodes ended."""
+
+    number: int
+    steps: npt.NDArray[np.integer[Any]]
+    """(G,)"""
+    values: Array
+    """(G,)"""
+    final: float
+    """Mean of the episodes that ended in the last tenth of the steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One environment: the groups that were trained in it, and how far they are compared."""
+
+    name: str
+    groups: Mapping[str, Sequence[Seed]]
+    until: int
+    """Environment steps up to which it is compared."""
+    measure: str = "return"
+    title: str = ""
+    """What its pictures are called; its name if empty."""
+
+    @property
+    def level(self) -> float:
+        """The return from which on a group counts as having learned, unless one is given."""
+        start = np.mean([seed.values[0] for seeds in self.groups.values() for seed in seeds])
+        best = max(final_of(seeds).value for seeds in self.groups.values())
+        return float(start + LEVEL_SHARE * (best - start))
+
+    @property
+    def seeds(self) -> list[int]:
+        """Seeds of any group."""
+        return sorted({seed.number for seeds in self.groups.values() for seed in seeds})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What is said of one group in one environment."""
+
+    task: str
+    group: str
+    seeds: tuple[int, ...]
+    finals: tuple[float, ...]
+    final: Estimate
+    whole: Estimate
+    """Mean of the curve, the area below it over its length."""
+    level: float
+    reached: int
+    """Seeds whose curve has reached the level."""
+    steps_to_level: float
+    """Upper median over seeds; infinite unless more than half of them reached it."""
+
+
+def tasks_of(
+    runs: Sequence[RecordedRun], metric: str, until: int | None = None
+) -> tuple[list[Task], list[str]]:
+    """Return the environments of some runs with their groups, and what was left out and why.
+
+    Each environment is compared up to `until`, or as far as all of its runs have come.
+    """
+    notes: list[str] = []
+    names = group_names([run.config for run in runs])
+    by_task: dict[str, list[tuple[str, RecordedRun]]] = {}
+    for run, name in zip(runs, names, strict=True):
+        where = one_line(str(run.folder), 300)
+        if not len(run.curve(metric)[0]):
+            notes.append(f"left out: {where} has no {one_line(metric)} yet")
+        elif until is not None and run.steps < until:
+            notes.append(f"left out: {where} has {run.steps:,} steps, fewer than {until:,}")
+        else:
+            by_task.setdefault(run.config.env.name, []).append((name, run))
+    tasks = []
+    for task, members in by_task.items():
+        shortest = min((run for _, run in members), key=lambda run: run.steps)
+        end = until if until is not None else shortest.steps
+        if end < max(run.config.total_steps for _, run in members):
+            least = f"as far as {shortest.folder} has come; --steps leaves out runs with fewer"
+            notes.append(
+                f"{one_line(task)}: compared up to {end:,} steps"
+                + ("" if until is not None else f", {one_line(least, 400)}")
+            )
+        groups: dict[str, list[Seed]] = {}
+        for name, run in members:
+            seed = seed_of(run, metric, end)
+            if seed is None:
+                notes.append(
+                    f"left out: no episode of {one_line(str(run.folder), 300)} ended in the last "
+                    f"tenth of {end:,} steps"
+                )
+            elif any(other.number == seed.number for other in groups.get(name, ())):
+                notes.append(
+                    f"left out: {one_line(str(run.folder), 300)} repeats seed {seed.number} of "
+                    f"{name}"
+                )
+            else:
+                groups.setdefault(name, []).append(seed)
+        for seeds in groups.values():
+            seeds.sort(key=lambda seed: seed.number)
+        if groups:
+            algorithms = {run.config.algorithm for _, run in members}
+            title = ", ".join([task, *algorithms] if len(algorithms) == 1 else [task])
+            tasks.append(
+                Task(name=task, groups=groups, until=end, measure=measured(metric), title=title)
+            )
+    return tasks, notes
+
+
+def seed_of(run: RecordedRun, metric: str, until: int) -> Seed | None:
+    """Return a run up to a step; None if no episode ended in the last tenth of it.
+
+    Iterations weigh as many episodes as ended in them.
+    """
+    steps, values = run.curve(metric)
+    episodes = run.metrics.get("return/episodes", np.ones(len(run.metrics["step"])))
+    weights = episodes[np.isin(run.metrics["step"], steps)]
+    kept = steps <= until
+    late = kept & (steps > (1.0 - FINAL_SHARE) * until) & (weights > 0)
+    if not late.any():
+        return None
+    final = float(np.average(values[late], weights=weights[late]))
+    return Seed(number=run.config.seed, steps=steps[kept], values=values[kept], final=final)
+
+
+def group_names(configs: Sequence[Config]) -> list[str]:
+    """Return what each run's group is called: the settings in which any two of the runs differ.
+
+    The environment and the settings `BESIDE` do not count. The algorithm stands there by its value;
+    it is the name of all where nothing differs.
+    """
+    settings = [flat(to_dict(config)) for config in configs]
+    keys = {key: None for values in settings for key in values}
+    differing = [
+        key
+        for key in keys
+        if key not in BESIDE
+        and key != "env.name"
+        and not key.startswith("eval.")
+        and len({repr(values.get(key)) for values in settings}) > 1
+    ]
+    names = []
+    for values in settings:
+        parts = [_setting(key, values) for key in differing]
+        names.append(", ".join(parts) or str(values["algorithm"]))
+    return names
+
+
+def _setting(key: str, values: Mapping[str, Any]) -> str:
+    if key == "algorithm":
+        return str(values[key])
+    value = values.get(key)
+    shown = "preset" if value is None else f"{value:g}" if type(value) is float else str(value)
+    return one_line(f"{key}={shown}", 60)
+
+
+def measured(metric: str) -> str:
+    """Return what a metric is called in tables and pictures."""
+    return {"return/mean": "return", "episode/won": "win rate"}.get(metric, one_line(metric))
+
+
+def final_of(seeds: Sequence[Seed]) -> Estimate:
+    """Return where the typical seed of a group ends."""
+    return estimate([seed.final for seed in seeds])
+
+
+def rows_of(task: Task, level: float | None = None) -> list[Row]:
+    """Return a row for each group, the best first."""
+    level = task.level if level is None else level
+    rows = [_row(task, name, seeds, level) for name, seeds in task.groups.items()]
+    return sorted(rows, key=lambda row: -row.final.value)
+
+
+def _row(task: Task, group: str, seeds: Sequence[Seed], level: float) -> Row:
+    reached = [steps_to(seed, level) for seed in seeds]
+    return Row(
+        task=task.name,
+        group=group,
+        seeds=tuple(seed.number for seed in seeds),
+        finals=tuple(seed.final for seed in seeds),
+        final=final_of(seeds),
+        whole=estimate([area_below(seed) for seed in seeds]),
+        level=level,
+        reached=sum(math.isfinite(steps) for steps in reached),
+        steps_to_level=float(sorted(reached)[len(reached) // 2]),
+    )
+
+
+def steps_to(seed: Seed, level: float) -> float:
+    """Return the steps after which a curve first reaches a level; infinite if it never does."""
+    above = np.flatnonzero(smoothed(seed.values) >= level)
+    return float(seed.steps[above[0]]) if len(above) else math.inf
+
+
+def area_below(seed: Seed) -> float:
+    """Return the mean over steps of a curve that is straight between its points."""
+    if len(seed.steps) < 2:
+        return float(seed.values[0])
+    area = np.trapezoid(seed.values, seed.steps.astype(np.float64))
+    return float(area / (seed.steps[-1] - seed.steps[0]))
+
+
+def improvements(tasks: Sequence[Task], names: Sequence[str]) -> dict[tuple[str, str], Estimate]:
+    """Return the probability that a seed of the one group ends above one of the other.
+
+    Over the environments in which both were trained.
+    """
+    finals = [{n: [seed.final for seed in g] for n, g in task.groups.items()} for task in tasks]
+    found = {}
+    for ours in names:
+        for other in names:
+            pairs = [(f[ours], f[other]) for f in finals if ours in f and other in f]
+            if ours != other and pairs:
+                found[ours, other] = improvement(pairs)
+    return found
+
+
+def page(tasks: Sequence[Task], level: float | None, notes: Sequence[str], picture: str) -> str:
+    """Return the comparison as Markdown; `picture` is the file of its curves, if there is one."""
+    parts = ["# Comparison", *([f"![Learning curves]({picture})"] if picture else [])]
+    for task in tasks:
+        parts += _section(task, rows_of(task, level))
+    if len(tasks) > 1:
+        names = list(dict.fromkeys(name for task in tasks for name in task.groups))
+        parts += [
+            "## All environments",
+            "Probability that a seed of the row ends above one of the column, mean over the "
+            "environments that both were trained in:",
+            _matrix(tasks, names),
+        ]
+    parts.append(
+        "In brackets: 95 % stratified bootstrap interval over seeds "
+        f"({REPETITIONS} samples); none below {LEAST_SEEDS} seeds."
+    )
+    if notes:
+        parts.append("\n".join(f"- {text(note)}" for note in notes))
+    return "\n\n".join(parts) + "\n"
+
+
+def _section(task: Task, rows: Sequence[Row]) -> Iterator[str]:
+    level = rows[0].level
+    yield f"## {text(task.title or task.name)}"
+    yield (
+        f"Up to {task.until:,} steps. At the end: {task.measure} of the episodes that ended in the "
+        "last tenth of them, interquartile mean over seeds. Whole run: mean of the learning curve. "
+        f"Steps to {number(level)}: upper median over seeds."
+    )
+    head = ["group", "seeds", "at the end", "whole run", f"steps to {number(level)}"]
+    yield markdown(
+        head,
+        [
+            [
+                text(row.group),
+                ", ".join(map(str, row.seeds)),
+                shown(row.final),
+                shown(row.whole),
+                f"{row.steps_to_level:,.0f}"
+                if math.isfinite(row.steps_to_level)
+                else "not reached",
+            ]
+            for row in rows
+        ],
+    )
+    if len(rows) > 1:
+        yield "Probability that a seed of the row ends above one of the column:"
+        yield _matrix([task], [row.group for row in rows])
+
+
+def _steps(steps: float) -> str:
+    return f"{steps:,.0f}" if math.isfinite(steps) else "not reached"
+
+
+def _matrix(tasks: Sequence[Task], names: Sequence[str]) -> str:
+    """Return the table of probabilities of improvement between all groups, at most ten."""
+    names = names[:10]
+    found = improvements(tasks, names)
+    rows = [
+        [text(ours), *(shown(found[pair]) if (pair := (ours, n)) in found else "" for n in names)]
+        for ours in names
+    ]
+    return markdown(["above", *map(text, names)], rows)
+
+
+CSV_COLUMNS = (
+    "environment",
+    "group",
+    "seeds",
+    "steps",
+    "final_iqm",
+    "final_low",
+    "final_high",
+    "whole_run_iqm",
+    "whole_run_low",
+    "whole_run_high",
+    "level",
+    "seeds_at_level",
+    "median_steps_to_level",
+    "finals",
+)
+
+
+def csv_rows(tasks: Sequence[Task], level: float | None) -> list[list[object]]:
+    """Return a row under `CSV_COLUMNS` for each group; an unknown number is empty."""
+    rows: list[list[object]] = []
+    for task in tasks:
+        for row in rows_of(task, level):
+            ends = (row.final, row.whole)
+            numbers = [n for e in ends for n in (e.value, e.low, e.high)]
+            numbers += [row.level, row.reached, row.steps_to_level]
+            rows.append(
+                [
+                    one_line(task.name),
+                    row.group,
+                    " ".join(map(str, row.seeds)),
+                    task.until,
+                    *(n if math.isfinite(n) else "" for n in numbers),
+                    " ".join(map(repr, row.finals)),
+                ]
+            )
+    return rows
+
+
+def text(foreign: str) -> str:
+    """Return a foreign text for a cell of a Markdown table."""
+    plain = one_line(foreign, 400)
+    return plain.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+
+
+def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
