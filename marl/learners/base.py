@@ -17,7 +17,7 @@ from marl.utils.ranks import SINGLE, Ranks
 
 LEARNERS = {
     "mappo": "marl.learners.mappo:Mappo",
-    "ippo": "marl.learners.ippo:Ippo",
+    "ippo": "marl.learners.mappo:Ippo",
 }
 """Import paths of the shipped learners, by `learner.kind`."""
 

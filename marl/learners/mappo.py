@@ -1,4 +1,4 @@
-"""MAPPO: clipped policy and value updates on the team's and the agents' reward streams.
+"""MAPPO and IPPO: clipped policy and value updates on the team's and the agents' reward streams.
 
 Axes: T time, E environments, N agents, O, S, A features; L steps of a chunk, C chunks, M hidden
 states of a network (1 or N), H hidden units. Minibatches consist of B of R rows: a row is a step of
@@ -55,8 +55,7 @@ class Mappo:
 
     The actor maximises a mixture of the streams' advantages (`dual_advantages`); each stream has a
     critic. The networks share nothing: each has its optimizer and works through the same
-    minibatches by itself, two at a time if there are `threads`, which changes no number. Gradients
-    of networks in `explicit` are written out, those of others (recurrent, unshared) are autograd's.
+    minibatches by itself, two at a time if there are `threads`, which changes no number.
     """
 
     centralised = True
@@ -104,8 +103,11 @@ class Mappo:
             )
             for name, net in self.networks.items()
         }
-        self.explicit = {
-            name: net.passes for name, net in self.networks.items() if net.passes is not None
+        self.passes = {
+            name: Passes(net, ("obs",) if name == "actor" else self._read_by(name), optimizer)
+            for (name, net), optimizer in zip(
+                self.networks.items(), self.optimizers.values(), strict=True
+            )
         }
         self.is_recurrent = network.recurrence != "none"
         self.hidden = {
@@ -182,59 +184,35 @@ class Mappo:
         count = sum(len(epoch) for epoch in epochs)
         return {key: total / count for key, total in totals.items()}
 
+    @torch.no_grad()
     def _differentiate_policy(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Differentiate the actor's loss: the clipped surrogate, less a bonus for entropy."""
-        network, mask = self.explicit.get("actor"), batch.get("action_mask")
-        clip, bonus = self.config.clip_coef, self.config.entropy_coef
-        if network is None:
-            policy = self.actor.distribution(outputs(self.actor, batch, "obs"), mask)
-            entropy = policy.entropy() if bonus > 0.0 else None
-            loss, log_ratio = self._policy_loss(policy.log_prob(batch["actions"]), entropy, batch)
-            self.optimizers["actor"].backward(loss)
-        else:
-            with torch.no_grad():
-                out = network.forward(batch["obs"])
-                known = self.actor.distribution(out, mask).explicit(batch["actions"])
-                loss, log_ratio = self._policy_loss(known.log_probs, known.entropy, batch)
-                share = mean_shares(log_ratio, batch.get("present"), batch.get("count"))
-                by_log_prob = share * clipped_policy_slope(log_ratio, batch["advantages"], clip)
-                by_entropy = -bonus * share if bonus > 0.0 else None
-                network.backward(known.backward(by_log_prob, by_entropy))
-        metrics = policy_metrics(log_ratio.detach(), batch.get("present"), clip)
-        return {"policy/loss": loss.detach()} | metrics
-
-    def _policy_loss(
-        self,
-        log_probs: Float[Tensor, "*B N"],
-        entropy: Float[Tensor, "*B N"] | None,
-        batch: dict[str, Tensor],
-    ) -> tuple[Tensor, Float[Tensor, "*B N"]]:
-        """Return the actor's loss and the log-ratios of its probabilities, new to old."""
-        alive, count = batch.get("present"), batch.get("count")
+        passes, bonus, clip = self.passes["actor"], self.config.entropy_coef, self.config.clip_coef
+        present, count = batch.get("present"), batch.get("count")
+        distribution = self.actor.distribution(passes.forward(batch), batch.get("action_mask"))
+        policy = distribution.explicit(batch["actions"])
         surrogate, log_ratio = clipped_policy_loss(
-            log_probs, batch["log_probs"], batch["advantages"], self.config.clip_coef
+            policy.log_probs, batch["log_probs"], batch["advantages"], clip
         )
-        loss = masked_mean(surrogate, alive, count)
-        if entropy is not None:
-            loss = loss - self.config.entropy_coef * masked_mean(entropy, alive, count)
-        return loss, log_ratio
+        loss = masked_mean(surrogate, present, count)
+        share, by_entropy = mean_shares(surrogate, present, count), None
+        if bonus > 0.0:
+            loss = loss - bonus * masked_mean(policy.entropy, present, count)
+            by_entropy = -bonus * share
+        by_log_prob = share * clipped_policy_slope(log_ratio, batch["advantages"], clip)
+        passes.backward(policy.backward(by_log_prob, by_entropy))
+        return {"policy/loss": loss} | policy_metrics(log_ratio, present, clip)
 
+    @torch.no_grad()
     def _differentiate_value(self, name: str, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Differentiate a critic's loss: the clipped squared error of its normalised values."""
-        network, present, count = self.explicit.get(name), batch.get("present"), batch.get("count")
+        passes, present, count = self.passes[name], batch.get("present"), batch.get("count")
         aims = batch["values"], batch["targets"], self.config.value_clip
-        if network is None:
-            values = outputs(self.critics[name], batch, "obs", "state")
-            loss = masked_mean(clipped_value_loss(values, *aims), present, count)
-            self.optimizers[name].backward(loss)
-        else:
-            with torch.no_grad():
-                read = [batch[key] for key in self._read_by(name)]
-                values = network.forward(*read).squeeze(-1)
-                loss = masked_mean(clipped_value_loss(values, *aims), present, count)
-                by_value = mean_shares(values, present, count) * clipped_value_slope(values, *aims)
-                network.backward(by_value.unsqueeze(-1))
-        return {f"value/loss_{name}": loss.detach()}
+        values = passes.forward(batch)
+        loss = masked_mean(clipped_value_loss(values, *aims), present, count)
+        by_value = mean_shares(values, present, count) * clipped_value_slope(values, *aims)
+        passes.backward(by_value)
+        return {f"value/loss_{name}": loss}
 
     @torch.no_grad()
     def _streams(self, rollout: Rollout, rewards: Rewards) -> dict[str, Stream]:
@@ -366,12 +344,52 @@ class Mappo:
         }
 
 
-def outputs(network: Any, batch: dict[str, Tensor], *names: str) -> Tensor:
-    """Return a network's outputs for a minibatch, given the inputs of these names."""
-    inputs = [batch.get(name) for name in names]
-    if "hidden" not in batch:
-        return network(*inputs)
-    return network.unroll(*inputs, batch["hidden"], batch["starts"])[0]
+class Ippo(Mappo):
+    """Independent PPO (de Witt et al. 2020, arXiv 2011.09533): critics do not see the state.
+
+    The team's stream has a value of every agent, V_i(o_i), and so an advantage of every agent; the
+    local stream, where the reward has one, keeps its own critics.
+    """
+
+    centralised = False
+
+
+class Passes:
+    """The forward and the backward pass of an actor or a critic over a minibatch.
+
+    Those of a tanh network with shared weights are written out (`ExplicitMLP`); of others, which
+    are recurrent or share nothing, autograd records the first and runs the second.
+    """
+
+    def __init__(self, network: Any, reads: tuple[str, ...], optimizer: Optimizer) -> None:
+        """`reads` names those tensors of a minibatch that an explicit network reads."""
+        self.network, self.reads, self.optimizer = network, reads, optimizer
+        self.is_critic = isinstance(network, TeamCritic | AgentCritics)
+        self._recorded: Tensor | None = None
+
+    def forward(self, batch: dict[str, Tensor]) -> Tensor:
+        """Return an actor's outputs (*B, N, A), or a critic's values (*B) or (*B, N)."""
+        if explicit := self.network.passes:
+            outputs = explicit.forward(*(batch[name] for name in self.reads))
+            return outputs.squeeze(-1) if self.is_critic else outputs
+        self.optimizer.zero_grad()
+        inputs = [batch.get(name) for name in (("obs", "state") if self.is_critic else ("obs",))]
+        with torch.enable_grad():
+            if "hidden" in batch:
+                outputs, _ = self.network.unroll(*inputs, batch["hidden"], batch["starts"])
+            else:
+                outputs = self.network(*inputs)
+        self._recorded = outputs
+        return outputs.detach()
+
+    def backward(self, gradient: Tensor) -> None:
+        """Set the network's gradient, given the loss's by what the last `forward` returned."""
+        if explicit := self.network.passes:
+            explicit.backward(gradient.unsqueeze(-1) if self.is_critic else gradient)
+        else:
+            assert self._recorded is not None
+            self._recorded.backward(gradient)
+            self._recorded = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,12 +63,16 @@ class Optimizer:
 
     def backward(self, loss: Tensor) -> None:
         """Set the parameters' gradient to that of a loss."""
+        self.zero_grad()
+        loss.backward()
+
+    def zero_grad(self) -> None:
+        """Set the parameters' gradient to zero."""
         for vector in self.vectors:
             assert vector.grad is not None
             vector.grad.zero_()
         for parameter, gradient in zip(self.parameters, self.gradients, strict=True):
             parameter.grad = gradient  # `zero_grad` of a module may have taken it away
-        loss.backward()
 
     @torch.no_grad()
     def step(self) -> None:

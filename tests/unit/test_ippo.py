@@ -9,8 +9,7 @@ import torch
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards
 from marl.learners.gae import dual_advantages
-from marl.learners.ippo import Ippo
-from marl.learners.mappo import Mappo
+from marl.learners.mappo import Ippo, Mappo
 from tests.learners import (
     LENGTHS,
     NETWORK,

@@ -11,8 +11,7 @@ from envs import EnvError
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import EpisodeBatch, Rewards, Rollout
 from marl.learners.gae import standardise
-from marl.learners.ippo import Ippo
-from marl.learners.mappo import Mappo
+from marl.learners.mappo import Ippo, Mappo
 from marl.nn.layers import NonFiniteError, check_finite, masked_mean, mean_count, mean_shares
 from marl.nn.normalisation import InputNorm, TeamNorm, ValueNorm
 from marl.nn.optimizer import Optimizer
