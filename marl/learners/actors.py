@@ -56,8 +56,7 @@ class Categorical:
     def entropy(self) -> Float[Tensor, "*L N"]:
         """Return the entropy over the legal actions, in nats."""
         log_probs = self.logits.log_softmax(dim=-1)
-        probs = log_probs.exp()
-        return -(probs * log_probs.masked_fill(probs == 0, 0.0)).sum(dim=-1)
+        return -(log_probs.exp() * log_probs).sum(dim=-1)
 
     def explicit(self, actions: Int64[Tensor, "*L N"]) -> ExplicitPolicy:
         """Return log-probabilities and entropy with their derivatives by the logits z:

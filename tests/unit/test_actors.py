@@ -101,6 +101,20 @@ def test_agents_with_fewer_choices_never_take_the_missing_ones(masks_actions: bo
     assert entropy.tolist() == pytest.approx([np.log(2), np.log(4)], rel=1e-6)
 
 
+def test_a_mask_that_allows_missing_actions_does_not_bring_them_back() -> None:
+    # Of 2 and 4 actions, the mask takes one of the second agent's.
+    actor = new_actor(ScriptedEnv(LENGTHS, action_sizes=(2, 4)))
+    mask = torch.tensor([[True] * 4, [False, True, True, True]])
+    policy = actor.distribution(torch.zeros(2, 4), mask)
+    assert policy.entropy().tolist() == pytest.approx([np.log(2), np.log(3)], rel=1e-6)
+
+
+def test_which_actions_there_are_is_not_saved_with_the_weights() -> None:
+    names = new_actor(ScriptedEnv(LENGTHS, action_sizes=(2, 4))).state_dict().keys()
+    assert "present" not in names
+    assert {name.partition(".")[0] for name in names} == {"norm", "body"}
+
+
 def test_agents_with_fewer_dimensions_have_no_density_in_the_missing_ones() -> None:
     env = ScriptedEnv(LENGTHS, action_sizes=(1, 2), continuous=True)
     actor = new_actor(env)
