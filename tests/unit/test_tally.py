@@ -5,18 +5,18 @@ import warnings
 import pytest
 import torch
 
-from marl.preferences.buffer import RARE_TURNS, TIED_TURNS, Tally
+from marl.preferences.buffer import Tally
 
 
 def test_a_labeller_that_only_ties_is_reported_once() -> None:
     tally = Tally("return")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(TIED_TURNS - 1):
+        for _ in range(9):
             tally.add(torch.full((4,), 0.5))
             assert tally.take()["preference/informative_share"] == 0.0
     tally.add(torch.full((4,), 0.5))
-    with pytest.warns(UserWarning, match=f"all {4 * TIED_TURNS} pairs that labeller return has"):
+    with pytest.warns(UserWarning, match="all 40 pairs that labeller return has"):
         tally.take()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -28,7 +28,7 @@ def test_a_labeller_that_only_ties_is_reported_once() -> None:
 def test_rare_preferences_are_reported_once_unless_drawn_often(stratified: bool) -> None:
     tally = Tally("return", stratified=stratified)
     reported = []
-    for turn in range(2 * RARE_TURNS + 1):
+    for turn in range(61):
         # One decided pair of twenty, 5 %, is rare; a turn with one of five, 20 %, is not.
         ties = 4 if turn == 3 else 19
         tally.add(torch.tensor([1.0] + [0.5] * ties))
@@ -36,9 +36,46 @@ def test_rare_preferences_are_reported_once_unless_drawn_often(stratified: bool)
             warnings.simplefilter("always")
             tally.take()
         reported += [(turn, str(w.message)) for w in caught]
-    expected = [] if stratified else [3 + RARE_TURNS]
+    expected = [] if stratified else [33]
     assert [turn for turn, _ in reported] == expected
     assert all('query = "stratified"' in message for _, message in reported)
+
+
+def test_one_decided_pair_of_ten_is_not_rare() -> None:
+    tally = Tally("return")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(40):
+            tally.add(torch.tensor([1.0] + [0.5] * 9))
+            assert tally.take()["preference/informative_share"] == pytest.approx(0.1)
+
+
+def test_counts_of_the_whole_run_and_since_the_last_call() -> None:
+    # Five pairs: one without an answer, two ties, two decided. Then none, and then two, of which
+    # one is without an answer.
+    tally, no_answer = Tally("return"), float("nan")
+    tally.add(torch.tensor([1.0, no_answer, 0.5]))
+    tally.add(torch.tensor([0.5, 0.25]))
+    assert tally.totals() == (5, 4)
+    assert tally.take() == {
+        "preference/asked": 5.0,
+        "preference/abstained_share": pytest.approx(0.2),
+        "preference/informative_share": 0.5,
+    }
+    assert tally.totals() == (5, 4)
+    assert tally.take() == {
+        "preference/asked": 0.0,
+        "preference/abstained_share": pytest.approx(no_answer, nan_ok=True),
+        "preference/informative_share": pytest.approx(no_answer, nan_ok=True),
+    }
+    tally.add(torch.tensor([no_answer, 0.0]))
+    other = Tally("return")
+    other.load_state_dict(tally.state_dict())
+    for each in (tally, other):
+        assert each.totals() == (7, 5)
+        assert each.is_informative
+        assert each.take()["preference/abstained_share"] == 0.5
+        assert each.totals() == (7, 5)
 
 
 def test_one_preference_is_enough_to_learn_from() -> None:
@@ -46,7 +83,7 @@ def test_one_preference_is_enough_to_learn_from() -> None:
     tally.add(torch.tensor([0.5, 1.0]))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for _ in range(2 * TIED_TURNS):
+        for _ in range(20):
             tally.take()
             tally.add(torch.full((4,), 0.5))
     assert tally.is_informative
