@@ -75,7 +75,7 @@ class Polygon:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Label:
+class Caption:
     """A short text of a fixed size on the screen, centred on a point."""
 
     position: Point
@@ -94,12 +94,12 @@ class HealthBar:
     colour: str
 
 
-Shape = Segment | Circle | Polygon | Label | HealthBar
+Shape = Segment | Circle | Polygon | Caption | HealthBar
 _KINDS: dict[str, type[Shape]] = {
     "segment": Segment,
     "circle": Circle,
     "polygon": Polygon,
-    "label": Label,
+    "caption": Caption,
     "health_bar": HealthBar,
 }
 _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
@@ -189,7 +189,7 @@ def moved(shape: Shape, by: Point) -> Shape:
             return replace(shape, centre=shifted(shape.centre, by))
         case Polygon():
             return replace(shape, points=tuple(shifted(point, by) for point in shape.points))
-        case Label() | HealthBar():
+        case Caption() | HealthBar():
             return replace(shape, position=shifted(shape.position, by))
 
 
@@ -235,8 +235,8 @@ def observation_frame(
     which the chosen one is filled. The dead have empty rows.
     """
     shapes: list[Shape] = [
-        Label(position=(_OBS_WIDTH / 2, 0.75), text="observations"),
-        Label(position=(_ACTION_START + _ACTION_WIDTH / 2, 0.75), text="actions"),
+        Caption(position=(_OBS_WIDTH / 2, 0.75), text="observations"),
+        Caption(position=(_ACTION_START + _ACTION_WIDTH / 2, 0.75), text="actions"),
     ]
     anchors: list[Point | None] = []
     places: list[Point] = []

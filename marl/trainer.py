@@ -113,7 +113,7 @@ class Trainer:
                 spec,
                 config,
                 self.norm,
-                self.seeds.torch("committee"),
+                self.seeds.torch("ensemble"),
                 self.device,
                 ranks,
             )

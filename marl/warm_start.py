@@ -15,7 +15,7 @@ from marl.config import Config, ConfigError
 from marl.learners.base import Learner
 from marl.policy import config_in, spec_in
 from marl.rewards.io import is_learned, sizes
-from marl.rewards.trainer import RewardLearner
+from marl.rewards.learner import RewardLearner
 from marl.utils.checkpoint import (
     CheckpointError,
     check_finite_weights,

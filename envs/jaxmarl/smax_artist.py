@@ -13,10 +13,10 @@ from envs.frames import (
     FAINT,
     INK,
     WALL,
+    Caption,
     Circle,
     Frame,
     HealthBar,
-    Label,
     Point,
     Segment,
     Shape,
@@ -121,14 +121,14 @@ class BattleArtist:
         """Yield a dead unit's ring and letter, both faint."""
         place, radius, letter = self._look(units, unit)
         yield Circle(centre=place, radius=radius, colour=FAINT, filled=False)
-        yield Label(position=place, text=letter, colour=WALL)
+        yield Caption(position=place, text=letter, colour=WALL)
 
     def _standing(self, units: Any, unit: int) -> Iterator[Shape]:
         """Yield a living unit's disc, with a pale edge, and its letter."""
         place, radius, letter = self._look(units, unit)
         yield Circle(centre=place, radius=radius + _EDGE, colour=_ON_UNIT)
         yield Circle(centre=place, radius=radius - _EDGE, colour=self.colour(unit))
-        yield Label(position=place, text=letter, colour=_ON_UNIT)
+        yield Caption(position=place, text=letter, colour=_ON_UNIT)
 
     def _health(self, units: Any, unit: int) -> HealthBar:
         """Return the bar above a living unit."""

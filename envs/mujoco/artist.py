@@ -24,9 +24,9 @@ from envs.frames import (
     MUTED,
     TARGET,
     WALL,
+    Caption,
     Circle,
     Frame,
-    Label,
     Point,
     Polygon,
     Segment,
@@ -299,7 +299,7 @@ def _floor_line(x: float, size: float, reach: float, depth: float) -> list[Shape
         at = mark * spacing
         shapes.append(Segment(start=(at, 0.0), end=(at, -0.02 * size), colour=MUTED))
         if abs(at - x) < 0.85 * reach:  # the whole label fits on the ground
-            shapes.append(Label(position=(at, -0.07 * size), text=f"{at:g} m"))
+            shapes.append(Caption(position=(at, -0.07 * size), text=f"{at:g} m"))
     return shapes
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from marl.config.schema import ModelConfig
 from marl.data.types import EpisodeReplay, Episodes
 from marl.preferences.labellers import EpisodePairs
+from marl.rewards.learner import RewardLearner
 from marl.rewards.scoring import score_episodes
-from marl.rewards.trainer import RewardLearner
 
 CACHED_EPISODES = 16_384
 """Newest episodes whose scores are cached: each is scored once, however often it is asked about."""

@@ -56,7 +56,7 @@ class Seed:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class TaskResults:
     """One environment: the groups that were trained in it, and how far they are compared."""
 
     name: str
@@ -100,7 +100,7 @@ class Row:
 
 def tasks_of(
     runs: Sequence[RecordedRun], metric: str, until: int | None = None
-) -> tuple[list[Task], list[str]]:
+) -> tuple[list[TaskResults], list[str]]:
     """Return the environments of some runs with their groups, and what was left out and why.
 
     Each environment is compared up to `until`, or as far as all of its runs have come.
@@ -147,7 +147,9 @@ def tasks_of(
             algorithms = {run.config.algorithm for _, run in members}
             title = ", ".join([task, *algorithms] if len(algorithms) == 1 else [task])
             tasks.append(
-                Task(name=task, groups=groups, until=end, measure=measured(metric), title=title)
+                TaskResults(
+                    name=task, groups=groups, until=end, measure=measured(metric), title=title
+                )
             )
     return tasks, notes
 
@@ -209,14 +211,14 @@ def final_of(seeds: Sequence[Seed]) -> Estimate:
     return estimate([seed.final for seed in seeds])
 
 
-def rows_of(task: Task, level: float | None = None) -> list[Row]:
+def rows_of(task: TaskResults, level: float | None = None) -> list[Row]:
     """Return a row for each group, the best first."""
     level = task.level if level is None else level
     rows = [_row(task, name, seeds, level) for name, seeds in task.groups.items()]
     return sorted(rows, key=lambda row: -row.final.value)
 
 
-def _row(task: Task, group: str, seeds: Sequence[Seed], level: float) -> Row:
+def _row(task: TaskResults, group: str, seeds: Sequence[Seed], level: float) -> Row:
     reached = [steps_to(seed, level) for seed in seeds]
     return Row(
         task=task.name,
@@ -245,7 +247,9 @@ def area_below(seed: Seed) -> float:
     return float(area / (seed.steps[-1] - seed.steps[0]))
 
 
-def improvements(tasks: Sequence[Task], names: Sequence[str]) -> dict[tuple[str, str], Estimate]:
+def improvements(
+    tasks: Sequence[TaskResults], names: Sequence[str]
+) -> dict[tuple[str, str], Estimate]:
     """Return the probability that a seed of the one group ends above one of the other.
 
     Over the environments in which both were trained.
@@ -260,7 +264,9 @@ def improvements(tasks: Sequence[Task], names: Sequence[str]) -> dict[tuple[str,
     return found
 
 
-def page(tasks: Sequence[Task], level: float | None, notes: Sequence[str], picture: str) -> str:
+def page(
+    tasks: Sequence[TaskResults], level: float | None, notes: Sequence[str], picture: str
+) -> str:
     """Return the comparison as Markdown; `picture` is the file of its curves, if there is one."""
     parts = ["# Comparison", *([f"![Learning curves]({picture})"] if picture else [])]
     for task in tasks:
@@ -282,7 +288,7 @@ def page(tasks: Sequence[Task], level: float | None, notes: Sequence[str], pictu
     return "\n\n".join(parts) + "\n"
 
 
-def _section(task: Task, rows: Sequence[Row]) -> Iterator[str]:
+def _section(task: TaskResults, rows: Sequence[Row]) -> Iterator[str]:
     level = rows[0].level
     yield f"## {text(task.title or task.name)}"
     yield (
@@ -315,7 +321,7 @@ def _steps(steps: float) -> str:
     return f"{steps:,.0f}" if math.isfinite(steps) else "not reached"
 
 
-def _matrix(tasks: Sequence[Task], names: Sequence[str]) -> str:
+def _matrix(tasks: Sequence[TaskResults], names: Sequence[str]) -> str:
     """Return the table of probabilities of improvement between all groups, at most ten."""
     names = names[:10]
     found = improvements(tasks, names)
@@ -344,7 +350,7 @@ CSV_COLUMNS = (
 )
 
 
-def csv_rows(tasks: Sequence[Task], level: float | None) -> list[list[object]]:
+def csv_rows(tasks: Sequence[TaskResults], level: float | None) -> list[list[object]]:
     """Return a row under `CSV_COLUMNS` for each group; an unknown number is empty."""
     rows: list[list[object]] = []
     for task in tasks:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from marl.reports.comparison import Task, final_of
+from marl.reports.comparison import TaskResults, final_of
 from marl.reports.estimates import band, interpolated
 from marl.reports.plots import INK, figure_of, saved, styled, title
 from marl.utils.text import one_line
@@ -30,7 +30,9 @@ _DASHES = {"dense": (0, (5, 2)), "sparse": (0, (1, 1.5))}
 _POINTS, _COLUMNS, _MOST = 100, 3, 10
 
 
-def draw_tasks(tasks: Sequence[Task], path: Path, titles: Mapping[str, str] | None = None) -> Path:
+def draw_tasks(
+    tasks: Sequence[TaskResults], path: Path, titles: Mapping[str, str] | None = None
+) -> Path:
     """Write a picture with a panel for each environment, and return its path.
 
     `titles` say what groups are called there. Of an environment's groups at most ten are drawn,
@@ -50,15 +52,15 @@ def draw_tasks(tasks: Sequence[Task], path: Path, titles: Mapping[str, str] | No
     return saved(figure, path)
 
 
-def _best(task: Task) -> Task:
+def _best(task: TaskResults) -> TaskResults:
     """Return a task with its best groups, in their order; its title says if some are not drawn."""
     heading = task.title or task.name
     if len(task.groups) <= _MOST:
-        return Task(**{**vars(task), "title": heading})
+        return TaskResults(**{**vars(task), "title": heading})
     ranked = sorted(task.groups, key=lambda name: -final_of(task.groups[name]).value)[:_MOST]
     groups = {name: seeds for name, seeds in task.groups.items() if name in ranked}
     heading = f"{heading}: the best {_MOST} of {len(task.groups)}"
-    return Task(**{**vars(task), "groups": groups, "title": heading})
+    return TaskResults(**{**vars(task), "groups": groups, "title": heading})
 
 
 def _colours(names: Sequence[str]) -> dict[str, str]:
@@ -66,7 +68,7 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: _COLOURS[name] if name in _COLOURS else next(free) for name in names}
 
 
-def _draw(axes: Axes, task: Task, colours: Mapping[str, str]) -> None:
+def _draw(axes: Axes, task: TaskResults, colours: Mapping[str, str]) -> None:
     styled(axes)
     seeds = task.seeds
     counted = f"seeds {', '.join(map(str, seeds))}" if len(seeds) < 8 else f"{len(seeds)} seeds"

@@ -12,10 +12,10 @@ import matplotlib
 from PIL import Image, ImageDraw, ImageFont
 
 from envs.frames import (
+    Caption,
     Circle,
     Frame,
     HealthBar,
-    Label,
     Point,
     Polygon,
     Segment,
@@ -161,7 +161,7 @@ def _paint(canvas: Canvas, shape: Shape, to_pixels: Projection) -> None:
             canvas.ring(to_pixels(shape.centre), radius, shape.colour)
         case Polygon():
             canvas.polygon(list(map(to_pixels, shape.points)), shape.colour)
-        case Label():
+        case Caption():
             canvas.text(to_pixels(shape.position), shape.text, shape.colour, 10, "mm")
         case HealthBar():
             _paint_health(canvas, shape, to_pixels)

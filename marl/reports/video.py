@@ -171,7 +171,7 @@ def paint(
     shown: Play, steps: Sequence[int], title: str, detail: str, width: int
 ) -> Iterator[Image.Image]:
     """Yield the picture of each of the given steps: the scene, and beside it the panel."""
-    rows = reward_rows(shown)
+    rows = reward_traces(shown)
     panel = Panel(shown, rows, title, detail)
     local = None if shown.local is None else scaled(shown.local)
     height = max(round(width * 0.56), panel_height(len(rows)))
@@ -274,7 +274,7 @@ class Recorder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class Trace:
     """One trace."""
 
     name: str
@@ -283,16 +283,16 @@ class Row:
     """(T,) in [-1, 1]."""
 
 
-def reward_rows(play: Play) -> tuple[Row, ...]:
+def reward_traces(play: Play) -> tuple[Trace, ...]:
     """Return the learned rewards, each kind on one scale; where there are none, the task's own."""
     if play.team is None:
-        return (Row(name="task", colour=INK, values=scaled(play.rewards)),)
-    team = Row(name="team", colour=INK, values=scaled(play.team))
+        return (Trace(name="task", colour=INK, values=scaled(play.rewards)),)
+    team = Trace(name="team", colour=INK, values=scaled(play.team))
     if play.local is None:
         return (team,)
     local = scaled(play.local)
     agents = (
-        Row(name=name, colour=agent_colour(i), values=local[:, i])
+        Trace(name=name, colour=agent_colour(i), values=local[:, i])
         for i, name in enumerate(play.agents)
     )
     return (team, *agents)
@@ -308,7 +308,7 @@ def scaled(values: Array) -> Array:
 class Panel:
     """Draws the column of a play."""
 
-    def __init__(self, play: Play, rows: tuple[Row, ...], title: str, detail: str) -> None:
+    def __init__(self, play: Play, rows: tuple[Trace, ...], title: str, detail: str) -> None:
         self._play, self._rows = play, rows
         self._title, self._detail = title, detail
         self._returns = play.rewards.cumsum()
@@ -337,7 +337,7 @@ class Panel:
             self._paint_row(canvas, row, step, _TOP + i * pitch, pitch)
         return canvas.image()
 
-    def _paint_row(self, canvas: Canvas, row: Row, step: int, top: float, pitch: float) -> None:
+    def _paint_row(self, canvas: Canvas, row: Trace, step: int, top: float, pitch: float) -> None:
         """Draw one trace up to a step, with its name at the left."""
         left, right = _MARGIN + 56.0, PANEL_WIDTH - _MARGIN
         middle, half = top + pitch / 2.0, pitch / 2.0 - 2.0

@@ -12,8 +12,8 @@ from marl.rewards.calibration import CalibratedLoss
 from marl.rewards.central import CentralReward
 from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
+from marl.rewards.learner import RewardLearner, fit_budget
 from marl.rewards.losses import RewardLoss
-from marl.rewards.trainer import RewardLearner, fit_budget
 from marl.utils import plugins
 from marl.utils.ranks import SINGLE, Ranks
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from marl.data.types import EpisodeBatch, Transitions
 from marl.preferences import FeedbackPipeline
 from marl.rewards.base import PolicySampler
-from marl.rewards.trainer import RewardLearner
+from marl.rewards.learner import RewardLearner
 
 
 @dataclass(frozen=True)

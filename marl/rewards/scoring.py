@@ -12,7 +12,7 @@ from torch import Tensor
 
 from marl.data.replay import in_order
 from marl.data.types import Episodes
-from marl.rewards.trainer import RewardLearner
+from marl.rewards.learner import RewardLearner
 
 MAX_ROWS = 65_536
 """Steps that are scored in one pass."""

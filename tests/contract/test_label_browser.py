@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from envs import Frame
-from envs.frames import Circle, HealthBar, Label, Polygon, Segment
+from envs.frames import Caption, Circle, HealthBar, Polygon, Segment
 from marl.preferences.dataset.answers import AnswerLog
 from marl.preferences.dataset.footage import EpisodeFrames, write_frames
 
@@ -45,7 +45,7 @@ def moment(number: int, step: int) -> Frame:
             Circle(centre=(x, 0.8), radius=0.2, colour="#3f7fbf"),
             Circle(centre=(1.0, 0.2), radius=0.2, colour="#2f9e62", filled=False),
             Polygon(points=((-1.0, 0.0), (-0.5, 0.5), (0.0, 0.0)), colour="#d9d5cc"),
-            Label(position=(0.0, -0.3), text=f"episode {number}"),
+            Caption(position=(0.0, -0.3), text=f"episode {number}"),
             HealthBar(position=(x, 1.2), width=0.5, share=1 - step / 12, colour="#2f9e62"),
         ),
         view=(x - 2.0, -1.0, x + 2.0, 2.0),

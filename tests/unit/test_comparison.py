@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 
 from marl.config.io import load_config, save_config
-from marl.reports.comparison import Seed, Task, group_names, rows_of, seed_of, steps_to, tasks_of
+from marl.reports.comparison import (
+    Seed,
+    TaskResults,
+    group_names,
+    rows_of,
+    seed_of,
+    steps_to,
+    tasks_of,
+)
 from marl.reports.recorded import read_run
 from tests.command_line import run
 
@@ -80,7 +88,7 @@ def test_steps_to_a_level() -> None:
         "fast": [curve(n, [0.0, 10.0, 10.0]) for n in range(3)],
         "slow": [curve(0, [0.0, 5.0, 9.0]), curve(1, [0.0, 0.0, 0.0]), curve(2, [0.0, 1.0, 1.0])],
     }
-    task = Task(name="t", groups=groups, until=300)
+    task = TaskResults(name="t", groups=groups, until=300)
     assert task.level == 8.0  # 80 % of the way from 0 to 10
     fast, slow = rows_of(task)
     assert (fast.reached, fast.steps_to_level) == (3, 200.0)

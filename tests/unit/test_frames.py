@@ -6,13 +6,13 @@ import math
 import pytest
 
 from envs import EnvError, Frame
-from envs.frames import Circle, HealthBar, Label, Polygon, Segment, Shape, agent_colour, moved
+from envs.frames import Caption, Circle, HealthBar, Polygon, Segment, Shape, agent_colour, moved
 
 SHAPES: tuple[Shape, ...] = (
     Segment(start=(0.0, 1.0), end=(2.0, 3.0), colour="#010203", width=0.5),
     Circle(centre=(1.0, 1.0), radius=0.25, colour="#aabbcc", filled=False),
     Polygon(points=((0.0, 0.0), (1.0, 0.0), (0.0, 1.0)), colour="#aabbcc"),
-    Label(position=(0.1, 0.2), text='3 "m"', colour="#000000"),
+    Caption(position=(0.1, 0.2), text='3 "m"', colour="#000000"),
     HealthBar(position=(0.0, 2.0), width=1.0, share=0.4, colour="#00ff00"),
 )
 
@@ -30,7 +30,7 @@ def test_a_frame_survives_a_file_of_json() -> None:
 
 def test_json_names_the_kind_of_each_shape() -> None:
     kinds = [shape["kind"] for shape in frame().to_json()["shapes"]]
-    assert kinds == ["segment", "circle", "polygon", "label", "health_bar"]
+    assert kinds == ["segment", "circle", "polygon", "caption", "health_bar"]
 
 
 def test_an_unknown_kind_of_shape_is_named() -> None:
@@ -45,7 +45,7 @@ def test_shapes_move_as_one() -> None:
         Segment(start=(10.0, 0.0), end=(12.0, 2.0), colour="#010203", width=0.5),
         Circle(centre=(11.0, 0.0), radius=0.25, colour="#aabbcc", filled=False),
         Polygon(points=((10.0, -1.0), (11.0, -1.0), (10.0, 0.0)), colour="#aabbcc"),
-        Label(position=(10.1, -0.8), text='3 "m"', colour="#000000"),
+        Caption(position=(10.1, -0.8), text='3 "m"', colour="#000000"),
         HealthBar(position=(10.0, 1.0), width=1.0, share=0.4, colour="#00ff00"),
     ]
 

@@ -18,6 +18,7 @@ from marl.data.types import History, Rewards, Rollout, Transitions
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 from marl.policy import Policy
+from marl.rewards.learner import RewardLearner
 from marl.rewards.ratio import (
     UNIFORM_LOG_STD,
     PolicyRatio,
@@ -26,7 +27,6 @@ from marl.rewards.ratio import (
     frozen,
     with_deviation_of,
 )
-from marl.rewards.trainer import RewardLearner
 from tests.learners import CPU, LENGTHS, NETWORK, RECURRENT, collect, generator, make_mappo
 from tests.scripted import ScriptedEnv
 

@@ -17,8 +17,8 @@ from marl.config import Config, RewardConfig
 from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
+from marl.rewards.learner import checked_rewards
 from marl.rewards.losses import split_penalty
-from marl.rewards.trainer import checked_rewards
 from tests.reward_models import (
     CPU,
     GAMMA,

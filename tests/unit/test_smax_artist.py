@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from envs.frames import FAINT, Circle, HealthBar, Label, Segment, agent_colour
+from envs.frames import FAINT, Caption, Circle, HealthBar, Segment, agent_colour
 from envs.jaxmarl.smax_artist import ENEMY, ENEMY_HEALTH, BattleArtist
 
 SOURCE = SimpleNamespace(
@@ -38,7 +38,7 @@ def units(**changes: Any) -> Any:
 def test_units_have_colours_letters_and_health() -> None:
     shapes = BattleArtist(SOURCE).frame(units()).shapes
     discs = {s.centre: s for s in shapes if isinstance(s, Circle)}  # the last one lies on top
-    letters = {s.position: s.text for s in shapes if isinstance(s, Label)}
+    letters = {s.position: s.text for s in shapes if isinstance(s, Caption)}
     assert discs[ALLY].colour == agent_colour(0)
     assert discs[ENEMY_MARINE].colour == discs[ENEMY_ZEALOT].colour == ENEMY
     assert (discs[DEAD_ALLY].colour, discs[DEAD_ALLY].filled) == (FAINT, False)

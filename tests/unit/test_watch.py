@@ -7,18 +7,18 @@ import pytest
 from PIL import Image
 
 from envs import Frame
-from envs.frames import Circle, HealthBar, Label, Polygon, Segment, Shape, agent_colour
+from envs.frames import Caption, Circle, HealthBar, Polygon, Segment, Shape, agent_colour
 from marl.config import ConfigError
 from marl.reports.drawing import Projection, paint_scene, spread_out
 from marl.reports.video import (
     FilmOptions,
     Panel,
     Play,
-    Row,
+    Trace,
     fitting,
     movie_format,
     pace,
-    reward_rows,
+    reward_traces,
     scaled,
     text_width,
     write_movie,
@@ -94,7 +94,7 @@ def test_rings_and_labels_are_drawn() -> None:
     picture = paint_scene(frame(ring), None, 100, 100)
     assert picture.getpixel((21, 50)) == RED
     assert picture.getpixel((50, 50)) == empty.getpixel((50, 50))
-    label = Label(position=(5.0, 5.0), text="3 m")
+    label = Caption(position=(5.0, 5.0), text="3 m")
     assert paint_scene(frame(label), None, 100, 100).tobytes() != empty.tobytes()
 
 
@@ -125,14 +125,14 @@ def test_the_largest_rewards_fill_a_bar() -> None:
 
 
 def test_rows_are_the_team_and_each_agent_or_the_task_alone() -> None:
-    assert [row.name for row in reward_rows(a_play())] == ["team", "agent 0", "wolf"]
-    assert [row.name for row in reward_rows(a_play(local=False))] == ["team"]
-    assert [row.name for row in reward_rows(a_play(learned=False))] == ["task"]
+    assert [row.name for row in reward_traces(a_play())] == ["team", "agent 0", "wolf"]
+    assert [row.name for row in reward_traces(a_play(local=False))] == ["team"]
+    assert [row.name for row in reward_traces(a_play(learned=False))] == ["task"]
 
 
 def test_a_panel_traces_what_is_past() -> None:
     shown = a_play()
-    row = Row(name="team", colour="#ff0000", values=np.ones(8))
+    row = Trace(name="team", colour="#ff0000", values=np.ones(8))
     panel = Panel(shown, (row,), "title", "detail")
     reds = [np.asarray(panel.paint(step, 200))[..., 0] for step in (0, 7)]
     greens = [np.asarray(panel.paint(step, 200))[..., 1] for step in (0, 7)]

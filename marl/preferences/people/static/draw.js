@@ -96,7 +96,7 @@ const PAINTERS = {
     pen.closePath();
     pen.fill();
   },
-  label(pen, { position, text, colour }, place) {
+  caption(pen, { position, text, colour }, place) {
     pen.fillStyle = colour;
     pen.font = LABEL_FONT;
     pen.textAlign = "center";
