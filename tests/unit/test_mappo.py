@@ -17,7 +17,7 @@ from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards
 from marl.learners.gae import read_inputs
 from marl.learners.losses import clipped_policy_loss
-from marl.learners.mappo import Mappo, step_rows
+from marl.learners.mappo import Ippo, Mappo, step_rows
 from marl.nn.layers import NonFiniteError, check_finite, correlation
 from marl.nn.normalisation import TeamNorm
 from tests.learners import (
@@ -29,9 +29,11 @@ from tests.learners import (
     assert_same,
     collect,
     generator,
+    local_stream,
     make_mappo,
     parameters_after,
     random_rewards,
+    team_stream,
 )
 from tests.scripted import ScriptedEnv
 
@@ -115,6 +117,52 @@ def test_a_huge_critic_gradient_does_not_shrink_the_actors() -> None:
 def gradient_norm(network: nn.Module) -> float:
     grads = [p.grad.flatten() for p in network.parameters() if p.grad is not None]
     return torch.cat(grads).norm().item()
+
+
+def test_the_first_step_of_adam_by_hand() -> None:
+    """It goes against g by the learning rate times |g| / (|g| + 1e-5), g clipped to be as small."""
+    env = ScriptedEnv(LENGTHS)
+    mappo = make_mappo(env.spec, dataclasses.replace(ONE_STEP, max_grad_norm=1e-4, anneal=False))
+    rollout = collect(mappo, env)
+    before = copy.deepcopy(mappo.networks)
+    mappo.update(rollout, random_rewards(rollout), 1.0)
+    for name, network in mappo.networks.items():
+        for left, right in zip(before[name].parameters(), network.parameters(), strict=True):
+            grad = right.grad
+            assert grad is not None
+            expected = left - 1e-3 * grad / (grad.abs() + 1e-5)
+            assert torch.allclose(right, expected, atol=1e-7)
+
+
+def test_metrics_are_means_over_minibatches_and_epochs() -> None:
+    """Of equal size, and so small steps that the networks stay as they are."""
+    env = ScriptedEnv(LENGTHS)
+    settings = LearnerConfig(learning_rate=1e-9, entropy_coef=0.1)
+    several, one = (
+        make_mappo(env.spec, dataclasses.replace(settings, epochs=epochs, minibatches=minibatches))
+        for epochs, minibatches in ((3, 4), (1, 1))
+    )
+    rollout = collect(one, env)
+    rewards = random_rewards(rollout)
+    found, expected = (mappo.update(rollout, rewards, 1.0) for mappo in (several, one))
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-6)
+    # Three actions, at first about as likely: the loss is - .1 log 3, advantages of mean zero.
+    assert expected["policy/loss"] == pytest.approx(-0.1 * np.log(3.0), rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [Mappo, Ippo])
+def test_how_far_local_and_team_advantages_agree(kind: type[Mappo]) -> None:
+    env = ScriptedEnv(LENGTHS, agents_die=True)
+    mappo = make_mappo(env.spec, kind=kind)
+    rollout = collect(mappo, env)
+    rewards, alive = random_rewards(rollout), rollout.transitions.alive
+    assert alive is not None
+    team = team_stream(mappo, rollout, rewards).advantages
+    local = local_stream(mappo, rollout, rewards).advantages
+    team = team if kind is Ippo else team.unsqueeze(-1).expand_as(local)
+    expected = torch.corrcoef(torch.stack((local[alive], team[alive])))[0, 1]
+    metrics = mappo.update(rollout, rewards, 1.0)
+    assert metrics["policy/advantage_correlation"] == pytest.approx(expected.item(), abs=1e-5)
 
 
 def test_omega_zero_makes_the_learner_of_the_shared_reward() -> None:

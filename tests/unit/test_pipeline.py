@@ -13,8 +13,12 @@ import torch
 from torch import Tensor
 
 from marl.config import PreferenceConfig, RewardConfig
+from marl.data.replay import ReplayBuffer
+from marl.data.types import Episodes
 from marl.preferences.buffer import PreferenceBuffer
+from marl.preferences.labellers import EpisodePairs, LateAnswers
 from marl.preferences.pipeline import FeedbackPipeline
+from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
 from tests.scripted import ScriptedEnv, scripted_collector
 
@@ -29,6 +33,7 @@ def observed(
     uses_labels: bool = True,
     uses_returns: bool = False,
     scorer: Any = None,
+    given: Any = None,
     **preferences: Any,
 ) -> FeedbackPipeline:
     """Return a pipeline after some rollouts of 4 steps; episodes of 1 to 4 steps by default."""
@@ -44,6 +49,7 @@ def observed(
         num_iterations=10,
         uses_labels=uses_labels,
         uses_returns=uses_returns,
+        given=given,
     )
     collector, actor = scripted_collector(env, 4)
     for _ in range(rollouts):
@@ -84,6 +90,61 @@ def test_a_rollout_can_be_taken_back() -> None:
     assert_equal(pipeline.state_dict(), before)
 
 
+class Absent:
+    """Judges episodes of even numbers only, and prefers the first, but an iteration later."""
+
+    def __init__(self) -> None:
+        self.asked = torch.zeros(2, 0, dtype=torch.int64)
+
+    def can_judge(self, episodes: Episodes) -> Tensor:
+        return episodes.numbers % 2 == 0
+
+    def __call__(self, pairs: EpisodePairs) -> Tensor:
+        numbers = torch.stack((pairs.first.numbers, pairs.second.numbers))
+        self.asked = torch.cat((self.asked, numbers), dim=1)
+        return torch.full((len(pairs),), math.nan)
+
+    def late_answers(self, replay: ReplayBuffer) -> LateAnswers:
+        (first, second), self.asked = self.asked, self.asked[:, :0]
+        return LateAnswers(first=first, second=second, labels=torch.ones(len(first)))
+
+    def metrics(self) -> dict[str, float]:
+        return {"open": self.asked.shape[1]}
+
+
+def test_answers_may_come_late_and_about_some_episodes_only() -> None:
+    # Sixteen episodes an iteration. Of the even ones 0, 4, 6, 10, 12 are trained on and 2, 8, 14
+    # held out: enough for the two and the one pair of a rate of 3.
+    names = ("answered", "unanswered", "asked")
+    for rollouts, answered in ((1, 0), (2, 3)):
+        absent = Absent()
+        pipeline = observed(
+            rollouts, [[1]] * 4, queries_per_iteration=3, holdout_every=3, given=absent
+        )
+        metrics = pipeline.metrics()  # what is open is neither answered nor unanswered
+        assert [metrics[f"preference/{name}"] for name in names] == [answered, 0, answered]
+        assert metrics["labeller/open"] == 3
+    buffer = pipeline.buffer
+    assert (torch.cat((buffer.first[:3], buffer.second[:3])) % 2 == 0).all()
+    assert buffer.labels[:3].tolist() == [1.0] * 3
+    assert buffer.asked_at[:3].tolist() == [8] * 3
+
+
+def test_a_rollout_in_which_nothing_ends_tells_nothing() -> None:
+    pipeline = observed(1, [[9]], uses_returns=True, queries_per_iteration=3)
+    assert not pipeline.is_informative
+    assert pipeline.budget.due == 0.0
+    assert pipeline.batch() is None
+
+
+def test_a_labeller_given_in_python_is_named_in_errors() -> None:
+    def wrong(pairs: EpisodePairs) -> Tensor:
+        return torch.zeros(0)
+
+    with pytest.raises(PluginError, match=r"^labeller .*wrong returned shape"):
+        observed(1, given=wrong, queries_per_iteration=4)
+
+
 @pytest.mark.parametrize(("retire_after", "first_time"), [(15, 24), (16, 20), (31, 20), (32, 16)])
 def test_answers_serve_until_they_are_too_old(retire_after: int, first_time: int) -> None:
     # Rollouts of 4 steps of 4 environments: answers are 0, 16, 32, ... steps old, given after 24,
@@ -118,7 +179,7 @@ def test_returns_fill_a_batch_of_answers_up() -> None:
 
 
 def test_without_labels_a_batch_holds_episodes_and_no_pair() -> None:
-    pipeline = observed(3, uses_labels=False, uses_returns=True)
+    pipeline = observed(3, uses_labels=False, uses_returns=True, queries_per_iteration=3)
     batch = pipeline.batch()
     assert batch is not None
     assert len(batch.lengths) == 8
