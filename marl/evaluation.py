@@ -1,15 +1,17 @@
-"""How good a trained team is: whole episodes, greedy and sampled, with intervals.
+"""How good a trained team is: whole episodes, greedy, sampled and steered, with intervals.
 
 Axes: E environments, B episodes.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from marl.contrast import contrasted
 from marl.data.rollout import Collector
 from marl.policy import Policy
 from marl.utils.seeding import Seeds
@@ -80,6 +82,70 @@ def evaluate(
         high=high,
         facts=dict(zip((fact.name for fact in env.spec.facts), told.tolist(), strict=True)),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeredEvaluation:
+    """A team that is steered with one strength, and what must be compared with it."""
+
+    strength: float
+    sampled: Evaluation
+    greedy: Evaluation
+    sharpened: Evaluation | None
+    """pi^(1 + strength), sampled: what a contrast to a uniform policy does. None where that is no
+    distribution."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SteeringCurve:
+    """A team that is steered with several strengths."""
+
+    points: tuple[SteeredEvaluation, ...]
+    greedy: Evaluation
+    """The team itself, acting greedily: the limit of sharpening."""
+
+
+def steering_curve(
+    policy: Policy,
+    steer: Callable[[float], Policy],
+    strengths: Sequence[float],
+    *,
+    episodes: int,
+    seed: int,
+    num_envs: int = 16,
+    progress: Callable[[str, float], None] | None = None,
+) -> SteeringCurve:
+    """Return how good `policy` is where `steer` steers it with each of the `strengths`.
+
+    All are played with one seed. `progress` is told again and again what is played, and which share
+    of its episodes has ended.
+    """
+    steered = [steer(strength) for strength in strengths]  # what is impossible is told at once
+
+    def played(name: str, team: Policy, *, greedy: bool) -> Evaluation:
+        def ended(share: float) -> None:
+            if progress is not None:
+                progress(name, share)
+
+        counts: dict[str, Any] = {"episodes": episodes, "seed": seed, "num_envs": num_envs}
+        return evaluate(team, greedy=greedy, progress=ended, **counts)
+
+    points = []
+    for strength, team in zip(strengths, steered, strict=True):
+        sampled = played(f"strength {strength:g}, sampled", team, greedy=False)
+        sharpened = sampled if strength == 0.0 else None
+        if strength > -1.0 and strength != 0.0:
+            sharp = contrasted(policy, None, strength)
+            sharpened = played(f"sharpening by {strength:g}", sharp, greedy=False)
+        points.append(
+            SteeredEvaluation(
+                strength=strength,
+                sampled=sampled,
+                greedy=played(f"strength {strength:g}, greedy", team, greedy=True),
+                sharpened=sharpened,
+            )
+        )
+    return SteeringCurve(points=tuple(points), greedy=played("greedy", policy, greedy=True))
 
 
 def bootstrap_interval(

@@ -56,6 +56,9 @@ class Policy:
         self.folder = folder
         """The run's, which must be trusted before code that it names is imported."""
         self._generator = torch.Generator()
+        self._contrast: tuple[Policy, float] | None = None
+        """Base and strength with which it acted last; None: by itself."""
+        self._contrast_actor: Actor | None = None
         self.reset(seed)
 
     def open_env(self, num_envs: int) -> AbstractContextManager[VecEnv]:
@@ -87,6 +90,8 @@ class Policy:
         state: npt.ArrayLike | None = None,
         mask: npt.ArrayLike | None = None,
         greedy: bool = False,
+        contrast: "Policy | None" = None,
+        strength: float = 1.0,
     ) -> npt.NDArray[Any]:
         """Return the actions of one team, or of each of E teams.
 
@@ -94,7 +99,8 @@ class Policy:
         True where an action is legal, (N, A) or (E, N, A). The agents act on what each of them
         sees: `state` is taken so that one call fits all policies, and not read. Actions are
         (N,) or (E, N) integers, or (N, A) or (E, N, A) floats in [-1, 1]: the most likely ones
-        if `greedy`, else drawn.
+        if `greedy`, else drawn. With `contrast`, another policy, they are those of this policy's
+        contrast to it of that `strength` (`marl.contrast`); the choice holds for whole episodes.
         """
         spec, team = self.spec, self.spec.num_agents
         seen = self._checked("obs", obs, (team, spec.obs_size), np.float32)
@@ -108,17 +114,35 @@ class Policy:
             raise ValueError(
                 f"{spec.name} has illegal actions; give mask, True where an action is legal"
             )
+        actor = self._steered(contrast, strength)
         if self._hidden is None:
-            self._hidden = self.actor.initial_hidden(len(seen))
+            self._hidden = actor.initial_hidden(len(seen))
         elif len(self._hidden) != len(seen):
             raise ValueError(
                 f"obs holds {len(seen)} teams, the policy's hidden state {len(self._hidden)}; "
                 "call reset() before acting for others"
             )
-        noise = None if greedy else self.actor.noise((len(seen),), self._generator)
-        actions, _, self._hidden = self.actor.act(seen, self._hidden, legal, noise)
+        noise = None if greedy else actor.noise((len(seen),), self._generator)
+        actions, _, self._hidden = actor.act(seen, self._hidden, legal, noise)
         chosen: npt.NDArray[Any] = executed(spec, actions).numpy()
         return chosen if np.ndim(obs) == 3 else chosen[0]
+
+    def _steered(self, base: "Policy | None", strength: float) -> Actor:
+        """Return the actor of this policy's contrast to a base; None: its own."""
+        chosen = None if base is None else (base, strength)
+        if self._contrast != chosen:
+            if self._hidden is not None:
+                raise ValueError(
+                    "contrast and strength hold for whole episodes of a recurrent team; call "
+                    "reset() before acting with others"
+                )
+            self._contrast, self._contrast_actor = chosen, None
+            if base is not None:
+                # A contrast is made of policies, so it cannot be imported where these are defined.
+                from marl.contrast import contrasted
+
+                self._contrast_actor = contrasted(self, base, strength).actor
+        return self._contrast_actor or self.actor
 
     def act_named(
         self,

@@ -189,10 +189,19 @@ class _NetworkActor(nn.Module):
         noise: Tensor | None = None,
     ) -> tuple[Tensor, Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
         """Return actions, their log-probabilities and the next hidden state; see `Actor`."""
-        outputs, hidden = self._step(self.norm.obs(obs), hidden)
-        policy = self.distribution(outputs, mask)
+        policy, hidden = self.step_distribution(obs, hidden, mask)
         actions = policy.mode() if noise is None else policy.sample(noise)
         return actions, policy.log_prob(actions), hidden
+
+    def step_distribution(
+        self,
+        obs: Float[Tensor, "*L N O"],
+        hidden: Float[Tensor, "*L N H"] | None = None,
+        mask: Bool[Tensor, "*L N A"] | None = None,
+    ) -> tuple[Categorical | Gaussian, Float[Tensor, "*L N H"] | None]:
+        """Return the distribution from which `act` draws, and the next hidden state."""
+        outputs, hidden = self._step(self.norm.obs(obs), hidden)
+        return self.distribution(outputs, mask), hidden
 
     def log_prob(
         self,

@@ -117,7 +117,7 @@ def test_targets_of_an_episode_in_several_pairs_cancel() -> None:
     assert scores.grad is not None
     torch.testing.assert_close(scores.grad, torch.zeros(3, 1))
     # Every target is +-1.5: the middle one misses both by 1.5, of three pairs 2 * 1.5^2 / 2.
-    assert float(least) == pytest.approx(2 * 1.5**2 / 2 / 3)
+    assert float(least.detach()) == pytest.approx(2 * 1.5**2 / 2 / 3)
 
 
 def test_a_calibrated_model_reaches_the_scale() -> None:
