@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from marl.commands.steering import check_options, evaluate_steered, steering, to_json
 from marl.config import ConfigError
 from marl.config.io import load_run_config
 from marl.config.validation import Range, settings
@@ -16,12 +17,16 @@ from marl.utils.text import LiteralConsole
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from marl.policy import Policy
     from marl.reports.video import Film
 
 
 @settings("--")
 class Evaluate:
-    """Play whole episodes with a trained team, greedy and sampled."""
+    """Play whole episodes with a trained team, greedy and sampled.
+
+    With --contrast or --guide the team is steered while it acts, with each --strength in turn.
+    """
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run."""
@@ -31,8 +36,17 @@ class Evaluate:
     """Environments in a batch."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the episodes."""
+    contrast: str = ""
+    """Run, fit or checkpoint of another policy: act by (1 + strength) log pi - strength log of that
+    one. Or "uniform", which sharpens."""
+    guide: Path | None = None
+    """Run or fit of a factored reward (imap, slf): act by log pi + strength w_i (q_i - v_i) / beta,
+    what it says that an agent's action is worth."""
+    strength: tuple[float, ...] | None = None
+    """Strengths; 0 0.5 1 2 if not given. 0 is the team itself, -1 the base of a contrast."""
     out: Path | None = None
-    """File for every return; RUN/evaluation.json if not given."""
+    """File for every return; RUN/evaluation.json if not given, RUN/steering.json of a steered team,
+    beside which a picture is drawn."""
 
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
@@ -40,6 +54,7 @@ class Evaluate:
     def run(self) -> int:
         """Print a table of both ways to act, and write every return to a file."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
+        is_steered = check_options(self.contrast, self.guide, self.strength)
         from rich.progress import Progress
         from rich.table import Table
 
@@ -47,6 +62,18 @@ class Evaluate:
         from marl.policy import load
 
         policy = load(self.run_dir)
+        if is_steered:
+            evaluate_steered(
+                policy,
+                self.out or self.run_dir / "steering.json",
+                contrast=self.contrast,
+                guide=self.guide,
+                strengths=self.strength,
+                episodes=self.episodes,
+                seed=self.seed,
+                num_envs=self.num_envs,
+            )
+            return 0
         table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
         headings = ("acting", "mean return", "95 % interval", "episodes", *policy.spec.successes)
         for heading in headings:
@@ -67,12 +94,7 @@ class Evaluate:
             interval = f"{result.low:.2f} to {result.high:.2f}"
             rates = [f"{result.facts[success]:.0%}" for success in policy.spec.successes]
             table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)), *rates)
-            report[name] = {
-                "mean": result.mean,
-                "interval": [result.low, result.high],
-                "facts": result.facts,
-                "returns": result.returns.tolist(),
-            }
+            report[name] = to_json(result)
         LiteralConsole().print(table)
         path = self.out or self.run_dir / "evaluation.json"
         text = json.dumps({"steps": policy.steps, "seed": self.seed} | report, indent=1)
@@ -116,6 +138,13 @@ class Watch:
     """The film ends there, whatever is left of the episode."""
     width: Annotated[int, Range(320, 1920)] = 640
     """Pixels, the column of rewards included."""
+    contrast: str = ""
+    """Run, fit or checkpoint of another policy, or "uniform": what plays is the team's contrast to
+    it, as in `marl evaluate`."""
+    guide: Path | None = None
+    """Run or fit of a factored reward that guides the team, as in `marl evaluate`."""
+    strength: float | None = None
+    """Of the contrast or the guidance; 1 if not given."""
 
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
@@ -123,6 +152,7 @@ class Watch:
     def run(self) -> int:
         """Write the film and say where it is."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
+        is_steered = check_options(self.contrast, self.guide, self.strength)
         from marl.reports.video import FilmOptions, film_run
 
         path = self.out or self.run_dir / f"episode.{self.format or 'gif'}"
@@ -143,9 +173,15 @@ class Watch:
                 max_frames=self.max_frames,
                 width=self.width,
             ),
+            steer=self._steered if is_steered else None,
         )
         print(summary(film))
         return 0
+
+    def _steered(self, policy: "Policy") -> "Policy":
+        """Return the team that is to be filmed."""
+        steer, _ = steering(policy, self.contrast, self.guide)
+        return steer(1.0 if self.strength is None else self.strength)
 
 
 def summary(film: "Film") -> str:

@@ -1,5 +1,5 @@
 """``curve.png``: one picture of a run, drawn from its ``metrics.csv``; ``calibration.png``: one of
-a fitted reward model.
+a fitted reward model; ``steering.png``: one of a team that is steered while it acts.
 """
 
 import itertools
@@ -20,6 +20,7 @@ from marl.utils.files import atomic_path, output
 from marl.utils.metrics import TIME_PARTS, read_metrics
 
 if TYPE_CHECKING:
+    from marl.evaluation import SteeringCurve
     from marl.rewards.scoring import Reliability  # which imports PyTorch
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -83,6 +84,33 @@ def plot_reliability(table: "Reliability", path: Path) -> Path:
         axes.set_xlim(0.5, 1.0)
         axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     above.yaxis.set_major_formatter(PercentFormatter(1.0))
+    return saved(figure, path)
+
+
+def plot_steering(curve: "SteeringCurve", name: str, path: Path) -> Path:
+    """Return the path of a steered team's mean returns by strength, its controls beside it.
+
+    The band is the 95 % interval of sampled actions.
+    """
+    figure = figure_of(7, 4.5)
+    axes = styled(figure.add_subplot())
+    title(axes, f"{name[:1].upper()}{name[1:]}")
+    points = sorted(curve.points, key=lambda point: point.strength)
+    strengths = [point.strength for point in points]
+    low, high = ([getattr(p.sampled, end) for p in points] for end in ("low", "high"))
+    axes.fill_between(strengths, low, high, color=_COLOURS[0], alpha=0.2, linewidth=0)
+    sharpened = [np.nan if p.sharpened is None else p.sharpened.mean for p in points]
+    for label, colour, means in (
+        ("sampled", _COLOURS[0], [point.sampled.mean for point in points]),
+        ("greedy", _COLOURS[1], [point.greedy.mean for point in points]),
+        ("sharpened, sampled", _COLOURS[2], sharpened),
+    ):
+        axes.plot(strengths, means, color=colour, marker="o", label=label)
+    unsteered: dict[str, Any] = {"linewidth": 1, "linestyle": ":", "label": "greedy, not steered"}
+    axes.axhline(curve.greedy.mean, color=INK, **unsteered)
+    axes.set_xlabel("strength", color=INK)
+    axes.set_ylabel("mean return", color=INK)
+    axes.legend(frameon=False, labelcolor=INK)
     return saved(figure, path)
 
 

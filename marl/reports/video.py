@@ -6,7 +6,7 @@ Axes: T steps of the episode, N agents.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -114,8 +114,17 @@ class Play:
     """(N,) what they are called."""
 
 
-def film_run(run: Path, path: Path, options: FilmOptions, console: Console | None = None) -> Film:
-    """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file."""
+def film_run(
+    run: Path,
+    path: Path,
+    options: FilmOptions,
+    console: Console | None = None,
+    steer: Callable[[Policy], Policy] | None = None,
+) -> Film:
+    """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file.
+
+    `steer` returns the policy that plays in its stead, such as its contrast to another.
+    """
     file_format = movie_format(path)
     console = console or LiteralConsole(stderr=True)
     remedy = "choose another --out"
@@ -123,6 +132,7 @@ def film_run(run: Path, path: Path, options: FilmOptions, console: Console | Non
         path.parent.mkdir(parents=True, exist_ok=True)
         check_writable(path)
     policy, reward = load_team(run)
+    policy = policy if steer is None else steer(policy)
     with console.status("playing"):
         shown = play(
             policy,
