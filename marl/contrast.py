@@ -28,8 +28,8 @@ from marl.learners.actors import Categorical, Gaussian
 from marl.learners.base import Actor
 from marl.policy import Policy
 from marl.rewards.factored import FactoredReward
+from marl.rewards.learner import RewardLearner
 from marl.rewards.ratio import check_comparable
-from marl.rewards.trainer import RewardLearner
 
 PLAUSIBLE = 0.1
 """Share of the likeliest action's probability that an action needs to be kept (CoPe)."""
