@@ -25,6 +25,7 @@ ALGORITHM_TITLES = {
     "rrd": "RRD, factored",
     "rrd_central": "RRD, central",
     "ircr": "IRCR",
+    "rudder": "RUDDER",
     "dense": "dense oracle",
     "sparse": "sparse MAPPO",
 }

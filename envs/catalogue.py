@@ -94,6 +94,7 @@ PROBES = (
     "continuous_match",
     "coordination",
     "dying",
+    "keys",
     "local_credit",
     "masked",
     "recall",

@@ -3,8 +3,8 @@
 Each public function makes one environment; its docstring states the optimal and the random return
 of an episode. Random means uniform over the legal actions. Between them they need continuous
 actions (`continuous_match`), coordination, credit for each agent (`local_credit`), deaths
-(`dying`), illegal actions (`masked`), recurrent networks (`recall`) and the value of a future
-beyond the time limit (`time_limit`).
+(`dying`), illegal actions (`masked`), delayed effects (`keys`), recurrent networks (`recall`) and
+the value of a future beyond the time limit (`time_limit`).
 
 Axes are those of `envs.base`; T: steps of an episode, K: choices.
 """
@@ -315,6 +315,69 @@ class _Recall:
         lights = np.where(asked, actions == arrays["cues"], arrays["lights"])
         paid = lights.mean(axis=1) * (steps == self.max_steps - 1)
         return arrays | {"lights": lights}, paid, np.zeros(len(steps), np.bool_)
+
+
+def keys(
+    num_envs: int, *, num_agents: int = 2, num_keys: int = 2, max_steps: int = 4
+) -> SimulatedEnv:
+    """Return agents that must take the right key in the first step and turn it in the last.
+
+    The first step shows each agent which key fits (K); the action is the key it takes. In the last
+    step each sees that it stands at its door, and action 0 turns the key. The team is then paid the
+    share of agents whose door opens: one that has the right key and turns it. Nothing is seen of
+    what was done; in between, all see zeros and actions do nothing. Optimum 1; random 1 / K^2
+    (.25); with turned keys that were taken at random 1 / K (.5). The task ends after T >= 2 steps.
+    """
+    if max_steps < 2:
+        raise EnvError(f"probe/keys: max_steps is {max_steps}; give at least 2")
+    at_least_one("keys", "num_agents", num_agents)
+    size = at_least_one("keys", "num_keys", num_keys) + 1
+    spec = EnvSpec(
+        name="probe/keys",
+        num_envs=num_envs,
+        obs_sizes=(size,) * num_agents,
+        state_size=size * num_agents,
+        action_kind="discrete",
+        action_sizes=(num_keys,) * num_agents,
+        max_steps=max_steps,
+        finite_horizon=True,
+    )
+    return SimulatedEnv(spec, _Keys(num_agents, num_keys, max_steps))
+
+
+@dataclass(frozen=True)
+class _Keys:
+    """The functions of `keys`."""
+
+    num_agents: int
+    num_keys: int
+    max_steps: int
+
+    @property
+    def num_draws(self) -> int:
+        """A key for each agent."""
+        return self.num_agents
+
+    def begin(self, draws: FloatArray) -> Arrays:
+        """Return the (C, N) keys that fit, and that nobody has the right one."""
+        fits = (draws * self.num_keys).astype(np.int64)
+        return {"fits": fits, "has": np.zeros(fits.shape, np.bool_)}
+
+    def view(self, arrays: Arrays, steps: Steps) -> View:
+        """Return the keys that fit in the first step, and the door in the last."""
+        first, last = steps == 0, steps == self.max_steps - 1
+        shown = one_hot(arrays["fits"], self.num_keys) * first[:, None, None]
+        door = np.broadcast_to(last[:, None, None], (*arrays["fits"].shape, 1))
+        obs = np.concatenate((shown, door), axis=2).astype(np.float32)
+        return View(obs=obs, state=obs.reshape(len(obs), -1).copy())
+
+    def advance(
+        self, arrays: Arrays, steps: Steps, actions: Actions
+    ) -> tuple[Arrays, FloatArray, BoolArray]:
+        """Return the share of doors that open in the last step."""
+        has = np.where((steps == 0)[:, None], actions == arrays["fits"], arrays["has"])
+        paid = (has & (actions == 0)).mean(axis=1) * (steps == self.max_steps - 1)
+        return arrays | {"has": has}, paid, np.zeros(len(steps), np.bool_)
 
 
 def time_limit(

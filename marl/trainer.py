@@ -101,6 +101,7 @@ class Trainer:
                 num_iterations=config.num_iterations,
                 uses_labels=config.learns_from_labels,
                 uses_returns=config.learns_from_returns,
+                reads_history=config.reads_history,
                 people=self.people,
                 given=labeller,
                 run=run,
@@ -168,6 +169,7 @@ class Trainer:
                 rollout.done,
                 informed=self.ranks.any(self.feedback.is_informative),
                 episodes=rollout.episodes,
+                return_scale=self.feedback.return_moments()[1],
             )
             metrics |= reward_metrics
         clock.lap("reward")

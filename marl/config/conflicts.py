@@ -86,6 +86,12 @@ def _check_reward(config: "Config") -> None:
             'learns nothing from labels; set reward.loss = "regression"'
         )
     _check_calibration(config)
+    loss = REWARD_LOSSES[choice.loss]
+    if loss.reads_history and not choice.reads_history:
+        raise ConfigError(
+            f"reward.loss: got {choice.loss!r}, which reads episodes in order, but reward.model = "
+            f'{choice.model!r} reads single steps; set reward.loss = "regression"'
+        )
     if config.learns_from_returns and config.preferences.teacher.myopia < 1.0:
         by = f"reward.loss = {choice.loss!r}" if choice.needs_returns else "reward.calibration"
         raise ConfigError(

@@ -9,7 +9,9 @@ its import path is the setting.
 from dataclasses import dataclass, replace
 from typing import Literal
 
-Algorithm = Literal["imap", "slf", "ipl", "sl", "rrd", "rrd_central", "ircr", "sparse", "dense"]
+Algorithm = Literal[
+    "imap", "slf", "ipl", "sl", "rrd", "rrd_central", "ircr", "rudder", "sparse", "dense"
+]
 RewardSource = Literal["task", "hidden", "learned"]
 
 
@@ -38,6 +40,11 @@ class RewardChoice:
         return self.model in REWARD_MODELS and REWARD_MODELS[self.model].has_value
 
     @property
+    def reads_history(self) -> bool:
+        """Whether its model reads episodes whole and in order."""
+        return self.model in REWARD_MODELS and REWARD_MODELS[self.model].reads_history
+
+    @property
     def needs_labels(self) -> bool:
         """Whether its loss compares labelled pairs."""
         return self.loss in REWARD_LOSSES and REWARD_LOSSES[self.loss].needs_labels
@@ -60,6 +67,7 @@ PRESETS: dict[Algorithm, RewardChoice] = {
     "rrd": _learned("factored", "regression"),
     "rrd_central": _learned("central", "regression"),
     "ircr": _learned("constant", "regression"),
+    "rudder": _learned("rudder", "rudder"),
     "sparse": RewardChoice(source="task"),
     "dense": RewardChoice(source="hidden"),
 }
@@ -75,6 +83,8 @@ class ModelEntry:
     """Whether it gives every agent a local reward."""
     has_value: bool = False
     """Whether it takes gamma_R > 0: a `marl.rewards.ValueBasedReward`."""
+    reads_history: bool = False
+    """Whether it reads episodes whole and in order: a `marl.rewards.SequenceReward`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +96,8 @@ class LossEntry:
     """Whether it compares episodes, so that somebody must label pairs."""
     needs_returns: bool = False
     """Whether it reads the episodes' returns."""
+    reads_history: bool = False
+    """Whether it reads episodes whole and in order, so that its model must, too."""
 
 
 REWARD_MODELS: dict[str, ModelEntry] = {
@@ -94,11 +106,15 @@ REWARD_MODELS: dict[str, ModelEntry] = {
     ),
     "central": ModelEntry(path="marl.rewards.central:CentralReward", has_value=True),
     "constant": ModelEntry(path="marl.rewards.constant:ConstantReward"),
+    "rudder": ModelEntry(path="marl.rewards.rudder:RudderReward", reads_history=True),
 }
 
 REWARD_LOSSES: dict[str, LossEntry] = {
     "preference": LossEntry(path="marl.rewards.losses:PreferenceLoss", needs_labels=True),
     "regression": LossEntry(path="marl.rewards.losses:RegressionLoss", needs_returns=True),
+    "rudder": LossEntry(
+        path="marl.rewards.rudder:RudderLoss", needs_returns=True, reads_history=True
+    ),
     "both": LossEntry(
         path="marl.rewards.losses:SumOfLosses", needs_labels=True, needs_returns=True
     ),

@@ -126,6 +126,9 @@ class RewardConfig:
     rewards to the episode's return; nobody is asked. ``both``: their sum. Empty: the preset's."""
     gamma: Annotated[float, Range(0, 1)] | None = None
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); 0 leaves V out. Without: the preset's."""
+    prediction_weight: Annotated[float, Range(0, 1e6)] = 0.5
+    """RUDDER's loss: weight of the squared errors of the predictions before the end. .5 in the
+    authors' tutorial, .1 in AREL's code for its comparison."""
     unbiased_regression: bool = False
     """Whether the regression subtracts the variance that sampling steps adds to its squared error;
     steps are then drawn without replacement instead of one from each stratum."""
@@ -355,7 +358,8 @@ class Config:
     algorithm: Annotated[Algorithm, Hints(OTHER_NAMES)] = "imap"
     """Preset of the reward, learned from preferences: imap (factored, implicit), slf (factored,
     gamma_R = 0), ipl (central, implicit), sl (central, gamma_R = 0); from returns: rrd (factored),
-    rrd_central, ircr (the normalised return at every step); or given: sparse (the task's own),
+    rrd_central, ircr (the normalised return at every step), rudder (what a step changes in the
+    prediction of the return); or given: sparse (the task's own),
     dense (oracle on the hidden one)."""
     total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
     """Environment steps, summed over environments."""
@@ -439,6 +443,11 @@ class Config:
         """Whether anything may see the hidden reward: an oracle, a diagnosis, a myopic teacher."""
         myopic = self.learns_from_labels and self.preferences.teacher.myopia < 1.0
         return self.reward_choice.source == "hidden" or self.diagnose_hidden or myopic
+
+    @property
+    def reads_history(self) -> bool:
+        """Whether the reward model reads episodes whole and in order, rather than single steps."""
+        return self.reward_choice.reads_history or self.reward.recurrence != "none"
 
     @property
     def reward_gamma(self) -> float:

@@ -307,27 +307,32 @@ Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]
 
 
 def sampled(
-    episodes: Episodes, config: RewardConfig, max_steps: int, generator: torch.Generator
+    episodes: Episodes,
+    config: RewardConfig,
+    max_steps: int,
+    generator: torch.Generator,
+    *,
+    reads_history: bool,
 ) -> Sampled:
     """Return sampled steps of some episodes, the steps' weights, and the lengths.
 
-    Where episodes are read whole, there are as many steps as the longest one has. A recurrent
-    reward model always gets whole episodes, and is told which steps follow which.
+    Where episodes are read whole, there are as many steps as the longest one has. A reward model
+    that `reads_history` always gets whole ones, and is told which steps follow which.
     """
     count = config.sample_steps
-    is_whole = config.recurrence != "none" or max_steps <= config.whole_episodes
+    is_whole = reads_history or max_steps <= config.whole_episodes
     if is_whole and len(episodes):
         count = max_steps = int(episodes.lengths.max())
     draw = draw_steps if config.unbiased_regression else sample_steps
     offsets, weights = draw(episodes.lengths, max_steps, count, generator)
     steps = episodes.replay.steps(episodes.numbers, offsets)
-    return in_order(steps, offsets, config), weights, episodes.lengths
+    steps = in_order(steps, offsets, weights > 0) if reads_history else steps
+    return steps, weights, episodes.lengths
 
 
 def in_order(
-    steps: Transitions, offsets: Int64[Tensor, "M K"], config: RewardConfig
+    steps: Transitions, offsets: Int64[Tensor, "M K"], present: Bool[Tensor, "M K"]
 ) -> Transitions:
-    """Return successive steps of whole episodes with the history that a recurrent model needs."""
-    if config.recurrence == "none":
-        return steps
-    return replace(steps, history=History(starts=offsets == 0, time_axis=1))
+    """Return successive steps of whole episodes with the history that their reader needs."""
+    history = History(starts=offsets == 0, time_axis=1, present=present)
+    return replace(steps, history=history)

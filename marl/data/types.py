@@ -19,12 +19,14 @@ from envs.base import STEP_ARRAYS
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """Which steps follow which, for a recurrent reward model."""
+    """Which steps follow which, for a reward model that reads whole episodes."""
 
     starts: Bool[Tensor, "*L"]
     """Steps at which an episode starts: the hidden state is reset before them."""
     time_axis: int
     """Along which steps follow each other: 0 in a rollout (T, E), 1 in a batch (M, K)."""
+    present: Bool[Tensor, "*L"] | None = None
+    """Steps that are there; the others fill up a batch. None: all."""
     hidden: Mapping[str, Tensor] | None = None
     """Each network's hidden state before the first steps, (E, N, H). None: zero."""
 
@@ -48,7 +50,7 @@ class Transitions:
     action_mask: Bool[Tensor, "*L N A"] | None = None
     """Legal actions. None: all."""
     history: History | None = None
-    """Given to a recurrent reward model; for others every step stands by itself."""
+    """Given to a reward model that reads whole episodes; for others every step stands by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +109,8 @@ class Rewards:
     are_advantages: bool = False
     """Whether the future is in them already, as in the log-ratio of two policies (`PolicyRatio`):
     they are the advantages of their steps, and no learner estimates those from them."""
+    auxiliary: Float[Tensor, "*L"] | None = None
+    """A further loss of each step that a model is fitted by (`Tar2Reward`). None: there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -75,12 +75,17 @@ class FeedbackPipeline:
         num_iterations: int,
         uses_labels: bool = True,
         uses_returns: bool = False,
+        reads_history: bool = False,
         people: Labeller | None = None,
         given: Callable[..., Any] | None = None,
         run: str = "",
     ) -> None:
-        """`people` and `given` are the labellers ``people`` and ``python``, where there are any."""
+        """`people` and `given` are the labellers ``people`` and ``python``, where there are any.
+
+        `reads_history` says that the reward model reads episodes whole and in order.
+        """
         self.uses_labels, self.uses_returns = uses_labels, uses_returns
+        self.reads_history = reads_history
         self.config = preferences
         self.reward_config = reward
         self.max_steps = spec.max_steps
@@ -208,7 +213,7 @@ class FeedbackPipeline:
         if len(labels) == 0 and not (self.uses_returns and len(numbers)):
             return None
         transitions, weights, lengths = self._sampled(numbers)
-        mean, deviation = self.replay.return_moments() if self.uses_returns else (0.0, 1.0)
+        mean, deviation = self.return_moments()
         return EpisodeBatch(
             transitions=transitions,
             step_weights=weights,
@@ -221,12 +226,22 @@ class FeedbackPipeline:
             return_scale=deviation,
         )
 
+    def return_moments(self) -> tuple[float, float]:
+        """Return mean and deviation of the kept returns; 0 and 1 where nothing learns from them."""
+        return self.replay.return_moments() if self.uses_returns else (0.0, 1.0)
+
     def _sampled(
         self, numbers: Int64[Tensor, "M"]
     ) -> tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]:
         """Return sampled steps of some episodes, the steps' weights, and the lengths."""
         episodes = self.replay.episodes(numbers)
-        return sampled(episodes, self.reward_config, self.max_steps, self.generator)
+        return sampled(
+            episodes,
+            self.reward_config,
+            self.max_steps,
+            self.generator,
+            reads_history=self.reads_history,
+        )
 
     def _free_pairs(self, held_out: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Return a batch of episodes and every answered pair among them, asked now."""

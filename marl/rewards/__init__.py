@@ -14,6 +14,7 @@ from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
 from marl.rewards.learner import RewardLearner, fit_budget
 from marl.rewards.losses import RewardLoss
+from marl.rewards.sequence import SequenceReward
 from marl.utils import plugins
 from marl.utils.ranks import SINGLE, Ranks
 
@@ -24,6 +25,7 @@ __all__ = [
     "RewardLearner",
     "RewardLoss",
     "RewardModel",
+    "SequenceReward",
     "ValueBasedReward",
     "make_ensemble",
     "make_reward_learner",

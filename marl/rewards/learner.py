@@ -23,6 +23,7 @@ from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedRewar
 from marl.rewards.constant import ConstantReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.rewards.ratio import PolicyRatio
+from marl.rewards.sequence import SequenceReward
 from marl.utils.devices import TwoThreads
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, Ranks, mean_over_ranks
@@ -154,6 +155,7 @@ class RewardLearner:
         self.name = name
         self.config = config
         self.value_based = model if isinstance(model, ValueBasedReward) else None
+        self.sequence = model if isinstance(model, SequenceReward) else None
         self.max_steps = max_steps
         self.loss = loss or PreferenceLoss(config, max_steps)
         self.budget = budget or FitBudget(block=config.gradient_steps)
@@ -181,11 +183,13 @@ class RewardLearner:
         self.is_inherited = False
         """Whether it started from a model that had learned before, and is paid from the start."""
         self.hidden: dict[str, Tensor] | None = None
-        """Hidden state of a recurrent model after the last rollout; None: zero."""
+        """What a model that reads episodes keeps of those that go on; None: nothing."""
 
     @property
     def reads_history(self) -> bool:
-        """Whether the model is recurrent, and so must know which steps follow which."""
+        """Whether the model reads episodes, and so must know which steps follow which."""
+        if self.sequence is not None:
+            return True
         if isinstance(self.model, PolicyRatio):
             return self.model.is_recurrent
         return self.config.recurrence != "none" and self.value_based is not None
@@ -293,7 +297,12 @@ class RewardLearner:
         return GradientStep(loss=fit_loss.detach(), metrics=metrics)
 
     def _with_penalties(self, loss: Tensor, rewards: Rewards, batch: EpisodeBatch) -> Tensor:
-        """Return loss + lambda mean(R^2) + mu mean(sum_i (S_i - S_bar)^2)."""
+        """Return loss + lambda mean(R^2) + mu mean(sum_i (S_i - S_bar)^2).
+
+        Sequence models have the losses of their papers, without either.
+        """
+        if self.sequence is not None:
+            return loss
         config = self.config
         loss = loss + config.regularisation * masked_mean(rewards.team**2, batch.is_sampled)
         if config.split_regularisation > 0.0 and rewards.local is not None:
@@ -353,12 +362,17 @@ class RewardLearner:
         transitions: Transitions,
         done: Bool[Tensor, "T E"] | None,
         hidden: dict[str, Tensor] | None,
+        episodes: FinishedEpisodes | None = None,
+        return_scale: float = 1.0,
     ) -> tuple[Rewards, dict[str, Tensor] | None]:
         """Return raw rewards of a rollout and the hidden state after it; `done` ends episodes.
 
         A recurrent model begins with `hidden`: in training, with its own hidden state, a fit ago,
-        after the last rollout. It needs `done`.
+        after the last rollout. It needs `done`. A sequence model keeps the steps themselves.
         """
+        if self.sequence is not None:
+            assert done is not None, "a sequence model must know where episodes end"
+            return self.sequence.read_rollout(transitions, done, hidden, episodes, return_scale)
         if not self.reads_history:
             return self._outputs(transitions).rewards, None
         assert done is not None, "a recurrent reward model must know where episodes end"
@@ -392,13 +406,14 @@ class RewardLearner:
         *,
         informed: bool,
         episodes: FinishedEpisodes | None = None,
+        return_scale: float = 1.0,
     ) -> tuple[Rewards | None, dict[str, float]]:
         """Return rewards of a new rollout, divided by their running deviation, and metrics.
 
         None while no fit was `informed`: what ties alone have taught is noise, scaled up. A model
         from another run (`inherit`) is paid in any case. The mean is not shifted: a constant reward
         must stay a reason to live or to end. `episodes` are those that ended in the rollout; their
-        returns matter to a `ConstantReward` only.
+        returns matter to models that pay them, in units of their deviation `return_scale`.
         """
         known = self.is_inherited or (self.is_fitted and informed)
         if isinstance(self.model, ConstantReward):
@@ -406,8 +421,9 @@ class RewardLearner:
             self.model.update(torch.cat(self.ranks.gather(episodes.returns)))
             raw = self.model.rollout_rewards(transitions, done, episodes)
         elif known or self.reads_history:
-            # A recurrent model reads every rollout, so that its hidden state follows the episodes.
-            raw, self.hidden = self._raw(transitions, done, self.hidden)
+            # It reads every rollout, so that what it keeps follows the episodes.
+            read = transitions, done, self.hidden, episodes, return_scale
+            raw, self.hidden = self._raw(*read)
         if not known:
             return None, {}
         check_finite(self.ranks, learned_reward=raw.team)

@@ -11,7 +11,7 @@ Axes: M episodes, K sampled steps, B pairs, N agents; ``*L`` any leading axes.
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from marl.config import RewardConfig
@@ -143,14 +143,18 @@ class RegressionLoss:
         """Return the mean over the episodes whose return is known; zero where none is."""
         config, max_steps, lengths = self.config, self.max_steps, batch.lengths
         scores = episode_scores(rewards.team, batch.step_weights, lengths, config, max_steps)
-        targets = batch.returns / batch.return_scale
-        if config.length_normalised:
-            targets = targets * max_steps / lengths
-        known = ~targets.isnan()
-        errors = (scores - targets.nan_to_num()) ** 2
+        targets, known = self.targets(batch)
+        errors = (scores - targets) ** 2
         if config.unbiased_regression:
             errors = errors - score_variance(rewards.team, batch, config, max_steps)
         return masked_mean(errors, known)
+
+    def targets(self, batch: EpisodeBatch) -> tuple[Float[Tensor, "M"], Bool[Tensor, "M"]]:
+        """Return what the scores should be, G / sd(G), and where it is known; 0 elsewhere."""
+        targets = batch.returns / batch.return_scale
+        if self.config.length_normalised:
+            targets = targets * self.max_steps / batch.lengths
+        return targets.nan_to_num(), ~targets.isnan()
 
 
 def score_variance(

@@ -31,9 +31,9 @@ def score_episodes(learner: RewardLearner, episodes: Episodes) -> Float[Tensor, 
         steps = chunk.transitions()
         offsets = torch.arange(steps.terminated.shape[1], device=chunk.lengths.device)
         offsets = offsets.expand(steps.terminated.shape)
-        steps = in_order(steps, offsets, learner.config)
-        weights = (offsets < chunk.lengths.unsqueeze(-1)).to(torch.float32)
-        scores.append(learner.scores(steps, weights, chunk.lengths))
+        present = offsets < chunk.lengths.unsqueeze(-1)
+        steps = in_order(steps, offsets, present) if learner.reads_history else steps
+        scores.append(learner.scores(steps, present.to(torch.float32), chunk.lengths))
     return torch.cat(scores)
 
 

@@ -44,6 +44,7 @@ def trainer_of(ranks: Ranks, **options: Any) -> Trainer:
         {"preferences.query": "disagreement", "preferences.queries_per_iteration": 4},
         {"algorithm": "ircr"},
         {"algorithm": "rrd"},
+        {"algorithm": "rudder"},
         {"algorithm": "sparse", "env.name": "probe/continuous_match"},
     ],
     ids=str,

@@ -73,7 +73,7 @@ def assert_same_policy(left: Trainer, right: Trainer) -> None:
     ("algorithm", "queries"),
     [
         *itertools.product(["imap", "ipl", "slf", "sl", "sparse"], [0, 8]),
-        *itertools.product(["rrd", "rrd_central", "ircr"], [0]),
+        *itertools.product(["rrd", "rrd_central", "ircr", "rudder"], [0]),
     ],
 )
 def test_poisoned_hidden_rewards_change_nothing(
@@ -145,7 +145,9 @@ def test_facts_reach_labellers_that_ask_for_them_and_nothing_else(
         assert_same_policy(honest, poisoned)
 
 
-@pytest.mark.parametrize("algorithm", ["imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr"])
+@pytest.mark.parametrize(
+    "algorithm", ["imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr", "rudder"]
+)
 def test_learned_rewards_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
     """Paid at every step or at the end only: the sums are equal, and so is all that is learned."""
     assert_same_run(
@@ -176,7 +178,7 @@ def test_ties_alone_do_not_move_the_policy() -> None:
         assert torch.equal(parameter, before[name]), name
 
 
-@pytest.mark.parametrize("algorithm", ["rrd", "ircr"])
+@pytest.mark.parametrize("algorithm", ["rrd", "ircr", "rudder"])
 def test_equal_returns_do_not_move_the_policy(algorithm: str) -> None:
     """While nothing tells a better episode from a worse one, learned rewards are noise."""
     unpaid = {"reward_mode": "outcome", "reward_outcome": "tests.regression.test_no_leak:nothing"}

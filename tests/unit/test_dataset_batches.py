@@ -100,7 +100,7 @@ def test_a_recurrent_reward_reads_no_further_than_the_longest_episode(tmp_path: 
     )
     numbers = torch.tensor(sorted((of[3], of[5])))
     offsets = torch.arange(7).expand(2, 7)
-    steps = in_order(archive.steps(numbers, offsets), offsets, config)
+    steps = in_order(archive.steps(numbers, offsets), offsets, offsets >= 0)
     weights = (offsets < batch.lengths.unsqueeze(-1)).float()
     whole = episode_scores(model(steps).team, weights, batch.lengths, config, 7)
     assert torch.allclose(cut, whole, atol=1e-6)

@@ -133,7 +133,9 @@ def test_short_episodes_are_read_whole() -> None:
     longest = int(episodes.lengths.max())
     for whole, rows in ((0, 2), (6, 2), (7, longest), (100, longest)):
         config = RewardConfig(sample_steps=2, whole_episodes=whole)
-        steps, weights, lengths = sampled(episodes, config, 7, generator())
+        steps, weights, lengths = sampled(
+            episodes, config, 7, generator(), reads_history=config.recurrence != "none"
+        )
         assert steps.terminated.shape == weights.shape == (len(episodes), rows)
         assert torch.allclose(weights.sum(dim=1), lengths.to(torch.float32))
     assert set(weights.unique().tolist()) == {0.0, 1.0}

@@ -7,7 +7,7 @@ import pytest
 from marl.config import Algorithm, Config, ConfigError
 from marl.config.io import load_config
 from marl.config.presets import PRESETS, REWARD_LOSSES, REWARD_MODELS
-from marl.rewards import RewardModel, ValueBasedReward
+from marl.rewards import RewardModel, SequenceReward, ValueBasedReward
 from marl.utils import plugins
 
 
@@ -29,6 +29,7 @@ def chosen(**reward: Any) -> Config:
         ("rrd", "learned", "factored", "regression", 0.0),
         ("rrd_central", "learned", "central", "regression", 0.0),
         ("ircr", "learned", "constant", "regression", 0.0),
+        ("rudder", "learned", "rudder", "rudder", 0.0),
         ("sparse", "task", "", "", 0.0),
         ("dense", "hidden", "", "", 0.0),
     ],
@@ -67,6 +68,7 @@ def test_a_model_of_ones_own_has_no_value_network() -> None:
         ("ipl", False, True, False, False),
         ("rrd", True, False, True, False),
         ("ircr", False, False, True, False),
+        ("rudder", False, False, True, False),
         ("sparse", False, False, False, False),
         ("dense", False, False, False, True),
     ],
@@ -95,6 +97,7 @@ def test_entries_of_models_tell_the_truth(name: str) -> None:
     assert isinstance(kind, type)
     assert issubclass(kind, RewardModel)
     assert issubclass(kind, ValueBasedReward) == entry.has_value
+    assert issubclass(kind, SequenceReward) == entry.reads_history
 
 
 @pytest.mark.parametrize("name", REWARD_LOSSES)
@@ -122,6 +125,10 @@ def test_entries_of_losses_exist(name: str) -> None:
         ),
         ({"algorithm": "ircr", "gamma": 0.5}, r"reward\.gamma: got 0\.5, but .* 'constant' has no"),
         ({"model": "constant"}, r"reward\.loss: got 'preference', .* set reward\.loss = \"regre"),
+        (
+            {"loss": "rudder"},
+            r"reward\.loss: got 'rudder', .* reward\.model = 'factored' reads single steps; set",
+        ),
         ({"unbiased_regression": True, "sample_steps": 1}, r"sample_steps: got 1, .* at least 2"),
     ],
 )

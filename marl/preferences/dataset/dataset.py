@@ -288,7 +288,13 @@ class DatasetBatches:
         rows = order[: self.config.batch_episodes // 2]
         numbers, places = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
         episodes = self.archive.episodes(numbers)
-        steps, weights, lengths = sampled(episodes, self.config, self.max_steps, self.generator)
+        steps, weights, lengths = sampled(
+            episodes,
+            self.config,
+            self.max_steps,
+            self.generator,
+            reads_history=self.config.recurrence != "none",
+        )
         mean, deviation = self.archive.return_moments()
         return EpisodeBatch(
             transitions=steps,
