@@ -6,11 +6,11 @@ Stands alone: it imports nothing of this package and runs in an environment of i
     benchmarl-env/bin/pip install -r benchmarks/requirements-benchmarl.txt
     benchmarl-env/bin/python benchmarks/benchmarl_rate.py --steps 20000 --sampling batched
 
-`--sampling` says how the copies of the environment are advanced. `serial` is BenchMARL's default
-(one TorchRL environment per copy, one after the other), `parallel` its other choice (one process
-per copy), and `batched` one TorchRL environment that holds all copies, which is what BenchMARL
-expects of a vectorised simulator. TorchRL's own PettingZoo wrapper cannot be used: it fixes the
-keys of `info` at the reset, and MaMuJoCo returns more of them at every step.
+`--sampling` says how the environments are advanced. `serial` is BenchMARL's default (one TorchRL
+environment each, one after the other), `parallel` its other choice (one process each), and
+`batched` one TorchRL environment that holds all of them, which is what BenchMARL expects of a
+vectorised simulator. TorchRL's own PettingZoo wrapper cannot be used: it fixes the keys of `info`
+at the reset, and MaMuJoCo returns more of them at every step.
 
 Axes: *batch is () for one copy or (E,) for all of them, N agents, O observation features,
 S state features, A actions.
@@ -46,7 +46,7 @@ class HalfCheetahEnv(EnvBase):
     """One or several copies of HalfCheetah 2x3 as a single TorchRL environment."""
 
     def __init__(self, num_envs: int | None, seed: int | None) -> None:
-        """Make `num_envs` copies with a batch axis; for None one copy without that axis."""
+        """Make `num_envs` environments with a batch axis; for None one copy without that axis."""
         batch = torch.Size([] if num_envs is None else [num_envs])
         super().__init__(device=torch.device("cpu"), batch_size=batch)
         self.teams = [mamujoco_v1.parallel_env("HalfCheetah", "2x3") for _ in range(num_envs or 1)]

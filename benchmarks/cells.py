@@ -50,7 +50,7 @@ class Task:
     config: str
     """Path of the settings, from the root of the repository."""
     steps: int
-    """Environment steps of each run, summed over copies."""
+    """Environment steps of each run, summed over environments."""
     seeds: tuple[int, ...]
     """One run of each algorithm per seed."""
     overrides: Mapping[str, Any] = field(default_factory=dict)

@@ -2,13 +2,14 @@
 
 JaxMARL's package ships its environments and not its training scripts. This is the same amount of
 work, written anew from its settings: parameters shared by all agents, actor and critic each of a
-ReLU layer, a GRU, a ReLU layer and an output; 128 copies of 128 steps; 4 epochs of 4 minibatches
-of whole sequences; Adam with clipped gradients; collecting and updating compiled as one function.
-It is a yardstick of speed and no learner to use: it records nothing. Prints steps per second::
+ReLU layer, a GRU, a ReLU layer and an output; 128 environments of 128 steps; 4 epochs of 4
+minibatches of whole sequences; Adam with clipped gradients; collecting and updating compiled as one
+function. It is a yardstick of speed and no learner to use: it records nothing. Prints steps per
+second::
 
     python -m benchmarks.jaxmarl_style smacv2_5_units --num-envs 128 --width 128
 
-Axes: T time, E copies, N agents, R = N * E rows, H units.
+Axes: T time, E environments, N agents, R = N * E rows, H units.
 """
 
 import argparse

@@ -107,7 +107,7 @@ def final_return(late: Sequence[Metrics], cell: Cell) -> float:
     if not ended:
         raise ValueError(
             f"{cell}: no episode ended in the last tenth of {cell.task.steps} steps; "
-            "train for longer or use more copies of the environment"
+            "train for longer or use more environments"
         )
     return sum(mean * count for mean, count in ended) / sum(count for _, count in ended)
 

@@ -158,10 +158,10 @@ def main() -> None:
     options = parser.parse_args()
     began = time.perf_counter()
     print("# Multi-agent MuJoCo: largest absolute difference to gymnasium-robotics\n")
-    print(f"Command: `python -m benchmarks.parity --steps {options.steps}`; two copies, float64,")
+    print(f"Command: `python -m benchmarks.parity --steps {options.steps}`; two environments,")
     print(
-        f"MuJoCo {mujoco.__version__}, gymnasium-robotics {gymnasium_robotics.__version__}, "
-        f"NumPy {np.__version__}.\n"
+        f"float64, MuJoCo {mujoco.__version__}, "
+        f"gymnasium-robotics {gymnasium_robotics.__version__}, NumPy {np.__version__}.\n"
     )
     print("| task | agent_obsk | " + " | ".join(QUANTITIES) + " | episode ends |")
     print("| --- " * (len(QUANTITIES) + 3) + "|")

@@ -63,7 +63,7 @@ def record(scenario: str, partition: str, num_envs: int, steps: int = 200) -> Tr
 def raw_physics_rate(
     scenario: str, partition: str, trace: Trace, num_threads: int, seconds: float = 2.0
 ) -> float:
-    """Return control steps per second, all copies together, of `mujoco.rollout`."""
+    """Return control steps per second, all environments together, of `mujoco.rollout`."""
     source = make_source(scenario, partition)
     model, skip = source.model, source.env.frame_skip
     datas = [mujoco.MjData(model) for _ in range(num_threads)]
@@ -89,7 +89,7 @@ def raw_physics_rate(
 def env_rate(
     scenario: str, partition: str, trace: Trace, num_threads: int, seconds: float = 2.0
 ) -> float:
-    """Return environment steps per second, all copies together, on the same trace."""
+    """Return environment steps per second, all environments together, on the same trace."""
     steps, num_envs = trace.actions.shape[:2]
     env = MaMuJoCo(num_envs, scenario, partition, num_threads=num_threads)
 
@@ -115,11 +115,12 @@ def _calls_per_second(step: Callable[[int], Any], steps: int, seconds: float) ->
 def main() -> None:
     """Print a Markdown table of raw and environment rates, the median of interleaved runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--num-envs", type=int, default=64, help="environment copies")
+    parser.add_argument("--num-envs", type=int, default=64, help="environments")
     parser.add_argument("--threads", type=int, default=2, help="threads that step them")
     parser.add_argument("--repeats", type=int, default=5, help="alternating measurements")
     options = parser.parse_args()
-    print(f"{options.num_envs} copies, {options.threads} threads, MuJoCo {mujoco.__version__}\n")
+    print(f"{options.num_envs} environments, {options.threads} threads, ", end="")
+    print(f"MuJoCo {mujoco.__version__}\n")
     print("| task | raw mujoco.rollout, steps/s | environment, steps/s | share |")
     print("| --- | --- | --- | --- |")
     for task in TASKS:

@@ -20,11 +20,11 @@ from benchmarks.jaxmarl_style import EPOCHS, MINIBATCHES, STEPS
 
 SCENARIOS = ("3m", "smacv2_5_units")
 PARTS = ("physics", "inference", "policy")
-REFERENCE = "JaxMARL-style, 128 copies, width 128"
+REFERENCE = "JaxMARL-style, 128 environments, width 128"
 OURS = {
-    "ours, 512 copies, width 64": (512, [64, 64]),
-    "ours, 128 copies, width 64": (128, [64, 64]),
-    "ours, 512 copies, JaxMARL's layers of 128": (512, [128, 128, 128]),
+    "ours, 512 environments, width 64": (512, [64, 64]),
+    "ours, 128 environments, width 64": (128, [64, 64]),
+    "ours, 512 environments, JaxMARL's layers of 128": (512, [128, 128, 128]),
 }
 """Copies and hidden layers, of which the second is the GRU."""
 WORK = {"rollout_steps": STEPS, "epochs": EPOCHS, "minibatches": MINIBATCHES}
@@ -98,7 +98,7 @@ def report(found: dict[tuple[str, str], list[Measured]], options: argparse.Names
         f"at commit {commit()} on {machine()}; one core, rounds: {options.rounds}, medians.",
         "",
         "JaxMARL's package does not ship its training scripts; `benchmarks/jaxmarl_style.py` does",
-        "the work of its recurrent MAPPO with its settings (128 copies, 128 steps, 4 epochs,",
+        "the work of its recurrent MAPPO with its settings (128 environments, 128 steps, 4 epochs,",
         "4 minibatches of whole sequences, three layers of 128 with the GRU in the middle,",
         "a critic row for every agent), collecting and learning compiled as one function. It is",
         "not their file. Ours: the files in `configs/` with `--algorithm sparse`, dense rewards,",

@@ -1,6 +1,6 @@
 """How much of SMAX's own speed the adapter keeps.
 
-The raw rate is JaxMARL alone: `HeuristicEnemySMAX.step`, mapped over the copies and compiled,
+The raw rate is JaxMARL alone: `HeuristicEnemySMAX.step`, mapped over the environments and compiled,
 its state donated, stepping the same battles under the same actions. It restarts battles that end
 as the adapter does, and gives no masks, facts or final observations. Run it with::
 
@@ -67,7 +67,7 @@ class RawSmax:
 
 
 def rates(env: Smax | RawSmax, trace: npt.NDArray[np.int32]) -> tuple[float, float]:
-    """Return environment steps, all copies together, per second and per second of CPU time.
+    """Return environment steps, all environments together, per second and per second of CPU time.
 
     Other programs on the machine change the first, hardly the second, which counts all threads.
     """

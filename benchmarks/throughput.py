@@ -87,18 +87,18 @@ def measure(options: argparse.Namespace) -> str:
     loops: dict[str, list[Loop]] = {}
     for index in range(options.rounds):
         rates = {
-            "raw mujoco.rollout, 64 copies": raw_physics_rate(*task, trace, threads),
-            "environment alone, 64 copies": env_rate(*task, trace, threads),
+            "raw mujoco.rollout, 64 environments": raw_physics_rate(*task, trace, threads),
+            "environment alone, 64 environments": env_rate(*task, trace, threads),
         }
         for algorithm in ("sparse", "imap"):
             for count in num_envs:
-                name = f"{'MAPPO' if algorithm == 'sparse' else 'IMAP'}, {count} copies"
+                name = f"{'MAPPO' if algorithm == 'sparse' else 'IMAP'}, {count} environments"
                 loop = run_loop(algorithm, count, options.steps, threads)
                 loops.setdefault(name, []).append(loop)
                 rates[name] = loop.steps_per_second
         if options.benchmarl_python is not None:
             for count in num_envs:
-                rates[f"BenchMARL MAPPO, {count} copies"] = max(
+                rates[f"BenchMARL MAPPO, {count} environments"] = max(
                     run_benchmarl(options.benchmarl_python, count, sampling, threads)
                     for sampling in SAMPLINGS
                 )
@@ -118,7 +118,7 @@ def report(
         f"`python -m benchmarks.throughput {' '.join(sys.argv[1:])}`",
         f"at commit {commit()} on {machine()}; {options.threads} threads, {options.rounds} rounds,",
         "medians. Nets 2 x 64 tanh, 125 steps a rollout, 8 epochs of 4 minibatches everywhere.",
-        "BenchMARL: the faster of its serial sampling and one environment that holds all copies.",
+        "BenchMARL: the faster of its serial sampling and one that holds all environments.",
         "",
         "| what | steps/s | lowest, highest |",
         "| --- | --- | --- |",
@@ -127,11 +127,11 @@ def report(
         spread = f"{min(rates):,.0f}, {max(rates):,.0f}"
         lines.append(f"| {name} | {statistics.median(rates):,.0f} | {spread} |")
     lines += ["", "| ratio, median over rounds | |", "| --- | --- |"]
-    raw = "raw mujoco.rollout, 64 copies"
+    raw = "raw mujoco.rollout, 64 environments"
     pairs = [(name, raw) for name in rows if name != raw and "BenchMARL" not in name]
     for count in options.num_envs:
-        pairs.append((f"IMAP, {count} copies", f"MAPPO, {count} copies"))
-        pairs.append((f"MAPPO, {count} copies", f"BenchMARL MAPPO, {count} copies"))
+        pairs.append((f"IMAP, {count} environments", f"MAPPO, {count} environments"))
+        pairs.append((f"MAPPO, {count} environments", f"BenchMARL MAPPO, {count} environments"))
     for top, bottom in pairs:
         if top in rows and bottom in rows:
             ratio = statistics.median(a / b for a, b in zip(rows[top], rows[bottom], strict=True))

@@ -1,7 +1,7 @@
-"""What worker processes gain for environments that step one copy at a time.
+"""What worker processes gain for environments that step one at a time.
 
-For each task the same copies take the same random steps in this process and in workers. Run it
-with::
+For each task the same environments take the same random steps in this process and in workers.
+Run it with::
 
     python -m benchmarks.workers --workers 2
 """
@@ -34,7 +34,7 @@ def made(name: str, num_envs: int, workers: int | None) -> TeamEnv:
 
 
 def rate(env: TeamEnv, seconds: float) -> float:
-    """Return steps per second, all copies together, from a fresh start."""
+    """Return steps per second, all environments together, from a fresh start."""
     rng = np.random.default_rng(0)
     mask = env.reset(seed=0).action_mask
     steps, spent = 0, 0.0
@@ -50,12 +50,12 @@ def rate(env: TeamEnv, seconds: float) -> float:
 def main() -> None:
     """Print a Markdown table of rates, the medians of interleaved runs."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--num-envs", type=int, default=16, help="environment copies")
+    parser.add_argument("--num-envs", type=int, default=16, help="environments")
     parser.add_argument("--workers", type=int, default=2, help="worker processes")
     parser.add_argument("--repeats", type=int, default=3, help="alternating measurements")
     parser.add_argument("--seconds", type=float, default=2.0, help="of stepping per measurement")
     options = parser.parse_args()
-    print(f"{options.num_envs} copies at commit {commit()} on {machine()}\n")
+    print(f"{options.num_envs} environments at commit {commit()} on {machine()}\n")
     print(
         "| task | one process, steps/s | ms per step of a copy | "
         f"{options.workers} workers, steps/s | gain | chosen by itself |"

@@ -210,11 +210,11 @@ class EnvStep:
     action_mask: BoolArray | None = None
     """(E, N, A) True where an action is legal; every agent always has one. None: all legal."""
     alive: BoolArray | None = None
-    """(E, N) True while the agent takes part. None: nobody dies."""
+    """(E, N) True while the agent takes part. None: no agent dies."""
     final_alive: BoolArray | None = None
     """(E, N) agents alive after this step, before any reset: an agent that died in the final step
-    of a truncated episode has no future to value. None: nobody dies, or the environment does not
-    tell, and whoever took part in a final step counts as alive after it."""
+    of a truncated episode has no future to value. None: no agent dies, or the environment does not
+    tell, and those that took part in a final step count as alive after it."""
     facts: FloatArray | None = None
     """(E, F) float32, one column per `EnvSpec.facts`: what is known of each episode up to and
     including this step, before any reset. None: the environment tells none."""
@@ -294,7 +294,7 @@ STEP_ARRAYS: dict[str, StepArray] = {
 class VecEnv(Protocol):
     """E environments of one cooperative task, constructed as ``Class(num_envs=E, **options)``.
 
-    One that holds more than memory also has `close` (`HasClose`), which whoever made it calls at
+    One that holds more than memory also has `close` (`HasClose`), which its owner calls at
     the end.
     """
 

@@ -127,7 +127,7 @@ def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | No
 
 
 def _check_deaths(played: Played, problems: Problems) -> None:
-    """Warn if nobody can tell who had died when an episode was interrupted."""
+    """Warn if it is not known which agents were alive when an episode was truncated."""
     if any(
         s.truncated.any() and s.alive is not None and s.final_alive is None for s in played.steps
     ):

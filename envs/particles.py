@@ -182,7 +182,7 @@ class _Spread:
         )
 
     def frame(self, arrays: Arrays, index: int) -> Frame:
-        """Return agents among rings, which are anybody's."""
+        """Return agents among rings, which belong to no agent."""
         places = arrays["positions"][index], arrays["landmarks"][index]
         return particle_frame(*places, AGENT_RADIUS, TIME_STEP, own_landmarks=False)
 
@@ -278,7 +278,7 @@ def particle_frame(
 ) -> Frame:
     """Return (N, 2) agents and (N, 2) landmarks, each agent tied to its own if it has one.
 
-    The view is the square they start in with a margin, and grows with whoever leaves it.
+    The view is the square they start in with a margin, and grows with agents that leave it.
     """
     places, goals = _points(positions), _points(landmarks)
     colours = [agent_colour(agent) for agent in range(len(places))]

@@ -259,8 +259,8 @@ def recall(
     The last step shows each agent a light if it was right, and the team is paid the share of
     lights. Optimum 1; random 1 / K (.5), which is also the best that feed-forward agents reach:
     between the cue and the light all they see is whether the question is asked. Without `lights`
-    nobody is shown who was right, so that a model of the pay must be recurrent, too: added up over
-    the steps, cues and answers say nothing about each other. The task ends after T >= 3 steps.
+    no agent is shown who was right, so that a model of the pay must be recurrent, too: added up
+    over the steps, cues and answers say nothing about each other. The task ends after T >= 3 steps.
     """
     if max_steps < 3:
         raise EnvError(f"probe/recall: max_steps is {max_steps}; give at least 3")

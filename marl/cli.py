@@ -11,14 +11,14 @@ from envs.base import EnvError
 from marl import UserError, __version__
 from marl.commands.parsing import COMMANDS, parse
 from marl.utils.plugins import grant
-from marl.utils.text import LiteralConsole, accept_any_encoding, nobody_reads
+from marl.utils.text import LiteralConsole, accept_any_encoding, reader_has_gone
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line and exit.
 
-    The status is 0, 1 after an error, 2 for a wrong command, 130 after Ctrl-C, and 141 if nobody
-    reads what is printed.
+    The status is 0, 1 after an error, 2 for a wrong command, 130 after Ctrl-C, and 141 if the
+    reader of the output has gone.
     """
     accept_any_encoding()
     warnings.formatwarning = _formatted_warning
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
-        if not nobody_reads():  # some other pipe
+        if not reader_has_gone():  # some other pipe
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still buffered can go nowhere else
         status = 141
@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _status(arguments: list[str]) -> int:
-    """Return the exit status of a command, having told its errors."""
+    """Run a command, print its errors, and return the exit status."""
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(_overview())
         return 0

@@ -47,8 +47,8 @@ def evaluate(
     """Return at least `episodes` whole episodes, equally many from each of `num_envs` environments.
 
     Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
-    those of training: two calls with one seed return the same. `progress` is told again and
-    again which share of the episodes has ended.
+    those of training: two calls with one seed return the same. `progress` is called
+    again and again with the share of the episodes that have ended.
     """
     num_envs = min(num_envs, episodes)
     per_env = -(-episodes // num_envs)

@@ -223,7 +223,7 @@ class Policy:
 
 
 def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
-    """Return the policy of a run's newest whole checkpoint; `seed` seeds its random draws.
+    """Return the policy of a run's newest complete checkpoint; `seed` seeds its random draws.
 
     `run` is the run's folder, or one of its files ``checkpoints/step_*.ckpt``. The environment is
     not made, and need not be there. Code that a run of somebody else names, its environment or its

@@ -101,7 +101,7 @@ def train(
 
 @contextmanager
 def _sole_writer(folder: Path) -> Iterator[None]:
-    """Hold a run's folder, made if it is not there; where no run comes to be, none is left."""
+    """Lock a run's folder, created if it is missing; it is removed again if no run starts."""
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]
     if printable(str(folder)) != str(folder):
         raise ConfigError(
@@ -185,7 +185,7 @@ def _train_in(
         ):
             save()
             error.add_note(
-                f"the run is saved as it was after {trainer.steps:,} steps, its last whole "
+                f"the run is saved as it was after {trainer.steps:,} steps, its last finished "
                 f"iteration; `marl resume {folder}` goes on from there"
             )
         else:
@@ -197,7 +197,7 @@ def _train_in(
 
 
 def _write_error(folder: Path, error: Exception) -> None:
-    """Write what ended a run to its folder, for `marl runs` and for whoever was not there."""
+    """Write the error that ended a run to its folder, where `marl runs` finds it."""
     text = "".join(traceback.format_exception(error))
     with suppress(OSError):  # a full disk, perhaps, and then that is the error
         atomic_write(folder / ERROR, text.encode(errors="backslashreplace"))
@@ -215,7 +215,7 @@ def _crash_saved(trainer: Trainer, folder: Path) -> str:
 
 
 def _finish(folder: Path, trainer: Trainer, writer: MetricWriter) -> None:
-    """Close the metrics and draw them; what fails here is told and replaces no other error."""
+    """Close the metrics and draw them; a failure here is a warning and hides no other error."""
     from marl.reports.plots import plot_run  # a second of imports, which the end can wait
 
     try:

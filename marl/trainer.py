@@ -134,7 +134,7 @@ class Trainer:
 
     @property
     def is_waiting(self) -> bool:
-        """Whether training is to stand still until people have answered."""
+        """Whether training pauses until people have answered."""
         waits = self.people is not None and self.config.preferences.people.wait
         return waits and self.people is not None and self.people.num_open() > 0
 
@@ -239,7 +239,7 @@ class Trainer:
 
     @contextmanager
     def restoring(self) -> Iterator[None]:
-        """Around `iterate`: a plug-in that fails leaves the state after the last whole iteration.
+        """Around `iterate`: a plug-in that fails leaves the state after the last iteration.
 
         A plug-in is a labeller or a reward model of the user's, and a language model at a cap that
         ends the run. What an iteration changes is copied before it; the rollout and the replay

@@ -68,7 +68,7 @@ class FragileTeam(CountingTeam):
 
 
 def fragile(num_envs: int, workers: int, fault: str, fails_at: int) -> TeamEnv:
-    """Return copies of a fragile team; to be named `tests.fragile:fragile`."""
+    """Return environments of a fragile team; to be named `tests.fragile:fragile`."""
     return TeamEnv(partial(FragileTeam, fault, fails_at), num_envs, workers=workers)
 
 
@@ -79,7 +79,7 @@ def _told() -> tuple[Path, int]:
 
 
 def told(num_envs: int, workers: int) -> TeamEnv:
-    """Return copies of a fragile team whose settings do not say when and how it fails."""
+    """Return environments of a fragile team whose settings do not say when and how it fails."""
     file, fails_at = _told()
     team = partial(FragileTeam, str(file), fails_at)
     return TeamEnv(team, num_envs, workers=workers, timeout=10.0)

@@ -1,6 +1,6 @@
 """An environment whose observations say where they come from, for tests of bookkeeping.
 
-Axes: E environment copies, N agents, O observation features, A actions.
+Axes: E environments, N agents, O observation features, A actions.
 """
 
 from typing import Any
@@ -16,7 +16,7 @@ FACTS = (Fact(name="episode", meaning="number"), Fact(name="time", meaning="step
 
 
 class ScriptedEnv:
-    """Copies whose episodes have scripted lengths, whatever the agents do.
+    """Environments whose episodes have scripted lengths, whatever the agents do.
 
     Agent i of copy c sees (c, episode, t, i), cut to its own size; the state is (c, episode, t).
     Every step pays 1 and the last one 10 times the episode's number on top. Even episodes

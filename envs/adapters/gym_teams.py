@@ -83,7 +83,7 @@ def gym_team(
 
 
 class TupleTeam:
-    """One gymnasium environment of tuples as a `Team`; nobody leaves before the end."""
+    """One gymnasium environment of tuples as a `Team`; no agent leaves before the end."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ def pettingzoo(
     that it calls its own time limit a termination, too. `team_reward` is what agents that are paid
     differently earn together: "sum", "mean", or "error". `facts` names numbers of the infos,
     separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
-    `agents_die = False` promises that nobody leaves before the end. With `remake`, every episode
+    `agents_die = False` promises that no agent leaves before the end. With `remake`, every episode
     gets a new environment, for one whose reset keeps traces of the episode before. What is None is
     what `envs.adapters.quirks` knows of the environment. `workers`, `timeout` and `repeats` are
     those of `TeamEnv`.

@@ -96,7 +96,7 @@ class ThirdPartyEnv:
     def ends(
         self, spec: EnvSpec, terminated: Iterable[Any], truncated: Iterable[Any]
     ) -> tuple[bool, bool]:
-        """Return whether the task terminated or was truncated, once nobody acts any more.
+        """Return whether the task terminated or was truncated, once no agent acts any more.
 
         The flags are those of the last agents: the task was cut if one of them was. If none has a
         flag, the task has ended, unless it is time.

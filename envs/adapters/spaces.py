@@ -46,7 +46,7 @@ class AgentSpaces:
     def write(self, agent: int, obs: Any, view: TeamView, over: bool) -> None:
         """Write one agent's observation, and its mask if the observation holds one.
 
-        When the episode is over nobody acts, and a mask may be empty; it is left out.
+        When the episode is over no agent acts, and a mask may be empty; it is left out.
         """
         if self.masked[agent]:
             if not isinstance(obs, Mapping) or not {"observation", _MASK} <= set(obs):

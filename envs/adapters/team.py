@@ -40,7 +40,7 @@ class TeamView:
     action_mask: BoolArray
     """(N, A); starts with each agent's own choices legal, left alone by a team without masks."""
     alive: BoolArray
-    """(N,); starts True, left alone by a team in which nobody dies. After an episode's last step:
+    """(N,); starts True, left alone by a team in which no agent dies. After an episode's last step:
     the agents alive after it, if it was truncated."""
     facts: FloatArray
     """(F,) float32, in the order of `EnvSpec.facts`."""
@@ -81,7 +81,7 @@ def record_dtype(spec: EnvSpec) -> np.dtype[np.void]:
 
 
 def empty_records(spec: EnvSpec, num_envs: int) -> Records:
-    """Return records in which nothing was seen, everybody lives and own choices are legal."""
+    """Return records that hold zeros; all agents are alive, their own actions legal."""
     records: Records = np.zeros(num_envs, record_dtype(spec))
     records["alive"] = records["final_alive"] = True
     own = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]

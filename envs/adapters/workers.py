@@ -55,7 +55,7 @@ _PR_SET_PDEATHSIG = 1
 _FILES_PER_WORKER, _FILES = 5, 12
 """Files that a worker, and all of them together, take in this process; 4 and 5 were counted."""
 _PREFIX = "marl-workers-"
-"""Of the folders in which workers leave signs of life."""
+"""Of the folders in which workers leave their progress and stack traces."""
 
 
 def num_processes(num_envs: int, workers: int) -> int:
@@ -214,7 +214,7 @@ class Workers:
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What one worker is told: its environments, and where it leaves signs of life."""
+    """What one worker gets: its environments, and where to leave its progress and stack."""
 
     make_team: TeamMaker
     spec: EnvSpec
@@ -317,7 +317,7 @@ class _Parent:
     def is_gone(self, wait_seconds: float = 0.0) -> bool:
         """Return whether it has ended; wait for that for a while.
 
-        Its pipe alone does not tell: sister workers that were forked later hold it open.
+        Its pipe alone does not tell: other workers that were forked later hold it open.
         """
         if self._parent is not None:
             self._parent.join(wait_seconds)
@@ -395,7 +395,7 @@ def _end(
 class _WorkersFolder:
     """A temporary folder, which the next pool removes if its processes were killed.
 
-    Whoever uses it holds a lock, which the system lets go with the last of their processes.
+    Its users hold a lock, which the system lets go with the last of their processes.
     """
 
     def __init__(self) -> None:
@@ -406,7 +406,7 @@ class _WorkersFolder:
             fresh = self.path / "new"
             self._lock = os.open(fresh, os.O_CREAT | os.O_RDWR)
             fcntl.flock(self._lock, fcntl.LOCK_EX)
-            fresh.rename(self.path / "lock")  # nobody finds it unlocked
+            fresh.rename(self.path / "lock")  # no process finds it unlocked
 
     def cleanup(self) -> None:
         """Remove the folder."""
@@ -425,7 +425,7 @@ def _remove_abandoned(parent: Path) -> None:
             if lock.stat().st_uid != os.getuid():
                 continue
             handle = os.open(lock, os.O_RDWR)
-        except OSError:  # somebody else removed it
+        except OSError:  # another process removed it
             continue
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

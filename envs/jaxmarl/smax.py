@@ -334,7 +334,7 @@ class Battles:
     def _facts(self, units: Any) -> tuple[jax.Array, jax.Array]:
         """Return one battle's (F,) facts, and whether a side has no unit left.
 
-        If the last of both sides fall together, nobody has won: JaxMARL pays no bonus then.
+        If the last of both sides fall together, neither has won: JaxMARL pays no bonus then.
         """
         count = len(self._source.agents)
         living = units.unit_alive

@@ -77,7 +77,7 @@ class FitReward:
     config: Path | None = None
     """TOML file whose section [reward] has other settings."""
     source: str = "*"
-    """Whose answers count, e.g. "person:*"; everybody's if not given."""
+    """Whose answers count, e.g. "person:*"; all if not given."""
     holdout_every: Annotated[int, Range(2, 1e6)] = 8
     """Every so many-th episode, with all its pairs, only measures."""
     skip_damaged: bool = False

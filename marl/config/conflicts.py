@@ -127,8 +127,8 @@ def _check_calibration(config: "Config") -> None:
         )
     if asked.calibration > 0.0 and asked.calibrate_to == "label" and not choice.needs_labels:
         raise ConfigError(
-            f'reward.calibrate_to: got "label", but with reward.loss = {choice.loss!r} nobody is '
-            'asked for labels; set reward.calibrate_to = "return"'
+            f'reward.calibrate_to: got "label", but reward.loss = {choice.loss!r} uses no labels; '
+            'set reward.calibrate_to = "return"'
         )
     if asked.preference_weight == 0.0 and choice.loss == "preference" and not asked.calibration:
         raise ConfigError(

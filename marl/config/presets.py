@@ -93,7 +93,7 @@ class LossEntry:
 
     path: str
     needs_labels: bool = False
-    """Whether it compares episodes, so that somebody must label pairs."""
+    """Whether it compares episodes, so that pairs must be labelled."""
     needs_returns: bool = False
     """Whether it reads the episodes' returns."""
     reads_history: bool = False

@@ -102,7 +102,7 @@ class LearnerConfig:
     ``alive_mean``: the mean local reward of those present in that step. ``team_share``: the team's
     R / n, i.e. the local rewards of those present, summed and divided among all. ``centred``: R / n
     for all, and for those present also what their local reward is above the mean of theirs: the
-    agents' rewards add up to R whoever is absent, and nobody's grows as others die. A constant
+    agents' rewards add up to R however many are absent, and none's grows as others die. A constant
     added to all local rewards makes absence neither better nor worse with alive_mean and centred, a
     constant added to R with centred only."""
 
@@ -123,7 +123,7 @@ class RewardConfig:
     Or the import path of your own. Empty: the preset's."""
     loss: str = ""
     """``preference``: Bradley-Terry on labelled pairs. ``regression``: squared error of the sum of
-    rewards to the episode's return; nobody is asked. ``both``: their sum. Empty: the preset's."""
+    rewards to the episode's return, without labels. ``both``: their sum. Empty: the preset's."""
     gamma: Annotated[float, Range(0, 1)] | None = None
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); 0 leaves V out. Without: the preset's."""
     prediction_weight: Annotated[float, Range(0, 1e6)] = 0.5
@@ -233,7 +233,7 @@ class ModelConfig:
     """Folder of that run or fit; its newest checkpoint is read when training starts."""
     length_control: bool = True
     """Judge by S - c * length, with c such that longer episodes are worth as much as shorter ones
-    in the mean over all pairs seen: the model's habit of preferring long or short episodes is not
+    in the mean over all pairs seen: the model's bias towards long or short episodes is not
     passed on. Switch it off where the length is what counts."""
     temperature: Annotated[float, Range(0, 1e6)] = 0.0
     """t > 0 gives soft labels sigmoid(gap / t), where 1 is the model's own probability; 0 gives
@@ -271,7 +271,7 @@ class PeopleConfig:
     """Whether training stands still while a question is open, rather than go on and use the
     answers as they come."""
     filmed_envs: Annotated[int, Range(1, 1e6)] = 8
-    """Copies that are filmed; questions are about their episodes only. Fewer save time."""
+    """Environments that are filmed; questions are about their episodes only. Fewer save time."""
     task: str = ""
     """What the team should achieve, in a sentence or two; shown on the page."""
 

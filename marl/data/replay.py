@@ -134,7 +134,7 @@ class ReplayBuffer:
         ring[rows] = values.to(self.device)
 
     def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
-        """Return the numbers of all whole episodes, oldest first, of one side of the split."""
+        """Return the numbers of all episodes still kept, oldest first, of one side of the split."""
         oldest = max(0, self.num_finished - self.max_episodes)
         numbers = torch.arange(oldest, self.num_finished, device=self.device)
         whole = self._episodes["start"][numbers % self.max_episodes] >= self.time - self.ring_steps
@@ -142,7 +142,7 @@ class ReplayBuffer:
         return numbers[whole & split]
 
     def holds(self, numbers: Int64[Tensor, "M"]) -> Bool[Tensor, "M"]:
-        """Return which episodes are still whole."""
+        """Return of which episodes every step is still kept."""
         recent = numbers >= self.num_finished - self.max_episodes
         starts = self._episodes["start"][numbers % self.max_episodes]
         return recent & (starts >= self.time - self.ring_steps)

@@ -146,7 +146,7 @@ class EpisodeReplay(Protocol):
     """Finished episodes and their steps; every episode has a running number."""
 
     def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
-        """Return the numbers of all whole episodes, oldest first, of one side of the split."""
+        """Return the numbers of all episodes still kept, oldest first, of one side of the split."""
         ...
 
     def return_moments(self) -> tuple[float, float]:
@@ -197,7 +197,7 @@ class Episodes:
         return self.replay.steps(self.numbers, steps.expand(len(self.numbers), longest))
 
     def alive(self) -> Bool[Tensor, "M L N"] | None:
-        """Return who was alive in each step, as in `transitions`; None if nobody ever dies."""
+        """Return who was alive in each step, as in `transitions`; None if none ever dies."""
         longest = int(self.lengths.max()) if len(self.lengths) else 0
         steps = torch.arange(longest, device=self.lengths.device)
         return self.replay.alive_at(self.numbers, steps.expand(len(self.numbers), longest))

@@ -96,7 +96,7 @@ def dual_advantages(
 ) -> Float[Tensor, "T E N"]:
     """Return omega * norm(A_i) + (1 - omega) * norm(A), the actors' advantage (IMAP).
 
-    Without local advantages every agent gets norm(A). A stream of weight zero leaves no trace. The
+    Without local advantages every agent gets norm(A). A stream of weight zero has no effect. The
     team's advantage may be one for all or, with independent critics, one of every agent.
     """
     if team.ndim == 2:
@@ -176,7 +176,7 @@ def read_inputs(rollout: Rollout, norm: TeamNorm) -> Inputs:
 def without_absent(inputs: Inputs, rollout: Rollout, norm: TeamNorm) -> Inputs:
     """Return inputs in which an absent agent sees zeros.
 
-    So that nothing depends on what an environment shows to the dead, where a critic values them.
+    A critic that also values dead agents then does not depend on what the environment shows them.
     """
     steps = rollout.transitions
     if steps.alive is None or steps.next_alive is None:

@@ -73,7 +73,7 @@ def correlation(x: Tensor, y: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 class _Tanh(torch.autograd.Function):
-    """The same of a copy, with its derivative 1 - y^2."""
+    """`tanh_` of a copy, with its derivative 1 - y^2."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class ExplicitMLP:
         self.layers: list[Any] = [layer for layer in network if not isinstance(layer, Tanh)]
         self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
         self._outputs: list[Tensor] = []
-        """What every layer has put out: h_l, at last z_L. Room for the most rows so far."""
+        """Outputs of every layer: h_l, at last z_L; allocated for the most rows so far."""
         self._gradients: list[Tensor] = []
         """g_l of all layers but the last."""
         self._inputs: tuple[Tensor, Tensor | None] | None = None

@@ -126,7 +126,7 @@ class Tally:
         """Return counts since the last call; shares are NaN where nothing was asked.
 
         ``informative_share`` is the share of answers that are no tie. At 0 there is nothing to
-        learn from: no episode is better than another yet, in the eyes of the labeller.
+        learn from: no answer prefers an episode yet.
         """
         asked, answered, decided = self._asked, self._answered, self._decided
         self._asked = self._answered = self._decided = 0
@@ -156,7 +156,7 @@ class Tally:
         }
 
     def _warn_of_rarity(self, informative_share: float) -> None:
-        """Warn once where few answers prefer an episode, turn after turn."""
+        """Warn once where few answers prefer an episode in many calls in a row."""
         self._rare_turns = self._rare_turns + 1 if informative_share < RARE_SHARE else 0
         if self._rare_turns == RARE_TURNS and self._may_warn_of_rarity:
             self._may_warn_of_rarity = False
@@ -185,7 +185,7 @@ class Tally:
 class SavedFeedback:
     """The replay buffer and the answers of a `FeedbackPipeline`, from its state and on the CPU.
 
-    The labeller is made only when it is asked something: it may be a stranger's code.
+    The labeller is made only when it is asked something: its code may not be trusted.
     """
 
     def __init__(self, state: dict[str, Any], config: Config, spec: EnvSpec, folder: Path) -> None:

@@ -3,7 +3,7 @@
 Axes: M episodes, F facts, K moments, L steps, N agents.
 
 Only numbers, and names from the environment's registry of facts, enter a text. Those names may
-come from a stranger's environment: what is not printable is escaped, and their length is capped.
+come from an untrusted environment: what is not printable is escaped, and their length is capped.
 Neither rewards nor observations are told.
 """
 

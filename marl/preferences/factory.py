@@ -57,7 +57,7 @@ def with_given_labeller(config: Config, given: object | None) -> Config:
     """Return the settings with which a run whose labeller is given in Python is recorded.
 
     They say ``python``, so that nothing takes the run's labels for those of another labeller.
-    Raises `ConfigError` where they name another one, or ask nobody.
+    Raises `ConfigError` where they name another one, or need no labels.
     """
     if given is None:
         return config
@@ -67,7 +67,7 @@ def with_given_labeller(config: Config, given: object | None) -> Config:
         )
     if not config.learns_from_labels:
         raise ConfigError(
-            f"labeller: given, but algorithm {config.algorithm!r} asks nobody; leave it out"
+            f"labeller: given, but algorithm {config.algorithm!r} needs no labels; leave it out"
         )
     preferences = config.preferences
     if preferences.labeller not in (PreferenceConfig().labeller, "python"):

@@ -68,7 +68,7 @@ class Labeller(Protocol):
 
 @runtime_checkable
 class CompositeLabeller(Protocol):
-    """A labeller made of others; their state and their metrics are looked after too."""
+    """A labeller made of others, whose state is saved and whose metrics are reported, too."""
 
     @property
     def labellers(self) -> tuple[Labeller, ...]:

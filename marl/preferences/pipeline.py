@@ -277,7 +277,7 @@ class FeedbackPipeline:
     def _answered_pairs(
         self, held_out: bool, member: int | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return kept answers about episodes that are still whole, M/2 of them at most."""
+        """Return at most M/2 kept answers about episodes that the replay buffer still holds."""
         size = len(self.buffer)
         first, second = self.buffer.first[:size], self.buffer.second[:size]
         every = self.config.holdout_every
@@ -296,7 +296,7 @@ class FeedbackPipeline:
         return numbers, inverse[0], inverse[1], self.buffer.labels[rows]
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
-        assert self.labeller is not None, "a reward learned from returns asks nobody"
+        assert self.labeller is not None, "a reward learned from returns has no labeller"
         pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
         name = self.labeller_name
         is_own = ":" in self.config.labeller or self.config.labeller == "python"

@@ -121,8 +121,8 @@ def audit(
     config = load_config(run / "config.toml")
     if not config.learns_from_labels:
         raise ConfigError(
-            f"{run}: algorithm {config.algorithm!r} learns no reward from labels, so nobody was "
-            "asked anything; imap, slf, ipl and sl do"
+            f"{run}: algorithm {config.algorithm!r} learns no reward from labels, so none "
+            "were asked for; imap, slf, ipl and sl do"
         )
     notes = [MYOPIC] if config.preferences.teacher.myopia < 1.0 else []
     saved = None

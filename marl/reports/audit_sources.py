@@ -323,7 +323,7 @@ def _outcome(label: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Person:
-    """Somebody who answered."""
+    """A person, and how the answers agree with others."""
 
     name: str
     answers: int
@@ -340,7 +340,7 @@ class Person:
 
 
 def read_people(folder: Path, *, skip_damaged: bool = False) -> tuple[Person, ...]:
-    """Return everybody who answered at a folder's page; nobody where it is missing."""
+    """Return all people who answered on a folder's page; none where there is no log."""
     path = folder / "answers.jsonl"
     if not path.exists():
         return ()

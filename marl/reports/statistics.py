@@ -21,7 +21,7 @@ NUM_BINS = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """So many out of so many."""
+    """A count out of a total, its share and interval."""
 
     part: int
     whole: int

@@ -53,8 +53,8 @@ class ValueBasedReward(RewardModel):
     """R = Q(s, a) - gamma_R (1 - terminated) V(s'), the inverse soft Bellman equation (IPL).
 
     The loss of the rewards trains Q alone: V at s' comes from target networks and carries no
-    gradient, because a V as fast as Q chases Q, and the scale of R drifts. `value_loss` draws V to
-    the soft value of Q. At gamma_R = 0 there is no V, and R = Q is an explicit reward.
+    gradient, because a V trained as fast as Q follows Q, and the scale of R drifts. `value_loss`
+    draws V to the soft value of Q. At gamma_R = 0 there is no V, and R = Q is an explicit reward.
     """
 
     gamma: float

@@ -1,4 +1,4 @@
-"""The factored reward: one global and many local rewards from what is known of whole episodes.
+"""The factored reward: a global and local rewards, learned from labels or returns of episodes.
 
 Read top-down as the equations of IMAP (arXiv 2509.21828): the rewards, the mixer of the agents'
 utilities (O-MAPL, arXiv 2501.18944), and the networks of the utilities themselves.

@@ -37,7 +37,7 @@ PATIENCE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class FitBudget:
-    """What an iteration grants a fit: counts, so that a run can be repeated exactly."""
+    """Budget of a fit, in counts rather than seconds, so that a run can be repeated exactly."""
 
     block: int
     """Gradient steps that are taken in any case, and in every further block."""
@@ -123,7 +123,7 @@ class ModelOutputs:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientStep:
-    """What one gradient step came to."""
+    """Metrics of one gradient step."""
 
     loss: Tensor
     """That of the `RewardLoss`, without penalties."""
@@ -411,8 +411,8 @@ class RewardLearner:
         """Return rewards of a new rollout, divided by their running deviation, and metrics.
 
         None while no fit was `informed`: what ties alone have taught is noise, scaled up. A model
-        from another run (`inherit`) is paid in any case. The mean is not shifted: a constant reward
-        must stay a reason to live or to end. `episodes` are those that ended in the rollout; their
+        from another run (`inherit`) is paid in any case. The mean is not shifted: where episodes
+        can end early, its sign matters. `episodes` are those that ended in the rollout; their
         returns matter to models that pay them, in units of their deviation `return_scale`.
         """
         known = self.is_inherited or (self.is_fitted and informed)

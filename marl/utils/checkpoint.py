@@ -2,7 +2,7 @@
 
 A file is one header line, which carries the length and SHA-256 of what follows, and a PyTorch
 archive, written atomically: a run killed at any moment leaves the previous checkpoint untouched. It
-is read with ``weights_only=True``, so a file from a stranger cannot run code.
+is read with ``weights_only=True``, so an untrusted file cannot run code.
 
 A state is turned into values that PyTorch reads back without unpickling anything else. NumPy arrays
 travel as byte tensors beside a note of where they were, their dtype and their shape. Everything
@@ -167,7 +167,7 @@ def _set_aside(path: Path) -> None:
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     """Return the step and state of the newest good checkpoint, warning about the others.
 
-    One that another run has written is none of a run's folder.
+    A checkpoint in a run's folder that another run has written is refused.
     """
     paths = list_checkpoints(folder)
     if not paths:
@@ -222,7 +222,7 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         encoded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
         content = decode(encoded)
         step, state = int(content["step"]), dict(content["state"])
-    except Exception as error:  # whatever a hostile or foreign archive provokes, it is refused
+    except Exception as error:  # whatever a hostile archive provokes, it is refused
         raise CheckpointError(
             f"{path} has a valid checksum and content this program does not write "
             f"({type(error).__name__}); do not trust where it came from"

@@ -98,7 +98,7 @@ def held(path: Path, refusal: str) -> Iterator[None]:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds a lock file; where there is no such file, nobody does."""
+    """Return whether a process holds a lock file; False where there is no such file."""
     if not path.is_file():
         return False
     lock = FileLock(path, timeout=0, thread_local=False)
@@ -106,7 +106,7 @@ def is_held(path: Path) -> bool:
         lock.acquire()
     except Timeout:
         return True
-    except OSError:  # somebody else's file, or a link
+    except OSError:  # another user's file, or a link
         return False
     lock.release()
     return False

@@ -23,7 +23,7 @@ def one_line(text: str, most: int = 80) -> str:
 
 
 def error_text(error: BaseException, most: int = 500) -> str:
-    """Return the type and the message of somebody else's exception, on one line, cut."""
+    """Return the type and the message of an exception of foreign code, on one line, cut."""
     try:
         message = str(error)
     except Exception as another:
@@ -32,7 +32,7 @@ def error_text(error: BaseException, most: int = 500) -> str:
 
 
 class LiteralConsole(Console):
-    """A console that takes no text for markup and raises `BrokenPipeError` if nobody reads it.
+    """A console that takes no text for markup and raises `BrokenPipeError` if its reader has gone.
 
     Colours and styles come from `rich.text.Text`, never from brackets inside a name.
     """
@@ -45,8 +45,8 @@ class LiteralConsole(Console):
         raise BrokenPipeError
 
 
-def nobody_reads() -> bool:
-    """Return whether what reads standard output or standard error has gone, as `head` does."""
+def reader_has_gone() -> bool:
+    """Return whether the reader of standard output or standard error has gone, as `head` does."""
     if not hasattr(select, "poll"):  # Windows, where nothing else is known to break a pipe
         return True
     watch = select.poll()

@@ -321,7 +321,7 @@ def test_seed_that_is_ignored_is_a_warning() -> None:
     assert "seeds 0 and 1 gave the same episodes" in problem
 
 
-def test_copies_that_share_a_seed_are_a_warning() -> None:
+def test_environments_that_share_a_seed_are_a_warning() -> None:
     class Alike(Broken):
         def reset(self, seed: int) -> EnvStep:
             super().reset(seed)

@@ -1,6 +1,6 @@
 """Who is alive at the end of an interrupted episode: who would be if it had gone on.
 
-Axes: E environment copies, N agents.
+Axes: E environments, N agents.
 """
 
 from functools import partial

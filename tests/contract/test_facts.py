@@ -1,6 +1,6 @@
 """What environments tell about their episodes agrees with what happened in them.
 
-Axes: E environment copies, N agents, F facts.
+Axes: E environments, N agents, F facts.
 """
 
 from typing import Any

@@ -56,7 +56,7 @@ def test_looking_changes_nothing(name: str) -> None:
         np.testing.assert_array_equal(first.obs, second.obs)
 
 
-def test_copies_differ() -> None:
+def test_environments_differ() -> None:
     env = make_env("mamujoco/halfcheetah_2x3", 2)
     assert isinstance(env, HasFrames)
     env.reset(0)

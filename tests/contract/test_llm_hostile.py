@@ -180,7 +180,7 @@ def test_a_model_found_unfit_while_the_run_goes_on_ends_no_run(tmp_path: Path) -
         same = [{"token": "Good", "logprob": -0.7}, {"token": "Bad", "logprob": -0.7}]
         server.fault = changed(logprobs={"content": [{"token": "Good", "top_logprobs": same}]})
         clock.now += 61.0
-        with pytest.warns(LabellerWarning, match="unfit: .*carries too little"):
+        with pytest.warns(LabellerWarning, match="unfit: .*fails the preflight"):
             assert math.isnan(labeller(pairs_of([1.0], [2.0]))[0])
 
 

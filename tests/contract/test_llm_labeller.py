@@ -476,7 +476,7 @@ def test_the_preflight_refuses_a_model_that_carries_nothing(
         bad.start()
     bad.close()
     allowed = make(server.base_url, tmp_path, preflight="allow", **other)
-    with pytest.warns(LabellerWarning, match="carries little, but is allowed"):
+    with pytest.warns(LabellerWarning, match="fails it, but is allowed"):
         allowed.start()
 
 

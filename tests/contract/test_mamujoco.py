@@ -102,7 +102,7 @@ def test_checker_finds_nothing(reward_mode: str) -> None:
     assert check_env(fleet, steps=40) == []
 
 
-def test_seeds_start_copies_and_episodes_differently_and_reproducibly() -> None:
+def test_seeds_start_environments_and_episodes_differently_and_reproducibly() -> None:
     env = MaMuJoCo(4, "HalfCheetah", "2x3", max_steps=3)
     first = snapshot(env.reset(seed=9))["state"]
     assert len(np.unique(first, axis=0)) == 4
@@ -127,8 +127,8 @@ def test_final_arrays_show_the_end_of_the_old_episode() -> None:
     assert (ended.obs != ended.final_obs).any(axis=(1, 2)).all()
 
 
-def test_copies_that_go_on_are_untouched_by_the_reset_of_others() -> None:
-    # Hopper copies fall at different steps; a copy alone must see what it sees among others.
+def test_environments_that_go_on_are_untouched_by_the_reset_of_others() -> None:
+    # Hopper environments fall at different steps; a copy alone must see what it sees among others.
     env = MaMuJoCo(6, "Hopper", "3x1")
     first = snapshot(env.reset(seed=3))
     ends = set()

@@ -29,7 +29,7 @@ def test_state_is_all_observations_side_by_side(scenario: str) -> None:
 
 
 def test_a_body_moves_as_it_would_alone() -> None:
-    # One copy of two bodies is two copies of MaMuJoCo: the same simulations, seeds and actions.
+    # One fleet of two bodies is two environments of MaMuJoCo: same simulations, seeds and actions.
     fleet = Fleet(1, "HalfCheetah", 2, dtype="float64")
     alone = MaMuJoCo(2, "HalfCheetah", "2x3", dtype="float64")
     fleet.reset(seed=4)

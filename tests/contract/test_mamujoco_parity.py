@@ -19,7 +19,7 @@ def test_free_run_equals_the_original(name: str) -> None:
     if scenario in FALLING:
         assert worst["ends"] > 0
     if scenario in SHORT:
-        # two copies, 150 steps: 3 episodes of 50 each, or 1 of 100
+        # two environments, 150 steps: 3 episodes of 50 each, or 1 of 100
         assert worst["ends"] == 2 * (150 // SHORT[scenario])
 
 

@@ -30,7 +30,7 @@ def test_protocols_and_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_copies_do_not_depend_on_their_number(name: str) -> None:
+def test_environments_do_not_depend_on_their_number(name: str) -> None:
     few, many = make_env(name, 2), make_env(name, 5)
     rng = np.random.default_rng(0)
     step, wide = few.reset(9), many.reset(9)

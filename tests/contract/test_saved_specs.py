@@ -97,7 +97,7 @@ def test_a_changed_environment_is_noticed_by_whoever_plays_in_it(
         assert "bring the environment as it was" in shown, command
 
 
-def test_words_about_facts_and_the_number_of_copies_may_change() -> None:
+def test_words_about_facts_and_the_number_of_environments_may_change() -> None:
     before = make_env("particles/nav_3", 1).spec
     fact = before.facts[0]
     told = (Fact(name=fact.name, meaning="in other words"), *before.facts[1:])

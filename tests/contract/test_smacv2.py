@@ -144,7 +144,7 @@ def test_sizes(game: Any) -> None:
 
 
 def drawn(env: TeamEnv, episodes: int = 3) -> list[Any]:
-    """Return units and positions, as the state shows them, of the next episodes of all copies."""
+    """Return units and positions, as the state shows them, of all environments' next episodes."""
     env.reset(5)
     starts = []
     for _ in range(episodes):
@@ -442,7 +442,7 @@ def test_resuming_cuts_the_open_battles_off(game: Any) -> None:
     np.testing.assert_array_equal(after.final_state, step.state)
     np.testing.assert_array_equal(after.final_alive, step.alive)
     np.testing.assert_array_equal(after.facts, step.facts)
-    # Both copies are in their second episode, the one that the first run would have come to.
+    # Both environments are in their second episode, the one that the first run would have come to.
     fresh = terran(2, max_steps=1)
     np.testing.assert_array_equal(fresh.step(stop(fresh.reset(0))).state, after.state)
     assert not ended(resumed.step(stop(after)))

@@ -64,7 +64,7 @@ def test_contract(
     assert check_env(env, steps=40) == []
 
 
-# Seven copies on three workers: three, three and one, so the last one has rows to spare.
+# Seven environments on three workers: three, three and one, so the last one has rows to spare.
 @pytest.mark.parametrize("workers", [1, 2, 3, 7])
 def test_workers_do_not_change_the_numbers(make: Make, workers: int) -> None:
     here, there = make(7, 0), make(7, workers)
@@ -163,7 +163,7 @@ def test_a_worker_that_hangs_or_dies(make: Make, fault: str, words: str) -> None
 
 
 def test_slow_is_not_hung(make: Make) -> None:
-    # Four copies of 0.15 s are more than the 0.3 s that one of them may take.
+    # Four environments of 0.15 s are more than the 0.3 s that one of them may take.
     env = make(4, 1, timeout=0.3, sleep=0.15)
     env.reset(0)
     assert env.step(np.zeros((4, 3), np.int64)).obs.shape == (4, 3, 3)
@@ -234,7 +234,7 @@ def test_a_worker_that_dies_before_a_reset(make: Make) -> None:
     assert env.reset(1).obs.shape == (2, 3, 3)
 
 
-def test_copies_are_closed_with_their_worker(make: Make, tmp_path: Path) -> None:
+def test_environments_are_closed_with_their_worker(make: Make, tmp_path: Path) -> None:
     """They may have started programs of their own."""
     env = make(2, 2, farewell=tmp_path)
     env.reset(0)
@@ -304,15 +304,15 @@ def test_bad_options(make: Make, options: dict[str, float], words: str) -> None:
     assert words in str(caught.value)
 
 
-def test_fewer_copies_than_workers_get_one_each(make: Make) -> None:
-    """A trained team is evaluated with its run's options on fewer copies."""
+def test_fewer_environments_than_workers_get_one_each(make: Make) -> None:
+    """A trained team is evaluated with its run's options on fewer environments."""
     env = make(2, 4)
     assert env.workers == 2
     assert np.array_equal(env.reset(0).obs, make(2, 0).reset(0).obs)
 
 
 @pytest.mark.parametrize(("copies", "asked", "used"), [(4, 3, 2), (7, 3, 3), (7, 5, 4), (3, 0, 0)])
-def test_workers_in_use_are_those_with_copies(
+def test_workers_in_use_are_those_with_environments(
     make: Make, copies: int, asked: int, used: int
 ) -> None:
     env = make(copies, asked)
@@ -322,7 +322,7 @@ def test_workers_in_use_are_those_with_copies(
         assert len(processes(env)) == used
 
 
-def test_cheap_copies_stay_here_and_costly_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cheap_environments_stay_here_costly_ones_leave(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     four = replace(CountingTeam().spec, num_envs=4)
     slow = partial(CountingTeam, sleep=0.002)

@@ -63,7 +63,7 @@ def test_a_scenario_that_is_left_out_says_why() -> None:
 
 
 def restarted(source: Any, obs: list[Any], done: Any) -> list[Any]:
-    """Return what all agents see once the copies that are done have begun anew."""
+    """Return what all agents see once the environments that are done have begun anew."""
     if done.all():
         return source.reset()  # type: ignore[no-any-return]  # VMAS is untyped
     for index in np.flatnonzero(done).tolist():

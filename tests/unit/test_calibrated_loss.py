@@ -194,7 +194,7 @@ def test_labels_alone_let_no_return_in() -> None:
     [
         (
             {"algorithm": "rrd", "reward__calibration": 1.0, "reward__calibrate_to": "label"},
-            'reward.calibrate_to: got "label".*nobody is asked',
+            'reward.calibrate_to: got "label".*uses no labels',
         ),
         ({"algorithm": "ircr", "reward__calibration": 1.0}, 'reward.model = "constant" fits'),
         ({"reward__preference_weight": 0.0}, "which leaves nothing to fit"),

@@ -140,7 +140,7 @@ def test_conflicts_are_refused() -> None:
     assert "reward.hidden_sizes: got [], expected a list of int, at least 1" in message
     message = refused(network__hidden_sizes=[64, 0])
     assert message == "overrides: network.hidden_sizes: got 0, expected a number from 1 to 1e+06"
-    # 16 copies x 125 steps are 16 x 13 chunks of up to 10.
+    # 16 environments x 125 steps are 16 x 13 chunks of up to 10.
     message = refused(learner__minibatches=209, network__recurrence="gru")
     assert "one rollout has only 208 chunks" in message
     message = refused(reward__value_loss="soft", network__recurrence="gru")
@@ -257,5 +257,5 @@ def test_every_setting_survives_a_file(tmp_path: Path) -> None:
 
 def test_derived_numbers() -> None:
     config = load_config(overrides={"total_steps": 4001, "env.num_envs": 16})
-    assert config.batch_steps == 2000  # 16 copies x 125 steps
+    assert config.batch_steps == 2000  # 16 environments x 125 steps
     assert config.num_iterations == 3  # 4001 / 2000, rounded up

@@ -115,8 +115,8 @@ def test_a_constant_number_of_steps_is_one_block() -> None:
 
 
 def test_the_budget_by_hand() -> None:
-    # 64 copies x 25 steps are 1,600 steps: 7 gradient steps, one per 256. With 6 epochs the policy
-    # passes 9,600 rows; a share of .6 allows .6 / .4 of them, 14,400.
+    # 64 environments x 25 steps are 1,600 steps: 7 gradient steps, one per 256. With 6 epochs the
+    # policy passes 9,600 rows; a share of .6 allows .6 / .4 of them, 14,400.
     config = Config(
         env=EnvConfig(num_envs=64),
         learner=LearnerConfig(rollout_steps=25, epochs=6),

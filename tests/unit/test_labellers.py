@@ -60,7 +60,7 @@ def spec_of(facts: tuple[Fact, ...] = FACTS) -> EnvSpec:
 
 
 def replay_of(rollouts: int = 0) -> ReplayBuffer:
-    """Return a replay buffer of copies with episodes of 1, 2, 3 and 4 steps."""
+    """Return a replay buffer of environments with episodes of 1, 2, 3 and 4 steps."""
     env = ScriptedEnv([[1], [2], [3], [4]], tells_facts=True)
     replay = ReplayBuffer(
         env.spec, 4, max_steps=400, max_episodes=64, holdout_every=4, device=torch.device("cpu")

@@ -115,7 +115,7 @@ def test_episodes_tell_ends_apart() -> None:
     assert not truncated.any()
     over = np.array([False, False, True])
     terminated, truncated = episodes.advance(over)
-    # copies 0 and 2 reach two steps, 0 by time, 2 by its task; copy 1 has just begun
+    # environments 0 and 2 reach two steps, 0 by time, 2 by its task; copy 1 has just begun
     np.testing.assert_array_equal(terminated, over)
     np.testing.assert_array_equal(truncated, [True, False, False])
 

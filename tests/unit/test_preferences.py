@@ -206,7 +206,7 @@ def test_the_buffer_state_round_trips() -> None:
 
 
 def make_source(**options: Any) -> tuple[FeedbackPipeline, ScriptedEnv]:
-    """Return a source over four copies with episodes of 1, 2, 3 and 4 steps."""
+    """Return a source over four environments with episodes of 1, 2, 3 and 4 steps."""
     env = ScriptedEnv([[1], [2], [3], [4]])
     reward = RewardConfig(batch_episodes=options.pop("batch_episodes", 8))
     settings: dict[str, Any] = {"replay_steps": 400, "holdout_every": 4} | options
@@ -344,7 +344,7 @@ def test_costly_labels_are_asked_once_and_batches_use_them_only() -> None:
 
 
 def test_answers_about_overwritten_episodes_are_not_used() -> None:
-    # Four copies, so 64 steps are a ring of 16 per copy.
+    # Four environments, so 64 steps are a ring of 16 per copy.
     source, env = make_source(queries_per_iteration=8, replay_steps=64)
     observe(source, env, 12)
     for _ in range(20):
@@ -369,7 +369,7 @@ def test_questions_of_an_iteration_are_tallied() -> None:
 
 
 def test_equal_returns_are_not_informative() -> None:
-    # Four copies whose first episodes all last 2 steps and return 2.
+    # Four environments whose first episodes all last 2 steps and return 2.
     source, env = make_source(margin=1e6)
     observe(source, env, 2)
     assert source.batch() is not None
@@ -416,8 +416,8 @@ def test_labels_stop_at_the_budget() -> None:
 
 
 def test_old_answers_retire() -> None:
-    # An iteration is 4 steps of 4 copies: 16 steps. Answers may be 16 old: those of the latest
-    # two iterations.
+    # An iteration is 4 steps of 4 environments: 16 steps. Answers may be 16 old: those of the
+    # latest two iterations.
     source, env = make_source(queries_per_iteration=4, retire_after=16)
     observe(source, env, 6)
     times = source.buffer.asked_at[: len(source.buffer)]

@@ -1,6 +1,6 @@
 """Probe and particle tasks pay what their docstrings promise.
 
-Axes: E environment copies, N agents, 2 plane coordinates.
+Axes: E environments, N agents, 2 plane coordinates.
 """
 
 from collections.abc import Callable

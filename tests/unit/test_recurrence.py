@@ -163,7 +163,7 @@ def test_a_gradient_stays_in_its_chunk_and_its_episode() -> None:
     rows = chunk_rows(rollout.hidden, rollout.starts, 5, present=None, obs=obs)
     batch = rows.take(torch.arange(6))
     outputs, _ = mappo.actor.unroll(batch["obs"], batch["hidden"], batch["starts"])
-    # Rows 2 and 3 are steps 5 to 9 of copies 0 and 1; look back from step 9 of each.
+    # Rows 2 and 3 are steps 5 to 9 of environments 0 and 1; look back from step 9 of each.
     (grad,) = torch.autograd.grad(outputs[4, 2:4].square().sum(), obs)
     reached = grad.flatten(2).abs().sum(dim=-1) > 0.0
     # Copy 0 starts episodes at 3, 8 and 11, copy 1 at 4 and 6.

@@ -128,7 +128,7 @@ def test_the_newest_batch_is_known() -> None:
 
 
 def test_more_episodes_than_fit_keep_the_newest() -> None:
-    # Copies end episodes of one step: 12 in a rollout of 4 steps, of which 5 fit.
+    # Environments end episodes of one step: 12 in a rollout of 4 steps, of which 5 fit.
     replay, _ = filled([[1], [1], [1]], 1, max_episodes=5)
     assert replay.num_finished == 12
     assert replay.available().tolist() == [7, 8, 9, 10, 11]
@@ -227,7 +227,7 @@ def test_state_round_trip() -> None:
 
 
 def test_a_buffer_too_small_for_one_episode_is_refused() -> None:
-    # Two copies, episodes of 7, rollouts of 4: at least 7 + 4 steps a copy, in whole rollouts.
+    # Two environments, episodes of 7, rollouts of 4: at least 7 + 4 steps each, in whole rollouts.
     env = ScriptedEnv([[7], [7]])
     with pytest.raises(ConfigError, match=r"preferences.replay_steps: got 16, but 2 environments"):
         make_replay(env, max_steps=16)

@@ -1,6 +1,6 @@
 """A recurrent reward: which steps it reads as one episode, and what it still promises.
 
-Axes: T time, E copies, M episodes, K steps, N agents.
+Axes: T time, E environments, M episodes, K steps, N agents.
 """
 
 import copy
@@ -33,7 +33,7 @@ T, E = 7, 2
 DONE = torch.zeros(2 * T, E, dtype=torch.bool)
 for _time, _copy in ((2, 0), (9, 0), (4, 1), (5, 1)):
     DONE[_time, _copy] = True
-"""Two rollouts; the episodes of both copies span them."""
+"""Two rollouts; the episodes of both environments span them."""
 
 GAMMAS = pytest.mark.parametrize("gamma", [0.0, GAMMA])
 SEPARATE = pytest.mark.parametrize("shared", [True, False], ids=["shared", "separate"])

@@ -92,8 +92,8 @@ def test_cutting_a_rollout_in_two_changes_no_bootstrap(stream: Any) -> None:
 
 
 def test_the_rows_that_end_are_those_of_episodes_and_the_last_ones() -> None:
-    # 12 steps of two copies, row 2 t + e. Episodes of 5 end in steps 4 and 9, one of 7 in step 6;
-    # both copies are cut off after step 11.
+    # 12 steps of two environments, row 2 t + e. Episodes of 5 end in steps 4 and 9, one of 7 in
+    # step 6; both environments are cut off after step 11.
     env = ScriptedEnv([[5], [7]])
     mappo = make_mappo(env.spec)
     rollout = collect(mappo, env)
@@ -135,7 +135,7 @@ def test_value_statistics_are_updated_once_per_batch(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ValueNorm, "update", counted)
     rollout = collect(mappo, ScriptedEnv(LENGTHS))
     mappo.update(rollout, random_rewards(rollout), 1.0)
-    assert calls == [24, 48]  # 12 steps of 2 copies; times 2 agents
+    assert calls == [24, 48]  # 12 steps of 2 environments; times 2 agents
 
 
 def test_value_clipping_by_hand() -> None:

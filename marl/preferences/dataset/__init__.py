@@ -32,7 +32,7 @@ the dataset. Numbers may have gaps; those of an exported run are the run's own.
 ``label`` is P(first preferred): 1 first, 0 second, 0.5 tie, null skipped. An undo withdraws the
 latest standing answer of its source. Answers about episodes that are not there are left out.
 
-A dataset may come from a stranger (`untrusted.py`). Of an archive only these arrays are read, once
+A dataset is not trusted (`untrusted.py`). Of an archive only these arrays are read, once
 their headers fit the manifest and the free memory; members are stored or deflated, and hold numbers
 or truth values. Numbers of episodes end at 2^53 - 1, a line of answers at 64 KiB, a file of frames,
 as JSON, at 32 MiB. Whatever is wrong is a `DatasetError` of one line. ``--skip-damaged``, in Python

@@ -141,7 +141,7 @@ class AnswerLog:
         return latest
 
     def _write(self, *lines: dict[str, Any]) -> None:
-        """Append lines in a single write, after what a kill has left of the one before."""
+        """Append lines in a single write, after completing what a killed write has left."""
         is_new = not self.path.exists()
         if not is_new:
             self._mend()

@@ -64,7 +64,7 @@ class Footage:
         self._step += 1
 
     def copy(self) -> "Footage":
-        """Return one that goes on from here by itself."""
+        """Return an independent copy."""
         footage = Footage(self._most)
         footage._kept, footage._stride, footage._step = self._kept.copy(), self._stride, self._step
         return footage

@@ -1,4 +1,4 @@
-"""Reading files that may come from a stranger: checked before memory is allocated.
+"""Reading untrusted files: what they say is checked before memory is allocated.
 
 Nothing is unpickled. Whatever is wrong is a `DatasetError` of one line: what, where, got, expected,
 what to do.

@@ -9,5 +9,5 @@ if TYPE_CHECKING:
 
 __all__ = ["LabellerWarning", "LlmLabeller"]
 
-# The client takes a second to import, which whoever reads an answer cache need not wait for.
+# The client takes a second to import and is not needed to read an answer cache.
 __getattr__ = lazy_attributes(__name__, dict.fromkeys(__all__, "marl.preferences.llm.labeller"))

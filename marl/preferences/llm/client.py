@@ -146,7 +146,7 @@ class Transport:
                 )
             return parsed(response.content, self.hide_key)
         except TimeoutError:
-            raise Fault("timeout", f"no whole reply within {self._timeout:g} s") from None
+            raise Fault("timeout", f"no complete reply within {self._timeout:g} s") from None
         except Exception as error:
             raise self._fault(error) from None
 

@@ -145,7 +145,7 @@ class FaultReporter:
 
 
 class LlmLabeller:
-    """Asks a language model; a server that fails costs answers and never the run.
+    """Asks a language model; where the server fails, pairs have no answer and the run goes on.
 
     It raises `ConfigError` for what only the user can change, and `BudgetError` at a cap where
     the configuration says so. `fallback` answers once a cap is reached, if it is given. All that
@@ -200,10 +200,10 @@ class LlmLabeller:
         return self._at_cap(pairs, torch.tensor(labels), judgements)
 
     def start(self) -> None:
-        """Get to know the server and the model before training starts.
+        """Probe the server and test the model before training starts.
 
-        A server that cannot be reached is a warning: it is tried again at every call. One that
-        says no, and a model that carries nothing, are a `ConfigError`.
+        A server that cannot be reached is a warning: it is tried again at every call. One
+        that refuses, and a model that fails the preflight, are a `ConfigError`.
         """
         try:
             self._wait_for(self._prepared)
@@ -277,11 +277,11 @@ class LlmLabeller:
         if found.accuracy < self.config.preflight_accuracy:
             if self.config.preflight == "refuse":
                 raise ConfigError(
-                    f"preferences.llm: the model carries too little. {message}. Choose another "
+                    f"preferences.llm: the model fails the preflight. {message}. Choose another "
                     "model, prompt or way to ask, or accept it by preferences.llm.preflight = "
                     '"allow"'
                 )
-            self._reporter.tell_once("preflight", f"carries little, but is allowed. {message}")
+            self._reporter.tell_once("preflight", f"the model fails it, but is allowed. {message}")
         elif found.is_one_sided:
             self._reporter.tell_once("preflight", f"is one-sided. {message}")
 

@@ -1,4 +1,4 @@
-"""Getting to know a server before it is asked: its model, its features, and what the model knows.
+"""Probing a server before it is asked: its model, its features, and the model on known pairs.
 
 Each part of a request is judged by what comes back, not by what the server says: one ignores an
 unknown field, another answers 400, a third 500. The ladder, best first: log-probabilities of as

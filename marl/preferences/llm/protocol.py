@@ -24,7 +24,7 @@ from marl.preferences.llm.prompts import Messages, Template, cleaned
 
 FaultKind = Literal[
     "refused",  # no server listens at the address
-    "dropped",  # the connection broke before the reply was whole
+    "dropped",  # the connection broke before the reply was complete
     "timeout",  # one attempt took too long
     "overloaded",  # 429
     "server",  # 5xx, 408, 409
@@ -50,7 +50,7 @@ PASSING: frozenset[FaultKind] = frozenset(
 )
 """Worth the same question again after a while."""
 LASTING: frozenset[FaultKind] = frozenset(("key", "missing", "redirected"))
-"""No question will be answered until somebody changes something: opens the breaker at once."""
+"""No question will be answered until the user changes something: opens the breaker at once."""
 UNPAID: frozenset[FaultKind] = frozenset(
     ("refused", "overloaded", "server", "key", "missing", "redirected", "rejected")
 )
@@ -97,7 +97,7 @@ class Fault(Exception):  # noqa: N818 - also a value, in the place of a reply
 
 def fault_of(error: Exception, now: datetime | None = None) -> Fault:
     """Return the fault that an exception of the client stands for."""
-    import openai  # whoever reads an answer cache needs no client
+    import openai  # not needed to read an answer cache
 
     if isinstance(error, Fault):
         return error

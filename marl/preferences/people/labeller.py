@@ -85,7 +85,7 @@ class PeopleLabeller:
         return torch.tensor(list(films), dtype=torch.bool, device=episodes.numbers.device)
 
     def late_answers(self, replay: ReplayBuffer) -> LateAnswers:
-        """Return the answers since the last call to questions about episodes that are still whole.
+        """Return the answers since the last call to questions about episodes that are still kept.
 
         Other questions expire: they are closed without an answer.
         """

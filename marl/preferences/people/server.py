@@ -1,4 +1,4 @@
-"""The page's server: FastAPI on this machine only, for the page itself and nobody else.
+"""The page's server: FastAPI on this machine only, for the page itself alone.
 
 The page's code is open to any program on this machine; what it shows and stores needs the token in
 the printed address. Handlers never wait for anything but the disk, so that one is done before the
@@ -213,7 +213,7 @@ def listening(port: int) -> socket.socket:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
-        listener.listen()  # whoever comes before the server is ready waits instead of failing
+        listener.listen()  # a request before the server is ready waits instead of failing
     except OSError:
         listener.close()
         raise

@@ -24,7 +24,7 @@ APART = 5
 
 
 class StaleError(Exception):
-    """What came belongs to a pair that is not the one being asked about any more."""
+    """An answer or an undo belongs to a pair that is no longer the current one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +232,7 @@ def _key(answer: Answer) -> frozenset[int]:
 
 @contextmanager
 def alone(folder: Path, name: str) -> Iterator[None]:
-    """Hold a dataset for one person: two servers of one name would ask the same pairs twice."""
+    """Lock a dataset for one person: two servers of one name would ask the same pairs twice."""
     path = folder / f".{name}.lock"
     with output(path, "answers are kept there; copy the run or dataset to a folder of your own"):
         folder.mkdir(exist_ok=True)
