@@ -31,6 +31,7 @@ from marl.utils.checkpoint import (
     restoring,
 )
 from marl.utils.plugins import check_trusted, environment_paths, grant, learner_paths
+from marl.utils.text import printable
 
 
 class Policy:
@@ -45,13 +46,16 @@ class Policy:
         actor: Actor,
         folder: Path | str = "",
         seed: int = 0,
+        trained: str = "",
     ) -> None:
         self.config = config
         """The settings it was trained with."""
         self.spec = spec
         """The environment it was trained in; `num_envs` says nothing here."""
         self.steps = steps
-        """Environment steps it was trained for."""
+        """Environment steps it was trained for; 0 where it was fitted to a dataset."""
+        self.trained = trained or f"after {steps:,} steps"
+        """How it was trained, in words."""
         self.actor = actor
         self.folder = folder
         """The run's, which must be trusted before code that it names is imported."""
@@ -225,9 +229,9 @@ class Policy:
 def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
     """Return the policy of a run's newest complete checkpoint; `seed` seeds its random draws.
 
-    `run` is the run's folder, or one of its files ``checkpoints/step_*.ckpt``. The environment is
-    not made, and need not be there. Code that a run of somebody else names, its environment or its
-    learner, is imported only with `trust`.
+    `run` is the folder of a run, or of a policy that was fitted to a dataset, or one of its files
+    ``checkpoints/step_*.ckpt``. The environment is not made, and need not be there. Code that a run
+    of somebody else names, its environment or its learner, is imported only with `trust`.
     """
     _, saved, folder = load_saved(run)
     if trust:
@@ -236,20 +240,38 @@ def load(run: Path | str, seed: int = 0, *, trust: bool = False) -> Policy:
 
 
 def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
-    """Return the policy in a run's checkpoint; `run` names in errors where that was read."""
+    """Return the policy in a checkpoint; `run` names in errors where that was read."""
     config = config_in(saved, str(run))
     spec = spec_in(saved, str(run))
+    parts = learner_in(saved)
+    if parts is None and "trainer" not in saved:
+        raise ConfigError(
+            f"{run} holds a fitted reward model and no policy; `marl fit-reward --model dpo` (or "
+            "omapl) and `marl imitate` fit policies"
+        )
     for inputs in (spec.obs_size, spec.state_size):
         check_layer_sizes(run, saved, (inputs, *config.network.hidden_sizes, spec.action_size))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     check_trusted(learner_paths(config), run, config)
     learner = learner_class(config.learner.kind)
     with restoring(run):
+        if parts is None:
+            raise LookupError("there is no learner")
         actor = learner.make_actor(spec, config.network, norm, torch.Generator())
-        actor.load_state_dict(saved["trainer"]["learner"]["actor"])
-        steps = saved["trainer"]["iteration"] * config.batch_steps
+        actor.load_state_dict(parts["actor"])
+        steps = saved["trainer"]["iteration"] * config.batch_steps if "trainer" in saved else 0
     check_finite_weights(run, actor.state_dict())
-    return Policy(config=config, spec=spec, steps=steps, actor=actor, folder=run, seed=seed)
+    trained = printable(str(saved.get("fitted", "")))[:100]
+    return Policy(
+        config=config, spec=spec, steps=steps, actor=actor, folder=run, seed=seed, trained=trained
+    )
+
+
+def learner_in(saved: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the learner's state in the checkpoint of a run or a fit; None: it has no policy."""
+    trainer = saved.get("trainer", saved)
+    learner = trainer.get("learner") if isinstance(trainer, dict) else None
+    return learner if isinstance(learner, dict) else None
 
 
 def saved_spec(spec: EnvSpec) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class Trainer:
                 spec,
                 config.learner.rollout_steps,
                 config.preferences,
-                config.reward,
+                config.fitted_reward,
                 self.seeds,
                 self.device,
                 num_iterations=config.num_iterations,
@@ -107,7 +107,13 @@ class Trainer:
                 run=run,
             )
             self.reward = make_reward_learner(
-                spec, config, self.norm, self.seeds.torch("reward"), self.device, ranks
+                spec,
+                config,
+                self.norm,
+                self.seeds.torch("reward"),
+                self.device,
+                ranks,
+                self.learner.actor,
             )
             self.ensemble = make_ensemble(
                 self.reward,

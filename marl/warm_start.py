@@ -13,9 +13,10 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError
 from marl.learners.base import Learner
-from marl.policy import config_in, spec_in
+from marl.policy import config_in, learner_in, spec_in
 from marl.rewards.io import is_learned, sizes
 from marl.rewards.learner import RewardLearner
+from marl.rewards.ratio_learner import RatioLearner
 from marl.utils.checkpoint import (
     CheckpointError,
     check_finite_weights,
@@ -40,7 +41,7 @@ def warm_start(
     theirs, other = spec_in(saved, str(folder)), config_in(saved, str(folder))
     lines = [f"starting from {config.init}: {theirs.name}, algorithm {other.algorithm}, {step:,}"]
     lines[0] += " steps" if "trainer" in saved else " gradient steps"
-    parts = _learner_state(saved)
+    parts = learner_in(saved)
     if parts is not None:
         _check_sizes(theirs, spec, folder)
         with restoring(folder):
@@ -54,16 +55,12 @@ def warm_start(
     if config.init_reward:
         assert reward is not None, "a run that learns no reward is refused before"
         lines.append(_take_reward(reward, saved, other, config, folder))
+    elif isinstance(reward, RatioLearner):
+        reward.model.move_reference(1.0)
+        lines.append("reference: the policy that was taken")
     elif reward is not None:
         lines.append("reward model: not asked for (init_reward); it starts from random weights")
     return lines
-
-
-def _learner_state(saved: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the learner's state in a run's checkpoint; None where a reward model was fitted."""
-    trainer = saved.get("trainer")
-    learner = trainer.get("learner") if isinstance(trainer, dict) else None
-    return learner if isinstance(learner, dict) else None
 
 
 def _check_sizes(theirs: EnvSpec, ours: EnvSpec, folder: Path) -> None:

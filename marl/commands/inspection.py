@@ -74,7 +74,7 @@ class Evaluate:
                 num_envs=self.num_envs,
             )
             return 0
-        table = Table(title=f"{policy.config.env.name} after {policy.steps:,} steps")
+        table = Table(title=f"{policy.config.env.name} {policy.trained}")
         headings = ("acting", "mean return", "95 % interval", "episodes", *policy.spec.successes)
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "acting" else "right")

@@ -54,7 +54,9 @@ def check_conflicts(config: "Config") -> None:
 def _check_reward(config: "Config") -> None:
     """Raise `ConfigError` for settings of the reward that contradict each other."""
     asked, choice = config.reward, config.reward_choice
-    if choice.source != "learned":
+    if choice.source == "policy":
+        _check_policy_source(config)
+    if not choice.is_fitted:
         for name in ("model", "loss"):
             if value := getattr(asked, name):
                 raise ConfigError(
@@ -104,10 +106,10 @@ def _check_reward(config: "Config") -> None:
             "reward.sample_steps: got 1, but reward.unbiased_regression estimates a variance; it "
             "takes at least 2"
         )
-    if asked.recurrence != "none" and choice.model != "factored":
+    if asked.recurrence != "none" and choice.model not in ("factored", "policy_ratio"):
         raise ConfigError(
-            f'reward.recurrence: got {asked.recurrence!r}, but only reward.model = "factored" '
-            f"can be recurrent, and this run has {choice.model!r} (algorithm = "
+            f'reward.recurrence: got {asked.recurrence!r}, but only reward.model = "factored" and '
+            f'"policy_ratio" can be recurrent, and this run has {choice.model!r} (algorithm = '
             f'{config.algorithm!r}); set reward.recurrence = "none"'
         )
     if asked.recurrence != "none" and choice.gamma > 0.0 and asked.value_loss == "soft":
@@ -134,6 +136,33 @@ def _check_calibration(config: "Config") -> None:
         raise ConfigError(
             "reward.preference_weight: got 0, which leaves nothing to fit; set reward.calibration, "
             'or reward.loss = "regression"'
+        )
+
+
+def _check_policy_source(config: "Config") -> None:
+    """Raise `ConfigError` for settings of what a run has not whose preferences train the policy."""
+    asked, where = config.reward, f"algorithm = {config.algorithm!r}"
+    if config.algorithm != "dpo":
+        where = 'reward.source = "policy"'
+    if asked.model not in ("", "policy_ratio"):
+        raise ConfigError(
+            f"reward.model: got {asked.model!r}, but with {where} the policy is its own reward "
+            'model; leave it out or set reward.source = "learned"'
+        )
+    if asked.recurrence != "none":
+        raise ConfigError(
+            f"reward.recurrence: got {asked.recurrence!r}, but with {where} the policy is its own "
+            "reward model; set network.recurrence"
+        )
+    if config.learner.kind not in ("mappo", "ippo"):
+        raise ConfigError(
+            f"learner.kind: got {config.learner.kind!r}, but with {where} preferences train the "
+            "policy, and no learner; leave it out"
+        )
+    if config.preferences.query in ("disagreement", "entropy"):
+        raise ConfigError(
+            f"preferences.query: got {config.preferences.query!r}, which asks an ensemble of "
+            f"reward models, but with {where} the policy is its own; choose another one"
         )
 
 

@@ -10,9 +10,19 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 Algorithm = Literal[
-    "imap", "slf", "ipl", "sl", "rrd", "rrd_central", "ircr", "rudder", "sparse", "dense"
+    "imap",
+    "slf",
+    "ipl",
+    "sl",
+    "rrd",
+    "rrd_central",
+    "ircr",
+    "rudder",
+    "dpo",
+    "sparse",
+    "dense",
 ]
-RewardSource = Literal["task", "hidden", "learned"]
+RewardSource = Literal["task", "hidden", "learned", "policy"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +30,8 @@ class RewardChoice:
     """Where the policy's reward comes from and how it is learned."""
 
     source: RewardSource
-    """Task: the environment's own. Hidden: the dense one behind a benchmark's. Learned."""
+    """Task: the environment's own. Hidden: the dense one behind a benchmark's. Learned. Policy: the
+    policy is its own reward model, the log-ratio to a reference, and fitted as one."""
     model: str = ""
     """A name in `REWARD_MODELS` or an import path; empty where nothing is learned."""
     loss: str = ""
@@ -33,6 +44,11 @@ class RewardChoice:
         """Whether it may pay every agent a local reward; a user's model is asked when it is run."""
         entry = REWARD_MODELS.get(self.model)
         return entry.is_factored if entry else self.source == "learned"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether its loss fits anything: a reward model, or the policy itself."""
+        return self.source in ("learned", "policy")
 
     @property
     def has_value(self) -> bool:
@@ -68,6 +84,7 @@ PRESETS: dict[Algorithm, RewardChoice] = {
     "rrd_central": _learned("central", "regression"),
     "ircr": _learned("constant", "regression"),
     "rudder": _learned("rudder", "rudder"),
+    "dpo": RewardChoice(source="policy", model="policy_ratio", loss="preference"),
     "sparse": RewardChoice(source="task"),
     "dense": RewardChoice(source="hidden"),
 }
@@ -107,6 +124,7 @@ REWARD_MODELS: dict[str, ModelEntry] = {
     "central": ModelEntry(path="marl.rewards.central:CentralReward", has_value=True),
     "constant": ModelEntry(path="marl.rewards.constant:ConstantReward"),
     "rudder": ModelEntry(path="marl.rewards.rudder:RudderReward", reads_history=True),
+    "policy_ratio": ModelEntry(path="marl.rewards.ratio:OwnPolicyRatio", is_factored=True),
 }
 
 REWARD_LOSSES: dict[str, LossEntry] = {
@@ -131,11 +149,14 @@ def chosen_reward(
 ) -> RewardChoice:
     """Return a preset with the settings that are given, i.e. not empty, in place of its own."""
     preset = PRESETS[algorithm]
-    if (source or preset.source) != "learned":
-        return RewardChoice(source=source or preset.source)
+    chosen = source or preset.source
+    if chosen not in ("learned", "policy"):
+        return RewardChoice(source=chosen)
+    if chosen == "policy" and preset.source != "policy":
+        preset = PRESETS["dpo"]
     choice = replace(
         preset,
-        source="learned",
+        source=chosen,
         model=model or preset.model,
         loss=loss or preset.loss,
         gamma=preset.gamma if gamma is None else gamma,

@@ -1,7 +1,7 @@
 """Every setting: its default, its meaning and its range, each in one place."""
 
 import math
-from dataclasses import field
+from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -107,6 +107,20 @@ class LearnerConfig:
     constant added to R with centred only."""
 
 
+@settings("reward.ratio.")
+class RatioConfig:
+    """A reward that is the log-ratio of two policies, r_i = beta log(pi_i / pi_ref,i)."""
+
+    beta: Annotated[float, Range(1e-6, 1e6)] = 0.1
+    """beta: the smaller, the further from the reference the same preferences lead."""
+    reference_period: Annotated[int, Range(0, 1e9)] = 1
+    """``dpo``: iterations between two moves of the reference; 0: it stays what it was at first."""
+    reference_rate: Annotated[float, Range(0, 1)] = 0.1
+    """``dpo``: a move is reference += rate (policy - reference); at 1 it becomes a copy. Every move
+    lets the same preferences count anew: where old episodes are trained on, too, a Gaussian policy
+    can then run past the best actions."""
+
+
 @settings("reward.")
 class RewardConfig:
     """What the policy's reward is, and how it is learned.
@@ -116,11 +130,14 @@ class RewardConfig:
 
     source: RewardSource | Literal[""] = ""
     """``task``: the environment's own reward. ``hidden``: an oracle on a benchmark's dense reward.
-    Learned: from preferences or returns. Empty: the preset's."""
+    ``learned``: from preferences or returns. ``policy``: no other than the policy's log-ratio to a
+    reference, whose loss trains the policy itself. Empty: the preset's."""
     model: str = ""
     """``factored``: local rewards that add up to the global one. ``central``: one network of the
     state and the joint action. ``constant``: every step of an episode gets its normalised return.
-    Or the import path of your own. Empty: the preset's."""
+    ``policy_ratio``: the log-ratio of a policy that is learned beside the run's and a uniform one;
+    its local parts are advantages, which the run's policy improves by without GAE. Or the import
+    path of your own. Empty: the preset's."""
     loss: str = ""
     """``preference``: Bradley-Terry on labelled pairs. ``regression``: squared error of the sum of
     rewards to the episode's return, without labels. ``both``: their sum. Empty: the preset's."""
@@ -223,6 +240,7 @@ class RewardConfig:
     """Units of the mixer's hypernetwork."""
     max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
     """Largest gradient norm of the reward model."""
+    ratio: RatioConfig = field(default_factory=RatioConfig)
 
 
 @settings("preferences.model.")
@@ -359,8 +377,8 @@ class Config:
     """Preset of the reward, learned from preferences: imap (factored, implicit), slf (factored,
     gamma_R = 0), ipl (central, implicit), sl (central, gamma_R = 0); from returns: rrd (factored),
     rrd_central, ircr (the normalised return at every step), rudder (what a step changes in the
-    prediction of the return); or given: sparse (the task's own),
-    dense (oracle on the hidden one)."""
+    prediction of the return); none but the policy itself, which preferences train: dpo; or given:
+    sparse (the task's own), dense (oracle on the hidden one)."""
     total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
     """Environment steps, summed over environments."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
@@ -406,8 +424,20 @@ class Config:
 
     @property
     def learns_reward(self) -> bool:
-        """Whether the policy is trained on a learned reward."""
-        return self.reward_choice.source == "learned"
+        """Whether anything is fitted to labels or returns: a reward, or the policy itself."""
+        return self.reward_choice.is_fitted
+
+    @property
+    def fits_policy(self) -> bool:
+        """Whether the policy is its own reward model, so that the reward's loss trains it."""
+        return self.reward_choice.source == "policy"
+
+    @property
+    def fitted_reward(self) -> RewardConfig:
+        """Settings of what is fitted: a recurrent policy is fitted as a recurrent reward is."""
+        if not self.fits_policy:
+            return self.reward
+        return replace(self.reward, recurrence=self.network.recurrence)
 
     @property
     def learns_from_labels(self) -> bool:
@@ -446,8 +476,8 @@ class Config:
 
     @property
     def reads_history(self) -> bool:
-        """Whether the reward model reads episodes whole and in order, rather than single steps."""
-        return self.reward_choice.reads_history or self.reward.recurrence != "none"
+        """Whether what is fitted reads episodes whole and in order, rather than single steps."""
+        return self.reward_choice.reads_history or self.fitted_reward.recurrence != "none"
 
     @property
     def reward_gamma(self) -> float:

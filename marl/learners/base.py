@@ -11,6 +11,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, NetworkConfig
 from marl.data.types import Rewards, Rollout
+from marl.learners.direct import DirectLearner
 from marl.nn.normalisation import TeamNorm
 from marl.utils.plugins import PluginError, load
 from marl.utils.ranks import SINGLE, Ranks
@@ -129,7 +130,7 @@ def make_learner(
 ) -> Learner:
     """Return the learner that the settings name."""
     kind = config.learner.kind
-    make: Any = learner_class(kind)
+    make: Any = DirectLearner if config.fits_policy else learner_class(kind)
     options: dict[str, Any] = {"local_stream": config.is_factored, "threads": config.threads}
     options |= {"generator": generator, "device": device, "ranks": ranks}
     try:

@@ -145,6 +145,7 @@ def film_run(
     every = range(0, len(shown.frames), stride)
     steps = every[: options.max_frames]
     detail = f"{policy.config.algorithm}, {policy.steps:,} steps of training"
+    detail = detail if policy.steps else policy.trained
     pictures = paint(shown, steps, policy.config.env.name, detail, options.width)
     drawing = track(
         pictures,

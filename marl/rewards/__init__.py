@@ -6,6 +6,7 @@ from torch import nn
 from envs import EnvSpec
 from marl.config import Config
 from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
+from marl.learners.base import Actor
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import RewardModel, ValueBasedReward
 from marl.rewards.calibration import CalibratedLoss
@@ -14,6 +15,8 @@ from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
 from marl.rewards.learner import RewardLearner, fit_budget
 from marl.rewards.losses import RewardLoss
+from marl.rewards.ratio import PolicyRatio
+from marl.rewards.ratio_learner import RatioLearner, make_ratio
 from marl.rewards.sequence import SequenceReward
 from marl.utils import plugins
 from marl.utils.ranks import SINGLE, Ranks
@@ -22,6 +25,8 @@ __all__ = [
     "CentralReward",
     "Ensemble",
     "FactoredReward",
+    "PolicyRatio",
+    "RatioLearner",
     "RewardLearner",
     "RewardLoss",
     "RewardModel",
@@ -39,22 +44,32 @@ def make_reward_learner(
     generator: torch.Generator,
     device: torch.device,
     ranks: Ranks = SINGLE,
+    actor: Actor | None = None,
+    *,
+    uniform: bool = False,
 ) -> RewardLearner:
-    """Return the learner of the model and the loss that ``config.reward_choice`` names."""
-    choice = config.reward_choice
-    if entry := REWARD_MODELS.get(choice.model):
-        kind = plugins.load(entry.path, "reward.model")
-        model = kind(spec, config.reward, choice.gamma, norm, generator)
+    """Return the learner of the model and the loss that ``config.reward_choice`` names.
+
+    Where the policy is its own reward model that is `actor`, or a new one, against what it is now
+    or, with `uniform`, against the uniform policy.
+    """
+    choice, reward = config.reward_choice, config.fitted_reward
+    if config.fits_policy:
+        model: nn.Module = make_ratio(spec, config, norm, generator, actor, uniform=uniform)
+    elif entry := REWARD_MODELS.get(choice.model):
+        make = plugins.load(entry.path, "reward.model")
+        model = make(spec, config.reward, choice.gamma, norm, generator)
     else:
         model = _own_model(choice.model, spec, generator)
     make_loss = plugins.load(REWARD_LOSSES[choice.loss].path, "reward.loss")
-    loss: RewardLoss = make_loss(config.reward, spec.max_steps)
-    if config.reward.calibration > 0.0:
-        loss = CalibratedLoss(loss, config.reward, spec.max_steps)
-    return RewardLearner(
+    loss: RewardLoss = make_loss(reward, spec.max_steps)
+    if reward.calibration > 0.0:
+        loss = CalibratedLoss(loss, reward, spec.max_steps)
+    kind = RatioLearner if config.fits_policy else RewardLearner
+    return kind(
         model,
         choice.model,
-        config.reward,
+        reward,
         spec.max_steps,
         loss=loss,
         budget=fit_budget(config),

@@ -13,7 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from envs import EnvSpec
+from marl.config import ConfigError
 from marl.data.types import EpisodeBatch, Rewards, Transitions
+
+MAX_RECURRENT_STEPS = 500
+"""Longest episodes, in steps, that a recurrent model is fitted on: it reads whole ones."""
 
 PolicySampler = Callable[[Transitions], tuple[Tensor, Tensor]]
 """Draws actions of the current policy at some transitions: (actions, log-probabilities)."""
@@ -95,6 +100,16 @@ class ValueBasedReward(RewardModel):
     @abstractmethod
     def update_targets(self, rate: float) -> Tensor:
         """Move the target networks by the Polyak rate; return the distance of V from its own."""
+
+
+def check_episode_length(spec: EnvSpec, setting: str) -> None:
+    """Raise `ConfigError` where episodes are too long for a recurrent model to be fitted on."""
+    if spec.max_steps > MAX_RECURRENT_STEPS:
+        raise ConfigError(
+            f'{setting}: "gru" is fitted on whole episodes, of at most {MAX_RECURRENT_STEPS} '
+            f"steps, and those of {spec.name} have up to {spec.max_steps}; give the environment a "
+            f'smaller max_steps or set {setting} = "none"'
+        )
 
 
 @torch.no_grad()

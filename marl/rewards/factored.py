@@ -16,17 +16,20 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from envs import EnvSpec
-from marl.config import ConfigError, RewardConfig
+from marl.config import RewardConfig
 from marl.data.types import History, Rewards, Transitions
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp, masked_mean, mlp
 from marl.nn.mlp import ExplicitMLP, explicit
 from marl.nn.normalisation import TeamNorm
-from marl.rewards.base import PolicySampler, TeamValue, ValueBasedReward, polyak_update
+from marl.rewards.base import (
+    PolicySampler,
+    TeamValue,
+    ValueBasedReward,
+    check_episode_length,
+    polyak_update,
+)
 from marl.rewards.losses import value_loss
-
-MAX_RECURRENT_STEPS = 500
-"""Longest episodes, in steps, that a recurrent reward is fitted on: it reads whole ones."""
 
 _SOFTPLUS_OF_ONE = math.log(math.e - 1.0)
 """softplus of it is 1: mixers start as a plain sum."""
@@ -160,6 +163,20 @@ class FactoredReward(ValueBasedReward):
         polyak_update(self.v_mixer, self.target_mixer, rate)
         return polyak_update(self.v, self.target_v, rate)
 
+    @torch.no_grad()
+    def local_advantages(self, steps: Transitions) -> Float[Tensor, "*L N"]:
+        """Return w_i(s) (q_i(o_i, a_i) - v_i(o_i)), the implicit advantage of each agent's action.
+
+        They sum to Q_tot - V_tot. Zero where an agent is absent. Raises `ValueError` at gamma_R =
+        0, where no v is learned, and with an unshared mixer, whose difference they are not.
+        """
+        if self.gamma == 0.0 or not self.config.shared_mixer:
+            raise ValueError("there is no v_i on the scale of q_i; it takes gamma_R > 0")
+        q = self.q_tot(steps)
+        v, _ = utility_values(self.passes["v"], self.norm.obs(steps.obs), steps.history, "v")
+        v = v if steps.alive is None else v * steps.alive
+        return q.weights * (q.utilities - v)
+
     def local_q(
         self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
     ) -> Float[Tensor, "*L N"]:
@@ -225,12 +242,8 @@ def make_utility(
     spec: EnvSpec, config: RewardConfig, inputs: int, generator: torch.Generator
 ) -> nn.Module:
     """Return a network of one number per agent, recurrent if the configuration says so."""
-    if config.recurrence == "gru" and spec.max_steps > MAX_RECURRENT_STEPS:
-        raise ConfigError(
-            f'reward.recurrence: "gru" reads whole episodes, of at most {MAX_RECURRENT_STEPS} '
-            f"steps, and those of {spec.name} have up to {spec.max_steps}; give the environment a "
-            'smaller max_steps or set reward.recurrence = "none"'
-        )
+    if config.recurrence == "gru":
+        check_episode_length(spec, "reward.recurrence")
     body = RecurrentBody if config.recurrence == "gru" else agent_mlp
     return body(
         spec.num_agents,

@@ -41,18 +41,18 @@ def save_reward(
 def restored_reward(
     saved: dict[str, Any], config: Config, spec: EnvSpec, folder: Path
 ) -> RewardLearner | None:
-    """Return the reward in a run's checkpoint that the run is trained on, on the CPU.
+    """Return the reward in the checkpoint of a run or a fit, on the CPU.
 
     None stands for the reward of a run that learns none, or none yet: training, too, waits for
     the first answer that is no tie.
     """
-    trainer = saved["trainer"]
     if not is_learned(saved, config):
         return None
     check_trusted(reward_paths(config), folder, config)
-    learner = _new_learner(spec, config)
     with restoring(folder):
-        learner.load_state_dict(trainer["reward"])
+        state = saved["trainer"]["reward"] if "trainer" in saved else saved["reward"]
+        learner = _new_learner(spec, config, state)
+        learner.load_state_dict(state)
     return learner if learner.is_fitted else None
 
 
@@ -97,7 +97,7 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
             learner = restored_reward(saved, config, spec, folder)
         else:
             check_trusted(reward_paths(config), folder, config)
-            learner = _new_learner(spec, config)
+            learner = _new_learner(spec, config, saved["reward"])
             learner.load_state_dict(saved["reward"])
     except RuntimeError as error:  # PyTorch's, for parameters of other shapes
         raise ConfigError(
@@ -113,10 +113,15 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
     return learner
 
 
-def _new_learner(spec: EnvSpec, config: Config) -> RewardLearner:
-    """Return a learner to load a state into; the input statistics are part of the model's."""
+def _new_learner(spec: EnvSpec, config: Config, state: dict[str, Any]) -> RewardLearner:
+    """Return a learner to load a state into; the input statistics are part of the model's.
+
+    Of a policy that is its own reward model the state says which kind of reference it has: a
+    uniform one has no tensors.
+    """
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
-    return make_reward_learner(spec, config, norm, torch.Generator(), CPU)
+    uniform = not any(name.startswith("reference.") for name in state["model"])
+    return make_reward_learner(spec, config, norm, torch.Generator(), CPU, uniform=uniform)
 
 
 def freeze(model: nn.Module) -> None:

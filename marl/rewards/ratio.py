@@ -19,12 +19,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from envs import EnvSpec
-from marl.config import ConfigError
+from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.data.types import Rewards, Transitions
-from marl.learners.actors import CategoricalActor, GaussianActor
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.nn.gru import RecurrentBody
+from marl.nn.normalisation import TeamNorm
 from marl.policy import Policy
-from marl.rewards.base import RewardModel
+from marl.rewards.base import RewardModel, check_episode_length
 
 P = TypeVar("P", bound="Density")
 
@@ -116,6 +117,32 @@ class PolicyRatio(RewardModel):
             moved.lerp_(source, rate)
         for statistic, own in zip(policy.buffers(), reference.buffers(), strict=True):
             own.copy_(statistic)
+
+
+class OwnPolicyRatio(PolicyRatio):
+    """A policy that is learned beside the one that acts, and a uniform reference.
+
+    Its networks are those that the section reward describes.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        config: RewardConfig,
+        gamma: float,
+        norm: TeamNorm,
+        generator: torch.Generator,
+    ) -> None:
+        network = NetworkConfig(
+            hidden_sizes=config.hidden_sizes,
+            share_parameters=config.share_parameters,
+            recurrence=config.recurrence,
+        )
+        if network.recurrence != "none":
+            check_episode_length(spec, "reward.recurrence")
+        policy, reference = make_actor(spec, network, norm, generator), UniformPolicy(spec)
+        with_deviation_of(policy, reference)
+        super().__init__(policy, reference, config.ratio.beta)
 
 
 def is_recurrent(policy: object) -> bool:

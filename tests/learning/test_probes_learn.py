@@ -78,6 +78,22 @@ def test_learned_rewards_reach_the_optimum(
     assert last > threshold
 
 
+@pytest.mark.parametrize(
+    ("name", "steps", "optimum", "random", "threshold"),
+    [
+        ("dying", 5_000, 4.5, 2.25, 3.9),
+        ("continuous_match", 6_000, 0.0, -16 / 3, -1.4),  # always zero: -8 / 3
+    ],
+)
+def test_preferences_train_the_policy_itself(
+    name: str, steps: int, optimum: float, random: float, threshold: float
+) -> None:
+    """Its deviation stays what it was, which costs the sampled return of a Gaussian policy."""
+    _, _, last = trained(f"probe/{name}", "dpo", steps, **{"network.initial_log_std": -1.5})
+    assert random < threshold < optimum
+    assert last > threshold
+
+
 @pytest.mark.parametrize("algorithm", ["ipl", "sl"])
 def test_central_rewards_reach_the_optimum(algorithm: str) -> None:
     # Optimum 8, random 4.

@@ -146,7 +146,7 @@ def test_facts_reach_labellers_that_ask_for_them_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr", "rudder"]
+    "algorithm", ["imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr", "rudder", "dpo"]
 )
 def test_learned_rewards_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
     """Paid at every step or at the end only: the sums are equal, and so is all that is learned."""
@@ -167,9 +167,11 @@ def test_an_unfailing_teacher_is_no_teacher() -> None:
     )
 
 
-def test_ties_alone_do_not_move_the_policy() -> None:
-    trainer = Trainer(small(preferences__margin=1e6))
-    actor = mappo_of(trainer).actor
+@pytest.mark.parametrize("algorithm", ["imap", "dpo"])
+def test_ties_alone_do_not_move_the_policy(algorithm: str) -> None:
+    trainer = Trainer(small(algorithm=algorithm, preferences__margin=1e6))
+    actor = trainer.learner.actor
+    assert isinstance(actor, torch.nn.Module)
     before = {name: p.detach().clone() for name, p in actor.named_parameters()}
     rows = run(trainer)
     assert rows[-1]["preference/informative_share"] == 0.0

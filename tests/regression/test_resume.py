@@ -126,6 +126,8 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         {"reward.gradient_steps": 0, "reward.whole_episodes": 25, "reward.held_out_fall": 0.0},
         {"env.name": "probe/dying", "learner.rollout_steps": 10, "learner.absence": "alive_mean"},
         {"algorithm": "rudder", "reward.hidden_sizes": [8]},
+        {"algorithm": "dpo", "reward.ratio.reference_period": 2},
+        {"algorithm": "dpo", "network.recurrence": "gru", "network.hidden_sizes": [8, 8]},
     ],
     ids=[
         "imap",
@@ -141,6 +143,8 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         "fit as asked for",
         "absent",
         "rudder",
+        "dpo",
+        "dpo gru",
     ],
 )
 def test_a_stopped_run_continues_exactly(tmp_path: Path, changes: dict[str, object]) -> None:

@@ -30,6 +30,7 @@ def chosen(**reward: Any) -> Config:
         ("rrd_central", "learned", "central", "regression", 0.0),
         ("ircr", "learned", "constant", "regression", 0.0),
         ("rudder", "learned", "rudder", "rudder", 0.0),
+        ("dpo", "policy", "policy_ratio", "preference", 0.0),
         ("sparse", "task", "", "", 0.0),
         ("dense", "hidden", "", "", 0.0),
     ],
@@ -51,6 +52,9 @@ def test_explicit_settings_override_the_preset() -> None:
     returns = chosen(loss="regression", gamma=0.0).reward_choice
     assert returns == chosen(algorithm="rrd").reward_choice
     assert chosen(source="task").reward_choice == chosen(algorithm="sparse").reward_choice
+    assert chosen(source="policy").reward_choice == chosen(algorithm="dpo").reward_choice
+    beside = chosen(algorithm="dpo", source="learned").reward_choice
+    assert beside == chosen(model="policy_ratio").reward_choice
     assert chosen(algorithm="sparse", gamma=0.5).reward_gamma == 0.0  # nothing is learned
 
 
@@ -69,6 +73,7 @@ def test_a_model_of_ones_own_has_no_value_network() -> None:
         ("rrd", True, False, True, False),
         ("ircr", False, False, True, False),
         ("rudder", False, False, True, False),
+        ("dpo", True, True, False, False),
         ("sparse", False, False, False, False),
         ("dense", False, False, False, True),
     ],
@@ -130,6 +135,14 @@ def test_entries_of_losses_exist(name: str) -> None:
             r"reward\.loss: got 'rudder', .* reward\.model = 'factored' reads single steps; set",
         ),
         ({"unbiased_regression": True, "sample_steps": 1}, r"sample_steps: got 1, .* at least 2"),
+        (
+            {"algorithm": "dpo", "model": "factored"},
+            r"reward\.model: got 'factored', but with algorithm = 'dpo' the policy is its own "
+            r"reward model; leave it out or set reward\.source = \"learned\"",
+        ),
+        ({"source": "policy", "model": "central"}, r'but with reward\.source = "policy" the poli'),
+        ({"algorithm": "dpo", "gamma": 0.9}, r"reward\.gamma: got 0\.9, but .* 'policy_ratio' has"),
+        ({"algorithm": "dpo", "recurrence": "gru"}, r"reward\.recurrence: .* network\.recurrence"),
     ],
 )
 def test_contradictions_are_one_line(settings: dict[str, Any], message: str) -> None:
@@ -146,3 +159,20 @@ def test_a_myopic_teacher_and_returns_contradict_each_other(algorithm: str) -> N
         ConfigError, match=r"teacher\.myopia: got 0\.9, but with reward\.loss = 're"
     ):
         load_config(overrides=settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"learner.kind": "my:Learner"}, r"learner\.kind: got 'my:Learner', .* leave it out"),
+        (
+            {"preferences.query": "disagreement", "preferences.queries_per_iteration": 1},
+            r"preferences\.query: got 'disagreement', .* an ensemble .* choose another one",
+        ),
+    ],
+)
+def test_a_policy_that_preferences_train_needs_no_other_parts(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(overrides={"algorithm": "dpo"} | settings)

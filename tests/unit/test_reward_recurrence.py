@@ -16,7 +16,7 @@ from marl.config import Config, ConfigError, RewardConfig
 from marl.data.types import EpisodeBatch, History, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import FactoredReward, RewardLearner
-from marl.rewards.factored import MAX_RECURRENT_STEPS
+from marl.rewards.base import MAX_RECURRENT_STEPS
 from tests.reward_models import (
     CPU,
     GAMMA,
