@@ -1,6 +1,7 @@
 """Attacks runs at random, and counts what it loses: kills, damaged files, faulty servers and code.
 
     python -m benchmarks.chaos --kills 200 --files 500 --servers 100 --code 50 --signals 50 --seed 0
+    python -m benchmarks.chaos --sweeps 5
 
 A trial is one run, command or labelling that is attacked and then has to be as if it never was:
 
@@ -15,6 +16,8 @@ A trial is one run, command or labelling that is attacked and then has to be as 
   stops with a line and, once that is mended, continues to the numbers of an undisturbed one.
 - signals: Ctrl-C once and twice, SIGTERM, SIGHUP at any moment, imports included; no process and no
   folder of workers may be left, and the run continues to the same numbers.
+- sweeps: SIGKILL of a sweep of `SWEEP_TRIALS` trials, alone or with its runs, up to five times; it
+  must end with the table of an undisturbed one, byte for byte. Counted by the kill.
 
 Timings and memory are left out of the comparison. The exit status is 1 if anything was found.
 """
@@ -27,8 +30,11 @@ import signal
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import tomli_w
 
 from benchmarks.trials import (
     FOUND,
@@ -41,8 +47,10 @@ from benchmarks.trials import (
     contents,
     differences,
     flags,
+    nested,
     timeless,
 )
+from marl.reports.recorded import find_runs
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.metrics import read_metrics
 from tests.fragile import ENV_FAULTS, JUDGE_FAULTS
@@ -339,12 +347,61 @@ def interrupt(attack: Attack, plain: Undisturbed) -> int:
     return 1
 
 
+SWEEP_TRIALS = 20
+SWEEPS = {
+    "random": """
+method = "random"
+seeds = [0, 1]
+[search]
+learner.learning_rate = { low = 1e-4, high = 1e-2, log = true }
+algorithm = ["imap", "sparse"]
+""",
+    "optuna": """
+method = "optuna"
+seeds = [0, 1]
+[search]
+learner.epochs = { low = 1, high = 4 }
+learner.learning_rate = { low = 1e-4, high = 1e-2, log = true }
+""",
+}
+"""Sweeps by their method; the settings of `SMALL` come to them."""
+
+
+def kill_sweep(attack: Attack, plain: Undisturbed) -> int:
+    """Kill a sweep up to five times, let it end, and compare its table; return the kills."""
+    method = attack.rng.choice([m for m in SWEEPS if m == "random" or find_spec("optuna")])
+    file = plain.lab / f"{method}.toml"
+    settings = nested(SMALL | {"total_steps": 560})
+    text = SWEEPS[method].replace("seeds", f"trials = {SWEEP_TRIALS}\nseeds")
+    file.write_text(f"{text}\n{tomli_w.dumps({'settings': settings})}")
+    jobs = 1 if method == "optuna" else 2  # side by side its choices depend on who is first
+    words = ["sweep", file, "--jobs", jobs, "--out"]
+    alone, out = plain(method, *words), attack.lab / "sweep"
+    kills = 0
+    for _ in range(attack.rng.randint(1, 5)):
+        command = Command(attack.lab, *words, out)
+        if command.status(attack.rng.uniform(0.0, 0.5) * plain.seconds[method]) is not None:
+            break
+        with_runs = attack.rng.random() < 0.5
+        command.kill(with_children=with_runs)
+        kills += 1
+    last = Command(attack.lab, *words, out)
+    if attack.judge(last, f"{method} after {kills} kills", patience=PATIENCE * SWEEP_TRIALS):
+        for name in ("trials.csv", "trials.md"):
+            if (out / name).read_bytes() != (alone / name).read_bytes():
+                attack.note("differing", f"{name} of {method} after {kills} kills")
+        for run in find_runs(alone):
+            attack.same(run, out / run.relative_to(alone), f"{method} after {kills} kills")
+    return kills
+
+
 ATTACKS = {
     "kills": kill,
     "files": damage,
     "servers": serve_faults,
     "code": break_code,
     "signals": interrupt,
+    "sweeps": kill_sweep,
 }
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from marl.config.io import set_dotted
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.metrics import read_metrics
 
@@ -91,6 +92,13 @@ def flags(*settings: dict[str, object]) -> list[str]:
     return options
 
 
+def nested(settings: dict[str, object]) -> dict[str, Any]:
+    """Return settings as a file has them."""
+    values: dict[str, Any] = {}
+    set_dotted(values, settings, "settings")
+    return values
+
+
 def _run(arguments: list[str], said: str, environment: dict[str, str]) -> None:
     """Run `marl ARGUMENTS` in a process that was forked for it."""
     from marl.cli import main
@@ -156,6 +164,24 @@ class Command:
         self._process.join(seconds)
         status: int | None = self._process.exitcode
         return status
+
+    def kill(self, *, with_children: bool) -> None:
+        """Kill the process, and perhaps those that it has started."""
+        children = self._children() if with_children else []
+        self.send(signal.SIGKILL)
+        for child in children:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        self.status()
+
+    def _children(self) -> list[int]:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                parent = stat.read_text().rpartition(")")[2].split()[1]
+                if int(parent) == self._process.pid:
+                    found.append(int(stat.parent.name))
+        return found
 
     def processes(self) -> list[int]:
         """Return the processes of this session that have not ended."""

@@ -23,6 +23,7 @@ from marl.commands.envs import Check, Envs
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
 from marl.commands.runs import Compare, Runs
+from marl.commands.sweep import Sweep
 from marl.commands.train import Resume, Train
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
@@ -42,6 +43,7 @@ COMMANDS: dict[str, type[Command]] = {
     "resume": Resume,
     "runs": Runs,
     "compare": Compare,
+    "sweep": Sweep,
     "evaluate": Evaluate,
     "watch": Watch,
     "label": Label,

@@ -76,15 +76,17 @@ def new_run_folder(config: Config) -> AbstractContextManager[Path]:
     return free_folder(Path("runs"), name, "choose a place by --run-dir")
 
 
-class _Stop:
+class StopSignal:
     """Remembers the first SIGINT, SIGTERM or SIGHUP, so that an iteration in progress can finish.
 
     A second one ends the process at once, unless it comes within `_TOGETHER` seconds: some senders
     signal a process and its group.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "finishing this iteration and saving") -> None:
+        """`what` is done then, as it is told at once."""
         self.received = 0
+        self._what = what
         self._since = math.inf
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):  # Windows has no SIGHUP
@@ -94,7 +96,7 @@ class _Stop:
         if not self.received:
             self.received, self._since = number, time.monotonic()
             with suppress(OSError):  # a terminal that has gone
-                os.write(2, b"\nfinishing this iteration and saving; once more ends it at once\n")
+                os.write(2, f"\n{self._what}; once more ends it at once\n".encode())
         elif time.monotonic() - self._since > _TOGETHER:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
@@ -107,7 +109,7 @@ def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> in
     from marl.utils.progress import Progress
 
     single_threaded_operations()
-    stop = _Stop()
+    stop = StopSignal()
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
     with Progress(config.total_steps, title) as progress:
 

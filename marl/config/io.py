@@ -3,6 +3,7 @@
 import dataclasses
 import tomllib
 import typing
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,15 +53,20 @@ def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None
     if path is not None:
         where = str(path)
         values = read_toml(Path(path))
-    for dotted, value in (overrides or {}).items():
+    set_dotted(values, overrides or {}, "overrides")
+    return config_from_dict(values, where)
+
+
+def set_dotted(values: dict[str, Any], overrides: Mapping[str, Any], where: str) -> None:
+    """Change nested values in place by dotted names; `where` names their origin in errors."""
+    for dotted, value in overrides.items():
         section = values
         *parents, last = dotted.split(".")
         for parent in parents:
             section = section.setdefault(parent, {})
             if not isinstance(section, dict):
-                raise ConfigError(f"overrides: {dotted}: {parent} is a value, not a section")
+                raise ConfigError(f"{where}: {dotted}: {parent} is a value, not a section")
         section[last] = value
-    return config_from_dict(values, where)
 
 
 def load_run_config(folder: Path) -> Config:

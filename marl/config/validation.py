@@ -160,6 +160,11 @@ def ranges_in(hint: Any) -> list[Range]:
     return [item for item in getattr(hint, "__metadata__", ()) if isinstance(item, Range)]
 
 
+def takes_integers(cls: type, dotted: str) -> bool:
+    """Return whether a setting, named as in ``learner.epochs``, is an integer."""
+    return _bare(_place(cls, tuple(dotted.split(".")))[2]) is int
+
+
 def _place(cls: type, loc: tuple[int | str, ...]) -> tuple[list[str], Any, Any]:
     """Return the user's names on the way to an error, the last dataclass there, and the annotation.
 

@@ -77,8 +77,11 @@ class RecordedRun:
 def find_runs(folder: Path) -> list[Path]:
     """Return the folders of runs at or under a folder, in the order of their names.
 
-    Links are not followed, so that no folder is searched twice.
+    A link counts where it leads to a run, and is not searched otherwise. Of a sweep only the
+    trials count, not the runs with evaluation seeds.
     """
+    if (folder / "sweep.json").is_file():
+        folder = folder / "trials"
     return list(_runs_in(folder, _DEPTH))
 
 
@@ -90,11 +93,11 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
         return
     try:
         with os.scandir(folder) as entries:
-            inner = sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+            inner = sorted((e.name, e.is_symlink()) for e in entries if e.is_dir())
     except OSError:
         return
-    for name in inner:
-        yield from _runs_in(folder / name, depth - 1)
+    for name, is_link in inner:
+        yield from _runs_in(folder / name, 0 if is_link else depth - 1)
 
 
 def read_run(folder: Path, columns: tuple[str, ...] = ("return/mean",)) -> RecordedRun:

@@ -33,6 +33,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["check", "--help"], 0),
         (["runs", "--help"], 0),
         (["compare", "--help"], 0),
+        (["sweep", "--help"], 0),
         (["envs", "--help"], 0),
         (["envs"], 0),
         (["trian"], 2),
@@ -49,6 +50,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["labels", "nowhere"], 1),
         (["runs", "nowhere"], 1),
         (["compare", "--level=x"], 2),
+        (["sweep", "nowhere.toml"], 1),
     ],
 )
 def test_no_heavy_package_is_imported(arguments: list[str], status: int) -> None:

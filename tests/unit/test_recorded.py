@@ -120,6 +120,9 @@ def test_a_run_within_a_run_is_not_listed(tmp_path: Path) -> None:
     recorded(outer / "inner", 400)
     assert find_runs(tmp_path) == [outer]
     assert find_runs(outer) == [outer]
+    (tmp_path / "link").symlink_to(outer)
+    (tmp_path / "to_others").symlink_to(tmp_path)
+    assert find_runs(tmp_path) == [tmp_path / "link", outer]
 
 
 def test_no_run_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,141 @@
+"""The command ``marl sweep``."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from marl.commands.train import StopSignal
+from marl.config import ConfigError
+from marl.config.validation import Range, settings
+from marl.utils.files import held
+from marl.utils.plugins import check_trusted, import_paths
+
+if TYPE_CHECKING:
+    from marl.sweeps.folder import SweepFolder
+    from marl.sweeps.plan import Plan
+
+
+@settings("--")
+class Sweep:
+    """Train with many settings and seeds, and tell which are best.
+
+    The same command goes on with a sweep that was stopped or killed: finished runs are kept, open
+    ones continue exactly, failed ones are tried again.
+    """
+
+    file: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FILE")]
+    """TOML file of the sweep: what runs share, what is tried, the seeds."""
+    out: Path | None = None
+    """Folder of the sweep; sweeps/ and the name of FILE if not given."""
+    jobs: Annotated[int, Range(1, 1024)] = 1
+    """Runs at a time, each a process with as many threads as the setting threads says: 1 if the
+    file does not say."""
+    trial: Annotated[int, Range(0, 10_000)] | None = None
+    """Run the seeds of this trial only, from 0, e.g. one of an array of Slurm jobs; afterwards the
+    command without it makes the table."""
+    trust: bool = False
+    """Import code that FILE names."""
+
+    def run(self) -> int:
+        """Run what is missing, say how it goes, and write the table."""
+        from marl.sweeps.folder import SweepFolder
+        from marl.sweeps.plan import load_plan
+        from marl.sweeps.table import whole_sweep_failed, write_table
+
+        plan = load_plan(self.file)
+        if not self.trust:
+            _check_code_in(plan, self.file)
+        if self.trial is not None and self.trial >= plan.num_trials:
+            raise ConfigError(
+                f"--trial: got {self.trial}, but the sweep has {plan.num_trials:,} trials, from 0"
+            )
+        folder = SweepFolder(self.out or Path("sweeps") / self.file.stem, plan)
+        stop = StopSignal("letting the runs finish their iterations and save")
+        if self.trial is not None:
+            self._search(folder, stop)
+            return self._stopped(stop) or self._trial_ended(folder, self.trial)
+        taken = f"{folder.path} is being worked on by another `marl sweep`; wait, or stop it"
+        with held(folder.path / ".writer", taken):
+            self._search(folder, stop)
+            print(write_table(folder))
+            if not stop.received:
+                self._compare(folder)
+        failure = whole_sweep_failed(folder.trials())
+        if failure:
+            print(failure)
+        return self._stopped(stop) or int(bool(failure))
+
+    def _stopped(self, stop: StopSignal) -> int:
+        """Return the status of a sweep that a signal has stopped, having told how it goes on."""
+        if not stop.received:
+            return 0
+        again = f" --out {self.out}" if self.out else ""
+        print(f"stopped and saved; the same command goes on: marl sweep {self.file}{again} ...")
+        return 128 + stop.received
+
+    def _trial_ended(self, folder: "SweepFolder", number: int) -> int:
+        """Return the status of a sweep of one trial, having told how it went."""
+        trial = folder.trial(number)
+        reasons = [job.reason for job in trial.jobs.values() if job.reason]
+        print("\n".join([f"trial {number} {trial.state}", *reasons]))
+        return int(trial.state == "failed")
+
+    def _search(self, folder: "SweepFolder", stop: StopSignal) -> None:
+        """Run the trials, and the best one with the evaluation seeds."""
+        from marl.sweeps.adaptive import Adaptive
+        from marl.sweeps.runner import InOrder, grid_jobs, run_jobs
+        from marl.sweeps.table import SweepView
+
+        config = folder.plan.config
+        schedule: Adaptive | InOrder
+        if config.method == "optuna":
+            schedule = Adaptive(folder, self.trial)
+        else:
+            schedule = InOrder(folder, grid_jobs(folder, self.trial))
+        with SweepView(folder, self.jobs) as view:
+
+            def run(schedule: "Adaptive | InOrder") -> None:
+                run_jobs(
+                    folder,
+                    schedule,
+                    self.jobs,
+                    stop=lambda: stop.received > 0,
+                    changed=view.changed,
+                )
+
+            run(schedule)
+            trials = folder.trials()
+            best = folder.best(trials)
+            are_over = all(t.state in ("finished", "pruned", "refused", "failed") for t in trials)
+            if best is not None and are_over and self.trial is None and not stop.received:
+                seeds = config.evaluation_seeds
+                run(InOrder(folder, [folder.evaluation(best.number, seed) for seed in seeds]))
+
+    def _compare(self, folder: "SweepFolder") -> None:
+        """Write the comparison of the trials beside the table, where there is anything in it."""
+        from marl.reports.comparison import ComparisonError
+        from marl.reports.comparison_files import write_comparison
+        from marl.reports.recorded import find_runs, read_run
+
+        metric = folder.plan.config.metric
+        paths = find_runs(folder.path / "trials")
+        try:
+            runs = [read_run(path, (metric, "return/episodes")) for path in paths]
+            write_comparison(runs, folder.path, metric=metric)
+        except ComparisonError as error:
+            print(error)
+        else:
+            print(f"learning curves are in {folder.path / 'comparison.png'}")
+
+
+def _check_code_in(plan: "Plan", file: Path) -> None:
+    """Raise `ConfigError` unless the code that any trial would import may run."""
+    from marl.sweeps.plan import tried_values
+
+    named = import_paths(plan.config_of({}, 0))
+    for parameter in plan.parameters:
+        for value in tried_values(parameter):
+            if isinstance(value, str) and ":" in value:
+                named[parameter.name] = value
+    check_trusted(named, file)

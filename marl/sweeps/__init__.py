@@ -1,0 +1,1 @@
+"""Many runs from one file: which settings are tried, the processes, and the table."""

@@ -1,0 +1,278 @@
+"""A sweep's folder: what was tried, and how its runs stand. All that is known is read from it.
+
+sweep.json                  the sweep, so that it goes on as it began
+trials/0003/trial.json      what trial 3 tries, and whether it was ended early
+trials/0003/settings.toml   all its settings, for `marl train --config`
+trials/0003/seed_0/         one run of it
+trials/0003/seed_0.log      what that run's process said
+evaluation/0003/seed_100/   a run of the best trial with an evaluation seed
+trials.csv, trials.md       the table
+optuna.log                  the journal of `method = "optuna"`
+"""
+
+import json
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from filelock import FileLock
+
+from marl import UserError
+from marl.config import ConfigError
+from marl.config.io import flat, save_config
+from marl.reports.comparison import seed_of
+from marl.reports.estimates import iqm
+from marl.reports.recorded import ERROR, RecordedRun, read_run, smoothed
+from marl.sweeps.plan import Plan, Settings
+from marl.utils.files import atomic_write, output
+from marl.utils.text import one_line
+
+SWEEP = "sweep.json"
+"""The file by which a folder is known as a sweep's."""
+
+LOCK = ".lock"
+_PATIENCE = 60.0
+"""Seconds in which another process has read the sweep."""
+_MAY_CHANGE = {
+    "grid": ("seeds", "evaluation_seeds"),
+    "random": ("seeds", "evaluation_seeds", "trials"),
+    "optuna": ("evaluation_seeds", "trials"),
+}
+"""What a file may say otherwise when a sweep goes on: more runs, none of them another."""
+_COLUMNS = ("return/episodes",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One run of a sweep: a trial with a seed."""
+
+    trial: int
+    seed: int
+    folder: Path
+    """The run's own."""
+
+    @property
+    def log(self) -> Path:
+        """What its process said."""
+        return self.folder.with_name(f"{self.folder.name}.log")
+
+    @property
+    def settings(self) -> Path:
+        """All settings but the seed."""
+        return self.folder.with_name("settings.toml")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobState:
+    """How a run stands."""
+
+    state: Literal["waiting", "running", "stopped", "failed", "finished"]
+    steps: int = 0
+    total_steps: int = 0
+    seconds: float = 0.0
+    final: float = math.nan
+    """Mean of the metric over the last tenth, once finished; NaN where no episode ended there."""
+    last: float = math.nan
+    """End of the smoothed curve."""
+    reason: str = ""
+    """Why it failed."""
+
+
+WAITING = JobState(state="waiting")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What one trial tries and how its runs stand."""
+
+    number: int
+    tried: Settings | None
+    """None: not chosen yet."""
+    jobs: dict[int, JobState]
+    """By seed."""
+    ended: str = ""
+    """Why no further seed is run: ``pruned``, or what is wrong with its settings."""
+
+    @property
+    def finals(self) -> list[float]:
+        """Numbers of the seeds that are finished and have one."""
+        return [job.final for job in self.jobs.values() if math.isfinite(job.final)]
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all seeds are finished, each with a number."""
+        return len(self.finals) == len(self.jobs)
+
+    @property
+    def value(self) -> float:
+        """Interquartile mean over the seeds that are finished; NaN without any."""
+        return float(iqm(np.array(self.finals))) if self.finals else math.nan
+
+    @property
+    def state(self) -> str:
+        """How it stands, in a word."""
+        states = [job.state for job in self.jobs.values()]
+        if self.ended:
+            return "pruned" if self.ended == "pruned" else "refused"
+        for state in ("running", "failed"):
+            if state in states:
+                return state
+        if all(state == "finished" for state in states):
+            return "finished" if self.is_whole else "failed"
+        return "waiting" if all(state == "waiting" for state in states) else "open"
+
+
+class SweepFolder:
+    """Where a sweep is kept."""
+
+    def __init__(self, path: Path, plan: Plan) -> None:
+        """Open a sweep's folder, made where there is none, for a plan that it has begun with."""
+        self.path, self.plan = path, plan
+        self._finished: dict[Path, JobState] = {}
+        self.failed: dict[Path, str] = {}
+        """Runs whose processes have failed since the folder was opened, and why."""
+        is_new = not os.path.lexists(path / SWEEP)
+        if is_new and path.exists() and (not path.is_dir() or set(os.listdir(path)) - {LOCK}):
+            raise ConfigError(f"{path} holds something else than a sweep; choose another --out")
+        with output(path, "choose another --out"):
+            path.mkdir(parents=True, exist_ok=True)
+            with FileLock(path / LOCK, timeout=_PATIENCE):  # an array of jobs begins at once
+                content = json.dumps(plan.to_dict(), indent=1)
+                if (path / SWEEP).exists():
+                    self._check_same(json.loads(content))
+                atomic_write(path / SWEEP, content.encode())
+
+    def _check_same(self, wanted: dict[str, Any]) -> None:
+        """Raise `ConfigError` naming in what the folder's sweep is another one."""
+        before, now = flat(_read_json(self.path / SWEEP)), flat(wanted)
+        allowed = _MAY_CHANGE[self.plan.config.method]
+        changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if told := [k for k in changed if k not in allowed]:
+            raise ConfigError(
+                f"{self.path} holds a sweep that began otherwise: "
+                + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} now)" for k in told)
+                + f"; only {', '.join(allowed)} may change; choose another --out"
+            )
+
+    def trial_folder(self, trial: int) -> Path:
+        """Return where a trial's runs are."""
+        return self.path / "trials" / f"{trial:04d}"
+
+    def job(self, trial: int, seed: int) -> Job:
+        """Return a run of the search."""
+        return Job(trial=trial, seed=seed, folder=self.trial_folder(trial) / f"seed_{seed}")
+
+    def evaluation(self, trial: int, seed: int) -> Job:
+        """Return a run of a trial with an evaluation seed."""
+        folder = self.path / "evaluation" / f"{trial:04d}" / f"seed_{seed}"
+        return Job(trial=trial, seed=seed, folder=folder)
+
+    def prepare(self, job: Job, tried: Settings) -> None:
+        """Write what a run's process reads, unless it is there."""
+        if not job.settings.exists():
+            with output(job.folder.parent, "make room for it there"):
+                job.folder.parent.mkdir(parents=True, exist_ok=True)
+                save_config(self.plan.config_of(tried, 0), job.settings)
+
+    def note(self, trial: int, tried: Settings, ended: str = "", **more: Any) -> None:
+        """Write what a trial tries, and why it ends early."""
+        folder = self.trial_folder(trial)
+        with output(folder, "make room for it there"):
+            folder.mkdir(parents=True, exist_ok=True)
+            content = {"tried": tried, "ended": ended, **more}
+            atomic_write(folder / "trial.json", json.dumps(content, indent=1).encode())
+
+    def noted(self, trial: int) -> dict[str, Any]:
+        """Return what `note` wrote of a trial; empty if nothing."""
+        path = self.trial_folder(trial) / "trial.json"
+        return _read_json(path) if path.exists() else {}
+
+    def settings_of(self, trial: int) -> Settings | None:
+        """Return what a trial tries; None where that is not chosen yet."""
+        if self.plan.config.method != "optuna":
+            return self.plan.settings_of(trial)
+        return self.noted(trial).get("tried")
+
+    def trials(self) -> list[Trial]:
+        """Return all trials as they stand."""
+        return [self.trial(number) for number in range(self.plan.num_trials)]
+
+    def trial(self, number: int) -> Trial:
+        """Return a trial as it stands."""
+        return Trial(
+            number=number,
+            tried=self.settings_of(number),
+            jobs={s: self.state_of(self.job(number, s)) for s in self.plan.config.seeds},
+            ended=self.noted(number).get("ended", ""),
+        )
+
+    def best(self, trials: Sequence[Trial]) -> Trial | None:
+        """Return the trial of the highest number over all seeds, the first of equals."""
+        whole = [trial for trial in trials if trial.state == "finished"]
+        return max(whole, key=lambda trial: trial.value, default=None)
+
+    def state_of(self, job: Job) -> JobState:
+        """Return how a run stands."""
+        if job.folder in self._finished:
+            return self._finished[job.folder]
+        reason = self.failed.get(job.folder, "")
+        if not (job.folder / "config.toml").exists():
+            return JobState(state="failed", reason=reason) if reason else WAITING
+        try:
+            run = read_run(job.folder, (self.plan.config.metric, *_COLUMNS))
+        except UserError as error:
+            return JobState(state="failed", reason=one_line(str(error), 300))
+        if run.steps >= run.config.total_steps:
+            self._finished[job.folder] = self._end_of(run)
+            return self._finished[job.folder]
+        if run.state == "running":
+            state: Literal["running", "failed", "stopped"] = "running"
+        else:
+            reason = reason or _error_of(job.folder)
+            state = "failed" if reason else "stopped"
+        _, values = run.curve(self.plan.config.metric)
+        return JobState(
+            state=state,
+            steps=run.steps,
+            total_steps=run.config.total_steps,
+            seconds=run.seconds,
+            last=float(smoothed(values)[-1]) if len(values) else math.nan,
+            reason=reason,
+        )
+
+    def _end_of(self, run: RecordedRun) -> JobState:
+        metric = self.plan.config.metric
+        seed = seed_of(run, metric, run.steps)
+        none = f"no episode with {one_line(metric)} ended in the last tenth of its steps"
+        return JobState(
+            state="finished",
+            steps=run.steps,
+            total_steps=run.config.total_steps,
+            seconds=run.seconds,
+            final=math.nan if seed is None else seed.final,
+            last=math.nan if seed is None else seed.final,
+            reason=none if seed is None else "",
+        )
+
+
+def _error_of(folder: Path) -> str:
+    """Return the last line of the error that ended a run; empty if none did."""
+    try:
+        lines = (folder / ERROR).read_text(errors="replace").strip().splitlines()
+    except OSError:
+        return ""
+    return one_line(lines[-1], 300) if lines else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path} is damaged: {one_line(str(error), 200)}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path} is damaged: it is no table")
+    return content
