@@ -1,21 +1,26 @@
 """Attacks runs at random, and counts what it loses: kills, damaged files, faulty servers and code.
 
-    python -m benchmarks.chaos --kills 200 --files 500 --servers 100 --code 50 --signals 50 --seed 0
+    python -m benchmarks.chaos --kills 200 --files 500 --servers 100 --code 50 --signals 50 \\
+        --disks 50 --seed 0
     python -m benchmarks.chaos --sweeps 5
 
 A trial is one run, command or labelling that is attacked and then has to be as if it never was:
 
 - kills: SIGKILL at random moments while a run trains or asks a language model, while a reward is
-  fitted, while a dataset is exported; started again, every number must be that of an undisturbed
-  one, bit for bit, and every reply that was kept must still be there. Counted by the kill.
+  fitted, while a dataset is exported, while a person answers; started again, every number must be
+  that of an undisturbed one, bit for bit, and every reply and answer that was kept must still be
+  there. Counted by the kill.
 - files: a file of a run, of a dataset or of a fitted reward is cut, flipped, zeroed, emptied,
   deleted, or replaced by a directory or a pipe. Every command ends by itself: well, or with one
   line of error and everything else as it was.
-- servers: a language model's server answers with faults; no run may end of it.
+- servers: a language model's server answers with faults; no run may end of it. Before the first
+  step it may refuse the start, by one line.
 - code: an environment or labeller raises, exits, hangs, or returns NaN or the wrong shape; the run
   stops with a line and, once that is mended, continues to the numbers of an undisturbed one.
 - signals: Ctrl-C once and twice, SIGTERM, SIGHUP at any moment, imports included; no process and no
   folder of workers may be left, and the run continues to the same numbers.
+- disks: from a random moment on, no file grows beyond a random size, as on a full disk; there is
+  one line of error, and once there is room again the numbers are those of an undisturbed run.
 - sweeps: SIGKILL of a sweep of `SWEEP_TRIALS` trials, alone or with its runs, up to five times; it
   must end with the table of an undisturbed one, byte for byte. Counted by the kill.
 
@@ -36,6 +41,7 @@ from typing import Any
 
 import tomli_w
 
+from benchmarks.kills import MODEL, fill_disk, kill
 from benchmarks.trials import (
     FOUND,
     KINDS,
@@ -48,115 +54,18 @@ from benchmarks.trials import (
     differences,
     flags,
     nested,
-    timeless,
 )
 from marl.reports.recorded import find_runs
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.metrics import read_metrics
 from tests.fragile import ENV_FAULTS, JUDGE_FAULTS
-from tests.llm_cases import kept_replies
 from tests.llm_faults import FAULTS
 from tests.llm_server import ModelServer
 
-MODEL = {
-    "preferences.labeller": "llm",
-    "preferences.queries_per_iteration": 4,
-    "preferences.llm.model": "stand-in",
-    "preferences.llm.preflight": "off",
-    "preferences.llm.timeout": 0.4,
-    "preferences.llm.deadline": 2.0,
-    "preferences.llm.attempts": 2,
-    "preferences.llm.backoff": 0.01,
-    "preferences.llm.breaker_seconds": 0.5,
-    "total_steps": 480,
-}
-"""Settings of a run that asks a language model."""
-
-
-def kill(attack: Attack, plain: Undisturbed) -> int:
-    """Kill a run or command up to four times; return how often that came before its end."""
-    what = attack.rng.choice([*KINDS, *KINDS, "labelling", "export", "fit"])
-    if what in KINDS:
-        training = flags(SMALL, KINDS[what])
-        return killed(attack, plain, what, plain.run(what, KINDS[what]), training)
-    if what == "labelling":
-        return kill_labelling(attack)
-    return kill_command(attack, plain, what)
-
-
-def killed(attack: Attack, plain: Undisturbed, what: str, alone: Path, training: list[str]) -> int:
-    """Kill a training run up to four times, let it end, and compare it; return the kills."""
-    kills = 0
-    for _ in range(attack.rng.randint(1, 4)):
-        command = attack.begin(training)
-        if command.status(attack.rng.uniform(0.0, 0.9) * plain.seconds[what]) is not None:
-            break
-        command.send(signal.SIGKILL)
-        kills += 1
-        command.status()
-        if attack.outlives(command):
-            attack.note("strays", what, "workers outlived a kill")
-    attack.go_on(training, alone, f"{what} after {kills} kills")
-    return kills
-
-
-def kill_command(attack: Attack, plain: Undisturbed, what: str) -> int:
-    """Kill an export or a fit and start it again, up to three times; return the kills."""
-    made = attack.lab / "made"
-    if what == "export":
-        expected, arguments = plain.dataset(), ["export", plain.run("nav"), made, "--pairs", 100]
-    else:
-        expected = plain.fit()
-        arguments = ["fit-reward", plain.dataset(), "--steps", 100, "--out", made]
-    kills = 0
-    for _ in range(3):
-        command = Command(attack.lab, *arguments)
-        if command.status(attack.rng.uniform(0.0, plain.seconds[expected.name])) is not None:
-            break
-        command.send(signal.SIGKILL)
-        kills += 1
-        command.status()
-        if not attack.judge(Command(attack.lab, *arguments), f"{what} after a kill"):
-            break
-        ours, theirs = timeless(made), timeless(expected)
-        if changed := [n for n in sorted(ours | theirs) if ours.get(n) != theirs.get(n)]:
-            attack.note("differing", what, *changed)
-        if left := list(attack.lab.glob(".*")):
-            attack.note("strays", what, *left)
-        shutil.rmtree(made)
-    return kills
-
-
-def kill_labelling(attack: Attack) -> int:
-    """Kill a run while it asks a language model; return the kills."""
-    kills = 0
-    with ModelServer(delay=0.01) as server:
-        asking = MODEL | {
-            "preferences.llm.base_url": server.base_url,
-            "preferences.llm.cache": str(attack.lab / "cache.sqlite"),
-            "preferences.llm.timeout": 30.0,
-            "preferences.llm.deadline": 60.0,
-            "preferences.llm.concurrency": 2,
-        }
-        training = flags(SMALL, asking)
-        for _ in range(attack.rng.randint(1, 4)):
-            asked, command = len(server.asked), attack.begin(training)
-            while len(server.asked) == asked and command.status(0.002) is None:
-                pass
-            if command.status(attack.rng.uniform(0.0, 0.3)) is not None:
-                break
-            before = kept_replies(attack.lab)
-            command.send(signal.SIGKILL)
-            kills += 1
-            command.status()
-            if not before.items() <= kept_replies(attack.lab).items():
-                attack.note("lost", "replies of a language model")
-        attack.judge(attack.begin(training), f"labelling after {kills} kills")
-        kept = kept_replies(attack.lab)
-        again = [body for body in kept if server.answered[body] > 1]
-        if again:
-            attack.note("differing", "asked again:", len(again), again[0][:500])
-    return kills
+AT_THE_START = 2
+"""Questions that are answered well before the faults begin."""
+TURNED_DOWN = {"no key", "not found", "redirect", "bad request"}
+"""Answers at the start that only the user can do something about."""
 
 
 def truncated(path: Path, rng: random.Random) -> None:
@@ -253,13 +162,19 @@ def damage(attack: Attack, plain: Undisturbed) -> int:
 
 
 def serve_faults(attack: Attack, plain: Undisturbed) -> int:
-    """Let a run ask a server that answers with two kinds of fault, and now and then well."""
+    """Let a run ask a server that answers with two kinds of fault, and now and then well.
+
+    A server that turns the model down before the first step may refuse the start, by a line: what
+    is wrong is the user's to mend, nothing was trained, and no folder is left. Then the faults
+    begin after the start.
+    """
     names = attack.rng.sample(sorted(FAULTS), 2)
     chance = attack.rng.choice([0.3, 1.0])
     rng = random.Random(attack.rng.random())
+    faultless = 0
 
     def fault(handler: Any, body: dict[str, Any]) -> bool:
-        if rng.random() >= chance:
+        if len(server.asked) <= faultless or rng.random() >= chance:
             return False
         return FAULTS[rng.choice(names)](handler, body)
 
@@ -270,10 +185,18 @@ def serve_faults(attack: Attack, plain: Undisturbed) -> int:
             "preferences.llm.cache": str(attack.lab / "cache.sqlite"),
             "preferences.llm.ask": attack.rng.choice(["pointwise", "pairwise"]),
         }
+        faultless = attack.rng.choice([0, AT_THE_START])
         run = attack.lab / "run"
-        training = flags(SMALL, MODEL, address)
-        what = f"{' and '.join(names)} ({chance:.0%})"
-        if attack.judge(Command(attack.lab, "train", *training, "--run-dir", run), what):
+        training = ["train", *flags(SMALL, MODEL, address), "--run-dir", run]
+        what = f"{' and '.join(names)} ({chance:.0%}, after {faultless})"
+        command = Command(attack.lab, *training)
+        if not faultless and TURNED_DOWN & set(names) and command.status() == 1:
+            attack.judge(command, what, (1,))
+            if "turned the model" not in command.said or run.exists():
+                attack.note("lost", what, "was not refused as it should:", command.said[-500:])
+            faultless = len(server.asked) + AT_THE_START
+            command = Command(attack.lab, *training)
+        if attack.judge(command, what):
             steps = read_metrics(run)["step"]
             if len(steps) != 6:
                 attack.note("lost", what, f"rows: {len(steps)} of 6")
@@ -401,6 +324,7 @@ ATTACKS = {
     "servers": serve_faults,
     "code": break_code,
     "signals": interrupt,
+    "disks": fill_disk,
     "sweeps": kill_sweep,
 }
 

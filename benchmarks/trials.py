@@ -1,17 +1,22 @@
 """Commands that `benchmarks.chaos` attacks, what they are compared with, and what was found."""
 
 import contextlib
+import http.client
 import itertools
+import json
 import multiprocessing
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import urllib.error
+import urllib.request
 from collections import Counter
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -67,10 +72,11 @@ FORKS.set_forkserver_preload(
         "marl.trainer",
         "marl.preferences.dataset.export",
         "marl.preferences.llm",
+        "marl.preferences.people.server",
         "marl.reports.audit",
         "marl.reports.plots",
         "marl.rewards.fit",
-        "torch.utils.tensorboard",
+        "tensorboard.summary.writer.record_writer",
         "tests.fragile",
         "tests.village",
     ]
@@ -99,16 +105,16 @@ def nested(settings: dict[str, object]) -> dict[str, Any]:
     return values
 
 
-def _run(arguments: list[str], said: str, environment: dict[str, str]) -> None:
+def _run(arguments: list[str], lab: str, environment: dict[str, str]) -> None:
     """Run `marl ARGUMENTS` in a process that was forked for it."""
     from marl.cli import main
 
     os.setsid()
     os.environ |= environment
     tempfile.tempdir = None
-    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
-    os.dup2(0, 1)
-    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for descriptor, name in ((1, "printed"), (2, "said")):
+        os.dup2(os.open(f"{lab}/{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     main(arguments)
 
 
@@ -117,7 +123,7 @@ class Command:
 
     def __init__(self, lab: Path, *arguments: object, imports: bool = False) -> None:
         """With `imports`, the process begins as a new interpreter, as it would for a user."""
-        self._said = lab / "said"
+        self._lab, self._said = lab, lab / "said"
         words = [str(argument) for argument in arguments]
         temporary = lab / "tmp"
         temporary.mkdir(exist_ok=True)
@@ -139,8 +145,9 @@ class Command:
                     cwd=ROOT,
                 )
         else:
-            self._said.unlink(missing_ok=True)
-            self._process = FORKS.Process(target=_run, args=(words, str(self._said), environment))
+            for name in ("said", "printed"):
+                (lab / name).unlink(missing_ok=True)
+            self._process = FORKS.Process(target=_run, args=(words, str(lab), environment))
             self._process.start()
 
     @property
@@ -149,6 +156,21 @@ class Command:
         with contextlib.suppress(FileNotFoundError):
             return self._said.read_text(errors="replace")
         return ""
+
+    @property
+    def printed(self) -> str:
+        """What stands on standard output; nothing of a new interpreter."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self._lab / "printed").read_text(errors="replace")
+        return ""
+
+    def fill_disk(self, size: int | None) -> None:
+        """Let no file of the process grow beyond so many bytes, as on a full disk; None: free."""
+        limit = resource.RLIM_INFINITY if size is None else size
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(
+                self._process.pid, resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY)
+            )
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal to the process alone."""
@@ -201,6 +223,30 @@ class Command:
                 os.kill(process, signal.SIGKILL)
         self.status()
         return bool(left)
+
+
+class Page:
+    """The page of `marl label`, as a browser would ask its server."""
+
+    def __init__(self, command: Command) -> None:
+        """Wait for its address."""
+        self.base, self._token = "", ""
+        while not self.base and command.status(0.01) is None:
+            if found := re.search(r"(http://[\d.:]+)/#(\S+)", command.printed):
+                self.base, self._token = found.groups()
+
+    def ask(self, path: str, post: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
+        """Return the status and the reply; status 0 where there is none."""
+        data = None if post is None else json.dumps(post).encode()
+        headers = {"x-marl-token": self._token, "content-type": "application/json"}
+        request = urllib.request.Request(f"{self.base}{path}", data, headers)
+        try:
+            with urllib.request.urlopen(request, timeout=PATIENCE) as reply:
+                return reply.status, json.load(reply)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+        except (OSError, http.client.HTTPException, ValueError):
+            return 0, {}
 
 
 def differences(left: Path, right: Path, steps: Collection[int] | None = None) -> list[str]:

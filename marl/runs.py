@@ -29,7 +29,7 @@ from marl.utils.checkpoint import (
     restoring,
     save_checkpoint,
 )
-from marl.utils.files import atomic_write, held, output
+from marl.utils.files import OutputError, atomic_write, held, output
 from marl.utils.metrics import MetricWriter
 from marl.utils.plugins import IDENTITY, identity_of, remember
 from marl.utils.text import printable
@@ -91,8 +91,10 @@ def train(
             else:
                 with output(folder / "checkpoints", "choose another --run-dir"):
                     (folder / "checkpoints").mkdir(exist_ok=True)
-                save_config(config, folder / CONFIG)
-            atomic_write(folder / IDENTITY, f"{identity}\n".encode())
+                with output(folder / CONFIG, "choose another --run-dir"):
+                    save_config(config, folder / CONFIG)
+            with output(folder / IDENTITY, "free some space or let it be written"):
+                atomic_write(folder / IDENTITY, f"{identity}\n".encode())
             remember(identity, config)
             if begun is not None:
                 begun(trainer.env.spec)
@@ -121,6 +123,9 @@ def _sole_writer(folder: Path) -> Iterator[None]:
             if not (folder / CONFIG).exists():
                 with suppress(OSError):
                     (folder / LOCK).unlink()
+                with suppress(OSError):
+                    (folder / "checkpoints").rmdir()
+                with suppress(OSError):
                     for made in missing:
                         made.rmdir()
 
@@ -151,19 +156,34 @@ def _train_in(
     writer = MetricWriter(folder, after=trainer.steps if resume else None)
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
+    unrecorded: Exception | None = None
+
+    @contextmanager
+    def recording() -> Iterator[None]:
+        """Note about what cannot be written, to a full disk for one, where the run goes on."""
+        nonlocal unrecorded
+        try:
+            yield
+        except (CheckpointError, OutputError) as error:
+            where = f"goes on from step {saved_at:,}" if saved_at > 0 else "begins the run again"
+            error.add_note(f"once that is mended, `marl resume {folder}` {where}")
+            unrecorded = error
+            raise
 
     def save() -> None:
         nonlocal saved_at
         if saved_at != trainer.steps:
-            writer.sync()  # on the disk before the checkpoint that counts its rows
-            save_trainer(trainer, folder / "checkpoints")
+            with recording():
+                writer.sync()  # on the disk before the checkpoint that counts its rows
+                save_trainer(trainer, folder / "checkpoints")
             saved_at = trainer.steps
 
     try:
         while trainer.iteration < config.num_iterations and _is_answered(trainer, stop):
             with trainer.restoring():
                 metrics = trainer.iterate()
-            writer.write(trainer.steps, metrics)
+            with recording():
+                writer.write(trainer.steps, metrics)
             written = trainer.steps
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
                 config.checkpoint_every
@@ -174,10 +194,10 @@ def _train_in(
     except GeneratorExit:
         save()
         raise
-    except CheckpointError as error:
-        _write_error(folder, error)
-        raise
     except Exception as error:
+        if error is unrecorded:
+            _write_error(folder, error)
+            raise
         if (
             trainer.safe_to_checkpoint
             and trainer.steps == written

@@ -81,12 +81,14 @@ def repeats_itself(
     spec: EnvSpec,
     timeout: float,
     where: type[Workers] | type[Block],
-    budget: float = 0.3,
-    max_steps: int = 50,
+    budget: float = 2.0,
+    max_steps: int = 47,
 ) -> bool:
     """Return whether the first steps of one environment are the same again under their seed.
 
-    They are as many as `budget` seconds allow. The global generators, from which some
+    They are fewer than `max_steps` only where those take more than `budget` seconds, so that the
+    answer does not depend on the machine; a prime number, since some environments do something
+    every so many steps, whatever `reset` was told. The global generators, from which some
     environments draw, are left as they were. True where playing fails: training will say so.
     """
     with _generators_kept():

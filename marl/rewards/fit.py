@@ -5,8 +5,10 @@ Axes: T steps of all episodes, B pairs.
 
 import json
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -28,7 +30,8 @@ from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import save_reward
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy
 from marl.rewards.scoring import Reliability, reliability, score_episodes
-from marl.utils.files import atomic_write, check_free, output
+from marl.utils.checkpoint import CheckpointError
+from marl.utils.files import OutputError, atomic_write, output, whole_folder
 from marl.utils.seeding import Seeds
 
 _OTHER_FOLDER = "choose another --out"
@@ -130,51 +133,60 @@ def fit_reward(
     ``calibration.png``. A `console` shows progress.
     """
     preferences = data if isinstance(data, PreferenceDataset) else PreferenceDataset(data)
-    folder = None if out is None else Path(out)
-    if folder is not None:
-        check_free(folder, _OTHER_FOLDER)
-        with output(folder, _OTHER_FOLDER):  # told before the fit
-            folder.mkdir(parents=True, exist_ok=True)
     if steps < 1 or holdout_every < 2:
         raise ConfigError(
             f"steps is {steps} and holdout_every {holdout_every}; expected at least 1 and 2"
         )
-    config = _config(preferences, model, seed, reward or RewardConfig(), steps)
-    everything = preferences.answers.answers()
-    answers = [answer for answer in everything if fnmatchcase(answer.source, source)]
-    archive = preferences.archive(holdout_every=holdout_every, progress=console is not None)
-    seeds, spec = Seeds(seed), preferences.spec
-    batches = DatasetBatches(
-        archive, answers, config.reward, spec.max_steps, seeds.torch("preferences")
-    )
-    _check_answers(preferences, batches, everything, source)
-    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
-    norm.update(_steps_to_train_on(archive))
-    device = archive.numbers.device
-    learner = make_reward_learner(spec, config, norm, seeds.torch("reward"), device)
-    _fit(learner, batches, steps, console)
-    report = FitReport(
-        dataset=str(preferences.folder),
-        environment=preferences.manifest.environment.name,
-        model=model,
-        seed=seed,
-        steps=learner.num_fits,
-        episodes=len(archive.numbers),
-        sources=dict(Counter(answer.source for answer in answers)),
-        skipped=batches.num_skipped,
-        orphaned=batches.num_orphaned,
-        train=measured(learner, batches, held_out=False),
-        held_out=measured(learner, batches, held_out=True),
-        folder=folder,
-    )
-    if folder is not None:
-        save_reward(folder, learner.num_fits, config, spec, learner)
-        with output(folder, _OTHER_FOLDER):
-            atomic_write(folder / "report.json", json.dumps(report.to_json(), indent=1).encode())
-        from marl.reports.plots import plot_reliability  # a second of imports
-
-        plot_reliability(report.held_out.calibration, folder / "calibration.png")
+    folder = None if out is None else Path(out)
+    with nullcontext() if folder is None else whole_folder(folder, _OTHER_FOLDER) as partial:
+        config = _config(preferences, model, seed, reward or RewardConfig(), steps)
+        everything = preferences.answers.answers()
+        answers = [answer for answer in everything if fnmatchcase(answer.source, source)]
+        archive = preferences.archive(holdout_every=holdout_every, progress=console is not None)
+        seeds, spec = Seeds(seed), preferences.spec
+        batches = DatasetBatches(
+            archive, answers, config.reward, spec.max_steps, seeds.torch("preferences")
+        )
+        _check_answers(preferences, batches, everything, source)
+        norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+        norm.update(_steps_to_train_on(archive))
+        device = archive.numbers.device
+        learner = make_reward_learner(spec, config, norm, seeds.torch("reward"), device)
+        _fit(learner, batches, steps, console)
+        report = FitReport(
+            dataset=str(preferences.folder),
+            environment=preferences.manifest.environment.name,
+            model=model,
+            seed=seed,
+            steps=learner.num_fits,
+            episodes=len(archive.numbers),
+            sources=dict(Counter(answer.source for answer in answers)),
+            skipped=batches.num_skipped,
+            orphaned=batches.num_orphaned,
+            train=measured(learner, batches, held_out=False),
+            held_out=measured(learner, batches, held_out=True),
+            folder=folder,
+        )
+        if partial is not None:
+            with output(folder or partial, _OTHER_FOLDER):
+                try:
+                    save_reward(partial, learner.num_fits, config, spec, learner)
+                except CheckpointError as error:
+                    raise error.__cause__ or error from None
+                content = json.dumps(report.to_json(), indent=1).encode()
+                atomic_write(partial / "report.json", content)
+            _draw(report, partial / "calibration.png")
     return report
+
+
+def _draw(report: FitReport, path: Path) -> None:
+    """Draw the calibration; without that picture the fit is whole."""
+    from marl.reports.plots import plot_reliability  # a second of imports
+
+    try:
+        plot_reliability(report.held_out.calibration, path)
+    except OutputError as error:
+        warnings.warn(f"{path.name} is not drawn: {error.__cause__}", stacklevel=3)
 
 
 def _config(

@@ -29,6 +29,7 @@ from envs import EnvError
 from marl import UserError
 from marl.utils.files import atomic_path
 from marl.utils.plugins import identity_of
+from marl.utils.text import one_line
 
 _PLAIN = (type(None), bool, int, float, str)
 _KEYS = (bool, int, float, str)
@@ -134,29 +135,36 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     """
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least 1 checkpoint must be kept")
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / checkpoint_name(step)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         if path.exists() and not path.is_file():
             _set_aside(path)
         encoded = encode({"step": step, "state": state})
         with atomic_path(path) as temporary:
             _write(temporary, encoded)
+        older = [other for other in list_checkpoints(folder) if other.name < path.name]
+        left_by_kills = folder.glob("step_*.tmp")
+        for superfluous in [*older[keep - 1 :], *left_by_kills]:
+            if superfluous.is_dir():
+                _set_aside(superfluous)
+            else:
+                superfluous.unlink()
     except UnsupportedStateError as error:
         raise CheckpointError(f"cannot save {path}: {error}") from error
     except OSError as error:
         raise CheckpointError(
-            f"cannot save {path}: {error}; {shutil.disk_usage(folder).free / 1e6:,.1f} MB are "
-            "free there; free some space and resume from the previous checkpoint"
+            f"cannot save {path}: {error.strerror or error}{_free_space(folder)}"
         ) from error
-    older = [other for other in list_checkpoints(folder) if other.name < path.name]
-    left_by_kills = folder.glob("step_*.tmp")
-    for superfluous in [*older[keep - 1 :], *left_by_kills]:
-        if superfluous.is_dir():
-            _set_aside(superfluous)
-        else:
-            superfluous.unlink()
     return path
+
+
+def _free_space(folder: Path) -> str:
+    """Return in words how much room there is."""
+    try:
+        return f"; {shutil.disk_usage(folder).free / 1e6:,.1f} MB are free there"
+    except OSError:
+        return ""
 
 
 def _set_aside(path: Path) -> None:
@@ -201,8 +209,12 @@ def load_saved(place: Path | str) -> tuple[int, dict[str, Any], Path]:
 def _check_run(path: Path, state: dict[str, Any]) -> None:
     """Raise `CheckpointError` if a checkpoint belongs to another run than its folder."""
     here, there = identity_of(path.parent.parent), state.get("run", "")
+    if not isinstance(there, str):
+        raise CheckpointError(f"{path} names its run by a {type(there).__name__}, not a string")
     if here and there and here != there:
-        raise CheckpointError(f"{path} was written by another run, {there}, than this one, {here}")
+        raise CheckpointError(
+            f"{path} was written by another run, {one_line(there)}, than this one, {one_line(here)}"
+        )
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

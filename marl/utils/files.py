@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
@@ -62,10 +63,27 @@ def check_writable(path: Path) -> None:
         pass
 
 
-def check_free(folder: Path, remedy: str) -> None:
-    """Raise `OutputError` if something is in the way of a new folder."""
+@contextmanager
+def whole_folder(folder: Path, remedy: str) -> Iterator[Path]:
+    """Yield where to make a folder that is `folder` when the block ends; an error leaves nothing.
+
+    Raises `OutputError`, with the remedy, if something is there already. What a killed process has
+    left is removed.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise OutputError(f"{folder} already exists and is not empty; {remedy}")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with output(folder, remedy):
+            partial.mkdir(parents=True)
+        yield partial
+        with output(folder, remedy):
+            with suppress(FileNotFoundError):
+                folder.rmdir()  # Windows replaces no folder, not even an empty one
+            os.replace(partial, folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 @contextmanager

@@ -9,8 +9,11 @@ import csv
 import io
 import math
 import os
+import socket
+import time
 import warnings
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 
 from marl import UserError
-from marl.utils.files import atomic_write
+from marl.utils.files import atomic_write, output
 
 TIME_PARTS = ("physics", "inference", "reward", "policy")
 """What an iteration's seconds are divided into, as ``time/physics`` and so on."""
 
 _FILE = "metrics.csv"
+_REMEDY = "free some space or let it be written"
 _Row = dict[str, str]
 
 
@@ -38,20 +42,17 @@ class MetricWriter:
         """Begin new files or, where `after` is the step of a checkpoint, continue from there.
 
         Rows after that step are forgotten, and so is every column that only those rows filled. A
-        file that is damaged is set aside, and rows that are missing are told.
+        file that is damaged is set aside, and rows that are missing are told. Raises `OutputError`
+        where the file cannot be written.
         """
-        from torch.utils.tensorboard import SummaryWriter  # half a second that help need not take
-
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / _FILE
         columns, rows = (["step"], []) if after is None else _rows_until(self._path, after)
         self._columns = columns
         self._last_step = int(rows[-1]["step"]) if rows else -1
         self._rewrite(rows)
-        self._file = self._path.open("a", newline="", encoding="utf-8")
-        # TensorBoard hides the events of an earlier session from this step on.
-        self._events = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=None if after is None else after + 1
+        self._events = EventWriter(
+            folder / "tensorboard", hidden_from=None if after is None else after + 1
         )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
@@ -70,29 +71,91 @@ class MetricWriter:
             self._file.close()
             self._columns += new
             self._rewrite(_read_rows(self._path)[1])
-            self._file = self._path.open("a", newline="", encoding="utf-8")
         cells = {"step": str(step)} | {name: repr(float(v)) for name, v in metrics.items()}
-        self._file.write(_line(cells.get(name, "") for name in self._columns))
-        self._file.flush()
+        with output(self._path, _REMEDY):
+            self._file.write(_line(cells.get(name, "") for name in self._columns).encode())
+            self._file.flush()
         self._last_step = step
-        for name, value in metrics.items():
-            if math.isfinite(value):
-                self._events.add_scalar(name, value, step)
-        self._events.flush()
+        self._events.write(step, metrics)
 
     def sync(self) -> None:
         """Wait until the disk has every row, as a checkpoint that counts them needs."""
-        os.fsync(self._file.fileno())
+        with output(self._path, _REMEDY):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Flush and close both files."""
-        self._file.close()
+        """Close both files."""
+        with suppress(OSError):  # of a row that could not be written, which was told
+            self._file.close()
         self._events.close()
 
     def _rewrite(self, rows: list[_Row]) -> None:
-        """Rewrite the file atomically, with the current columns."""
+        """Rewrite the file atomically, with the current columns, and open it for further rows."""
         lines = [_line(row.get(name, "") for name in self._columns) for row in rows]
-        atomic_write(self._path, "".join([_line(self._columns), *lines]).encode())
+        with output(self._path, _REMEDY):
+            atomic_write(self._path, "".join([_line(self._columns), *lines]).encode())
+            self._file = self._path.open("ab")
+
+
+class EventWriter:
+    """Writes scalars for TensorBoard, a copy of what ``metrics.csv`` holds.
+
+    TensorBoard's own writer has a thread, in which a full disk ends in a traceback. Here what
+    cannot be written is told once, and no more is written.
+    """
+
+    def __init__(self, folder: Path, *, hidden_from: int | None = None) -> None:
+        """`hidden_from`: from this step on, the events of earlier sessions are hidden."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # half a second, which help
+        from tensorboard.summary.writer.record_writer import RecordWriter  # need not take
+
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._records: RecordWriter | None = None
+        self._path = folder / name
+        try:
+            folder.mkdir(exist_ok=True)
+            self._records = RecordWriter(self._path.open("ab"))
+        except OSError as error:
+            self._give_up(error)
+        self._add(file_version="brain.Event:2", step=hidden_from)
+        if hidden_from is not None:
+            self._add(session_log=SessionLog(status=SessionLog.START), step=hidden_from)
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        """Write all metrics that are finite numbers."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        shown = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
+        self._add(summary=Summary(value=values), step=step)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._records is not None:
+            with suppress(OSError):
+                self._records.close()
+
+    def _add(self, **content: Any) -> None:
+        """Write an event."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if self._records is None:
+            return
+        try:
+            self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+            self._records.flush()
+        except OSError as error:
+            self.close()
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Say why no more is written."""
+        self._records = None
+        reason = error.strerror or error
+        warnings.warn(
+            f"{self._path} cannot be written: {reason}; TensorBoard will not show what follows",
+            stacklevel=4,
+        )
 
 
 def read_metrics(folder: Path) -> dict[str, npt.NDArray[Any]]:

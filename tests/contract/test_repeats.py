@@ -35,6 +35,19 @@ class LateTeam(CountingTeam):
         return super().step(actions, view)
 
 
+class SpawningTeam(CountingTeam):
+    """Pays more in every so many-th step of its life, as knights_archers_zombies spawns zombies."""
+
+    def __init__(self, every: int, sleep: float) -> None:
+        super().__init__(sleep=sleep)
+        self.every, self.lived = every, 0
+
+    def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
+        self.lived += 1
+        reward, *ends = super().step(actions, view)
+        return reward + (self.lived % self.every == 0), *ends
+
+
 class GlobalTeam(CountingTeam):
     """Draws from the process's own generators, which its reset seeds."""
 
@@ -98,6 +111,15 @@ def test_what_repeats_is_found_out_without_a_trace() -> None:
         warnings.simplefilter("error")
         assert env.repeats()
     assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+@pytest.mark.parametrize(("every", "sleep"), [(10, 0.0), (25, 0.0), (70, 0.01)])
+def test_what_reset_does_not_begin_anew_is_found_out(every: int, sleep: float) -> None:
+    """Also if the task is slow, as it is on a busy machine."""
+    env = TeamEnv(partial(SpawningTeam, every, sleep), 2, workers=0)
+    env.reset(0)
+    with pytest.warns(UserWarning, match=WARNING):
+        assert not env.repeats()
 
 
 def test_who_says_so_is_believed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from marl.preferences.dataset.answers import Answer, AnswerLog
 from marl.preferences.dataset.untrusted import DatasetError
+from tests.full_disk import files_end_at
 
 ANN = Answer(first=3, second=17, label=1.0, source="person:ann", at="2026-01-02T03:04:05Z")
 
@@ -148,3 +149,18 @@ def test_an_answer_outside_its_range_is_never_written(path: Path) -> None:
         replace(ANN, seconds=-1.0)
     assert AnswerLog(path).answers() == []
     assert not path.exists()
+
+
+@pytest.mark.parametrize("room", [0, 1, 50, -1])
+def test_a_disk_that_fills_up_within_an_answer_says_so(path: Path, room: int) -> None:
+    """It takes as much of the line as it has room for, which is no error of its own."""
+    log = AnswerLog(path)
+    log.append(ANN)
+    line = path.stat().st_size
+    lost = replace(ANN, second=18)
+    with files_end_at(line + room % line), pytest.raises(OSError, match="File too large"):
+        log.append(lost)
+    log.append(replace(ANN, second=19))
+    kept = [answer.second for answer in log.answers()]
+    # Only the end of the line was missing: then it is an answer.
+    assert kept == ([17, 18, 19] if room == -1 else [17, 19])

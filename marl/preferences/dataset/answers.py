@@ -141,13 +141,18 @@ class AnswerLog:
         return latest
 
     def _write(self, *lines: dict[str, Any]) -> None:
-        """Append lines in a single write, after completing what a killed write has left."""
+        """Append lines in a single write, after completing what a killed write has left.
+
+        A disk that fills up takes a part of it first and says so with the next.
+        """
         is_new = not self.path.exists()
         if not is_new:
             self._mend()
         with self.path.open("ab", buffering=0) as file:
             texts = (json.dumps(line, ensure_ascii=False, allow_nan=False) for line in lines)
-            file.write("".join(f"{text}\n" for text in texts).encode())
+            rest = memoryview("".join(f"{text}\n" for text in texts).encode())
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         if is_new:
             sync_folder(self.path.parent)

@@ -3,8 +3,6 @@
 Axes: M episodes, L steps, B pairs.
 """
 
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +25,7 @@ from marl.preferences.dataset.format import EpisodeRecord
 from marl.preferences.factory import adds_errors
 from marl.preferences.queries import all_pairs, swapped
 from marl.utils.checkpoint import load_checkpoint
-from marl.utils.files import check_free, output
+from marl.utils.files import output, whole_folder
 from marl.utils.text import printable
 
 
@@ -85,26 +83,22 @@ def export_run(
         is_exported = torch.isin(first, numbers) & torch.isin(second, numbers)
         first, second, labels = (rows[is_exported] for rows in (first, second, labels))
     source = source_name(asked)
-    partial = folder.with_name(f".{folder.name}.partial")
-    check_free(folder, "choose another folder")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed export has left
-    try:
-        with output(folder, "free some space, or choose another folder"):
-            made = PreferenceDataset.create(
-                partial,
-                spec,
-                environment=config.env.name,
-                options=config.env.options,
-                origin=origin_of(config, run) | {"steps": step},
-            )
-            quiet = not get_console().is_terminal
-            shown = track(numbers.tolist(), "writing episodes", transient=True, disable=quiet)
-            for number in shown:
-                made.add_episode(record_of(feedback.replay, spec, number), number)
-            made.answers.extend(_answers(first, second, labels, source))
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        whole_folder(folder, "choose another folder") as partial,
+        output(folder, "free some space, or choose another folder"),
+    ):
+        made = PreferenceDataset.create(
+            partial,
+            spec,
+            environment=config.env.name,
+            options=config.env.options,
+            origin=origin_of(config, run) | {"steps": step},
+        )
+        quiet = not get_console().is_terminal
+        shown = track(numbers.tolist(), "writing episodes", transient=True, disable=quiet)
+        for number in shown:
+            made.add_episode(record_of(feedback.replay, spec, number), number)
+        made.answers.extend(_answers(first, second, labels, source))
     unanswered = int(labels.isnan().sum())
     return Exported(
         folder=folder,
