@@ -330,10 +330,19 @@ ATTACKS = {
 
 
 def chaos(
-    counts: dict[str, int], seed: int, scratch: Path, *, keep: bool = False, only: int | None = None
+    counts: dict[str, int],
+    seed: int,
+    scratch: Path,
+    *,
+    keep: bool = False,
+    only: int | None = None,
+    plain: Undisturbed | None = None,
 ) -> dict[str, Attack]:
-    """Make so many trials of each class; return what was found."""
-    plain = Undisturbed(scratch)
+    """Make so many trials of each class; return what was found.
+
+    `plain`: the undisturbed of earlier trials.
+    """
+    plain = plain or Undisturbed(scratch)
     attacks = {name: Attack(name, scratch, seed, keep) for name, count in counts.items() if count}
     for name, attack in attacks.items():
         attack.run(lambda a, trial=ATTACKS[name]: trial(a, plain), counts[name], only)

@@ -5,19 +5,30 @@ from pathlib import Path
 import pytest
 
 from benchmarks.chaos import ATTACKS, SWEEPS, chaos
-from benchmarks.trials import Attack, Command
+from benchmarks.trials import SMALL, Attack, Command, Undisturbed
 
-FEW = {"kills": 2, "files": 5, "servers": 2, "code": 2, "signals": 1, "sweeps": 1}
+FEW = {"kills": 2, "files": 5, "servers": 2, "code": 2, "signals": 1, "sweeps": 1, "disks": 1}
 SEED = 1
 ONE_SEED = {"random": SWEEPS["random"].replace("[0, 1]", "[0]")}
 """The process of a run takes seconds to import what it needs."""
 
 
-@pytest.mark.parametrize("name", ATTACKS)
-def test_nothing_is_lost(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    return Undisturbed(tmp_path_factory.mktemp("plain"))
+
+
+@pytest.fixture(autouse=True)
+def shorter(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten iterations a run, of 80 steps."""
+    monkeypatch.setitem(SMALL, "total_steps", 800)
     monkeypatch.setattr("benchmarks.chaos.SWEEP_TRIALS", 2)
     monkeypatch.setattr("benchmarks.chaos.SWEEPS", ONE_SEED)
-    attack = chaos({name: FEW[name]}, SEED, tmp_path)[name]
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_nothing_is_lost(name: str, plain: Undisturbed, tmp_path: Path) -> None:
+    attack = chaos({name: FEW[name]}, SEED, tmp_path, plain=plain)[name]
     assert attack.trials >= FEW[name]
     assert not attack.found
 
