@@ -299,7 +299,8 @@ def kill_sweep(attack: Attack, plain: Undisturbed) -> int:
     file.write_text(f"{text}\n{tomli_w.dumps({'settings': settings})}")
     jobs = 1 if method == "optuna" else 2  # side by side its choices depend on who is first
     words = ["sweep", file, "--jobs", jobs, "--out"]
-    alone, out = plain(method, *words), attack.lab / "sweep"
+    patience = PATIENCE * SWEEP_TRIALS
+    alone, out = plain(method, *words, patience=patience), attack.lab / "sweep"
     kills = 0
     for _ in range(attack.rng.randint(1, 5)):
         command = Command(attack.lab, *words, out)
@@ -309,7 +310,7 @@ def kill_sweep(attack: Attack, plain: Undisturbed) -> int:
         command.kill(with_children=with_runs)
         kills += 1
     last = Command(attack.lab, *words, out)
-    if attack.judge(last, f"{method} after {kills} kills", patience=PATIENCE * SWEEP_TRIALS):
+    if attack.judge(last, f"{method} after {kills} kills", patience=patience):
         for name in ("trials.csv", "trials.md"):
             if (out / name).read_bytes() != (alone / name).read_bytes():
                 attack.note("differing", f"{name} of {method} after {kills} kills")

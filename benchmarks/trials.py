@@ -375,13 +375,13 @@ class Undisturbed:
         self.lab.mkdir()
         self.seconds: dict[str, float] = {}
 
-    def __call__(self, name: str, *arguments: object) -> Path:
+    def __call__(self, name: str, *arguments: object, patience: float = PATIENCE) -> Path:
         """Return the folder that `marl ARGUMENTS FOLDER` makes."""
         folder = self.lab / name
         if not folder.exists():
             started = time.monotonic()
             command = Command(self.lab, *arguments, folder)
-            if command.status() != 0:
+            if command.status(patience) != 0:
                 raise RuntimeError(f"undisturbed {name}: {command.said}")
             self.seconds[name] = time.monotonic() - started
         return folder

@@ -14,6 +14,7 @@ from envs import EnvError
 from marl import UserError
 from marl.config import ConfigError
 from marl.config.io import load_config, save_config
+from marl.reports.recorded import find_runs
 from marl.sweeps.folder import WAITING, Job, JobState, SweepFolder, Trial
 from marl.sweeps.plan import Choice, Interval, Plan, Settings, load_plan
 from marl.sweeps.runner import InOrder, Schedule, grid_jobs
@@ -341,6 +342,8 @@ def test_optuna_goes_on_after_kills_to_the_same_table(tmp_path: Path) -> None:
     assert best.tried is not None
     finish(job, best.tried, plan, by_epochs)
     assert f"Trial {best.number} with evaluation seeds" in write_table(alone)
+    assert job.folder not in find_runs(alone.path)  # compared are the seeds of the search
+    assert alone.job(best.number, 0).folder in find_runs(alone.path)
 
 
 def test_optuna_tells_a_trial_whose_settings_contradict_each_other(tmp_path: Path) -> None:
