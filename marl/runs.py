@@ -16,7 +16,8 @@ from torch import Tensor
 from envs import EnvSpec, Replays, unwrapped
 from marl import UserError, __version__
 from marl.config import Config, ConfigError
-from marl.config.io import flat, save_config, to_dict
+from marl.config.io import save_config, to_dict
+from marl.config.resuming import fixed_differences
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
@@ -60,6 +61,9 @@ def train(
     `labeller`, a callable from episode pairs to labels or a class of such, takes the place of the
     one that the settings name; the run is recorded with ``preferences.labeller = "python"``, and
     goes on only where it is given again.
+    With `resume` a run goes on; of its settings those of `marl.config.resuming.MAY_CHANGE` may be
+    others. A schedule that runs over `total_steps`, the step size's for one, is then that of a run
+    of the new length.
     With `cut_open_episodes` a third-party environment that cannot repeat its open episodes goes on
     without them: they are truncated in the first step.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
@@ -145,6 +149,12 @@ def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
         replays.cut_open_episodes()
     with restoring(folder):
         trainer.load_state_dict(saved["trainer"])
+    if trainer.iteration > trainer.config.num_iterations:
+        raise ConfigError(
+            f"total_steps: got {trainer.config.total_steps:,}, but {folder} has already taken "
+            f"{trainer.steps:,} steps"
+        )
+    save_config(trainer.config, folder / CONFIG)  # some settings may change
 
 
 def _train_in(
@@ -288,10 +298,8 @@ def refuse_a_run_in(folder: Path) -> None:
 
 def check_same_config(config: Config, saved: Config, folder: Path) -> None:
     """Raise `ConfigError` naming the settings in which a checkpoint differs from a run."""
-    before, now = flat(to_dict(saved)), flat(to_dict(config))
-    changed = sorted(k for k in before | now if before.get(k) != now.get(k))
-    if changed:
+    if differences := fixed_differences(saved, config):
         raise ConfigError(
             f"{folder}: the checkpoint belongs to another configuration; it differs in "
-            + ", ".join(f"{k} ({before.get(k)!r} there, {now.get(k)!r} here)" for k in changed)
+            + ", ".join(differences)
         )

@@ -189,10 +189,9 @@ def _flags(kind: type, prefix: str = "--") -> Iterator[str]:
         if dataclasses.is_dataclass(bare):
             within = prefix if name == "settings" else f"{prefix}{name}."
             yield from _flags(typing.cast(type, bare), within)
-        elif typing.get_origin(bare) is dict:
-            yield "--env.options"
         else:
-            yield f"{prefix}{name.replace('_', '-')}"
+            named = [m.name for m in metadata if getattr(m, "name", None)]
+            yield f"{prefix}{(named or [name])[0].replace('_', '-')}"
 
 
 RULES = ConstructorRegistry()

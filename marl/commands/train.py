@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from envs.registry import check_family
-from marl.config import Config
+from marl.config import Config, Option
 from marl.config.io import load_run_config
-from marl.config.validation import settings
+from marl.config.resuming import changed
+from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
 from marl.utils.plugins import check_trusted, import_paths
 
@@ -52,10 +53,20 @@ class Train:
 
 @settings("--")
 class Resume:
-    """Continue a stopped or killed run exactly where its newest checkpoint stands."""
+    """Continue a stopped or killed run exactly where its newest checkpoint stands.
+
+    --total-steps makes a finished run longer. What is annealed over the run, the step size for
+    one, is then what it would be in a run of the new length: it rises where the old end had
+    brought it low, and falls to zero at the new one.
+    """
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run."""
+    total_steps: Annotated[int, Range(1, 1e12)] | None = None
+    """Train for so many environment steps in all."""
+    changes: Annotated[dict[str, Option], tyro.conf.arg(name="set")] = field(default_factory=dict)
+    """Settings that change from here on, e.g. --set preferences.max_labels 500: lengths, budgets,
+    threads. An unknown one tells which there are."""
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
     cut_open_episodes: bool = False
@@ -65,6 +76,9 @@ class Resume:
         """Train on, and say how it goes."""
         config = load_run_config(self.run_dir)
         check_trusted(import_paths(config), self.run_dir, config)
+        longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
+        if changes := self.changes | longer:
+            config = changed(config, changes, "marl resume")
         return _run(config, self.run_dir, resume=True, cut=self.cut_open_episodes)
 
 
