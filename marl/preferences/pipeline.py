@@ -209,7 +209,7 @@ class FeedbackPipeline:
                 drawn = self._drawn_episodes(held_out)
                 others = drawn[~torch.isin(drawn, numbers)]
                 size = self.reward_config.batch_episodes
-                numbers = torch.cat((numbers, others[: max(0, size - len(numbers))]))
+                numbers = torch.cat((numbers, others[: size - len(numbers)]))
         if len(labels) == 0 and not (self.uses_returns and len(numbers)):
             return None
         transitions, weights, lengths = self._sampled(numbers)
@@ -311,8 +311,7 @@ class FeedbackPipeline:
 
         That is an answer which prefers one, or two returns that differ; ties alone teach nothing.
         """
-        by_labels = self.uses_labels and self.tally.is_informative
-        return by_labels or (self.uses_returns and self.least_return < self.largest_return)
+        return self.tally.is_informative or self.least_return < self.largest_return
 
     def metrics(self) -> dict[str, float]:
         """Return sizes, counts, and what became of the questions since the last call."""

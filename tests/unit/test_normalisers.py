@@ -122,3 +122,9 @@ def test_values_of_equal_targets_are_their_mean() -> None:
     assert norm.std.item() == 1.0
     assert norm.normalise(torch.tensor(5.0)).item() == pytest.approx(2.0)
     assert norm.denormalise(torch.tensor(7.0)).item() == pytest.approx(3.0)
+
+
+def test_targets_that_cancel_are_targets() -> None:
+    norm = ValueNorm()
+    norm.update(torch.tensor([-3.0, 3.0]))
+    assert norm.denormalise(torch.tensor(2.0)).item() == pytest.approx(6.0)

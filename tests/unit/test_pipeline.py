@@ -5,14 +5,16 @@ Axes: M episodes, B pairs.
 
 import copy
 import math
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from marl.config import PreferenceConfig, RewardConfig
+from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences.buffer import PreferenceBuffer
@@ -137,12 +139,169 @@ def test_a_rollout_in_which_nothing_ends_tells_nothing() -> None:
     assert pipeline.batch() is None
 
 
+def test_a_withdrawn_answer_is_not_trained_on() -> None:
+    pipeline = observed(6, queries_per_iteration=4, batch_episodes=400)
+    before, buffer = pipeline.batch(), pipeline.buffer
+    row = int((buffer.first[: len(buffer)] % 4 != 3).nonzero()[0])
+    span = slice(row, row + 1)
+    buffer.correct(buffer.first[span], buffer.second[span], torch.tensor([math.nan]))
+    after = pipeline.batch()
+    assert before is not None
+    assert after is not None
+    assert len(after.labels) == len(before.labels) - 1
+    assert not after.labels.isnan().any()
+
+
+def test_a_labeller_s_state_is_saved_with_the_pipeline() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.calls = 0
+
+        def __call__(self, pairs: EpisodePairs) -> Tensor:
+            self.calls += 1
+            return torch.ones(len(pairs))
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"calls": self.calls}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.calls = state["calls"]
+
+    one, other = Counting(), Counting()
+    pipeline = observed(3, given=one, queries_per_iteration=4)
+    assert one.calls > 0
+    observed(0, given=other).load_state_dict(pipeline.state_dict())
+    assert other.calls == one.calls
+    without = {"uses_labels": False, "uses_returns": True}
+    state = observed(3, **without).state_dict()
+    again = observed(0, **without)
+    again.load_state_dict(state)
+    assert_equal(again.state_dict(), state)
+
+
+def test_only_labellers_of_one_s_own_have_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[float] = []
+
+    @contextmanager
+    def recorded(seconds: float, name: str) -> Iterator[None]:
+        seen.append(seconds)
+        yield
+
+    monkeypatch.setattr("marl.preferences.pipeline.time_limit", recorded)
+
+    def mine(pairs: EpisodePairs) -> Tensor:
+        return torch.ones(len(pairs))
+
+    for labeller, given in (
+        ("return", None),
+        ("marl.preferences:ReturnLabeller", None),
+        ("python", mine),
+    ):
+        observed(1, labeller=labeller, given=given, deadline=7.0).batch()
+    assert seen == [0.0, 7.0, 7.0]
+
+
+def test_free_pairs_without_an_answer_are_counted() -> None:
+    def silent_third(pairs: EpisodePairs) -> Tensor:
+        labels = torch.ones(len(pairs))
+        labels[::3] = math.nan
+        return labels
+
+    pipeline = observed(3, given=silent_third, batch_episodes=6)
+    batch = pipeline.batch()
+    assert batch is not None
+    assert len(batch.labels) == 10  # of 15
+    assert pipeline.metrics()["preference/unanswered"] == 5
+
+
+def test_two_free_episodes_are_a_pair_and_one_is_none() -> None:
+    batch = observed(1, [[4], [4]], batch_episodes=2).batch()
+    assert batch is not None
+    assert batch.labels.tolist() == [0.5]
+    assert observed(1, [[4]]).batch() is None
+
+
+def test_free_pairs_of_the_held_out_side_are_all_compared() -> None:
+    pipeline = observed(3, query="recent_with_older", batch_episodes=6)
+    batch = pipeline.batch(held_out=True)
+    assert batch is not None
+    assert len(batch.labels) == len(batch.lengths) * (len(batch.lengths) - 1) // 2
+    assert len(batch.lengths) > 2
+
+
 def test_a_labeller_given_in_python_is_named_in_errors() -> None:
     def wrong(pairs: EpisodePairs) -> Tensor:
         return torch.zeros(0)
 
     with pytest.raises(PluginError, match=r"^labeller .*wrong returned shape"):
         observed(1, given=wrong, queries_per_iteration=4)
+
+
+@pytest.mark.parametrize("query", ["uniform", "newest_share", "stratified", "recent_with_older"])
+def test_a_side_without_two_episodes_is_not_asked_about(query: str) -> None:
+    # Episodes 0 and 1, of which none is held out; both are new.
+    pipeline = observed(1, [[4], [4]], query=query, queries_per_iteration=8)
+    assert pipeline.buffer.num_answered == (query != "recent_with_older")
+
+
+def test_held_out_questions_follow_their_query_unless_it_is_by_difficulty() -> None:
+    # All 16 episodes are new: nothing older stands against them, on either side.
+    pipeline = observed(1, [[1]] * 4, query="recent_with_older", queries_per_iteration=4)
+    assert pipeline.buffer.num_answered == 0
+    # Six pairs to train on and two held out, twice.
+    pipeline = observed(2, [[1]] * 4, query="stratified", queries_per_iteration=8)
+    assert pipeline.buffer.num_answered == 16
+
+
+def served(pipeline: FeedbackPipeline, *, held_out: bool) -> Tensor:
+    """Return the returns of the episodes of 60 batches of two."""
+    batches = [pipeline.batch(held_out=held_out) for _ in range(60)]
+    return torch.cat([batch.returns for batch in batches if batch is not None])
+
+
+def test_batches_are_stratified_but_for_the_held_out_side() -> None:
+    # Fifteen episodes return 4, four of one step 1, 11, 21 and 31. Held out are the one of 11 and
+    # eight of 4; the others are in three ranges, of which 21 and 31 are two.
+    pipeline = observed(
+        1, [[4]] * 15 + [[1]], query="stratified", batch_episodes=2, holdout_every=2
+    )
+    trained, held_out = (served(pipeline, held_out=side) > 10.0 for side in (False, True))
+    # Two different ones of equally likely ranges: nearly 2 / 3, uniformly 1 / 5. Held out 1 / 9,
+    # stratified 1 / 2. Of 120 draws shares have deviations below .046.
+    assert trained.double().mean() > 0.43
+    assert held_out.double().mean() < 0.3
+
+
+def test_held_out_batches_do_not_prefer_the_newest() -> None:
+    pipeline = observed(4, query="newest_share", newest_share=1.0, batch_episodes=2)
+    numbers = pipeline.replay.available(held_out=True)
+    is_new = numbers >= pipeline.replay.latest
+    newest = pipeline.replay.episodes(numbers[is_new]).returns
+    found = torch.isin(served(pipeline, held_out=True), newest).double().mean()
+    assert found == pytest.approx(float(is_new.double().mean()), abs=0.23)  # 5 deviations
+
+
+@pytest.mark.parametrize("query", ["uniform", "newest_share", "stratified", "recent_with_older"])
+def test_nothing_is_served_before_the_first_episode(query: str) -> None:
+    for held_out in (False, True):
+        assert observed(0, query=query).batch(held_out=held_out) is None
+
+
+def test_a_myopic_teacher_matters_to_labels_only() -> None:
+    teacher = TeacherConfig(myopia=0.5)
+    pipeline = observed(1, uses_labels=False, uses_returns=True, teacher=teacher)
+    assert pipeline.is_informative
+
+
+@pytest.mark.parametrize("query", ["uniform", "stratified"])
+def test_rare_preferences_are_told_unless_rare_returns_are_drawn(query: str) -> None:
+    pipeline = observed(0, query=query)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for _ in range(30):
+            pipeline.tally.add(torch.tensor([1.0] + [0.5] * 19))
+            pipeline.metrics()
+    assert len(caught) == (query == "uniform")
 
 
 @pytest.mark.parametrize(("retire_after", "first_time"), [(15, 24), (16, 20), (31, 20), (32, 16)])
@@ -159,11 +318,15 @@ def test_answers_serve_until_they_are_too_old(retire_after: int, first_time: int
 
 
 def test_a_batch_has_half_as_many_answers_as_episodes() -> None:
-    pipeline = observed(6, queries_per_iteration=8, batch_episodes=6)
-    batch = pipeline.batch()
-    assert batch is not None
-    assert len(batch.labels) == 3
-    assert len(batch.lengths) <= 6
+    for uses_returns in (False, True):
+        pipeline = observed(6, queries_per_iteration=8, batch_episodes=6, uses_returns=uses_returns)
+        batch = pipeline.batch()
+        assert batch is not None
+        assert len(batch.labels) == 3
+        # Here they are six different ones: with the returns there is nothing to fill up.
+        assert len(batch.lengths) == 6
+        moments = pipeline.replay.return_moments() if uses_returns else (0.0, 1.0)
+        assert (batch.return_mean, batch.return_scale) == moments
 
 
 def test_returns_fill_a_batch_of_answers_up() -> None:
