@@ -18,16 +18,15 @@ from gymnasium.envs.registration import load_env_creator
 from gymnasium.spaces import Tuple
 
 from envs.adapters.quirks import (
-    InfoFacts,
     ThirdPartyEnv,
+    ThirdPartyTeam,
     called,
-    check_team_reward,
     joint_reward,
     own_limit,
     time_limit,
 )
-from envs.adapters.spaces import AgentSpaces, ObsBounds
-from envs.adapters.team import TeamView, joined_columns
+from envs.adapters.spaces import AgentSpaces
+from envs.adapters.team import TeamView
 from envs.adapters.team_env import TeamEnv
 from envs.base import BoolArray, EnvError, EnvSpec
 from envs.catalogue import GYM_TEAMS
@@ -82,7 +81,7 @@ def gym_team(
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
 
 
-class TupleTeam:
+class TupleTeam(ThirdPartyTeam):
     """One gymnasium environment of tuples as a `Team`; no agent leaves before the end."""
 
     def __init__(
@@ -97,8 +96,8 @@ class TupleTeam:
         limit_terminates: bool | None,
         remake: bool | None,
     ) -> None:
-        self._source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
-        env = self._source.env
+        source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
+        env = source.env
         spaces = (env.observation_space, env.action_space)
         if not (isinstance(spaces[0], Tuple) and isinstance(spaces[1], Tuple)):
             raise EnvError(
@@ -106,12 +105,9 @@ class TupleTeam:
                 "has a Tuple of one space per agent for each"
             )
         self._names = [f"agent {index}" for index in range(len(spaces[0].spaces))]
-        self._spaces = AgentSpaces(
-            [f"{name}, {agent}" for agent in self._names], spaces[0].spaces, spaces[1].spaces
-        )
-        self._team_reward = check_team_reward(team_reward or self._source.quirks.team_reward)
-        self._facts = InfoFacts(facts)
-        self._columns = joined_columns(self._spaces.obs_sizes)
+        agents = [f"{name}, {agent}" for agent in self._names]
+        own = AgentSpaces(agents, spaces[0].spaces, spaces[1].spaces)
+        super().__init__(source, own, team_reward, facts)
         self._spec = EnvSpec(
             name=name,
             num_envs=1,
@@ -125,21 +121,6 @@ class TupleTeam:
             facts=self._facts.facts,
             native_spaces=self._spaces.native,
         )
-
-    @property
-    def spec(self) -> EnvSpec:
-        """The constants of the task, with one environment."""
-        return self._spec
-
-    @property
-    def obs_bounds(self) -> ObsBounds:
-        """What the observation spaces promise."""
-        return self._spaces.obs_bounds
-
-    @property
-    def source(self) -> Any:
-        """The user's own environment, for messages."""
-        return self._source.source
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
@@ -156,10 +137,6 @@ class TupleTeam:
         self._show(obs, info, view, ended or cut)
         paid = self._paid(rewards)
         return joint_reward(self._team_reward, paid, len(paid)), ended, cut
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._source.close()
 
     def _ends(self, terminated: Any, truncated: Any) -> tuple[bool, bool]:
         """Return whether the task terminated or was truncated, which all agents must share."""

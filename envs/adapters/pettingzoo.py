@@ -8,16 +8,15 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.quirks import (
-    InfoFacts,
     ThirdPartyEnv,
+    ThirdPartyTeam,
     called,
-    check_team_reward,
     joint_reward,
     own_limit,
     time_limit,
 )
-from envs.adapters.spaces import AgentSpaces, ObsBounds
-from envs.adapters.team import TeamView, joined_columns
+from envs.adapters.spaces import AgentSpaces
+from envs.adapters.team import TeamView
 from envs.adapters.team_env import TeamEnv
 from envs.base import EnvError, EnvSpec
 from envs.plugins import source_of
@@ -113,7 +112,7 @@ class OwnState:
         return True
 
 
-class ParallelEnvTeam:
+class ParallelEnvTeam(ThirdPartyTeam):
     """One `ParallelEnv` as a `Team`."""
 
     def __init__(
@@ -130,18 +129,16 @@ class ParallelEnvTeam:
         limit_terminates: bool | None,
         remake: bool | None,
     ) -> None:
-        self._source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
-        env = self._source.env
+        source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
+        env = source.env
         self._names = list(env.possible_agents)
         self._index = {agent: index for index, agent in enumerate(self._names)}
-        self._spaces = AgentSpaces(
+        spaces = AgentSpaces(
             [f"{name}, agent {agent}" for agent in self._names],
             [env.observation_space(agent) for agent in self._names],
             [env.action_space(agent) for agent in self._names],
         )
-        self._team_reward = check_team_reward(team_reward or self._source.quirks.team_reward)
-        self._facts = InfoFacts(facts)
-        self._columns = joined_columns(self._spaces.obs_sizes)
+        super().__init__(source, spaces, team_reward, facts)
         self._masks_in_info, self._own_state = self._looked_at(own_state)
         self._acting: list[int] = []
         self._spec = EnvSpec(
@@ -159,21 +156,6 @@ class ParallelEnvTeam:
             agent_names=tuple(map(str, self._names)),
             native_spaces=self._spaces.native,
         )
-
-    @property
-    def spec(self) -> EnvSpec:
-        """The constants of the task, with one environment."""
-        return self._spec
-
-    @property
-    def obs_bounds(self) -> ObsBounds:
-        """What the observation spaces promise."""
-        return self._spaces.obs_bounds
-
-    @property
-    def source(self) -> Any:
-        """The user's own environment, for messages."""
-        return self._source.source
 
     def reset(self, seed: int, view: TeamView) -> None:
         """Start the episode that `seed` determines and write what is seen."""
@@ -209,10 +191,6 @@ class ParallelEnvTeam:
         paid = {str(names[agent]): entry(rewards, names[agent], "rewards") for agent in acting}
         self._acting = living
         return joint_reward(self._team_reward, paid, len(names)), ended, cut
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._source.close()
 
     def _taking_part(self, out: set[Any]) -> list[int]:
         """Return the agents, by index, that act next."""

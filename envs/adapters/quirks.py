@@ -13,6 +13,8 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
+from envs.adapters.spaces import AgentSpaces, ObsBounds
+from envs.adapters.team import joined_columns
 from envs.base import EnvError, EnvSpec, Fact, FloatArray, described
 from envs.plugins import failure
 
@@ -315,3 +317,38 @@ def _number(name: str, value: Any) -> float:
     if array.size != 1 or array.dtype.kind not in "fiub":
         raise EnvError(f"the fact {name!r} is {value!r:.80}; name entries that hold one number")
     return float(array.reshape(()))
+
+
+class ThirdPartyTeam:
+    """What every `Team` of one third-party environment has; the rest is how it is called."""
+
+    _spec: EnvSpec
+
+    def __init__(
+        self, source: ThirdPartyEnv, spaces: AgentSpaces, team_reward: str | None, facts: str
+    ) -> None:
+        """`team_reward` and `facts` are the options; None stands for what is known of it."""
+        self._source, self._spaces = source, spaces
+        self._team_reward = check_team_reward(team_reward or source.quirks.team_reward)
+        self._facts = InfoFacts(facts)
+        self._columns = joined_columns(spaces.obs_sizes)
+        """Where the agents' own features stand in the flattened observations."""
+
+    @property
+    def spec(self) -> EnvSpec:
+        """The constants of the task, with one environment."""
+        return self._spec
+
+    @property
+    def obs_bounds(self) -> ObsBounds:
+        """What the observation spaces promise."""
+        return self._spaces.obs_bounds
+
+    @property
+    def source(self) -> Any:
+        """The user's own environment, for messages."""
+        return self._source.source
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._source.close()

@@ -5,7 +5,9 @@ numbers as ``1e6``, choices whose errors are told by `marl.config`, options of e
 ``KEY VALUE`` pairs, and the nearest flag for one that is unknown.
 """
 
+import ast
 import dataclasses
+import inspect
 import operator
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +15,7 @@ from difflib import get_close_matches
 from functools import reduce
 from itertools import pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, Protocol
 
 import tyro
@@ -87,6 +90,8 @@ def parse(arguments: Sequence[str]) -> Command:
         ]
         for name, kind in COMMANDS.items()
     ]
+    if {"-h", "--help"} & set(arguments) and arguments[0] in COMMANDS:
+        _explain_options(COMMANDS[arguments[0]])
     command, unknown = tyro.cli(
         reduce(operator.or_, kinds),
         prog="marl",
@@ -102,6 +107,25 @@ def parse(arguments: Sequence[str]) -> Command:
             _check_code_in(path, command, arguments)
     made: Command = command
     return made
+
+
+def _explain_options(kind: type) -> None:
+    """Give tyro the docstring of every option as one paragraph.
+
+    Read from the source by tyro itself, it would keep the line breaks that it has there.
+    """
+    definition, texts = ast.parse(inspect.getsource(kind)).body[0], {}
+    assert isinstance(definition, ast.ClassDef)
+    for statements in pairwise(definition.body):
+        match statements:
+            case ast.AnnAssign(target=ast.Name(name)), ast.Expr(ast.Constant(str(text))):
+                texts[name] = " ".join(text.replace("``", "`").split())
+    hints = typing.get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        if dataclasses.is_dataclass(hint := hints[field.name]):
+            _explain_options(typing.cast(type, hint))
+        elif field.name in texts:
+            field.metadata = MappingProxyType({**field.metadata, "help": texts[field.name]})
 
 
 def _config_file(arguments: Sequence[str]) -> Path | None:

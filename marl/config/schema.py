@@ -125,7 +125,7 @@ class RatioConfig:
 class RewardConfig:
     """What the policy's reward is, and how it is learned.
 
-    `algorithm` presets the first four settings (the table in ``marl/config/presets.py``).
+    Its first four settings are preset by `algorithm` (table in ``marl/config/presets.py``).
     """
 
     source: RewardSource | Literal[""] = ""

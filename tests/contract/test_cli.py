@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,20 @@ def test_a_wrong_command_says_what_to_do(
     assert run(*arguments) == status
     captured = capfd.readouterr()
     assert message in (captured.out + captured.err).replace("\n", " ")
+
+
+def test_help_breaks_lines_at_the_width_of_the_terminal_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the next word would still have fitted, the break is one of the source."""
+    monkeypatch.setenv("COLUMNS", "100")
+    assert run("train", "--help") == 0
+    lines = [line.strip("│").rstrip() for line in capsys.readouterr().out.splitlines()]
+    texts = [line.strip() if line.startswith(" " * 7) else "" for line in lines]
+    following = [(one, other) for one, other in pairwise(texts) if one and other]
+    assert len(following) > 50
+    for text, after in following:
+        assert len(text) + 1 + len(after.split()[0]) > 90, text
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

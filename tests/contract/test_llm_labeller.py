@@ -458,7 +458,7 @@ def test_a_fallback_that_breaks_its_promise_is_named(server: ModelServer, tmp_pa
         answers(labeller, [1.0], [2.0])
 
 
-def test_the_preflight_refuses_a_model_that_carries_nothing(
+def test_the_preflight_refuses_a_model_that_knows_nothing(
     server: ModelServer, tmp_path: Path
 ) -> None:
     good = make(server.base_url, tmp_path, preflight="refuse", ask="pairwise")

@@ -1,4 +1,4 @@
-"""A labeller that fails stops the run after its last whole iteration, and it goes on from there."""
+"""A labeller that fails stops the run after its last iteration, and it goes on from there."""
 
 import sys
 from collections.abc import Callable
@@ -16,21 +16,11 @@ from marl.config.io import load_config
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
 from marl.utils.plugins import PluginError
+from tests import small_runs
 from tests.command_line import run as marl
 from tests.llm_server import ModelServer
 
-SMALL = {
-    "env.name": "particles/nav_3",
-    "env.num_envs": 4,
-    "learner.rollout_steps": 20,
-    "learner.epochs": 2,
-    "learner.minibatches": 2,
-    "reward.gradient_steps": 2,
-    "reward.batch_episodes": 8,
-    "preferences.replay_steps": 800,
-    "checkpoint_every": 10_000,
-    "total_steps": 1280,
-}
+SMALL = small_runs.SMALL | {"checkpoint_every": 10_000, "total_steps": 1280}
 """Sixteen iterations of 80 steps; the replay buffer holds ten of them."""
 
 
@@ -274,7 +264,7 @@ def test_a_class_of_labellers_given_in_python() -> None:
     [
         ({}, 7, "labeller: got 7, expected a callable from episode pairs to labels"),
         ({"preferences.labeller": "outcome"}, print, "preferences.labeller: got 'outcome', and"),
-        ({"algorithm": "sparse"}, print, "labeller: given, but algorithm 'sparse' asks nobody"),
+        ({"algorithm": "sparse"}, print, "labeller: given, but algorithm 'sparse' needs no labels"),
         ({"preferences.labeller": "python"}, None, "which only that program can give"),
     ],
 )

@@ -16,7 +16,6 @@ from benchmarks.trials import differences
 from envs import EnvError
 from marl import ConfigError, Trainer, train
 from marl.config import Config
-from marl.config.io import load_config
 from marl.preferences.dataset import DatasetError, PreferenceDataset
 from marl.preferences.dataset.answers import read_questions
 from marl.preferences.dataset.footage import read_frames
@@ -26,30 +25,21 @@ from marl.preferences.people.camera import AGAIN, RunDataset
 from marl.preferences.people.session import Choice, Labelling, Plan
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
+from tests.small_runs import small
 
-SMALL = {
-    "env.name": "particles/nav_3",
-    "env.num_envs": 4,
-    "learner.rollout_steps": 20,
-    "learner.epochs": 2,
-    "learner.minibatches": 2,
-    "reward.gradient_steps": 2,
-    "reward.batch_episodes": 8,
-    "preferences.replay_steps": 800,
+PEOPLE = {
     "preferences.holdout_every": 3,
     "preferences.labeller": "people",
     "preferences.queries_per_iteration": 2,
     "preferences.people.filmed_envs": 3,
-    "checkpoint_every": 240,
-    "total_steps": 1200,
 }
-"""Fifteen iterations of 80 steps, a checkpoint every third; episodes of 25 span rollouts of 20."""
 
 Run = Generator[dict[str, float], None, None]
 
 
-def small(**changes: object) -> Config:
-    return load_config(overrides=SMALL | changes)
+def asking(**changes: object) -> Config:
+    """Return the settings of a small run that asks people."""
+    return small(**PEOPLE | changes)
 
 
 class Person:
@@ -81,7 +71,7 @@ def advance(run: Run, iterations: int) -> dict[str, float]:
 
 
 def test_what_a_run_asks_can_be_shown_and_is_a_preference_dataset(tmp_path: Path) -> None:
-    run = train(small(), tmp_path / "run")
+    run = train(asking(), tmp_path / "run")
     metrics = advance(run, 6)
     folder = tmp_path / "run" / "people"
     asked = read_questions(folder)
@@ -100,7 +90,7 @@ def test_what_a_run_asks_can_be_shown_and_is_a_preference_dataset(tmp_path: Path
 
 
 def test_the_newest_question_comes_first(tmp_path: Path) -> None:
-    run = train(small(), tmp_path / "run")
+    run = train(asking(), tmp_path / "run")
     advance(run, 3)
     before = read_questions(tmp_path / "run" / "people")
     advance(run, 3)
@@ -111,7 +101,7 @@ def test_the_newest_question_comes_first(tmp_path: Path) -> None:
 
 
 def test_answers_are_used_when_they_come_and_the_policy_then_learns(tmp_path: Path) -> None:
-    run = train(small(), tmp_path / "run")
+    run = train(asking(), tmp_path / "run")
     metrics = advance(run, 6)
     assert "policy/entropy" not in metrics or not np.isfinite(metrics["preference/loss"])
     answered = Person(tmp_path / "run").answer()
@@ -122,7 +112,7 @@ def test_answers_are_used_when_they_come_and_the_policy_then_learns(tmp_path: Pa
 
 
 def test_answers_mean_what_they_say(tmp_path: Path) -> None:
-    trainer = Trainer(small(), tmp_path)
+    trainer = Trainer(asking(), tmp_path)
     for _ in range(6):
         trainer.iterate()
     answered = Person(tmp_path).answer()
@@ -139,7 +129,7 @@ def test_answers_mean_what_they_say(tmp_path: Path) -> None:
 
 
 def test_a_changed_or_withdrawn_answer_is_put_right(tmp_path: Path) -> None:
-    trainer = Trainer(small(**{"preferences.max_labels": 4}), tmp_path)
+    trainer = Trainer(asking(**{"preferences.max_labels": 4}), tmp_path)
     for _ in range(4):
         trainer.iterate()
     person = Person(tmp_path)
@@ -162,7 +152,7 @@ def test_a_changed_or_withdrawn_answer_is_put_right(tmp_path: Path) -> None:
 
 
 def test_skipped_pairs_are_closed_without_an_answer(tmp_path: Path) -> None:
-    run = train(small(), tmp_path / "run")
+    run = train(asking(), tmp_path / "run")
     metrics = advance(run, 4)
     labelling = Labelling(tmp_path / "run" / "people", "ann", Plan(asked_by_run=True))
     count = 0
@@ -176,7 +166,7 @@ def test_skipped_pairs_are_closed_without_an_answer(tmp_path: Path) -> None:
 
 
 def test_questions_about_forgotten_episodes_expire(tmp_path: Path) -> None:
-    run = train(small(**{"preferences.replay_steps": 320}), tmp_path / "run")
+    run = train(asking(**{"preferences.replay_steps": 320}), tmp_path / "run")
     with pytest.warns(UserWarning, match="answered none of"):
         metrics = list(run)[-1]
     assert metrics["labeller/expired"] > 0
@@ -186,7 +176,7 @@ def test_questions_about_forgotten_episodes_expire(tmp_path: Path) -> None:
 
 
 def test_only_filmed_envs_are_asked_about(tmp_path: Path) -> None:
-    trainer = Trainer(small(**{"preferences.people.filmed_envs": 2}), tmp_path)
+    trainer = Trainer(asking(**{"preferences.people.filmed_envs": 2}), tmp_path)
     for _ in range(8):
         trainer.iterate()
     assert trainer.feedback is not None
@@ -198,7 +188,7 @@ def test_only_filmed_envs_are_asked_about(tmp_path: Path) -> None:
 
 
 def test_filming_changes_no_number() -> None:
-    config = small(**{"preferences.labeller": "return", "preferences.queries_per_iteration": 0})
+    config = asking(**{"preferences.labeller": "return", "preferences.queries_per_iteration": 0})
     plain, filmed = Trainer(config), Trainer(config)
     filmed.collector.callback = Camera(filmed.env, 3)
     for _ in range(5):
@@ -211,7 +201,7 @@ def test_filming_changes_no_number() -> None:
 def test_what_was_filmed_of_a_rollout_that_failed_is_forgotten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain, failing = (Trainer(small(), tmp_path / name) for name in ("plain", "failing"))
+    plain, failing = (Trainer(asking(), tmp_path / name) for name in ("plain", "failing"))
     for trainer in (plain, failing):
         for _ in range(2):
             trainer.iterate()
@@ -242,7 +232,7 @@ def filmed(trainer: Trainer) -> dict[str, Any]:
 def test_it_resumes_exactly_given_the_same_answers_at_the_same_times(
     tmp_path: Path, stops: tuple[int, ...]
 ) -> None:
-    config = small()
+    config = asking()
     for name, parts in (("whole", ()), ("parts", stops)):
         folder = tmp_path / name
         iteration, run = 0, train(config, folder)
@@ -272,7 +262,7 @@ def asked_in(run: Path) -> list[Any]:
 
 def test_an_answer_to_what_a_killed_run_asked_last_is_not_lost(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run = train(small(), folder)
+    run = train(asking(), folder)
     advance(run, 4)
     person = Person(folder)
     answered = person.answer()  # all that was asked in four iterations
@@ -280,13 +270,13 @@ def test_an_answer_to_what_a_killed_run_asked_last_is_not_lost(tmp_path: Path) -
     newest, *_ = list_checkpoints(folder / "checkpoints")
     newest.unlink()  # as if the run had been killed: the third iteration's is the newest
     assert 0 < len(asked_in(folder)) < answered
-    metrics = advance(train(small(), folder, resume=True), 1)
+    metrics = advance(train(asking(), folder, resume=True), 1)
     assert metrics["preference/answered"] == answered
     assert max(PreferenceDataset(folder / "people").numbers()) < AGAIN
 
 
 def test_another_episode_of_the_same_number_gets_a_number_of_its_own(tmp_path: Path) -> None:
-    advance(train(small(), tmp_path / "run"), 5)
+    advance(train(asking(), tmp_path / "run"), 5)
     made = PreferenceDataset(tmp_path / "run" / "people")
     number = made.numbers()[0]
     record = made.episode(number)
@@ -299,7 +289,7 @@ def test_another_episode_of_the_same_number_gets_a_number_of_its_own(tmp_path: P
 
 
 def test_training_waits_for_people_and_goes_on(tmp_path: Path) -> None:
-    config = small(**{"preferences.people.wait": True, "total_steps": 480})
+    config = asking(**{"preferences.people.wait": True, "total_steps": 480})
     folder = tmp_path / "run"
     done = threading.Event()
 
@@ -324,7 +314,7 @@ def test_training_waits_for_people_and_goes_on(tmp_path: Path) -> None:
 
 
 def test_a_waiting_run_can_be_stopped_and_continued(tmp_path: Path) -> None:
-    config, folder = small(**{"preferences.people.wait": True}), tmp_path / "run"
+    config, folder = asking(**{"preferences.people.wait": True}), tmp_path / "run"
     asked_to_stop: list[float] = []
 
     def stop() -> bool:
@@ -342,7 +332,7 @@ def test_a_waiting_run_can_be_stopped_and_continued(tmp_path: Path) -> None:
 
 def test_people_need_a_run_folder() -> None:
     with pytest.raises(ConfigError, match=r"people.*run_dir"):
-        Trainer(small())
+        Trainer(asking())
 
 
 @pytest.mark.parametrize(
@@ -364,11 +354,11 @@ def test_people_need_a_run_folder() -> None:
 )
 def test_settings_that_people_cannot_be_asked_with(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        small(**changes)
+        asking(**changes)
 
 
 def test_a_damaged_answer_stops_the_run_with_its_place(tmp_path: Path) -> None:
-    run = train(small(), tmp_path / "run")
+    run = train(asking(), tmp_path / "run")
     advance(run, 4)
     Person(tmp_path / "run").answer(1)
     log = tmp_path / "run" / "people" / "answers.jsonl"

@@ -25,24 +25,7 @@ from marl.utils.checkpoint import CheckpointError, list_checkpoints, load_checkp
 from marl.utils.metrics import read_metrics
 from marl.utils.plugins import PluginError
 from tests.learners import mappo_of
-
-SMALL = {
-    "env.name": "particles/nav_3",
-    "env.num_envs": 4,
-    "learner.rollout_steps": 20,
-    "learner.epochs": 2,
-    "learner.minibatches": 2,
-    "reward.gradient_steps": 2,
-    "reward.batch_episodes": 8,
-    "preferences.replay_steps": 800,
-    "checkpoint_every": 240,
-    "total_steps": 1200,
-}
-"""Fifteen iterations of 80 steps, a checkpoint every third; episodes of 25 span rollouts of 20."""
-
-
-def small(**changes: object) -> Config:
-    return load_config(overrides=SMALL | changes)
+from tests.small_runs import SMALL, small
 
 
 def stopped_and_resumed(folder: Path, config: Config, stops: tuple[int, ...]) -> None:
