@@ -314,10 +314,10 @@ def contrasted(policy: Policy, base: Policy | None, strength: float) -> Policy:
     Raises `ConfigError` for a base that acts on something else, and for strengths below -1 or at
     which Gaussians lose their precision.
     """
-    tuned, other = _telling(policy, "contrast"), None
+    tuned, other = telling(policy, "contrast"), None
     if base is not None:
         check_comparable(base, policy.spec, "contrast")
-        other = _telling(base, "contrast")
+        other = telling(base, "contrast")
     actor = ContrastActor(tuned, other, strength)
     _check_precision(actor, policy)
     return _with_actor(policy, actor)
@@ -335,7 +335,7 @@ def guided(policy: Policy, reward: RewardLearner, strength: float) -> Policy:
             f"guide: got {kind}, expected a feed-forward factored reward (imap, slf), which says "
             "what each agent's action is worth"
         )
-    tuned = _telling(policy, "guide")
+    tuned = telling(policy, "guide")
     if strength == 0.0:  # the tuned policy itself, draw for draw
         return _with_actor(policy, policy.actor)
     return _with_actor(policy, GuidedActor(tuned, model, strength))
@@ -352,7 +352,7 @@ def _with_actor(policy: Policy, actor: Actor) -> Policy:
     )
 
 
-def _telling(policy: Policy, setting: str) -> TellsDistribution:
+def telling(policy: Policy, setting: str) -> TellsDistribution:
     """Return a policy's actor if it tells its distribution; raise `ConfigError` otherwise."""
     if not isinstance(policy.actor, TellsDistribution):
         raise ConfigError(

@@ -26,6 +26,7 @@ from marl.commands.envs import Check, Envs
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
 from marl.commands.runs import Compare, Runs
+from marl.commands.sample import Sample
 from marl.commands.sweep import Sweep
 from marl.commands.train import Resume, Train
 from marl.config import ConfigError, Option
@@ -51,6 +52,7 @@ COMMANDS: dict[str, type[Command]] = {
     "watch": Watch,
     "label": Label,
     "export": Export,
+    "sample": Sample,
     "fit-reward": FitReward,
     "labels": Labels,
     "check": Check,

@@ -8,6 +8,7 @@ from marl.config.llm import LlmConfig
 from marl.config.presets import Algorithm
 from marl.config.schema import (
     Config,
+    ContrastConfig,
     EnvConfig,
     LearnerConfig,
     ModelConfig,
@@ -24,6 +25,7 @@ __all__ = [
     "Algorithm",
     "Config",
     "ConfigError",
+    "ContrastConfig",
     "EnvConfig",
     "LearnerConfig",
     "LlmConfig",

@@ -10,7 +10,7 @@ from marl.config.validation import ConfigError
 if TYPE_CHECKING:
     from marl.config.schema import Config, PreferenceConfig
 
-LABELLERS = ("return", "outcome", "facts", "llm", "model", "people", "python")
+LABELLERS = ("return", "outcome", "facts", "llm", "model", "contrast", "people", "python")
 """Names that ``preferences.labeller`` takes beside import paths."""
 
 
@@ -204,6 +204,13 @@ def _check_preferences(config: "PreferenceConfig") -> None:
             f"preferences.model.run: got {config.model.run!r}, but pairs are judged by "
             f'{" and ".join(config.labellers)}; "model" needs the folder of a run or of '
             "`marl fit-reward`, others use none"
+        )
+    given = [bool(place) for place in (config.contrast.before, config.contrast.after)]
+    if given != ["contrast" in config.labellers] * 2:
+        raise ConfigError(
+            f"preferences.contrast: got before = {config.contrast.before!r} and after = "
+            f"{config.contrast.after!r}, but pairs are judged by "
+            f'{" and ".join(config.labellers)}; "contrast" needs both, others use none'
         )
     if config.fact_margins and len(config.fact_margins) != len(config.facts):
         raise ConfigError(

@@ -258,6 +258,25 @@ class ModelConfig:
     hard ones."""
 
 
+@settings("preferences.contrast.")
+class ContrastConfig:
+    """Two checkpoints of a weak run, whose log-ratio judges the episodes of a strong one.
+
+    The weak team may have smaller networks and another number of agents, each of which must see and
+    do as much as here.
+    """
+
+    before: str = ""
+    """The earlier one: ``RUN/checkpoints/step_*.ckpt``, or a run from which that of `after`
+    started."""
+    after: str = ""
+    """The later one; of a run's folder its newest checkpoint, read when training starts."""
+    clip: Annotated[float, Range(1e-6, 1e6)] = 2.0
+    """Largest log-ratio of one agent's action, in nats."""
+    length_control: bool = True
+    """As ``preferences.model.length_control``."""
+
+
 @settings("preferences.teacher.")
 class TeacherConfig:
     """Simulated human error around the labeller (Lee et al. 2021, arXiv 2111.03026).
@@ -300,10 +319,11 @@ class PreferenceConfig:
 
     labeller: str = "return"
     """Who prefers: ``return`` (larger episodic return wins), ``outcome`` (the fact ``won``),
-    or ``facts``, ``llm`` (a language model), ``model`` (a reward learned before) and ``people``
-    (who answer on a page), each with settings of that name; ``python`` (a callable given to
-    marl.train), or an import path: ``my_labels:f`` is the labeller (a class is first made), while
-    for ``my_labels:make()`` it is what the call returns."""
+    or ``facts``, ``llm`` (a language model), ``model`` (a reward learned before), ``contrast``
+    (what a weaker team has learned) and ``people`` (who answer on a page), each with settings of
+    that name; ``python`` (a callable given to marl.train), or an import path: ``my_labels:f`` is
+    the labeller (a class is first made), while for ``my_labels:make()`` it is what the call
+    returns."""
     deadline: Annotated[float, Range(0, 1e9)] = 600.0
     """Seconds after which a labeller of your own that has not answered stops the run, its state
     saved; 0: never."""
@@ -360,6 +380,7 @@ class PreferenceConfig:
     """Finished episodes that are kept."""
     llm: LlmConfig = field(default_factory=LlmConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    contrast: ContrastConfig = field(default_factory=ContrastConfig)
     people: PeopleConfig = field(default_factory=PeopleConfig)
 
     @property

@@ -1,7 +1,7 @@
 """Policies of all agents, discrete and continuous.
 
 Axes: T time, E environments, N agents, O observation features, A actions, H hidden units; ``*L``
-any leading axes.
+any leading axes, ``*B`` those between time and agents.
 """
 
 import math
@@ -170,10 +170,10 @@ class _NetworkActor(nn.Module):
 
     def unroll(
         self,
-        obs: Float[Tensor, "T E N O"],
-        hidden: Float[Tensor, "E N H"],
-        starts: Bool[Tensor, "T E"],
-    ) -> tuple[Float[Tensor, "T E N A"], Float[Tensor, "T E N H"]]:
+        obs: Float[Tensor, "T *B N O"],
+        hidden: Float[Tensor, "*B N H"],
+        starts: Bool[Tensor, "T *B"],
+    ) -> tuple[Float[Tensor, "T *B N A"], Float[Tensor, "T *B N H"]]:
         """Return the outputs of successive steps and the hidden state after each."""
         return self.body(obs, hidden, starts)
 

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from envs import EnvSpec
-from marl.config import Config, ConfigError, PreferenceConfig, TeacherConfig
+from marl.config import Config, ConfigError, ModelConfig, PreferenceConfig, TeacherConfig
 from marl.preferences.labellers import (
     Cascade,
     Labeller,
@@ -99,6 +99,8 @@ def _base_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: s
         return _language_model(config, spec, seeds, run)
     if config.labeller == "model":
         return _reward_model(config, spec)
+    if config.labeller == "contrast":
+        return _weak_team(config, spec)
     if config.labeller == "python":
         raise ConfigError(
             'preferences.labeller: "python" is a callable of a Python program, which only that '
@@ -149,6 +151,16 @@ def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
     return RewardLabeller(
         config.model, load_reward(config.model.run, spec, "preferences.model.run")
     )
+
+
+def _weak_team(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+    """Return what a weaker team has learned, frozen."""
+    # As above.
+    from marl.preferences.reward_labeller import RewardLabeller
+    from marl.rewards.weak_ratio import load_weak_ratio
+
+    control = ModelConfig(length_control=config.contrast.length_control)
+    return RewardLabeller(control, load_weak_ratio(config.contrast, spec))
 
 
 def _constructed(

@@ -21,7 +21,13 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.data.types import Rewards, Transitions
-from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.actors import (
+    Categorical,
+    CategoricalActor,
+    Gaussian,
+    GaussianActor,
+    make_actor,
+)
 from marl.nn.gru import RecurrentBody
 from marl.nn.normalisation import TeamNorm
 from marl.policy import Policy
@@ -159,7 +165,21 @@ def log_probs(
     """
     if not is_recurrent(policy):
         return policy.log_prob(steps.obs, steps.actions, steps.action_mask), None
-    actor, history = cast(CategoricalActor | GaussianActor, policy), steps.history
+    actor = cast(CategoricalActor | GaussianActor, policy)
+    distribution, states = distributions(actor, steps, name)
+    return distribution.log_prob(steps.actions), states
+
+
+def distributions(
+    actor: CategoricalActor | GaussianActor, steps: Transitions, name: str
+) -> tuple[Categorical | Gaussian, Float[Tensor, "*L N H"] | None]:
+    """Return an actor's distributions at some steps, and the hidden states after them.
+
+    As in `log_probs`, they are None of a feed-forward one, and follow `Transitions.history`.
+    """
+    if not is_recurrent(actor):
+        return actor.step_distribution(steps.obs, None, steps.action_mask)[0], None
+    history = steps.history
     if history is None:
         raise ValueError(
             "a recurrent policy got Transitions without history; it reads the steps of episodes "
@@ -174,7 +194,7 @@ def log_probs(
         hidden = hidden.view(*starts.shape[1:], *hidden.shape[1:])
     outputs, states = actor.unroll(obs, hidden, starts)
     outputs, states = outputs.movedim(0, axis), states.movedim(0, axis)
-    return actor.distribution(outputs, steps.action_mask).log_prob(steps.actions), states
+    return actor.distribution(outputs, steps.action_mask), states
 
 
 def frozen(policy: P) -> P:

@@ -4,7 +4,7 @@ Axes: E environments, N agents, A actions, K candidates.
 """
 
 import math
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 import marl
-from envs import make_env
-from marl.config import Config, ConfigError, EnvConfig, NetworkConfig, RewardConfig
+from marl.config import ConfigError, RewardConfig
 from marl.contrast import (
     ContrastActor,
     GuidedActor,
@@ -24,12 +23,11 @@ from marl.contrast import (
     most_strength,
 )
 from marl.evaluation import evaluate
-from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor, make_actor
+from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward, RewardLearner
 from tests.reward_models import CPU, generator
-
-Recurrence = Literal["none", "gru"]
+from tests.teams import Recurrence, observations, team
 
 
 def categorical(*probabilities: float) -> Categorical:
@@ -122,25 +120,6 @@ def test_the_strength_at_which_a_gaussian_is_lost() -> None:
     )
     other = Gaussian(torch.zeros(1, 1, 2), torch.zeros(1, 2), absent.present)
     assert most_strength(absent, other) == math.inf
-
-
-def team(name: str, seed: int, recurrence: Recurrence = "none") -> marl.Policy:
-    """Return a policy whose outputs differ from agent to agent and from seed to seed."""
-    config = Config(
-        env=EnvConfig(name=name), network=NetworkConfig(hidden_sizes=(8,), recurrence=recurrence)
-    )
-    spec = make_env(name, 1).spec
-    actor = make_actor(spec, config.network, TeamNorm(spec, enabled=True), generator(seed))
-    noise = generator(seed + 100)
-    with torch.no_grad():
-        for parameter in actor.body.parameters():
-            parameter.add_(0.5 * torch.randn(parameter.shape, generator=noise))
-    return marl.Policy(config=config, spec=spec, steps=0, actor=actor, folder=f"team_{seed}")
-
-
-def observations(policy: marl.Policy, count: int, seed: int = 0) -> np.ndarray[Any, Any]:
-    size = (count, policy.spec.num_agents, policy.spec.obs_size)
-    return np.random.default_rng(seed).normal(size=size).astype(np.float32)
 
 
 @pytest.mark.parametrize("name", ["particles/nav_3", "probe/continuous_match"])

@@ -149,6 +149,8 @@ def source_name(config: PreferenceConfig) -> str:
         name = f"llm:{config.llm.model}"
     elif config.labeller == "model":
         name = f"model:{config.model.run}"
+    elif config.labeller == "contrast":
+        name = f"contrast:{config.contrast.after}"
     elif config.labeller == "facts":
         name = f"rule:facts {' '.join(config.facts)}"
     elif config.labeller == "people":
