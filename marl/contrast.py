@@ -25,7 +25,6 @@ from torch import Tensor
 
 from marl.config import ConfigError
 from marl.learners.actors import Categorical, Gaussian
-from marl.learners.base import Actor
 from marl.policy import Policy
 from marl.rewards.factored import FactoredReward
 from marl.rewards.learner import RewardLearner
@@ -320,7 +319,7 @@ def contrasted(policy: Policy, base: Policy | None, strength: float) -> Policy:
         other = telling(base, "contrast")
     actor = ContrastActor(tuned, other, strength)
     _check_precision(actor, policy)
-    return _with_actor(policy, actor)
+    return policy.acting(actor)
 
 
 def guided(policy: Policy, reward: RewardLearner, strength: float) -> Policy:
@@ -337,19 +336,8 @@ def guided(policy: Policy, reward: RewardLearner, strength: float) -> Policy:
         )
     tuned = telling(policy, "guide")
     if strength == 0.0:  # the tuned policy itself, draw for draw
-        return _with_actor(policy, policy.actor)
-    return _with_actor(policy, GuidedActor(tuned, model, strength))
-
-
-def _with_actor(policy: Policy, actor: Actor) -> Policy:
-    """Return a policy with another actor."""
-    return Policy(
-        config=policy.config,
-        spec=policy.spec,
-        steps=policy.steps,
-        actor=actor,
-        folder=policy.folder,
-    )
+        return policy.acting(policy.actor)
+    return policy.acting(GuidedActor(tuned, model, strength))
 
 
 def telling(policy: Policy, setting: str) -> TellsDistribution:

@@ -65,6 +65,19 @@ class Policy:
         self._contrast_actor: Actor | None = None
         self.reset(seed)
 
+    def acting(
+        self, actor: Actor, config: Config | None = None, spec: EnvSpec | None = None
+    ) -> "Policy":
+        """Return the policy with another actor, and in another environment if one is given."""
+        return Policy(
+            config=config or self.config,
+            spec=spec or self.spec,
+            steps=self.steps,
+            actor=actor,
+            folder=self.folder,
+            trained=self.trained,
+        )
+
     def open_env(self, num_envs: int) -> AbstractContextManager[VecEnv]:
         """Open the environment it was trained in; raise if that changed or is not trusted."""
         check_trusted(environment_paths(self.config), self.folder, self.config)

@@ -121,7 +121,7 @@ def resized(policy: Policy, config: Config, spec: EnvSpec, setting: str) -> Poli
                 f"agents, {size}, and not for {count}"
             )
         actor = ResizedActor(telling(policy, setting), size, count)
-    return Policy(config=config, spec=spec, steps=policy.steps, actor=actor, folder=policy.folder)
+    return policy.acting(actor, config, spec)
 
 
 def check_agents_alike(theirs: EnvSpec, ours: EnvSpec, setting: str, folder: object) -> None:

@@ -83,7 +83,7 @@ def evaluate_steered(
             num_envs=num_envs,
             progress=progress,
         )
-    title = f"{policy.config.env.name} after {policy.steps:,} steps, {name}"
+    title = f"{policy.config.env.name} {policy.trained}, {name}"
     show(curve, title, policy.spec.successes)
     report = {
         "steps": policy.steps,
