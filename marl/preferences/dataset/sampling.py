@@ -3,8 +3,6 @@
 Axes: E environments, M episodes.
 """
 
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +19,7 @@ from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.export import record_of
 from marl.preferences.dataset.format import EpisodeRecord
-from marl.utils.files import check_free, output
+from marl.utils.files import output, whole_folder
 from marl.utils.seeding import Seeds
 from marl.utils.text import printable
 
@@ -55,36 +53,32 @@ def sample_episodes(
     have the source ``contrast:NAME``. The folder appears when it is complete.
     """
     folder, num_envs = Path(folder), min(num_envs, episodes)
-    check_free(folder, "choose another folder")
     teams = [policy] if rejected is None else [policy, rejected]
     count = -(-episodes // num_envs) * num_envs
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed one has left
+    origin: dict[str, Option] = {"policy": printable(name), "seed": seed, "greedy": greedy}
     returns = []
-    try:
-        with output(folder, "free some space, or choose another folder"):
-            origin: dict[str, Option] = {"policy": printable(name), "seed": seed, "greedy": greedy}
-            made = PreferenceDataset.create(
-                partial,
-                policy.spec,
-                environment=policy.config.env.name,
-                options=policy.config.env.options,
-                origin=origin,
-            )
-            for place, team in enumerate(teams):
-                records = played(team, count, greedy=greedy, seed=seed, num_envs=num_envs)
-                quiet = not get_console().is_terminal
-                shown = track(records, "playing", total=count, transient=True, disable=quiet)
-                total = 0.0
-                for index, record in enumerate(shown):
-                    made.add_episode(record, place * count + index)
-                    total += record.episode_return
-                returns.append(total / count)
-            if rejected is not None:
-                made.answers.extend(_answers(count, f"contrast:{printable(name)}", seed))
-            os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with (
+        whole_folder(folder, "choose another folder") as partial,
+        output(folder, "free some space, or choose another folder"),
+    ):
+        made = PreferenceDataset.create(
+            partial,
+            policy.spec,
+            environment=policy.config.env.name,
+            options=policy.config.env.options,
+            origin=origin,
+        )
+        for place, team in enumerate(teams):
+            records = played(team, count, greedy=greedy, seed=seed, num_envs=num_envs)
+            quiet = not get_console().is_terminal
+            shown = track(records, "playing", total=count, transient=True, disable=quiet)
+            total = 0.0
+            for index, record in enumerate(shown):
+                made.add_episode(record, place * count + index)
+                total += record.episode_return
+            returns.append(total / count)
+        if rejected is not None:
+            made.answers.extend(_answers(count, f"contrast:{printable(name)}", seed))
     return Sampled(folder=folder, episodes=count, returns=tuple(returns))
 
 
