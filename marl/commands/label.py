@@ -81,7 +81,7 @@ class Label:
         """Serve the page until Ctrl-C or the last answer."""
         from marl.preferences.people.session import Labelling, Plan, alone
 
-        _need_the_extra()
+        check_extra()
         subject = _of_dataset(self) if self.run_dir is None else _of_run(self, self.run_dir)
         pairs = self.pairs
         if pairs is None and not subject.asked_by_run:
@@ -90,7 +90,7 @@ class Label:
         labelling = Labelling(subject.folder, self.name, plan, skip_damaged=self.skip_damaged)
         with alone(subject.folder, self.name):
             labelling.question()  # damage is told before the page opens
-            _serve(labelling, subject.title, self.port, self.open)
+            serve_page(labelling, subject.title, self.port, self.open)
         answered = labelling.progress().answered
         print(f"{answered} answers of {self.name} in {subject.folder / 'answers.jsonl'}")
         if answered:
@@ -108,7 +108,7 @@ class Subject:
     asked_by_run: bool
 
 
-def _serve(labelling: "Labelling", title: str, port: int, opens: bool) -> None:
+def serve_page(labelling: "Labelling", title: str, port: int, opens: bool) -> None:
     """Serve the page, print its address once and open it."""
     from marl.preferences.people.server import listening, make_app, serve  # needs the extra
 
@@ -173,7 +173,7 @@ def _titled(name: str, task: str) -> str:
     return f"{name}: {task}" if task else name
 
 
-def _need_the_extra() -> None:
+def check_extra() -> None:
     """Raise `ConfigError` if the packages of the page are not installed."""
     try:
         import fastapi  # noqa: F401  # only whether it is there

@@ -21,8 +21,8 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Labelling, str]]:
     def serve(labelling: Labelling, title: str, port: int, opens: bool) -> None:
         calls.append((labelling, title))
 
-    monkeypatch.setattr(command, "_serve", serve)
-    monkeypatch.setattr(command, "_need_the_extra", lambda: None)
+    monkeypatch.setattr(command, "serve_page", serve)
+    monkeypatch.setattr(command, "check_extra", lambda: None)
     return calls
 
 
@@ -119,12 +119,12 @@ def test_one_page_for_each_person(
     inner: list[int] = []
 
     def serve(*_: object) -> None:
-        monkeypatch.setattr(command, "_serve", lambda *_: None)
+        monkeypatch.setattr(command, "serve_page", lambda *_: None)
         inner.append(run("label", "--dataset", str(small_dataset), "--name", "ann"))
         inner.append(run("label", "--dataset", str(small_dataset), "--name", "bob"))
 
-    monkeypatch.setattr(command, "_serve", serve)
-    monkeypatch.setattr(command, "_need_the_extra", lambda: None)
+    monkeypatch.setattr(command, "serve_page", serve)
+    monkeypatch.setattr(command, "check_extra", lambda: None)
     assert run("label", "--dataset", str(small_dataset), "--name", "ann") == 0
     assert inner == [1, 0]
     assert "ann is labelling" in capsys.readouterr().err

@@ -20,6 +20,19 @@ def village(num_envs: int = 2, **options: Any) -> TeamEnv:
     return pettingzoo(Village, "village", num_envs=num_envs, **options)
 
 
+def village_and_its_log(**options: Any) -> tuple[TeamEnv, list[dict[str, Any]]]:
+    """Return an environment, and the list that takes the actions which its source receives."""
+    log: list[dict[str, Any]] = []
+
+    def made(**given: Any) -> Village:
+        source = Village(**given)
+        source.received = log
+        return source
+
+    options = {"max_steps": 10, "workers": 0} | options
+    return pettingzoo(made, "village", num_envs=1, **options), log
+
+
 def played(env: TeamEnv, steps: int) -> list[EnvStep]:
     """Return the reset and the steps in which everybody chooses the first action."""
     shape = (env.spec.num_envs, env.spec.num_agents)
@@ -148,12 +161,11 @@ def test_masks(masks: str) -> None:
 
 
 def test_actions_arrive_in_their_own_space() -> None:
-    env = village(1)
+    env, received = village_and_its_log()
     env.reset(0)
     env.step(np.array([[2, 1, 0]]))
     env.step(np.array([[0, 1, 2]]))
-    source = env._runner._teams[0]._source.env  # type: ignore[union-attr,attr-defined]
-    assert source.received == [{"elder": 2, "child": 11}, {"elder": 0, "child": 11, "guest": 22}]
+    assert received == [{"elder": 2, "child": 11}, {"elder": 0, "child": 11, "guest": 22}]
 
 
 @pytest.mark.parametrize(
@@ -263,11 +275,11 @@ def test_choosing_and_steering_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> No
 def test_steering_is_scaled_to_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     low, high = np.array([0.0, -2.0], np.float32), np.array([1.0, 6.0], np.float32)
     monkeypatch.setattr(Village, "action_space", lambda self, agent: Box(low, high))
-    env = village(1)
+    env, received = village_and_its_log()
     env.reset(0)
     env.step(np.array([[[-1, -1], [0, 0], [0, 0]]], np.float32))
     env.step(np.array([[[1, 1], [0.5, 0.5], [0, 0]]], np.float32))
-    first, second = env._runner._teams[0]._source.env.received  # type: ignore[union-attr,attr-defined]
+    first, second = received
     np.testing.assert_array_equal(first["elder"], [0, -2])
     np.testing.assert_array_equal(first["child"], [0.5, 2])
     np.testing.assert_array_equal(second["elder"], [1, 6])

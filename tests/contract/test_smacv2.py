@@ -82,11 +82,6 @@ def terran(num_envs: int = 1, **options: Any) -> TeamEnv:
     return smacv2(num_envs, "10gen_terran", **{"workers": 0} | options)
 
 
-def battle(env: TeamEnv, copy: int = 0) -> Any:
-    """Return the stand-in's battle of a copy in this process."""
-    return env._runner._teams[copy]._env.env  # type: ignore[union-attr]
-
-
 def attack(step: EnvStep) -> npt.NDArray[np.int64]:
     """Return the last action that is legal for each agent: attack if possible, else move west."""
     assert step.action_mask is not None
@@ -261,7 +256,7 @@ def test_the_dead_see_nothing_and_do_nothing(game: Any) -> None:
     step = env.reset(0)
     while step.alive.all():  # type: ignore[union-attr]
         step = env.step(stop(step))
-    dead = [a_id for a_id, unit in battle(env).agents.items() if unit.health == 0]
+    dead = [a_id for a_id, unit in game.latest.agents.items() if unit.health == 0]
     assert 0 < len(dead) < 5
     np.testing.assert_array_equal(np.flatnonzero(~step.alive[0]), dead)  # type: ignore[index]
     np.testing.assert_array_equal(step.obs[0, dead], 0)
@@ -278,7 +273,7 @@ def test_a_win(game: Any) -> None:
     env = terran(capability_config=SURROUNDED)
     for seed in range(4):
         step, paid = env.reset(seed), 0.0
-        enemy = battle(env).enemies[0].health_max
+        enemy = game.latest.enemies[0].health_max
         told = facts(env, step)
         assert (told["won"], told["enemy_health"], told["ally_health"]) == (0, 1, 1)
         while not ended(step):

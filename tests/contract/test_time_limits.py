@@ -125,14 +125,22 @@ def test_foraging(max_steps: int, finite_horizon: bool) -> None:
     assert (step.terminated[0], step.truncated[0]) == (finite_horizon, not finite_horizon)
 
 
-def test_food_that_is_gone_ends_foraging() -> None:
+def test_food_that_is_gone_ends_foraging(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("lbforaging", reason="needs the extra lbforaging")
+    from lbforaging.foraging import ForagingEnv
+
+    reset, started = ForagingEnv.reset, []
+
+    def noted(self: Any, **options: Any) -> Any:
+        started.append(self)
+        return reset(self, **options)
+
+    monkeypatch.setattr(ForagingEnv, "reset", noted)
     env = make_env("gym/Foraging-8x8-2p-2f-coop-v3", 1, workers=0)
     env.reset(0)
     idle = np.zeros((1, 2), np.int64)
     assert not env.step(idle).terminated[0]
-    source = env._runner._teams[0]._source.env  # type: ignore[attr-defined]
-    source.unwrapped.field[:] = 0
+    started[-1].field[:] = 0
     assert env.step(idle).terminated[0]
 
 

@@ -50,6 +50,8 @@ class StarCraft2Env(MultiAgentEnv):
     calls = Counter()  # noqa: RUF012
     launched = []  # noqa: RUF012
     """The games' processes, and seeds."""
+    latest = None
+    """The game in which a battle began last."""
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class StarCraft2Env(MultiAgentEnv):
         self.force_restarts += 1
 
     def reset(self, episode_config={}):  # noqa: B006
+        StarCraft2Env.latest = self
         self._episode_steps = 0
         if self._episode_count == 0:
             self._launch()
