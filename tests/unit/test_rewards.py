@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from marl.config import ConfigError, RewardConfig
-from marl.data.types import Transitions
+from marl.data.types import History, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward
 from marl.rewards.base import polyak_update
@@ -275,11 +275,19 @@ def test_dead_agents_leave_the_soft_value_of_the_joint_action() -> None:
     weights = torch.ones(4, 5)
     losses = [model.value_loss(steps, q_tot, weights, policy(scale)) for scale in (1.0, 100.0)]
     assert torch.equal(*losses)
+    # Half the squared error of V to Q + beta times the number of the living, whose log-probability
+    # is -1 each: here the actions that were taken are the policy's.
+    with torch.no_grad():
+        v = model.v(steps.state).squeeze(-1)
+        soft = q_tot.total + model.config.beta * steps.alive.sum(dim=-1)
+        expected = 0.5 * ((soft - v) ** 2).mean()
+    torch.testing.assert_close(losses[0], expected)
 
 
+@pytest.mark.parametrize("dies", [False, True])
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
-def test_padding_leaves_the_value_loss(kind: type) -> None:
-    model, steps = make_model(kind), make_steps(0, 4, 5)
+def test_padding_leaves_the_value_loss(kind: type, dies: bool) -> None:
+    model, steps = make_model(kind), make_steps(0, 4, 5, dies=dies)
     weights = torch.ones(4, 5)
     weights[:, 3:] = 0.0
     q_tot = model.q_tot(steps)
@@ -300,10 +308,20 @@ def test_a_central_reward_has_as_many_parameters_as_a_factored_one() -> None:
         assert factored <= central < 1.15 * factored
 
 
-@pytest.mark.parametrize(("gamma", "unit"), [(0.0, 13), (GAMMA, 20)])
-def test_a_central_reward_is_as_narrow_as_its_parameters_allow(gamma: float, unit: int) -> None:
+def widths(model: FactoredReward | CentralReward) -> list[int]:
+    """Return the hidden widths of Q."""
+    return [layer.weight.shape[-2] for layer in model.q if hasattr(layer, "weight")][:-1]
+
+
+@pytest.mark.parametrize(
+    ("gamma", "obs_size", "unit"), [(0.0, 20, 13), (0.0, 25, 1), (GAMMA, 20, 20)]
+)
+def test_a_central_reward_is_as_narrow_as_its_parameters_allow(
+    gamma: float, obs_size: int, unit: int
+) -> None:
     # One hidden unit of Q has 5 + 3 * 2 weights of inputs, a bias and an output; one of V 5 + 2.
-    spec = dataclasses.replace(make_spec(), obs_sizes=(20, 20, 20))
+    # With 25 observed numbers the factored reward has as many as 164 units: 13 * 164 + 1.
+    spec = dataclasses.replace(make_spec(), obs_sizes=(obs_size,) * 3)
     config = RewardConfig(hidden_sizes=(64,), mixer_hidden=8)
     factored, central = (
         sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -313,6 +331,37 @@ def test_a_central_reward_is_as_narrow_as_its_parameters_allow(gamma: float, uni
         )
     )
     assert 0 <= central - factored < unit
+
+
+def test_all_layers_of_a_central_reward_are_widened_alike() -> None:
+    # A factored reward of 640 and 320 units has 45 * 640 + 641 * 320 + 321 parameters, and its
+    # mixer 6 * 8 + 9 * 4: 234,325. The central one, of 11 inputs, comes to that with 4 / 64 more:
+    # 12 * 680 + 681 * 340 + 341; with 3 / 64 it has 12 * 670 + 671 * 335 + 336 = 233,161.
+    spec = dataclasses.replace(make_spec(), obs_sizes=(39,) * 3)
+    config, norm = (
+        RewardConfig(hidden_sizes=(640, 320), mixer_hidden=8),
+        TeamNorm(spec, enabled=False),
+    )
+    factored = FactoredReward(spec, config, 0.0, norm, generator())
+    assert sum(p.numel() for p in factored.parameters()) == 234_325
+    assert widths(CentralReward(spec, config, 0.0, norm, generator())) == [680, 340]
+
+
+@pytest.mark.parametrize("mixer", [LinearMixer, TwoLayerMixer])
+def test_the_mixer_is_the_one_that_is_asked_for(mixer: type) -> None:
+    options = {"mixer": "two_layer", "local_form": "plain"} if mixer is TwoLayerMixer else {}
+    assert isinstance(make_model(**options).q_mixer, mixer)
+
+
+@pytest.mark.parametrize("gamma", [0.0, GAMMA])
+@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
+def test_what_the_value_loss_trains(kind: type, gamma: float) -> None:
+    for shared_mixer in (True, False):
+        model = make_model(kind, gamma, shared_mixer=shared_mixer)
+        names = {id(p): name.partition(".")[0] for name, p in model.named_parameters()}
+        own = {"v"} if shared_mixer or kind is CentralReward else {"v", "v_mixer"}
+        found = {names[id(p)] for p in model.value_parameters()}
+        assert found == (own if gamma > 0.0 else set())
 
 
 @pytest.mark.parametrize("shared_mixer", [True, False])
@@ -354,7 +403,8 @@ def test_output_layers_begin_with_a_gain_of_a_tenth() -> None:
     model = FactoredReward(spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
     central = CentralReward(spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
     mixer = model.q_mixer.hypernetwork
-    for last in (model.q[-1], model.v[-1], mixer[-1], central.q[-1], central.v[-1]):
+    other = TwoLayerMixer(S, N, 8, generator()).hypernetwork
+    for last in (model.q[-1], model.v[-1], mixer[-1], central.q[-1], central.v[-1], other[-1]):
         norm = torch.linalg.matrix_norm(last.weight.detach(), 2)
         assert float(norm) == pytest.approx(0.1, rel=1e-4)
         assert (last.bias == 0).all()
@@ -387,12 +437,29 @@ def test_the_two_layer_mixer_by_hand() -> None:
 
 
 def test_the_longest_episodes_that_a_recurrent_reward_reads() -> None:
-    config = RewardConfig(recurrence="gru", hidden_sizes=(8, 8))
-    for max_steps, allowed in ((500, True), (501, False)):
+    for recurrence, max_steps, allowed in (
+        ("gru", 500, True),
+        ("gru", 501, False),
+        ("none", 501, True),
+    ):
+        config = RewardConfig(recurrence=recurrence, hidden_sizes=(8, 8))
         spec = dataclasses.replace(make_spec(), max_steps=max_steps)
         arguments = (spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
         with contextlib.nullcontext() if allowed else pytest.raises(ConfigError, match="at most"):
             FactoredReward(*arguments)
+
+
+@pytest.mark.parametrize("recurrence", ["none", "gru"])
+def test_utilities_of_agents_that_see_and_do_the_same_differ(recurrence: str) -> None:
+    model, steps = make_model(recurrence=recurrence), make_steps(0, 4, 5)
+    alike = dataclasses.replace(
+        steps,
+        obs=steps.obs[:, :, :1].expand_as(steps.obs),
+        actions=torch.zeros_like(steps.actions),
+        history=History(starts=torch.zeros(4, 5, dtype=torch.bool), time_axis=0),
+    )
+    utilities = model.q_tot(alike).utilities
+    assert not torch.isclose(utilities[..., 0], utilities[..., 1]).any()
 
 
 def test_the_central_reward_by_hand() -> None:
