@@ -3,18 +3,26 @@
 Axes: E environments, B episodes.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from envs import VecEnv, close_env, make_env
 from marl.contrast import contrasted
 from marl.data.rollout import Collector
+from marl.learners.base import Actor
 from marl.policy import Policy
 from marl.utils.seeding import Seeds
+
+if TYPE_CHECKING:
+    from marl.trainer import Trainer
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,29 +58,45 @@ def evaluate(
     those of training: two calls with one seed return the same. `progress` is called
     again and again with the share of the episodes that have ended.
     """
-    num_envs = min(num_envs, episodes)
+    with policy.open_env(min(num_envs, episodes)) as env:
+        return evaluate_in(
+            env, policy.actor, greedy=greedy, episodes=episodes, seed=seed, progress=progress
+        )
+
+
+def evaluate_in(
+    env: VecEnv,
+    actor: Actor,
+    *,
+    greedy: bool,
+    episodes: int,
+    seed: int,
+    device: torch.device = CPU,
+    progress: Callable[[float], None] | None = None,
+) -> Evaluation:
+    """Return what `evaluate` does, of an actor on a device, in environments that are reset."""
+    num_envs = env.spec.num_envs
     per_env = -(-episodes // num_envs)
     seeds = Seeds(seed)
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     facts: list[list[list[float]]] = [[] for _ in range(num_envs)]
-    with policy.open_env(num_envs) as env:
-        collector = Collector(
-            env,
-            min(env.spec.max_steps, 200),
-            seed=seeds.integer("evaluation environment"),
-            generator=seeds.torch("evaluation actions"),
-            device=torch.device("cpu"),
-        )
-        while min(len(r) for r in returns) < per_env:
-            finished = collector.collect(policy.actor, greedy=greedy)[0].episodes
-            for index, env_index in enumerate(finished.env.tolist()):
-                returns[env_index].append(float(finished.returns[index]))
-                facts[env_index].append(
-                    [] if finished.facts is None else finished.facts[index].tolist()
-                )
-            if progress is not None:
-                ended = sum(min(len(r), per_env) for r in returns)
-                progress(ended / (num_envs * per_env))
+    collector = Collector(
+        env,
+        min(env.spec.max_steps, 200),
+        seed=seeds.integer("evaluation environment"),
+        generator=seeds.torch("evaluation actions", device),
+        device=device,
+    )
+    while min(len(r) for r in returns) < per_env:
+        finished = collector.collect(actor, greedy=greedy)[0].episodes
+        for index, env_index in enumerate(finished.env.tolist()):
+            returns[env_index].append(float(finished.returns[index]))
+            facts[env_index].append(
+                [] if finished.facts is None else finished.facts[index].tolist()
+            )
+        if progress is not None:
+            ended = sum(min(len(r), per_env) for r in returns)
+            progress(ended / (num_envs * per_env))
     counted = np.array([r[:per_env] for r in returns]).flatten()
     told = np.array([f[:per_env] for f in facts]).mean(axis=(0, 1))
     low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))
@@ -82,6 +106,59 @@ def evaluate(
         high=high,
         facts=dict(zip((fact.name for fact in env.spec.facts), told.tolist(), strict=True)),
     )
+
+
+class Evaluator:
+    """Evaluates a trainer's policy while it trains, in environments and with draws of its own.
+
+    All evaluations play the same episodes, those of `marl evaluate` with the run's seed; training
+    does not notice.
+    """
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self._trainer = trainer
+        self._env: VecEnv | None = None
+
+    def after_iteration(self) -> dict[str, float]:
+        """Return the metrics of an evaluation where one is due after an iteration; else none.
+
+        One is due where a multiple of ``eval.every`` was reached, and at the end.
+        """
+        trainer, config = self._trainer, self._trainer.config.eval
+        if not config.every:
+            return {}
+        before = trainer.steps - trainer.config.batch_steps
+        is_last = trainer.iteration >= trainer.config.num_iterations
+        if trainer.steps // config.every == before // config.every and not is_last:
+            return {}
+        started = time.perf_counter()
+        metrics: dict[str, float] = {}
+        for name in ("greedy", "sampled"):
+            result = evaluate_in(
+                self._open_env(),
+                trainer.learner.actor,
+                greedy=name == "greedy",
+                episodes=config.episodes,
+                seed=trainer.config.seed,
+                device=trainer.device,
+            )
+            metrics[f"evaluation/{name}"] = result.mean
+            for success in trainer.env.spec.successes:
+                metrics[f"evaluation/{name}_{success}"] = result.facts[success]
+        return metrics | {"time/evaluation": time.perf_counter() - started}
+
+    def _open_env(self) -> VecEnv:
+        """Return the environments, made at the first evaluation."""
+        if self._env is None:
+            config = self._trainer.config
+            num_envs = min(config.eval.num_envs, config.eval.episodes)
+            self._env = make_env(config.env.name, num_envs, **self._trainer.env_options)
+        return self._env
+
+    def close(self) -> None:
+        """Release what the environments hold."""
+        if self._env is not None:
+            close_env(self._env)
 
 
 @dataclass(frozen=True, kw_only=True)

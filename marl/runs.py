@@ -18,15 +18,18 @@ from marl import UserError, __version__
 from marl.config import Config, ConfigError
 from marl.config.io import save_config, to_dict
 from marl.config.resuming import fixed_differences
+from marl.evaluation import Evaluator
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
 from marl.reports.recorded import CONFIG, ERROR, LOCK
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
+    BEST,
     CheckpointError,
     list_checkpoints,
     load_checkpoint,
+    read_checkpoint,
     restoring,
     save_checkpoint,
 )
@@ -74,8 +77,10 @@ def train(
         with closing(Trainer(config, labeller=labeller)) as trainer:
             for line in trainer.init_notes:
                 tell(line)
-            while trainer.iteration < config.num_iterations:
-                yield trainer.iterate()
+            with closing(Evaluator(trainer)) as evaluator:
+                while trainer.iteration < config.num_iterations:
+                    metrics = trainer.iterate()
+                    yield metrics | evaluator.after_iteration()
         return
     folder = Path(run_dir)
     config = with_given_labeller(config, labeller)
@@ -164,6 +169,7 @@ def _train_in(
     config = trainer.config
     (folder / ERROR).unlink(missing_ok=True)
     writer = MetricWriter(folder, after=trainer.steps if resume else None)
+    evaluator = Evaluator(trainer)
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
     unrecorded: Exception | None = None
@@ -192,9 +198,15 @@ def _train_in(
         while trainer.iteration < config.num_iterations and _is_answered(trainer, stop):
             with trainer.restoring():
                 metrics = trainer.iterate()
-            with recording():
-                writer.write(trainer.steps, metrics)
-            written = trainer.steps
+            try:
+                metrics |= evaluator.after_iteration()
+            finally:  # the iteration is finished, whatever an evaluation meets
+                with recording():
+                    writer.write(trainer.steps, metrics)
+                written = trainer.steps
+            if "evaluation/greedy" in metrics:
+                with recording():
+                    _keep_best(trainer, folder, metrics["evaluation/greedy"])
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
                 config.checkpoint_every
             ):
@@ -223,6 +235,7 @@ def _train_in(
         _write_error(folder, error)
         raise
     finally:
+        evaluator.close()
         _finish(folder, trainer, writer)
 
 
@@ -251,7 +264,9 @@ def _finish(folder: Path, trainer: Trainer, writer: MetricWriter) -> None:
     try:
         writer.close()
         if trainer.iteration:
-            plot_run(folder, trainer.env.spec.successes)
+            config = trainer.config
+            heading = f"{config.env.name}, {config.algorithm}, seed {config.seed}"
+            plot_run(folder, trainer.env.spec.successes, heading)
     except (OSError, UserError) as error:
         warnings.warn(f"the run is recorded, but its curve is not drawn: {error}", stacklevel=2)
 
@@ -277,14 +292,32 @@ def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
 
 def save_trainer(trainer: Trainer, folder: Path) -> Path:
     """Write a checkpoint of a trainer, with the settings and the environment it belongs to."""
-    state = {
+    state = _described(trainer) | {"trainer": trainer.state_dict()}
+    return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
+
+
+def _keep_best(trainer: Trainer, folder: Path, value: float) -> None:
+    """Write what plays in place of the run's best checkpoint, if that did not play as well."""
+    place = folder / "checkpoints" / BEST
+    before = list_checkpoints(place)
+    with suppress(CheckpointError):  # one that is damaged is no rival
+        if before and read_checkpoint(before[0])[1]["evaluation"] >= value:
+            return
+    state = _described(trainer) | {"trainer": trainer.playing_state(), "evaluation": value}
+    path = save_checkpoint(place, trainer.steps, state, keep=1)
+    for other in before:
+        if other != path:
+            other.unlink(missing_ok=True)
+
+
+def _described(trainer: Trainer) -> dict[str, Any]:
+    """Return what a checkpoint says of the run that it belongs to."""
+    return {
         "version": __version__,
         "run": trainer.run,
         "config": to_dict(trainer.config),
         "spec": saved_spec(trainer.env.spec),
-        "trainer": trainer.state_dict(),
     }
-    return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
 
 
 def refuse_a_run_in(folder: Path) -> None:

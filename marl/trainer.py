@@ -134,6 +134,11 @@ class Trainer:
                 raise
 
     @property
+    def env_options(self) -> dict[str, Any]:
+        """Keyword arguments with which the environment is made."""
+        return env_options(self.config)
+
+    @property
     def steps(self) -> int:
         """Environment steps taken, summed over environments."""
         return self.iteration * self.config.batch_steps
@@ -270,9 +275,16 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
-        state = {"iteration": self.iteration, "collector": self.collector.state_dict()}
+        state = self.playing_state() | {"collector": self.collector.state_dict()}
         if self.feedback is not None:
             state["feedback"] = self.feedback.state_dict()
+        return state
+
+    def playing_state(self) -> dict[str, Any]:
+        """Return the part of the state that plays and is shown, without episodes and buffers."""
+        state: dict[str, Any] = {"iteration": self.iteration}
+        if self.feedback is not None:
+            state["feedback"] = {"is_informative": self.feedback.is_informative}
         return state | {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -36,6 +36,8 @@ class Evaluate:
     """Environments in a batch."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the episodes."""
+    best: bool = False
+    """Play the checkpoint that was best in the evaluations while training (eval.every)."""
     contrast: str = ""
     """Run, fit or checkpoint of another policy: act by (1 + strength) log pi - strength log of that
     one. Or "uniform", which sharpens."""
@@ -61,7 +63,7 @@ class Evaluate:
         from marl.evaluation import evaluate
         from marl.policy import load
 
-        policy = load(self.run_dir)
+        policy = load(self.run_dir, best=self.best)
         if is_steered:
             evaluate_steered(
                 policy,
@@ -120,6 +122,8 @@ class Watch:
 
     run_dir: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(name="run", metavar="RUN")]
     """Folder of the run; its newest checkpoint plays."""
+    best: bool = False
+    """Play the checkpoint that was best in the evaluations while training (eval.every)."""
     out: Path | None = None
     """File to write, .gif or .mp4; RUN/episode.gif if not given."""
     format: Literal["gif", "mp4"] | None = None
@@ -166,6 +170,7 @@ class Watch:
             path,
             FilmOptions(
                 greedy=not self.sampled,
+                best=self.best,
                 seed=self.seed,
                 episode=self.episode,
                 fps=self.fps,

@@ -390,6 +390,18 @@ class PreferenceConfig:
         return (self.labeller, self.llm.fallback) if has_fallback else (self.labeller,)
 
 
+@settings("eval.")
+class EvalConfig:
+    """Evaluation while training, greedy and sampled, in environments of its own."""
+
+    every: Annotated[int, Range(0, 1e12)] = 0
+    """Environment steps between evaluations, which are not counted as steps; 0: none."""
+    episodes: Annotated[int, Range(1, 1e9)] = 32
+    """Whole episodes of each kind, the same ones each time."""
+    num_envs: Annotated[int, Range(1, 1e6)] = 16
+    """Environments in a batch."""
+
+
 @settings()
 class Config:
     """One run."""
@@ -427,6 +439,7 @@ class Config:
     learner: LearnerConfig = field(default_factory=LearnerConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     preferences: PreferenceConfig = field(default_factory=PreferenceConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self) -> None:
         check_conflicts(self)

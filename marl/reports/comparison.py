@@ -160,7 +160,9 @@ def seed_of(run: RecordedRun, metric: str, until: int) -> Seed | None:
     Iterations weigh as many episodes as ended in them.
     """
     steps, values = run.curve(metric)
-    episodes = run.metrics.get("return/episodes", np.ones(len(run.metrics["step"])))
+    episodes = np.ones(len(run.metrics["step"]))
+    if not metric.startswith("evaluation/"):  # each of which plays as many episodes
+        episodes = run.metrics.get("return/episodes", episodes)
     weights = episodes[np.isin(run.metrics["step"], steps)]
     kept = steps <= until
     late = kept & (steps > (1.0 - FINAL_SHARE) * until) & (weights > 0)

@@ -13,8 +13,7 @@ from matplotlib.ticker import EngFormatter
 
 from marl.reports.comparison import TaskResults, final_of
 from marl.reports.estimates import band, interpolated
-from marl.reports.plots import INK, figure_of, saved, styled, title
-from marl.utils.text import one_line
+from marl.reports.plots import INK, figure_of, literal, saved, styled, title
 
 _COLOURS = {
     "imap": "#d1495b",
@@ -98,11 +97,6 @@ def _add_legend(figure: Figure, shown: Mapping[str, str], colours: Mapping[str, 
         frameon=False,
         labelcolor=INK,
     )
-
-
-def literal(text: str) -> str:
-    """Return a foreign text that matplotlib takes for no formula."""
-    return one_line(text, 200).replace("$", r"\$")
 
 
 def _line(name: str, colour: str) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from marl.reports.recorded import smoothed
 from marl.utils.files import atomic_path, output
 from marl.utils.metrics import TIME_PARTS, read_metrics
+from marl.utils.text import one_line
 
 if TYPE_CHECKING:
     from marl.evaluation import SteeringCurve
@@ -40,17 +41,20 @@ _LEAST_LABELLED_SHARE = 0.05
 _COLOURS = ("#3d85b0", "#e07a5f", "#81b29a", "#e9b44c", "#a99fb0")
 
 
-def plot_run(folder: Path, successes: Sequence[str] = ()) -> Path:
+def plot_run(folder: Path, successes: Sequence[str] = (), heading: str = "") -> Path:
     """Return the path of ``curve.png``: return, preference accuracy, losses and time by step.
 
-    `successes` are the facts whose means are success rates; they get a panel too. A panel whose
-    metrics the run did not record is left out; the return is always there.
+    `heading` says what was trained. `successes` are the facts whose means are success rates; they
+    get a panel too. A panel whose metrics the run did not record is left out; the return is always
+    there.
     """
     metrics = read_metrics(folder)
     panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
     if rates := [name for name in successes if _has(metrics, f"episode/{name}")]:
         panels.insert(0, partial(_draw_successes, names=rates))
     figure = figure_of(11, 7.5 if panels else 5)
+    if heading:
+        figure.suptitle(literal(heading), x=0.01, ha="left", color=INK, fontsize=13)
     grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
     _draw_return(_over_steps(figure.add_subplot(grid[0, :])), metrics)
     for column, draw in enumerate(panels):
@@ -114,6 +118,11 @@ def plot_steering(curve: "SteeringCurve", name: str, path: Path) -> Path:
     return saved(figure, path)
 
 
+def literal(text: str) -> str:
+    """Return a foreign text that matplotlib takes for no formula."""
+    return one_line(text, 200).replace("$", r"\$")
+
+
 def figure_of(width: float, height: float) -> Figure:
     """Return an empty figure of a size in inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
@@ -166,6 +175,7 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
     smooth = smoothed(returns)
     axes.plot(steps, returns, color=_COLOURS[0], alpha=0.35, linewidth=1, marker="o", markersize=4)
     axes.plot(steps, smooth, color=_COLOURS[0], linewidth=2.2)
+    _draw_evaluations(axes, metrics)
     axes.set_xlim(0, metrics["step"][-1] * 1.06)  # room for the last value's label
     axes.annotate(
         f"{smooth[-1]:,.4g}",
@@ -176,6 +186,18 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
         fontweight="bold",
         va="center",
     )
+
+
+def _draw_evaluations(axes: Axes, metrics: Metrics) -> None:
+    """Draw the returns of the evaluations while training, where there were any."""
+    drawn = [name for name in ("greedy", "sampled") if _has(metrics, f"evaluation/{name}")]
+    for name, colour in zip(drawn, _COLOURS[1:], strict=False):
+        known = np.isfinite(metrics[f"evaluation/{name}"])
+        points = metrics["step"][known], metrics[f"evaluation/{name}"][known]
+        label = f"evaluation, {name}"
+        axes.plot(*points, color=colour, linewidth=1.4, marker="D", markersize=4, label=label)
+    if drawn:
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK, loc="upper left")
 
 
 def _draw_successes(axes: Axes, metrics: Metrics, names: Sequence[str]) -> None:

@@ -27,7 +27,7 @@ from marl.policy import Policy, restored
 from marl.reports.drawing import Canvas, paint_scene, text_width
 from marl.rewards import RewardLearner
 from marl.rewards.io import restored_reward
-from marl.utils.checkpoint import load_checkpoint
+from marl.utils.checkpoint import load_saved
 from marl.utils.files import atomic_path, check_writable, output
 from marl.utils.seeding import Seeds
 from marl.utils.text import LiteralConsole
@@ -61,6 +61,8 @@ class FilmOptions:
 
     greedy: bool = True
     """Whether agents take their likeliest actions, or sample."""
+    best: bool = False
+    """Whether the run's best checkpoint plays, not the newest."""
     seed: int = 0
     episode: int = 0
     """Which episode of that seed, from 0."""
@@ -131,7 +133,7 @@ def film_run(
     with output(path, remedy):  # told before the episode is played
         path.parent.mkdir(parents=True, exist_ok=True)
         check_writable(path)
-    policy, reward = load_team(run)
+    policy, reward = load_team(run, best=options.best)
     policy = policy if steer is None else steer(policy)
     with console.status("playing"):
         shown = play(
@@ -195,13 +197,13 @@ def paint(
         yield picture
 
 
-def load_team(run: Path) -> tuple[Policy, RewardLearner | None]:
-    """Return the policy in a run's newest checkpoint, and the reward that it is trained on.
+def load_team(run: Path, *, best: bool = False) -> tuple[Policy, RewardLearner | None]:
+    """Return the policy in a run's newest or best checkpoint, and the reward it is trained on.
 
     None stands for the reward of a run that learns none, or none yet. Both come from one reading,
     since a run that goes on may write its next checkpoint at any moment.
     """
-    saved = load_checkpoint(run / "checkpoints")[1]
+    _, saved, _ = load_saved(run, best=best)
     policy = restored(saved, run)
     return policy, restored_reward(saved, policy.config, policy.spec, run)
 

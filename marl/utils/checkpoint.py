@@ -117,6 +117,8 @@ def _name(path: _Path) -> str:
     return "state" + "".join(f"[{key!r}]" for key in path[1:])
 
 
+BEST = "best"
+"""Folder beside the checkpoints of a run: the one that played best while it trained."""
 FORMAT_VERSION = 1
 _MAGIC = b"prefmarl-checkpoint"
 _HEADER = _MAGIC.decode() + " {version:4d} {size:16d} {digest:64s}\n"
@@ -192,29 +194,41 @@ def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     )
 
 
-def load_saved(place: Path | str) -> tuple[int, dict[str, Any], Path]:
+def load_saved(place: Path | str, *, best: bool = False) -> tuple[int, dict[str, Any], Path]:
     """Return the step and state that a place holds, and the folder that it belongs to.
 
-    A place is the folder of a run or of a fit, whose newest good checkpoint is meant, or one of its
-    files ``checkpoints/step_*.ckpt``.
+    A place is the folder of a run or of a fit, whose newest good checkpoint is meant (with `best`
+    the one that played best while it trained), or one of its files ``checkpoints/step_*.ckpt``.
     """
     place = Path(place)
     if place.suffix != ".ckpt":
+        if best:
+            if not list_checkpoints(place / "checkpoints" / BEST):
+                raise CheckpointError(
+                    f"{place} has no best checkpoint: a run keeps one where eval.every is set, "
+                    "from its first evaluation on"
+                )
+            return *load_checkpoint(place / "checkpoints" / BEST), place
         return *load_checkpoint(place / "checkpoints"), place
     step, state = read_checkpoint(place)
     _check_run(place, state)
-    return step, state, place.parent.parent
+    return step, state, _run_of(place)
 
 
 def _check_run(path: Path, state: dict[str, Any]) -> None:
     """Raise `CheckpointError` if a checkpoint belongs to another run than its folder."""
-    here, there = identity_of(path.parent.parent), state.get("run", "")
+    here, there = identity_of(_run_of(path)), state.get("run", "")
     if not isinstance(there, str):
         raise CheckpointError(f"{path} names its run by a {type(there).__name__}, not a string")
     if here and there and here != there:
         raise CheckpointError(
             f"{path} was written by another run, {one_line(there)}, than this one, {one_line(here)}"
         )
+
+
+def _run_of(path: Path) -> Path:
+    """Return the folder of the run or the fit that a checkpoint's file belongs to."""
+    return path.parents[2] if path.parent.name == BEST else path.parents[1]
 
 
 def list_checkpoints(folder: Path) -> list[Path]:

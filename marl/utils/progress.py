@@ -48,6 +48,7 @@ class Progress:
         self._marks: deque[tuple[float, int]] = deque(maxlen=_RATE_WINDOW)
         self._rates: dict[str, float] = {}
         self._returns: deque[float] = deque(maxlen=_SPARKS)
+        self._evaluation = ""
         self._metrics: dict[str, float] = {}
         self._shown_at, self._shown_steps = -math.inf, -1
         self._live = (
@@ -101,6 +102,9 @@ class Progress:
             self._returns.append(metrics["return/mean"])
             names = self._spec.successes if self._spec is not None else ()
             self._rates = {name: metrics[f"episode/{name}"] for name in names}
+        if "evaluation/greedy" in metrics:
+            greedy, sampled = metrics["evaluation/greedy"], metrics["evaluation/sampled"]
+            self._evaluation = f"greedy {greedy:,.4g}, sampled {sampled:,.4g}"
         interval = _SECONDS_PER_LINE if self._live is None else _SECONDS_PER_FRAME
         is_asking = at_once and metrics.get("labeller/open", 0.0) > 0
         if is_asking or self._clock() - self._shown_at >= interval:
@@ -133,6 +137,8 @@ class Progress:
         facts += [(name, f"{rate:.0%}") for name, rate in self._rates.items()]
         if self.no_episode:
             facts.append(("return", self.no_episode))
+        if self._evaluation:
+            facts.append(("evaluation", self._evaluation))
         accuracy = self._metrics.get("preference/accuracy", math.nan)
         if math.isfinite(accuracy):
             facts.append(("preferences", f"{accuracy:.0%} right"))
