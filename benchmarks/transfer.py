@@ -1,0 +1,220 @@
+"""Ask what is learned once and used again: offline, calibrated, steered, weak to strong, warm.
+
+    python -m benchmarks.transfer             # trains what is missing, then writes the tables
+    python -m benchmarks.transfer --report    # only writes the tables
+    python -m benchmarks.transfer --tasks calibration_nav_6 --seeds 200 201
+    python -m benchmarks.transfer --quick     # everything once, two iterations a run
+
+Questions, tasks, variants and seeds stand in `transfer.toml`, what a cell does in
+`transfer_cells.py`. Given again, the command goes on with the cells that are missing, one at a time
+with one thread; what the variants of a seed share lies in `runs/transfer`, which is to be removed
+where code or settings have changed. After every cell it writes `transfer.csv`, a row a cell, and
+`transfer.md`, a table a task.
+"""
+
+import argparse
+import csv
+import statistics
+import sys
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import ROOT, Cell, read_results, write_json
+from benchmarks.learning import attempt, pending
+from benchmarks.transfer_cells import QUESTIONS, QUICK, Sizes, TransferTask, quick, run_cell
+
+TASKS_FILE = ROOT / "benchmarks" / "transfer.toml"
+RESULTS = ROOT / "benchmarks" / "results" / "transfer"
+WORK = ROOT / "runs" / "transfer"
+COLUMNS = ("task", "variant", "seed", "steps", "greedy", "sampled", "final", "seconds", "commit")
+HEADINGS = {
+    "offline": "How far does a policy come that was learned from a dataset alone?",
+    "calibration": "Does a scale help preferences?",
+    "contrast": "What does a contrast do that sharpening does not?",
+    "weak_to_strong": "Can a weak team teach a strong one?",
+    "warm_start": "What is a start worth, after preference learning?",
+}
+
+
+def load(path: Path) -> dict[str, TransferTask]:
+    """Return the tasks of a file by name."""
+    tasks = {}
+    for name, entry in tomllib.loads(path.read_text()).items():
+        lists = {key: tuple(entry[key]) for key in ("seeds", "variants")}
+        task = TransferTask(**{**entry, **lists, "name": name})
+        if task.question not in QUESTIONS:
+            known = ", ".join(QUESTIONS)
+            raise ValueError(f"{path}, [{name}]: question {task.question!r}, expected {known}")
+        tasks[name] = task
+    return tasks
+
+
+def ordered(tasks: Sequence[TransferTask]) -> list[Cell]:
+    """Return all cells: every variant of a task and a seed, then its other seeds; tasks in turn."""
+    return [
+        Cell(task, variant, seed)
+        for task in tasks
+        for seed in task.seeds
+        for variant in task.variants
+    ]
+
+
+def row(cell: dict[str, Any]) -> dict[str, Any]:
+    """Return a finished cell's row of the table of all cells."""
+    values = {key: cell.get(key, float("nan")) for key in ("greedy", "sampled", "final")}
+    rounded = {key: round(value, 4) for key, value in values.items()}
+    kept = {key: cell[key] for key in ("task", "seed", "steps", "seconds", "commit")}
+    return {**kept, "variant": cell["algorithm"], **rounded}
+
+
+def table(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a task's table: a row a variant, every seed's number."""
+    if task.question == "contrast":
+        return curves(task, cells)
+    lines = [
+        "| variant | sampled, by seed | sampled | greedy |",
+        "| --- | --- | --- | --- |",
+    ]
+    for variant in task.variants:
+        found = {cell["seed"]: cell for cell in cells if cell["algorithm"] == variant}
+        if found:
+            by_seed = ", ".join(f"{seed}: {found[seed]['sampled']:.4g}" for seed in sorted(found))
+            sampled, greedy = (
+                statistics.fmean(cell[key] for cell in found.values())
+                for key in ("sampled", "greedy")
+            )
+            lines.append(f"| {variant} | {by_seed} | {sampled:.4g} | {greedy:.4g} |")
+    return lines
+
+
+def curves(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[str]:
+    """Return the table of steered teams: a row a strength, means over the seeds.
+
+    Each cell holds the measure and the second preference.
+    """
+    lines = [
+        f"Each cell: {task.measured}, and the mean of `{task.fact}`.",
+        "",
+        "| steering | strength | sampled | greedy | sharpened, sampled | seeds |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for variant in task.variants:
+        found = [cell for cell in cells if cell["algorithm"] == variant]
+        for place, point in enumerate(found[0]["points"] if found else ()):
+            points = [cell["points"][place] for cell in found]
+            parts = [means([one[key] for one in points]) for key in ("sampled", "greedy")]
+            sharpened = [one["sharpened"] for one in points]
+            parts.append("" if None in sharpened else means(sharpened))
+            lines.append(
+                f"| {variant} | {point['strength']:g} | {' | '.join(parts)} | {len(found)} |"
+            )
+    if cells:
+        before = means([cell["before"] for cell in cells])
+        lines += ["", f"Before it was tuned, sampled: {before}."]
+    return lines
+
+
+def means(values: Sequence[Sequence[float]]) -> str:
+    """Return the means over the seeds of the measure and of the second preference."""
+    return ", ".join(f"{statistics.fmean(column):.4g}" for column in zip(*values, strict=True))
+
+
+def report(tasks: dict[str, TransferTask], folder: Path) -> None:
+    """Write the table of all cells and a table for every task that has one."""
+    finished = read_results(folder / "cells").finished
+    by_task: dict[str, list[dict[str, Any]]] = {}
+    for cell in finished:
+        by_task.setdefault(cell["task"], []).append(cell)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "transfer.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(row(one) for name in tasks for one in by_task.get(name, ()))
+    lines = [
+        "# What is learned once and used again",
+        "",
+        "`python -m benchmarks.transfer`, one thread; settings in `transfer.toml`, every cell with",
+        "its commit in `transfer.csv`. Returns are true ones, over whole episodes after training.",
+        "A seed that is missing is not trained yet.",
+        "",
+    ]
+    for question, heading in HEADINGS.items():
+        asked = [task for task in tasks.values() if task.question == question]
+        if not any(task.name in by_task for task in asked):
+            continue
+        lines += [f"## {heading}", ""]
+        for task in asked:
+            if task.name in by_task:
+                lines += [f"### {task.title}: {task.measured}", ""]
+                lines += [*table(task, by_task[task.name]), ""]
+    (folder / "transfer.md").write_text("\n".join(lines))
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--tasks", nargs="+", help="only tasks whose names begin so")
+    parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument("--seeds", nargs="+", type=int, help="only these")
+    parser.add_argument("--tasks-file", type=Path, default=TASKS_FILE)
+    parser.add_argument("--results", type=Path, help="where cells and tables are kept")
+    parser.add_argument("--work", type=Path, help="where runs, datasets and fits lie")
+    parser.add_argument("--quick", action="store_true", help="two iterations a run, one seed")
+    parser.add_argument("--report", action="store_true", help="train nothing")
+    parser.add_argument("--only-cell", nargs=3, metavar=("TASK", "VARIANT", "SEED"))
+    return parser.parse_args(arguments)
+
+
+def quickened(task: TransferTask) -> TransferTask:
+    """Return a task of two iterations a run."""
+    from marl import load_config
+
+    configs = [task.config, *([task.strong] if task.strong else [])]
+    sizes = [load_config(ROOT / config, dict(task.overrides)).batch_steps for config in configs]
+    return quick(task, max(sizes))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train what is missing, in order; return 1 if a cell failed."""
+    chosen = parse_arguments(arguments)
+    work, results = WORK, RESULTS
+    if chosen.quick:
+        work = WORK.with_name("transfer_quick")
+        results = work / "results"
+    work, results = (chosen.work or work).resolve(), (chosen.results or results).resolve()
+    tasks = load(chosen.tasks_file)
+    if chosen.quick:
+        tasks = {name: quickened(task) for name, task in tasks.items()}
+    folder = results / "cells"
+    if chosen.only_cell:
+        task, variant, seed = chosen.only_cell
+        cell = Cell(tasks[task], variant, int(seed))
+        write_json(cell.path(folder), run_cell(cell, work, QUICK if chosen.quick else Sizes()))
+        return 0
+    asked = [
+        replace(task, seeds=tuple(chosen.seeds or task.seeds))
+        for task in tasks.values()
+        if not chosen.tasks or task.name.startswith(tuple(chosen.tasks))
+    ]
+    cells = [
+        cell for cell in ordered(asked) if not chosen.variants or cell.algorithm in chosen.variants
+    ]
+    missing = [] if chosen.report else pending(cells, folder)
+    print(f"{len(missing)} of {len(cells)} cells to train", flush=True)
+    failed = 0
+    for cell in missing:
+        paths = ["--results", results, "--work", work, "--tasks-file", chosen.tasks_file.resolve()]
+        only = ["--only-cell", cell.task.name, cell.algorithm, cell.seed]
+        words = [*paths, *only, *(["--quick"] if chosen.quick else [])]
+        command = [sys.executable, "-m", "benchmarks.transfer", *map(str, words)]
+        failed += not attempt(cell, command, folder)
+        report(tasks, results)
+    report(tasks, results)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,305 @@
+"""What each cell of `benchmarks.transfer` does: runs, datasets and fits, and what is measured.
+
+Stages that several variants of a seed share, such as the run that comes first, are made once, in a
+folder of their own, and found again.
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cells import ROOT, Cell, Task, commit, machine
+
+STRENGTHS = (-0.5, 0.0, 0.5, 1.0, 2.0)
+CALIBRATIONS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "return": {"reward.calibration": 1.0},
+    "label": {"reward.calibration": 1.0, "reward.calibrate_to": "label"},
+    "regression": {"reward.calibration": 1.0, "reward.preference_weight": 0.0},
+}
+"""Settings of the variants of that question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferTask(Task):
+    """One question about one task."""
+
+    question: str
+    """A key of `QUESTIONS`."""
+    variants: tuple[str, ...]
+    """What is compared."""
+    source_steps: int = 0
+    """Steps of the run that comes first."""
+    strong: str = ""
+    """Settings of the strong team, of weak_to_strong."""
+    second_overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the run that comes second: of the strong team, or what a team is tuned on."""
+    fact: str = ""
+    """The second of the two things that a contrast trades, a fact of episodes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How much is done in a cell beside the steps of its task."""
+
+    episodes: int = 64
+    """Evaluated, greedy and sampled each."""
+    fit_steps: int = 1000
+    """Gradient steps of every fit to a dataset."""
+
+
+QUICK = Sizes(episodes=4, fit_steps=20)
+"""Those of a trial that only shows that everything runs."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One cell, where its stages lie, and the steps they take."""
+
+    cell: Cell
+    work: Path
+    """The folder of this task and seed."""
+    sizes: Sizes
+
+    @property
+    def task(self) -> TransferTask:
+        """The cell's question and its settings."""
+        assert isinstance(self.cell.task, TransferTask)
+        return self.cell.task
+
+    def stage(self, name: str, make: Callable[[Path], None]) -> Path:
+        """Return the folder of a stage, made whole if it is not there."""
+        folder = self.work / name
+        if not folder.exists():
+            partial = folder.with_name(f".{name}.partial")
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            make(partial)
+            os.replace(partial, folder)
+        return folder
+
+    def run(self, name: str, steps: int, overrides: Mapping[str, Any], config: str = "") -> Path:
+        """Return the folder of a run, trained if it is not there."""
+        from marl import load_config, train
+
+        def make(folder: Path) -> None:
+            values = {
+                "seed": self.cell.seed,
+                "total_steps": steps,
+                "threads": 1,
+                "checkpoint_every": max(1, steps // 4),
+                "keep_checkpoints": 4,
+            }
+            settings = load_config(ROOT / (config or self.task.config), values | dict(overrides))
+            for _ in train(settings, folder):
+                pass
+
+        return self.stage(f"{name}_{steps}", make)
+
+    def command(self, *arguments: str | Path | float) -> None:
+        """Run a command of `marl` in this process; raise if it fails."""
+        from marl.cli import main
+
+        words = [str(argument) for argument in arguments]
+        try:
+            main(words)
+        except SystemExit as end:
+            if end.code:
+                raise RuntimeError(f"marl {' '.join(words)} ended with {end.code}") from None
+
+    def measured(self, place: Path | str, **more: Any) -> dict[str, Any]:
+        """Return how good the policy of a run or a fit is."""
+        from marl import load
+
+        return self.measured_policy(load(place), **more)
+
+    def measured_policy(self, policy: Any, **more: Any) -> dict[str, Any]:
+        """Return how good a policy is, acting greedily and sampling."""
+        names = ("greedy", "sampled")
+        found = {n: self.value(self.evaluation(policy, greedy=n == "greedy")) for n in names}
+        return found | more
+
+    def evaluation(self, policy: Any, *, greedy: bool) -> Any:
+        """Return whole episodes of a policy."""
+        from marl import evaluate
+
+        seed, episodes = self.cell.seed, self.sizes.episodes
+        return evaluate(policy, greedy=greedy, episodes=episodes, seed=seed)
+
+    def value(self, result: Any) -> float:
+        """Return the measure of an evaluation: the mean return, or a fact's mean."""
+        fact = self.task.measure.removeprefix("episode/")
+        return float(result.mean if fact == self.task.measure else result.facts[fact])
+
+
+def run_cell(cell: Cell, work: Path, sizes: Sizes) -> dict[str, Any]:
+    """Return everything that is kept of a cell."""
+    begin, code = time.perf_counter(), commit()
+    assert isinstance(cell.task, TransferTask)
+    bench = Bench(cell, work / cell.task.name / f"seed_{cell.seed}", sizes)
+    found = QUESTIONS[cell.task.question](bench)
+    return {
+        "task": cell.task.name,
+        "algorithm": cell.algorithm,
+        "seed": cell.seed,
+        "steps": cell.task.steps,
+        "commit": code,
+        "machine": machine(),
+        "seconds": round(time.perf_counter() - begin, 1),
+    } | found
+
+
+def offline(bench: Bench) -> dict[str, Any]:
+    """Learn from the answers of a dataset: without the environment, or with it (ppo)."""
+    task, (method, _, pairs) = bench.task, bench.cell.algorithm.partition("_")
+    source = bench.run("source", task.source_steps, task.overrides)
+    if method == "behaviour":
+        return bench.measured(source)
+    data = bench.stage(
+        f"data_{pairs}",
+        lambda folder: bench.command(
+            "export", source, folder, "--pairs", pairs, "--labeller", "return"
+        ),
+    )
+    name = bench.cell.algorithm
+    fit = ["--steps", bench.sizes.fit_steps, "--seed", bench.cell.seed]
+    made = bench.stage(
+        name,
+        lambda out: bench.command("fit-reward", data, "--model", "slf", *fit, "--out", out),
+    )
+    labels = {"preferences.labeller": "model", "preferences.model.run": str(made)}
+    return bench.measured(bench.run(f"{name}_run", task.steps, {**task.overrides, **labels}))
+
+
+def calibration(bench: Bench) -> dict[str, Any]:
+    """Train with preferences whose scores are tied to a scale, or are not."""
+    overrides = {**bench.task.overrides, **CALIBRATIONS[bench.cell.algorithm]}
+    run = bench.run(bench.cell.algorithm, bench.task.steps, overrides)
+    return bench.measured(run, final=late_measure(run, bench.task.measure))
+
+
+def late_measure(run: Path, name: str) -> float:
+    """Return the mean of a metric over the last tenth of a run's steps."""
+    import numpy as np
+
+    from marl.utils.metrics import read_metrics
+
+    metrics = read_metrics(run)
+    late = metrics["step"] > 0.9 * metrics["step"][-1]
+    return float(np.nanmean(metrics[name][late]))
+
+
+def contrast(bench: Bench) -> dict[str, Any]:
+    """Play the contrast of a tuned team to what it was before, or its guidance, by strength."""
+    from marl import load
+    from marl.contrast import contrasted, guided
+    from marl.evaluation import steering_curve
+    from marl.rewards.io import load_reward
+    from marl.utils.checkpoint import list_checkpoints
+
+    task = bench.task
+    if task.source_steps:
+        base: Path = bench.run("source", task.source_steps, task.overrides)
+        start = {**task.overrides, **task.second_overrides, "init": str(base)}
+        tuned = bench.run("tuned", task.steps, start)
+    else:
+        tuned = bench.run("tuned", task.steps, task.overrides)
+        base = list_checkpoints(tuned / "checkpoints")[-1]
+    policy, before = load(tuned), load(base)
+    reward = load_reward(tuned, policy.spec, "guide")
+    curve = steering_curve(
+        policy,
+        (lambda a: contrasted(policy, before, a))
+        if bench.cell.algorithm == "contrast"
+        else (lambda a: guided(policy, reward, a)),
+        STRENGTHS,
+        episodes=bench.sizes.episodes,
+        seed=bench.cell.seed,
+    )
+
+    def both(result: Any) -> list[float]:
+        return [round(bench.value(result), 4), round(float(result.facts[task.fact]), 4)]
+
+    points = [
+        {
+            "strength": point.strength,
+            "sampled": both(point.sampled),
+            "greedy": both(point.greedy),
+            "sharpened": None if point.sharpened is None else both(point.sharpened),
+        }
+        for point in curve.points
+    ]
+    at_zero = curve.points[STRENGTHS.index(0.0)]
+    return {
+        "greedy": bench.value(curve.greedy),
+        "sampled": bench.value(at_zero.sampled),
+        "points": points,
+        "before": both(bench.evaluation(before, greedy=False)),
+    }
+
+
+def weak_to_strong(bench: Bench) -> dict[str, Any]:
+    """Train a strong team by what a weak one has learned, and never by the return."""
+    from marl import load, load_config
+    from marl.team_size import resized
+    from marl.utils.checkpoint import list_checkpoints
+
+    task, variant = bench.task, bench.cell.algorithm
+    weak = bench.run("weak", task.source_steps, task.overrides)
+    before = list_checkpoints(weak / "checkpoints")[-1]
+    strong: dict[str, Any] = dict(task.second_overrides)
+
+    def trained(overrides: Mapping[str, Any], steps: int = task.steps) -> dict[str, Any]:
+        return bench.measured(bench.run(variant, steps, strong | dict(overrides), task.strong))
+
+    if variant == "scratch":  # at equal total steps, with true labels
+        return trained({}, task.steps + task.source_steps)
+    if variant == "labeller":
+        places = {"preferences.contrast.before": before, "preferences.contrast.after": weak}
+        named = {name: str(place) for name, place in places.items()}
+        return trained({"preferences.labeller": "contrast"} | named)
+    if variant == "model":
+        return trained({"preferences.labeller": "model", "preferences.model.run": str(weak)})
+    from envs import open_env
+
+    settings = load_config(ROOT / task.strong, strong)
+    with open_env(settings.env.name, 1, **settings.env.options) as env:
+        placed = resized(load(weak), settings, env.spec, "weak")
+    return bench.measured_policy(placed)
+
+
+def warm_start(bench: Bench) -> dict[str, Any]:
+    """Learn from preferences after a start: none, or another run's."""
+    task, variant = bench.task, bench.cell.algorithm
+    overrides: dict[str, Any] = dict(task.overrides)
+    more: dict[str, Any] = {}
+    if variant != "none":
+        expert = bench.run("expert", task.source_steps, task.overrides)
+        overrides["init"] = str(expert)
+        more["before"] = bench.measured(overrides["init"])["sampled"]
+    run = bench.run(f"run_{variant}", task.steps, overrides)
+    return bench.measured(run, final=late_measure(run, task.measure), **more)
+
+
+QUESTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
+    "offline": offline,
+    "calibration": calibration,
+    "contrast": contrast,
+    "weak_to_strong": weak_to_strong,
+    "warm_start": warm_start,
+}
+
+
+def quick(task: TransferTask, batch_steps: int) -> TransferTask:
+    """Return a task of two iterations a run, on its first seed."""
+    steps = 2 * batch_steps
+    return replace(
+        task,
+        steps=steps,
+        source_steps=steps if task.source_steps else 0,
+        seeds=task.seeds[:1],
+    )

@@ -1,0 +1,147 @@
+"""The study of transfer: what is asked in which order, its tables, and a trial of each question."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import transfer
+from benchmarks.cells import Cell, read_results, write_json
+from benchmarks.transfer_cells import CALIBRATIONS, QUESTIONS
+from marl.config.io import load_config
+
+TASKS = transfer.load(transfer.TASKS_FILE)
+
+
+def test_the_cheap_questions_come_first_and_every_variant_before_another_seed() -> None:
+    cells = transfer.ordered(list(TASKS.values()))
+    first = TASKS["offline_nav_6"]
+    assert [str(cell) for cell in cells[: len(first.variants)]] == [
+        f"offline_nav_6/{variant}/seed_200" for variant in first.variants
+    ]
+    names = list(TASKS)
+    last_cheap = max(names.index(name) for name in names if name.endswith(("nav_6", "nav_12")))
+    assert all("3m" not in name and "halfcheetah" not in name for name in names[: last_cheap + 1])
+    assert {task.question for task in TASKS.values()} == QUESTIONS.keys()
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_settings_are_known_and_controls_are_there(name: str) -> None:
+    task = TASKS[name]
+    assert len(task.seeds) >= 5
+    load_config(task.config, dict(task.overrides))
+    if task.strong:
+        load_config(task.strong, dict(task.second_overrides))
+    controls = {
+        "offline": {"behaviour", "ppo_1000"},
+        "calibration": {"none", "regression"},
+        "contrast": {"contrast"},  # sharpening and greedy stand in every curve
+        "weak_to_strong": {"weak", "scratch"},
+        "warm_start": {"none"},
+    }
+    assert controls[task.question] <= set(task.variants)
+    for overrides in CALIBRATIONS.values():
+        load_config(task.config, overrides)
+
+
+def cell_of(task: str, variant: str, seed: int, sampled: float, **more: Any) -> dict[str, Any]:
+    return {
+        "task": task,
+        "algorithm": variant,
+        "seed": seed,
+        "steps": 150_000,
+        "commit": "abc",
+        "seconds": 1.0,
+        "greedy": -8.0,
+        "sampled": sampled,
+    } | more
+
+
+def test_tables_show_every_seed(tmp_path: Path) -> None:
+    cells = [
+        cell_of("calibration_nav_6_m0", "none", 200, -10.0, final=-9.0),
+        cell_of("calibration_nav_6_m0", "none", 201, -12.0, final=-9.0),
+        cell_of("calibration_nav_6_m0", "return", 200, -11.0),
+    ]
+    points = [
+        {"strength": 0.0, "sampled": [-9.0, 2.0], "greedy": [-8.0, 3.0], "sharpened": [-9.0, 2.0]},
+        {"strength": 1.0, "sampled": [-7.0, 4.0], "greedy": [-6.0, 5.0], "sharpened": None},
+    ]
+    for seed in (200, 201):
+        shifted = [one | {"sampled": [one["sampled"][0] - 2 * (seed - 200), 1]} for one in points]
+        more = {"points": shifted, "before": [-20.0, 0.5]}
+        cells.append(cell_of("contrast_nav_6", "contrast", seed, -9.0, **more))
+    for cell in cells:
+        path = Cell(TASKS[cell["task"]], cell["algorithm"], cell["seed"]).path(tmp_path / "cells")
+        write_json(path, cell)
+    assert transfer.main(["--report", "--results", str(tmp_path)]) == 0
+    rows = (tmp_path / "transfer.csv").read_text().splitlines()
+    assert rows[0] == ",".join(transfer.COLUMNS)
+    assert rows[1] == "calibration_nav_6_m0,none,200,150000,-8.0,-10.0,-9.0,1.0,abc"
+    text = (tmp_path / "transfer.md").read_text()
+    assert "| none | 200: -10, 201: -12 | -11 | -8 |" in text
+    assert "| return | 200: -11 | -11 | -8 |" in text
+    assert "| contrast | 0 | -10, 1 | -8, 3 | -9, 2 | 2 |" in text
+    assert "| contrast | 1 | -8, 1 | -6, 5 |  | 2 |" in text
+    assert "Before it was tuned, sampled: -20, 0.5." in text
+    assert "How far does a policy come" not in text
+
+
+TINY = """
+[tiny]
+question = "{question}"
+title = "nav_3"
+config = "configs/nav_6.toml"
+strong = "configs/nav_12.toml"
+steps = 1000
+source_steps = 1000
+fact = "arrived"
+seeds = [200]
+variants = {variants}
+
+[tiny.overrides]
+"env.name" = "particles/nav_3"
+"env.num_envs" = 4
+"learner.epochs" = 1
+"network.hidden_sizes" = [8]
+"preferences.replay_steps" = 1000
+
+[tiny.second_overrides]
+"env.num_envs" = 4
+"learner.epochs" = 1
+"network.hidden_sizes" = [8]
+"preferences.replay_steps" = 1000
+"""
+
+
+@pytest.mark.parametrize(
+    ("question", "variants"),
+    [
+        ("calibration", ["regression"]),
+        ("contrast", ["contrast"]),
+        ("weak_to_strong", ["labeller", "weak"]),
+        ("warm_start", ["run"]),
+        ("offline", ["ppo_50"]),
+    ],
+)
+def test_a_trial_of_each_question(question: str, variants: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY.format(question=question, variants=variants))
+    places = ["--tasks-file", file, "--results", tmp_path / "results", "--work", tmp_path / "work"]
+    for variant in variants:
+        only = ["--quick", "--only-cell", "tiny", variant, "200"]
+        assert transfer.main([str(word) for word in (*places, *only)]) == 0
+    found = read_results(tmp_path / "results" / "cells").finished
+    assert [cell["algorithm"] for cell in found] == variants
+    for cell in found:
+        assert cell["sampled"] < 0.0
+        assert cell["greedy"] < 0.0
+    assert transfer.main([str(word) for word in (*places, "--quick", "--report")]) == 0
+    assert "### nav_3: return" in (tmp_path / "results" / "transfer.md").read_text()
+
+
+def test_an_unknown_question_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.toml"
+    file.write_text(TINY.format(question="why", variants=["none"]))
+    with pytest.raises(ValueError, match="question 'why', expected offline, calibration"):
+        transfer.load(file)
