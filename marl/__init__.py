@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from envs import lazy_attributes
 
 if TYPE_CHECKING:
+    from marl.callbacks import Callback
     from marl.config import Config, ConfigError
     from marl.config.io import load_config
     from marl.data.types import Rewards, Transitions
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Config",
     "ConfigError",
     "EpisodePairs",
@@ -44,6 +46,7 @@ class UserError(Exception):
 __getattr__ = lazy_attributes(
     __name__,
     {
+        "Callback": "marl.callbacks",
         "Config": "marl.config",
         "ConfigError": "marl.config",
         "load_config": "marl.config.io",

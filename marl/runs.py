@@ -5,7 +5,7 @@ import secrets
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from envs import EnvSpec, Replays, unwrapped
 from marl import UserError, __version__
+from marl.callbacks import Callback, Callbacks, RunInfo, TensorBoard
 from marl.config import Config, ConfigError
 from marl.config.io import save_config, to_dict
 from marl.config.resuming import fixed_differences
@@ -53,6 +54,7 @@ def train(
     stop: Callable[[], bool] | None = None,
     begun: Callable[[EnvSpec], None] | None = None,
     tell: Callable[[str], None] = print,
+    callbacks: Sequence[Callback] = (),
 ) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
@@ -70,6 +72,7 @@ def train(
     With `cut_open_episodes` a third-party environment that cannot repeat its open episodes goes on
     without them: they are truncated in the first step.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
+    `callbacks` are told of the training (`marl.callbacks`); one may end it.
     """
     if init:
         config = replace(config, init=str(init))
@@ -77,10 +80,14 @@ def train(
         with closing(Trainer(config, labeller=labeller)) as trainer:
             for line in trainer.init_notes:
                 tell(line)
-            with closing(Evaluator(trainer)) as evaluator:
-                while trainer.iteration < config.num_iterations:
+            calls = Callbacks(callbacks)
+            with closing(Evaluator(trainer)) as evaluator, calls.told_of(_info(trainer)):
+                is_over = False
+                while trainer.iteration < config.num_iterations and not is_over:
                     metrics = trainer.iterate()
-                    yield metrics | evaluator.after_iteration()
+                    metrics |= evaluator.after_iteration()
+                    is_over = calls.iterated(metrics)
+                    yield metrics
         return
     folder = Path(run_dir)
     config = with_given_labeller(config, labeller)
@@ -107,7 +114,20 @@ def train(
             remember(identity, config)
             if begun is not None:
                 begun(trainer.env.spec)
-            yield from _train_in(folder, trainer, resume, stop)
+            calls = Callbacks([TensorBoard(folder / "tensorboard"), *callbacks])
+            with calls.told_of(_info(trainer, folder, resume)):
+                yield from _train_in(folder, trainer, resume, stop, calls)
+
+
+def _info(trainer: Trainer, folder: Path | None = None, resumed: bool = False) -> RunInfo:
+    """Return what callbacks are told of a run."""
+    return RunInfo(
+        config=trainer.config,
+        spec=trainer.env.spec,
+        folder=folder,
+        steps=trainer.steps,
+        resumed=resumed,
+    )
 
 
 @contextmanager
@@ -163,7 +183,11 @@ def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
 
 
 def _train_in(
-    folder: Path, trainer: Trainer, resume: bool, stop: Callable[[], bool] | None
+    folder: Path,
+    trainer: Trainer,
+    resume: bool,
+    stop: Callable[[], bool] | None,
+    calls: Callbacks,
 ) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
     config = trainer.config
@@ -173,6 +197,7 @@ def _train_in(
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
     unrecorded: Exception | None = None
+    is_over = False
 
     @contextmanager
     def recording() -> Iterator[None]:
@@ -191,11 +216,14 @@ def _train_in(
         if saved_at != trainer.steps:
             with recording():
                 writer.sync()  # on the disk before the checkpoint that counts its rows
-                save_trainer(trainer, folder / "checkpoints")
+                path = save_trainer(trainer, folder / "checkpoints")
             saved_at = trainer.steps
+            calls.saved(path)
 
     try:
-        while trainer.iteration < config.num_iterations and _is_answered(trainer, stop):
+        while trainer.iteration < config.num_iterations and not is_over:
+            if not _is_answered(trainer, stop):
+                break
             with trainer.restoring():
                 metrics = trainer.iterate()
             try:
@@ -207,6 +235,7 @@ def _train_in(
             if "evaluation/greedy" in metrics:
                 with recording():
                     _keep_best(trainer, folder, metrics["evaluation/greedy"])
+            is_over = calls.iterated(metrics)
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
                 config.checkpoint_every
             ):

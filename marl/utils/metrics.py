@@ -1,4 +1,4 @@
-"""What a run measured: one row per iteration in ``metrics.csv``, and the same for TensorBoard.
+"""What a run measured: one row per iteration in ``metrics.csv``.
 
 The CSV is exact: numbers are written so that reading them back gives the same bits. Continuing from
 a checkpoint first drops the rows after it, so the file of a resumed run equals that of one never
@@ -7,10 +7,7 @@ killed.
 
 import csv
 import io
-import math
 import os
-import socket
-import time
 import warnings
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -51,9 +48,6 @@ class MetricWriter:
         self._columns = columns
         self._last_step = int(rows[-1]["step"]) if rows else -1
         self._rewrite(rows)
-        self._events = EventWriter(
-            folder / "tensorboard", hidden_from=None if after is None else after + 1
-        )
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append one row and flush it. `step` counts environment steps and must grow.
@@ -76,7 +70,6 @@ class MetricWriter:
             self._file.write(_line(cells.get(name, "") for name in self._columns).encode())
             self._file.flush()
         self._last_step = step
-        self._events.write(step, metrics)
 
     def sync(self) -> None:
         """Wait until the disk has every row, as a checkpoint that counts them needs."""
@@ -84,10 +77,9 @@ class MetricWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the file."""
         with suppress(OSError):  # of a row that could not be written, which was told
             self._file.close()
-        self._events.close()
 
     def _rewrite(self, rows: list[_Row]) -> None:
         """Rewrite the file atomically, with the current columns, and open it for further rows."""
@@ -95,67 +87,6 @@ class MetricWriter:
         with output(self._path, _REMEDY):
             atomic_write(self._path, "".join([_line(self._columns), *lines]).encode())
             self._file = self._path.open("ab")
-
-
-class EventWriter:
-    """Writes scalars for TensorBoard, a copy of what ``metrics.csv`` holds.
-
-    TensorBoard's own writer has a thread, in which a full disk ends in a traceback. Here what
-    cannot be written is told once, and no more is written.
-    """
-
-    def __init__(self, folder: Path, *, hidden_from: int | None = None) -> None:
-        """`hidden_from`: from this step on, the events of earlier sessions are hidden."""
-        from tensorboard.compat.proto.event_pb2 import SessionLog  # half a second, which help
-        from tensorboard.summary.writer.record_writer import RecordWriter  # need not take
-
-        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
-        self._records: RecordWriter | None = None
-        self._path = folder / name
-        try:
-            folder.mkdir(exist_ok=True)
-            self._records = RecordWriter(self._path.open("ab"))
-        except OSError as error:
-            self._give_up(error)
-        self._add(file_version="brain.Event:2", step=hidden_from)
-        if hidden_from is not None:
-            self._add(session_log=SessionLog(status=SessionLog.START), step=hidden_from)
-
-    def write(self, step: int, metrics: dict[str, float]) -> None:
-        """Write all metrics that are finite numbers."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-
-        shown = {name: value for name, value in metrics.items() if math.isfinite(value)}
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
-        self._add(summary=Summary(value=values), step=step)
-
-    def close(self) -> None:
-        """Close the file."""
-        if self._records is not None:
-            with suppress(OSError):
-                self._records.close()
-
-    def _add(self, **content: Any) -> None:
-        """Write an event."""
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        if self._records is None:
-            return
-        try:
-            self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
-            self._records.flush()
-        except OSError as error:
-            self.close()
-            self._give_up(error)
-
-    def _give_up(self, error: OSError) -> None:
-        """Say why no more is written."""
-        self._records = None
-        reason = error.strerror or error
-        warnings.warn(
-            f"{self._path} cannot be written: {reason}; TensorBoard will not show what follows",
-            stacklevel=4,
-        )
 
 
 def read_metrics(folder: Path) -> dict[str, npt.NDArray[Any]]:

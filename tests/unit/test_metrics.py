@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from marl.reports.plots import plot_run
 from marl.reports.recorded import running_mean
@@ -134,18 +133,6 @@ def test_rows_that_are_missing_are_told(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").unlink()
     with pytest.warns(UserWarning, match="lacks the rows between the steps 0 and 300"):
         write(tmp_path, [(400, {"steps": 400.0})], after=300)
-
-
-def test_tensorboard_gets_the_same_and_forgets_what_was_truncated(tmp_path: Path) -> None:
-    write(tmp_path, ROWS)
-    writer = MetricWriter(tmp_path, after=200)
-    writer.write(300, {"return/mean": 5.0})
-    writer.close()
-    events = EventAccumulator(str(tmp_path / "tensorboard"))
-    events.Reload()
-    scalars = [(scalar.step, scalar.value) for scalar in events.Scalars("return/mean")]
-    # NaN at step 100 is not shown; 300 was written twice and the second counts.
-    assert scalars == [(200, pytest.approx(0.3)), (300, 5.0)]
 
 
 def test_running_mean_skips_nan() -> None:

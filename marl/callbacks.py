@@ -1,0 +1,192 @@
+"""Callbacks: what is told of a run while it trains, and two that are shipped.
+
+    marl.train(config, "runs/mine", callbacks=[MyCallback()])
+
+A run in a folder has `TensorBoard` without being asked; its ``metrics.csv`` is written apart, since
+a checkpoint counts its rows.
+"""
+
+import math
+import os
+import socket
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from envs import EnvSpec
+from marl.config import Config
+from marl.config.io import flat, to_dict
+from marl.utils.metrics import MetricWriter
+
+if TYPE_CHECKING:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunInfo:
+    """The run that a callback is told of."""
+
+    config: Config
+    spec: EnvSpec
+    """Of the environment."""
+    folder: Path | None
+    """Where it is recorded; None where it is not."""
+    steps: int
+    """Environment steps it has taken before; 0 of one that begins."""
+    resumed: bool
+    """Whether it goes on, perhaps from its very beginning."""
+
+
+class Callback:
+    """Told of a run between its iterations; override what is needed.
+
+    What one raises ends the run after the iteration, its state saved.
+    """
+
+    def on_start(self, run: RunInfo) -> None:
+        """Called before the first iteration, also of a run that goes on."""
+
+    def on_iteration(self, metrics: dict[str, float]) -> bool | None:
+        """Called after each iteration, which is recorded; return True to end the training."""
+
+    def on_checkpoint(self, path: Path) -> None:
+        """Called after a checkpoint was written."""
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Called at the end: of the training, by a stop (both None), or by an error."""
+
+
+class Callbacks:
+    """Several callbacks as one."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self._callbacks = list(callbacks)
+
+    @contextmanager
+    def told_of(self, run: RunInfo) -> Iterator[None]:
+        """Around the training: its start and its end are told."""
+        begun: list[Callback] = []
+        ended: BaseException | None = None
+        try:
+            for callback in self._callbacks:
+                begun.append(callback)
+                callback.on_start(run)
+            yield
+        except GeneratorExit:  # whoever takes the metrics has stopped
+            raise
+        except BaseException as error:
+            ended = error
+            raise
+        finally:
+            for callback in begun:
+                callback.on_end(ended)
+
+    def iterated(self, metrics: dict[str, float]) -> bool:
+        """Return whether any callback wants the training to end."""
+        wishes = [callback.on_iteration(dict(metrics)) for callback in self._callbacks]
+        return any(wish is True for wish in wishes)
+
+    def saved(self, path: Path) -> None:
+        """Tell of a checkpoint."""
+        for callback in self._callbacks:
+            callback.on_checkpoint(path)
+
+
+class Csv(Callback):
+    """Writes ``metrics.csv`` of a run that has no folder of its own into one."""
+
+    def __init__(self, folder: Path | str) -> None:
+        self._folder = Path(folder)
+        self._writer: MetricWriter | None = None
+
+    def on_start(self, run: RunInfo) -> None:
+        """Begin the file, or continue it."""
+        self._writer = MetricWriter(self._folder, after=run.steps if run.resumed else None)
+
+    def on_iteration(self, metrics: dict[str, float]) -> None:
+        """Write a row."""
+        assert self._writer is not None
+        self._writer.write(int(metrics["steps"]), metrics)
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Close the file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+class TensorBoard(Callback):
+    """Writes scalars, and the settings as hyper-parameters, for TensorBoard.
+
+    TensorBoard's own writer has a thread, in which a full disk ends in a traceback. Here what
+    cannot be written is told once, and no more is written.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        self._path = Path(folder) / name
+        self._records: RecordWriter | None = None
+
+    def on_start(self, run: RunInfo) -> None:
+        """Begin a file; the events of earlier sessions after the run's steps are hidden."""
+        from tensorboard.compat.proto.event_pb2 import SessionLog  # half a second, which help
+        from tensorboard.summary.writer.record_writer import RecordWriter  # need not take
+
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._records = RecordWriter(self._path.open("ab"))
+        except OSError as error:
+            self._give_up(error)
+        first = run.steps + 1 if run.resumed else None
+        self._add(file_version="brain.Event:2", step=first)
+        if run.resumed:
+            self._add(session_log=SessionLog(status=SessionLog.START), step=first)
+        self._add(summary=_hyper_parameters(run.config), step=first)
+
+    def on_iteration(self, metrics: dict[str, float]) -> None:
+        """Write all metrics that are finite numbers."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        shown = {name: value for name, value in metrics.items() if math.isfinite(value)}
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in shown.items()]
+        self._add(summary=Summary(value=values), step=int(metrics["steps"]))
+
+    def on_end(self, error: BaseException | None) -> None:
+        """Close the file."""
+        if self._records is not None:
+            with suppress(OSError):
+                self._records.close()
+
+    def _add(self, **content: Any) -> None:
+        """Write an event, with the time of day."""
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        if self._records is None:
+            return
+        try:
+            self._records.write(Event(wall_time=time.time(), **content).SerializeToString())
+            self._records.flush()
+        except OSError as error:
+            self.on_end(None)
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Say why no more is written."""
+        self._records = None
+        reason = error.strerror or error
+        warnings.warn(
+            f"{self._path} cannot be written: {reason}; TensorBoard will not show what follows",
+            stacklevel=4,
+        )
+
+
+def _hyper_parameters(config: Config) -> Any:
+    """Return the settings as TensorBoard's page of hyper-parameters reads them."""
+    from tensorboard.plugins.hparams.summary_v2 import hparams_pb
+
+    plain = (bool, int, float, str)
+    values = flat(to_dict(config))
+    return hparams_pb({k: v if isinstance(v, plain) else str(v) for k, v in values.items()})
