@@ -1,12 +1,13 @@
 """Runs: train, and record in a folder what is needed to look at a run and to continue it."""
 
+import hashlib
 import os
 import secrets
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,18 +30,24 @@ from marl.utils.checkpoint import (
     BEST,
     CheckpointError,
     list_checkpoints,
-    load_checkpoint,
+    load_together,
+    num_processes,
     read_checkpoint,
     restoring,
     save_checkpoint,
+    save_together,
 )
 from marl.utils.files import OutputError, atomic_write, held, output
+from marl.utils.launch import LAUNCH, launch_id
 from marl.utils.metrics import MetricWriter
 from marl.utils.plugins import IDENTITY, identity_of, remember
+from marl.utils.ranks import SINGLE, LostError, PeerError, Ranks, is_shared, together
 from marl.utils.text import printable
 
 _POLL = 0.25
 """Seconds between two looks at whether people have answered."""
+_SHARED = 15.0
+"""Seconds in which all processes must see the run's folder."""
 
 
 def train(
@@ -55,12 +62,14 @@ def train(
     begun: Callable[[EnvSpec], None] | None = None,
     tell: Callable[[str], None] = print,
     callbacks: Sequence[Callback] = (),
+    ranks: Ranks = SINGLE,
 ) -> Generator[dict[str, float], None, None]:
     """Yield one metrics dict per iteration; with `run_dir`, also write it, and checkpoints.
 
     Closing the generator, an error in the run and the last iteration all save the state: a
-    checkpoint, or a folder ``crash`` where the error left half an iteration. While training waits
-    for people (``preferences.people.wait``), it ends as soon as `stop` says so.
+    checkpoint, or a folder ``crash`` where the error left half an iteration. Training ends after
+    the iteration in which `stop` says so, in one process or another; while it waits for people
+    (``preferences.people.wait``), at once.
     `init`, a run or a fit to start from, takes the place of the setting of that name; what is taken
     from it is told by `tell`, line by line.
     `labeller`, a callable from episode pairs to labels or a class of such, takes the place of the
@@ -73,50 +82,91 @@ def train(
     without them: they are truncated in the first step.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
     `callbacks` are told of the training (`marl.callbacks`); one may end it.
+    `ranks` are the processes that train the run together (`marl.utils.distributed.joined`): all of
+    them call this with the same arguments and take every item. The first writes the metrics, and
+    its callbacks are told.
     """
     if init:
         config = replace(config, init=str(init))
     if run_dir is None:
-        with closing(Trainer(config, labeller=labeller)) as trainer:
-            for line in trainer.init_notes:
-                tell(line)
-            calls = Callbacks(callbacks)
+        with closing(Trainer(config, labeller=labeller, ranks=ranks)) as trainer:
+            if ranks.rank == 0:
+                for line in trainer.init_notes:
+                    tell(line)
+            calls = Callbacks(callbacks if ranks.rank == 0 else ())
             with closing(Evaluator(trainer)) as evaluator, calls.told_of(_info(trainer)):
                 is_over = False
                 while trainer.iteration < config.num_iterations and not is_over:
                     metrics = trainer.iterate()
                     metrics |= evaluator.after_iteration()
-                    is_over = calls.iterated(metrics)
+                    is_over = _told(calls, metrics, ranks)
                     yield metrics
         return
     folder = Path(run_dir)
     config = with_given_labeller(config, labeller)
-    if not resume:
-        refuse_a_run_in(folder)  # before a labeller is asked anything that it is paid for
-    with _sole_writer(folder):
-        if not resume:
-            refuse_a_run_in(folder)  # another process made one meanwhile
-        identity = identity_of(folder) or secrets.token_hex(8)
-        restored = resume and bool(list_checkpoints(folder / "checkpoints"))
+    with ExitStack() as stack:
+        with together(ranks):
+            if ranks.rank == 0:
+                if not resume:
+                    refuse_a_run_in(folder)  # before a labeller is asked what it is paid for
+                stack.enter_context(_sole_writer(folder))
+                if not resume:
+                    refuse_a_run_in(folder)  # another process made one meanwhile
+            identity = identity_of(folder) or secrets.token_hex(8)
+            restored = resume and bool(list_checkpoints(folder / "checkpoints"))
+        identity, restored = ranks.gather([identity, restored])[0]
         given: dict[str, Any] = {"labeller": labeller, "run": identity, "restored": restored}
-        with closing(Trainer(config, folder, **given)) as trainer:
+        trainer = stack.enter_context(closing(Trainer(config, folder, ranks=ranks, **given)))
+        if ranks.rank == 0:
             for line in trainer.init_notes:
                 tell(line)
-            if resume:
-                _restore(trainer, folder, cut_open_episodes)
-            else:
-                with output(folder / "checkpoints", "choose another --run-dir"):
-                    (folder / "checkpoints").mkdir(exist_ok=True)
-                with output(folder / CONFIG, "choose another --run-dir"):
-                    save_config(config, folder / CONFIG)
-            with output(folder / IDENTITY, "free some space or let it be written"):
-                atomic_write(folder / IDENTITY, f"{identity}\n".encode())
-            remember(identity, config)
-            if begun is not None:
-                begun(trainer.env.spec)
-            calls = Callbacks([TensorBoard(folder / "tensorboard"), *callbacks])
-            with calls.told_of(_info(trainer, folder, resume)):
-                yield from _train_in(folder, trainer, resume, stop, calls)
+        if resume:
+            _restore(trainer, folder, cut_open_episodes)
+        with together(ranks):
+            if ranks.rank == 0:
+                _begin(folder, config, identity, resume)
+        with together(ranks):
+            _check_is_shared(folder, identity, ranks)
+            if ranks.local_rank == 0:
+                remember(identity, config)
+        if begun is not None:
+            begun(trainer.env.spec)
+        own = [TensorBoard(folder / "tensorboard"), *callbacks]
+        calls = Callbacks(own if ranks.rank == 0 else ())
+        with calls.told_of(_info(trainer, folder, resume)):
+            yield from _train_in(folder, trainer, resume, stop, calls)
+
+
+def _begin(folder: Path, config: Config, identity: str, resume: bool) -> None:
+    """Write what makes a folder that of a run."""
+    if not resume:
+        with output(folder / "checkpoints", "choose another --run-dir"):
+            (folder / "checkpoints").mkdir(exist_ok=True)
+        with output(folder / CONFIG, "choose another --run-dir"):
+            save_config(config, folder / CONFIG)
+    with output(folder / IDENTITY, "free some space or let it be written"):
+        if launch := launch_id():
+            atomic_write(folder / LAUNCH, f"{launch}\n".encode())
+        atomic_write(folder / IDENTITY, f"{identity}\n".encode())
+
+
+def _check_is_shared(folder: Path, identity: str, ranks: Ranks) -> None:
+    """Raise `ConfigError` unless this process sees the folder of process 0."""
+    until = time.monotonic() + _SHARED
+    while identity_of(folder) != identity:
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"{folder}: process {ranks.rank} does not find there the run that process 0 has "
+                "made; give all machines one folder, by --run-dir on a disk that they share"
+            )
+        time.sleep(_POLL)  # file systems of a network show new files late
+
+
+def _told(calls: Callbacks, metrics: dict[str, float], ranks: Ranks) -> bool:
+    """Return whether a callback of process 0 wants the training to end."""
+    with together(ranks):
+        is_over = calls.iterated(metrics)
+    return ranks.any(is_over)
 
 
 def _info(trainer: Trainer, folder: Path | None = None, resumed: bool = False) -> RunInfo:
@@ -161,12 +211,21 @@ def _sole_writer(folder: Path) -> Iterator[None]:
 
 def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
     """Let a trainer continue from a run's newest checkpoint."""
-    if not list_checkpoints(folder / "checkpoints"):
-        warnings.warn(
-            f"{folder} was killed before its first checkpoint; starting over", stacklevel=3
-        )
+    ranks = trainer.ranks
+    if not ranks.any(bool(list_checkpoints(folder / "checkpoints"))):
+        if ranks.rank == 0:
+            warnings.warn(
+                f"{folder} was killed before its first checkpoint; starting over", stacklevel=3
+            )
         return
-    saved = load_checkpoint(folder / "checkpoints")[1]
+    path, saved = load_together(folder / "checkpoints", ranks)
+    found = ranks.gather(num_processes(saved))[0]
+    if found != ranks.size:
+        torchrun = f"torchrun --standalone --nproc-per-node {found} -m "
+        raise ConfigError(
+            f"{path} was saved by {found} process{'es' * (found > 1)}, and here train "
+            f"{ranks.size}; go on with `{torchrun * (found > 1)}marl resume {folder}`"
+        )
     check_same_config(trainer.config, config_in(saved, str(folder)), folder)
     check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
     replays = unwrapped(trainer.env)
@@ -179,7 +238,9 @@ def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
             f"total_steps: got {trainer.config.total_steps:,}, but {folder} has already taken "
             f"{trainer.steps:,} steps"
         )
-    save_config(trainer.config, folder / CONFIG)  # some settings may change
+    with together(ranks):
+        if ranks.rank == 0:
+            save_config(trainer.config, folder / CONFIG)  # some settings may change
 
 
 def _train_in(
@@ -190,9 +251,12 @@ def _train_in(
     calls: Callbacks,
 ) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
-    config = trainer.config
-    (folder / ERROR).unlink(missing_ok=True)
-    writer = MetricWriter(folder, after=trainer.steps if resume else None)
+    config, ranks = trainer.config, trainer.ranks
+    writer: MetricWriter | None = None
+    with together(ranks):
+        if ranks.rank == 0:
+            (folder / ERROR).unlink(missing_ok=True)
+            writer = MetricWriter(folder, after=trainer.steps if resume else None)
     evaluator = Evaluator(trainer)
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
@@ -205,9 +269,10 @@ def _train_in(
         nonlocal unrecorded
         try:
             yield
-        except (CheckpointError, OutputError) as error:
+        except (CheckpointError, OutputError, PeerError) as error:
             where = f"goes on from step {saved_at:,}" if saved_at > 0 else "begins the run again"
-            error.add_note(f"once that is mended, `marl resume {folder}` {where}")
+            if not isinstance(error, PeerError):
+                error.add_note(f"once that is mended, {_command(folder, ranks)} {where}")
             unrecorded = error
             raise
 
@@ -215,10 +280,13 @@ def _train_in(
         nonlocal saved_at
         if saved_at != trainer.steps:
             with recording():
-                writer.sync()  # on the disk before the checkpoint that counts its rows
+                with together(ranks):
+                    if writer is not None:
+                        writer.sync()  # on the disk before the checkpoint that counts its rows
                 path = save_trainer(trainer, folder / "checkpoints")
             saved_at = trainer.steps
-            calls.saved(path)
+            with together(ranks):
+                calls.saved(path)
 
     try:
         while trainer.iteration < config.num_iterations and not is_over:
@@ -227,49 +295,70 @@ def _train_in(
             with trainer.restoring():
                 metrics = trainer.iterate()
             try:
-                metrics |= evaluator.after_iteration()
+                with together(ranks):
+                    metrics |= evaluator.after_iteration()
             finally:  # the iteration is finished, whatever an evaluation meets
-                with recording():
-                    writer.write(trainer.steps, metrics)
+                with recording(), together(ranks):
+                    if writer is not None:
+                        writer.write(trainer.steps, metrics)
                 written = trainer.steps
             if "evaluation/greedy" in metrics:
-                with recording():
-                    _keep_best(trainer, folder, metrics["evaluation/greedy"])
-            is_over = calls.iterated(metrics)
+                with recording(), together(ranks):
+                    if ranks.rank == 0:
+                        _keep_best(trainer, folder, metrics["evaluation/greedy"])
+            is_over = _told(calls, metrics, ranks)
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
                 config.checkpoint_every
             ):
                 save()
             yield metrics
+            is_over |= ranks.any(stop is not None and stop())
         save()
     except GeneratorExit:
         save()
         raise
     except Exception as error:
-        if error is unrecorded:
+        if error is unrecorded or isinstance(error, LostError):
             _write_error(folder, error)
             raise
         if (
-            trainer.safe_to_checkpoint
+            (ranks.size == 1 or is_shared(error))
+            and trainer.safe_to_checkpoint
             and trainer.steps == written
             and not _has_diverged(trainer, error)
         ):
             save()
-            error.add_note(
+            note = (
                 f"the run is saved as it was after {trainer.steps:,} steps, its last finished "
-                f"iteration; `marl resume {folder}` goes on from there"
+                f"iteration; {_command(folder, ranks)} goes on from there"
             )
         else:
-            error.add_note(_crash_saved(trainer, folder / "crash"))
+            own = f"process{ranks.rank}" if ranks.rank else ""
+            note = _crash_saved(trainer, folder / "crash" / own)
+        if not isinstance(error, PeerError):
+            error.add_note(note)
         _write_error(folder, error)
         raise
     finally:
         evaluator.close()
-        _finish(folder, trainer, writer)
+        if writer is not None:
+            _finish(folder, trainer, writer)
+
+
+def _command(folder: Path, ranks: Ranks) -> str:
+    """Return what to type to go on with a run."""
+    if ranks.size == 1:
+        return f"`marl resume {folder}`"
+    return f"the same torchrun command with `-m marl resume {folder}`"
 
 
 def _write_error(folder: Path, error: Exception) -> None:
-    """Write the error that ended a run to its folder, where `marl runs` finds it."""
+    """Write the error that ended a run to its folder, where `marl runs` finds it.
+
+    That of another process is written by that one.
+    """
+    if isinstance(error, PeerError):
+        return
     text = "".join(traceback.format_exception(error))
     with suppress(OSError):  # a full disk, perhaps, and then that is the error
         atomic_write(folder / ERROR, text.encode(errors="backslashreplace"))
@@ -278,7 +367,8 @@ def _write_error(folder: Path, error: Exception) -> None:
 def _crash_saved(trainer: Trainer, folder: Path) -> str:
     """Save the state within an iteration, for debugging; return what to say about it."""
     try:
-        crash = save_trainer(trainer, folder)
+        keep = trainer.config.keep_checkpoints
+        crash = save_checkpoint(folder, trainer.steps, _state_of(trainer), keep)
     except CheckpointError as error:
         with suppress(OSError):
             folder.rmdir()
@@ -320,9 +410,25 @@ def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
 
 
 def save_trainer(trainer: Trainer, folder: Path) -> Path:
-    """Write a checkpoint of a trainer, with the settings and the environment it belongs to."""
-    state = _described(trainer) | {"trainer": trainer.state_dict()}
-    return save_checkpoint(folder, trainer.steps, state, trainer.config.keep_checkpoints)
+    """Write a checkpoint of a trainer, with the settings and the environment it belongs to.
+
+    All processes of a run do so together.
+    """
+    keep, ranks = trainer.config.keep_checkpoints, trainer.ranks
+    weights = _weights_of(trainer) if ranks.size > 1 else ""
+    return save_together(folder, trainer.steps, _state_of(trainer), keep, ranks, weights)
+
+
+def _state_of(trainer: Trainer) -> dict[str, Any]:
+    """Return what a checkpoint holds."""
+    return _described(trainer) | {"trainer": trainer.state_dict()}
+
+
+def _weights_of(trainer: Trainer) -> str:
+    """Return a digest of the policy's weights."""
+    weights = trainer.learner.actor.state_dict().values()
+    content = b"".join(x.detach().cpu().numpy().tobytes() for x in weights if isinstance(x, Tensor))
+    return hashlib.sha256(content).hexdigest()
 
 
 def _keep_best(trainer: Trainer, folder: Path, value: float) -> None:

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from envs import Fact, close_env, make_env
 from marl.config import Config, ConfigError
+from marl.config.io import flat, to_dict
+from marl.config.share import share_of
 from marl.data.rollout import Collector, executed
-from marl.data.types import Rewards, Rollout, Transitions
+from marl.data.types import FinishedEpisodes, Rewards, Rollout, Transitions
 from marl.learners.base import make_learner
 from marl.nn.layers import correlation
 from marl.nn.normalisation import TeamNorm
@@ -27,7 +29,7 @@ from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_lea
 from marl.utils.devices import usable_device
 from marl.utils.memory_check import check_memory, resident_mib
 from marl.utils.plugins import PluginError
-from marl.utils.ranks import SINGLE, PeerError, Ranks, together
+from marl.utils.ranks import SINGLE, PeerError, Ranks, mean_metrics, together
 from marl.utils.seeding import Seeds
 from marl.warm_start import warm_start
 
@@ -49,22 +51,28 @@ class Trainer:
 
         `labeller` takes the place of the one that the settings name. `run` is the run's identity,
         under which an answer cache keeps what it asks. `ranks` are the processes that train the
-        run together, each with environments and a seed of its own. With `restored` a state is
-        about to be loaded, so that ``config.init`` is not read.
+        run together, each with a part of the environments and random draws of its own. With
+        `restored` a state is about to be loaded, so that ``config.init`` is not read.
         """
         config = with_given_labeller(config, labeller)
+        check_equal(config, ranks)
+        own = share_of(config, ranks.size, local_rank=ranks.local_rank, local_size=ranks.local_size)
         self.config = config
+        """The settings of the run, whose numbers are those of all processes together."""
+        self.share = own
+        """What this process has of them."""
         self.ranks = ranks
         self.run = run
-        self.device = usable_device(config.device)
-        self.seeds = Seeds(config.seed)
-        self.env = make_env(config.env.name, config.env.num_envs, **env_options(config))
-        spec = self.env.spec
-        check_memory(config, spec)
+        self.seeds = Seeds(config.seed, f"/process {ranks.rank}" if ranks.rank else "")
         self.people: PeopleLabeller | None = None
-        if config.asks_people and folder is not None:
-            camera = Camera(self.env, config.preferences.people.filmed_envs)
-            self.people = make_people(config, spec, camera, folder)
+        with together(ranks):
+            self.device = usable_device(own.device)
+            self.env = make_env(own.env.name, own.env.num_envs, **env_options(own))
+            spec = self.env.spec
+            check_memory(own, spec, processes=ranks.local_size)
+            if config.asks_people and folder is not None and ranks.rank == 0:
+                camera = Camera(self.env, config.preferences.people.filmed_envs)
+                self.people = make_people(config, spec, camera, folder)
         self.iteration = 0
         self.safe_to_checkpoint = True
         """Whether the state is that after a finished iteration; False from rollout to update.
@@ -73,39 +81,42 @@ class Trainer:
         one of a plug-in within `restoring`.
         """
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
-        self.collector = Collector(
-            self.env,
-            config.learner.rollout_steps,
-            seed=self.seeds.integer("environment"),
-            generator=self.seeds.torch("actions", self.device),
-            device=self.device,
-            hidden_rewards=config.sees_hidden,
-            chunk_length=config.learner.chunk_length,
-            callback=None if self.people is None else self.people.camera,
-            undoes=True,
-        )
+        with together(ranks):
+            self.collector = Collector(
+                self.env,
+                config.learner.rollout_steps,
+                seed=self.seeds.integer("environment"),
+                generator=self.seeds.torch("actions", self.device),
+                device=self.device,
+                hidden_rewards=config.sees_hidden,
+                chunk_length=config.learner.chunk_length,
+                callback=None if self.people is None else self.people.camera,
+                undoes=True,
+            )
         self.learner = make_learner(
-            spec, config, self.norm, self.seeds.torch("learner", self.device), self.device, ranks
+            spec, own, self.norm, self.seeds.torch("learner", self.device), self.device, ranks
         )
         self.feedback: FeedbackPipeline | None = None
         self.reward: RewardLearner | None = None
         self.ensemble: Ensemble | None = None
         if config.learns_reward:
-            self.feedback = FeedbackPipeline(
-                spec,
-                config.learner.rollout_steps,
-                config.preferences,
-                config.fitted_reward,
-                self.seeds,
-                self.device,
-                num_iterations=config.num_iterations,
-                uses_labels=config.learns_from_labels,
-                uses_returns=config.learns_from_returns,
-                reads_history=config.reads_history,
-                people=self.people,
-                given=labeller,
-                run=run,
-            )
+            with together(ranks):
+                self.feedback = FeedbackPipeline(
+                    spec,
+                    config.learner.rollout_steps,
+                    own.preferences,
+                    own.fitted_reward,
+                    self.seeds,
+                    self.device,
+                    num_iterations=config.num_iterations,
+                    uses_labels=config.learns_from_labels,
+                    uses_returns=config.learns_from_returns,
+                    reads_history=config.reads_history,
+                    people=self.people,
+                    given=labeller,
+                    run=run,
+                    ranks=ranks,
+                )
             self.reward = make_reward_learner(
                 spec,
                 config,
@@ -128,7 +139,8 @@ class Trainer:
         """What was taken from ``config.init``, and what was not, a line each."""
         if config.init and not restored:
             try:
-                self.init_notes = warm_start(config, spec, self.learner, self.reward)
+                with together(ranks):
+                    self.init_notes = warm_start(config, spec, self.learner, self.reward)
             except BaseException:
                 self.close()
                 raise
@@ -136,7 +148,7 @@ class Trainer:
     @property
     def env_options(self) -> dict[str, Any]:
         """Keyword arguments with which the environment is made."""
-        return env_options(self.config)
+        return env_options(self.share)
 
     @property
     def steps(self) -> int:
@@ -170,8 +182,7 @@ class Trainer:
             rewards = self._given_rewards(rollout, hidden_rewards)
         else:
             scorer = None if self.ensemble is None else self.ensemble.scores
-            with together(self.ranks):
-                self.feedback.observe(rollout, hidden_rewards, scorer)  # 2
+            self.feedback.observe(rollout, hidden_rewards, scorer)  # 2
             metrics = self.reward.fit(self.feedback, self.policy) | self.feedback.metrics()  # 3
             if self.ensemble is not None:
                 self.ensemble.fit(self.feedback, self.policy)
@@ -196,11 +207,11 @@ class Trainer:
         if self.config.diagnose_hidden and hidden_rewards is not None and rewards is not None:
             similarity = correlation(rewards.team, hidden_rewards)
             metrics["benchmark/reward_correlation"] = float(similarity)
+        metrics |= self._time_metrics(clock.laps)
         metrics = {
             "steps": float(self.steps),
-            **episode_metrics(rollout, self.env.spec.facts),
-            **metrics,
-            **self._time_metrics(clock.laps),
+            **episode_metrics(rollout, self.env.spec.facts, self.ranks),
+            **mean_metrics(self.ranks, metrics),
         }
         self.safe_to_checkpoint = True
         return metrics
@@ -241,7 +252,7 @@ class Trainer:
             "time/reward": laps["reward"],
             "time/policy": laps["policy"],
             "time/steps_per_second": self.config.batch_steps / sum(laps.values()),
-            "memory/resident_mib": resident_mib(),
+            "memory/resident_mib": resident_mib() * self.ranks.size,  # the mean is then the sum
         }
 
     def close(self) -> None:
@@ -330,9 +341,29 @@ def env_options(config: Config) -> dict[str, Any]:
     return options
 
 
-def episode_metrics(rollout: Rollout, facts: tuple[Fact, ...]) -> dict[str, float]:
+def check_equal(config: Config, ranks: Ranks) -> None:
+    """Raise `ConfigError` naming the settings in which the processes of a run differ."""
+    if ranks.size == 1:
+        return
+    first, *others = (flat(part) for part in ranks.gather(to_dict(config)))
+    for rank, other in enumerate(others, start=1):
+        differing = sorted(k for k in first | other if first.get(k) != other.get(k))
+        if differing:
+            raise ConfigError(
+                "the processes of this run have different settings, those of process 0 and of "
+                f"process {rank} in "
+                + ", ".join(f"{k} ({first.get(k)!r} and {other.get(k)!r})" for k in differing)
+                + "; start all of them by the same command"
+            )
+
+
+def episode_metrics(
+    rollout: Rollout, facts: tuple[Fact, ...], ranks: Ranks = SINGLE
+) -> dict[str, float]:
     """Return the mean return, length and facts of the episodes that ended; NaN if none did."""
     episodes = rollout.episodes
+    if ranks.size > 1:
+        return _episode_metrics_of_all(episodes, facts, ranks)
     metrics = {
         "return/mean": float(episodes.returns.mean()),
         "return/episodes": float(len(episodes.returns)),
@@ -342,3 +373,23 @@ def episode_metrics(rollout: Rollout, facts: tuple[Fact, ...]) -> dict[str, floa
         names = [f"episode/{fact.name}" for fact in facts]
         metrics |= dict(zip(names, episodes.facts.mean(dim=0).tolist(), strict=True))
     return metrics
+
+
+def _episode_metrics_of_all(
+    episodes: FinishedEpisodes, facts: tuple[Fact, ...], ranks: Ranks
+) -> dict[str, float]:
+    """Return the means over all processes' episodes."""
+    columns = [episodes.returns, episodes.lengths]
+    if episodes.facts is not None:
+        columns += episodes.facts.unbind(dim=1)
+    rows = torch.stack([column.to("cpu", torch.float64) for column in columns], dim=1)
+    sums = ranks.sum_(
+        torch.cat((torch.tensor([float(len(rows))]).double(), rows.sum(0))), "episodes"
+    )
+    means = (sums[1:] / sums[0]).tolist()  # 0 / 0 is NaN
+    return {
+        "return/mean": means[0],
+        "return/episodes": float(sums[0]),
+        "return/length": means[1],
+        **{f"episode/{fact.name}": mean for fact, mean in zip(facts, means[2:], strict=True)},
+    }

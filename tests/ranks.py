@@ -1,14 +1,15 @@
 """Processes of a run that are threads of this one."""
 
+from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from threading import Barrier
+from threading import Condition
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from marl.utils.ranks import Ranks
+from marl.utils.ranks import LostError, Ranks
 
 Result = TypeVar("Result")
 
@@ -17,15 +18,31 @@ class Exchange:
     """Where the threads meet: each lays a value down and takes those of all."""
 
     def __init__(self, size: int) -> None:
-        self.values: list[Any] = [None] * size
-        self.barrier = Barrier(size, timeout=60.0)
+        self.size = size
+        self.has_failed = False
+        self._changed = Condition()
+        self._turns = [0] * size
+        self._values: dict[int, dict[int, Any]] = defaultdict(dict)
 
     def all(self, rank: int, value: Any) -> list[Any]:
-        self.values[rank] = value
-        self.barrier.wait()
-        values = list(self.values)
-        self.barrier.wait()
-        return values
+        """Return what all threads lay down in this turn; `LostError` if one of them has failed."""
+        with self._changed:
+            turn = self._turns[rank]
+            self._turns[rank] += 1
+            self._values.pop(turn - 2, None)  # nobody can be so far behind
+            values = self._values[turn]
+            values[rank] = value
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: len(values) == self.size or self.has_failed, 60.0)
+            if len(values) < self.size:
+                raise LostError("another thread has ended")
+            return [values[rank] for rank in range(self.size)]
+
+    def fail(self) -> None:
+        """Let the threads that wait for this one end."""
+        with self._changed:
+            self.has_failed = True
+            self._changed.notify_all()
 
 
 class ThreadRanks(Ranks):
@@ -59,16 +76,22 @@ class ThreadRanks(Ranks):
 
 
 def in_ranks(size: int, work: Callable[[Ranks], Result]) -> list[Result]:
-    """Return what `work` returns in each of several threads, or raise the first's error."""
+    """Return what `work` returns in each of several threads, or raise the error that came first.
+
+    That is the first that is no `LostError`, by rank.
+    """
     exchange = Exchange(size)
 
     def run(rank: int) -> Result:
         try:
             return work(ThreadRanks(rank, size, exchange))
         except BaseException:
-            exchange.barrier.abort()
+            exchange.fail()
             raise
 
     with ThreadPoolExecutor(size) as pool:
         futures = [pool.submit(run, rank) for rank in range(size)]
+    errors = [error for future in futures if (error := future.exception()) is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, LostError)):
+        raise error
     return [future.result() for future in futures]

@@ -5,7 +5,8 @@ import os
 import re
 import signal
 import time
-from contextlib import AbstractContextManager, closing, suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +21,9 @@ from marl.config.io import load_run_config
 from marl.config.resuming import changed
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
+from marl.utils.launch import LAUNCH, launch_id, num_restarts, read_launch
 from marl.utils.plugins import check_trusted, import_paths
+from marl.utils.ranks import SINGLE, Ranks, together
 
 if TYPE_CHECKING:
     from envs import EnvSpec
@@ -44,11 +47,30 @@ class Train:
 
     def run(self) -> int:
         """Train, and say how it goes."""
+        from marl.reports.recorded import CONFIG
+
         check_family(self.settings.env.name)  # what is wrong with the name is told at once
+        with _processes(self.settings) as ranks, ExitStack() as stack:
+            folder, begun = "", False
+            with together(ranks):
+                if ranks.rank == 0:
+                    path = self._folder(stack)
+                    folder, begun = str(path), num_restarts() > 0 and (path / CONFIG).exists()
+            folder, begun = ranks.gather([folder, begun])[0]
+            return _run(self.settings, Path(folder), resume=begun, ranks=ranks)
+
+    def _folder(self, stack: ExitStack) -> Path:
+        """Return where the run is recorded; where torchrun starts its processes again, as before.
+
+        A new folder is removed when the `stack` is closed, if it is empty.
+        """
         if self.run_dir is not None:
-            return _run(self.settings, self.run_dir, resume=False)
-        with new_run_folder(self.settings) as folder:
-            return _run(self.settings, folder, resume=False)
+            return self.run_dir
+        if num_restarts():
+            earlier = [f.parent for f in Path("runs").glob(f"*/{LAUNCH}") if _says(f, launch_id())]
+            if earlier:
+                return max(earlier, key=lambda folder: (folder / LAUNCH).stat().st_mtime)
+        return stack.enter_context(new_run_folder(self.settings))
 
 
 @settings("--")
@@ -79,7 +101,8 @@ class Resume:
         longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
         if changes := self.changes | longer:
             config = changed(config, changes, "marl resume")
-        return _run(config, self.run_dir, resume=True, cut=self.cut_open_episodes)
+        with _processes(config) as ranks:
+            return _run(config, self.run_dir, resume=True, cut=self.cut_open_episodes, ranks=ranks)
 
 
 def new_run_folder(config: Config) -> AbstractContextManager[Path]:
@@ -90,6 +113,25 @@ def new_run_folder(config: Config) -> AbstractContextManager[Path]:
     return free_folder(Path("runs"), name, "choose a place by --run-dir")
 
 
+@contextmanager
+def _processes(config: Config) -> Iterator[Ranks]:
+    """Yield the processes that torchrun has started, of which the first speaks; or one alone."""
+    if read_launch() is None:
+        yield SINGLE
+        return
+    from marl.utils.distributed import joined, one_voice
+
+    with joined(config.device) as ranks, one_voice(ranks):
+        yield ranks
+
+
+def _says(path: Path, text: str) -> bool:
+    """Return whether a file holds a line, and nothing else."""
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8").strip() == text
+    return False
+
+
 class StopSignal:
     """Remembers the first SIGINT, SIGTERM or SIGHUP, so that an iteration in progress can finish.
 
@@ -97,8 +139,11 @@ class StopSignal:
     signal a process and its group.
     """
 
-    def __init__(self, what: str = "finishing this iteration and saving") -> None:
-        """`what` is done then, as it is told at once."""
+    def __init__(
+        self, what: str = "finishing this iteration and saving", *, tells: bool = True
+    ) -> None:
+        """`what` is done then, as it is told at once; of several processes one `tells`."""
+        self._tells = tells
         self.received = 0
         self._what = what
         self._since = math.inf
@@ -109,6 +154,8 @@ class StopSignal:
     def _remember(self, number: int, _: FrameType | None) -> None:
         if not self.received:
             self.received, self._since = number, time.monotonic()
+            if not self._tells:
+                return
             with suppress(OSError):  # a terminal that has gone
                 os.write(2, f"\n{self._what}; once more ends it at once\n".encode())
         elif time.monotonic() - self._since > _TOGETHER:
@@ -116,15 +163,19 @@ class StopSignal:
             os.kill(os.getpid(), number)
 
 
-def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> int:
+def _run(
+    config: Config, folder: Path, *, resume: bool, cut: bool = False, ranks: Ranks = SINGLE
+) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
     from marl.utils.devices import single_threaded_operations
     from marl.utils.progress import Progress
 
     single_threaded_operations()
-    stop = StopSignal()
+    stop = StopSignal(tells=ranks.rank == 0)
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
+    if ranks.size > 1:
+        title += f", {ranks.size} processes"
     with Progress(config.total_steps, title) as progress:
 
         def begun(spec: "EnvSpec") -> None:
@@ -142,15 +193,15 @@ def _run(config: Config, folder: Path, *, resume: bool, cut: bool = False) -> in
             cut_open_episodes=cut,
             stop=lambda: stop.received > 0,
             begun=begun,
+            ranks=ranks,
         )
         with closing(iterations):
             for metrics in iterations:
                 progress.update(metrics, at_once=config.preferences.people.wait)
-                if stop.received:
-                    break
-    if stop.received:
-        print(f"stopped and saved; continue with: marl resume {folder}")
-        return 128 + stop.received
+    if signal_number := max(ranks.gather(stop.received)):
+        launcher = "the same torchrun command with -m " if ranks.size > 1 else ""
+        print(f"stopped and saved; continue with: {launcher}marl resume {folder}")
+        return 128 + int(signal_number)
     if progress.no_episode and not resume:
         steps = config.total_steps // config.env.num_envs
         print(f"{progress.no_episode}, and this run took {steps:,}; raise --total-steps")

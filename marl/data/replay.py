@@ -59,6 +59,8 @@ class ReplayBuffer:
         self.num_finished = 0
         self.latest = 0
         """Number (counted from 0) of the first episode of the newest batch that ended."""
+        self.moments_of_all: tuple[float, float] | None = None
+        """`return_moments` of all processes' episodes, where several train together."""
         self._overwritten: list[tuple[Tensor, slice | Tensor, Tensor]] = []
         """Tensor, rows and old values of each write of the last `append`."""
         self._before = (0, 0, 0)
@@ -169,10 +171,16 @@ class ReplayBuffer:
 
         A deviation of zero comes back as 1: equal returns then differ by zero deviations.
         """
-        returns = self._episodes["returns"][: self.num_finished].to(torch.float64)
+        if self.moments_of_all is not None:
+            return self.moments_of_all
+        returns = self.returns()
         if len(returns) == 0:
             return 0.0, 1.0
         return float(returns.mean()), float(returns.std(correction=0)) or 1.0
+
+    def returns(self) -> Float[Tensor, "M"]:
+        """Return the returns of the kept episodes, in double precision."""
+        return self._episodes["returns"][: self.num_finished].to(torch.float64)
 
     def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
         """Return the team's state at the end of each episode."""

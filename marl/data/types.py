@@ -114,6 +114,22 @@ class Rewards:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BatchShares:
+    """Weights of one process's means, whose mean over all processes is the mean over all rows."""
+
+    pairs: float
+    """Of a mean over answered pairs."""
+    returns: float
+    """Over episodes whose return is known."""
+    episodes: float
+    """Over all episodes."""
+    steps: float
+    """Over sampled steps."""
+    agent_steps: float
+    """Over sampled steps of the agents alive in them."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EpisodeBatch:
     """M episodes, K steps of each, their returns, and the answered pairs among them."""
 
@@ -134,11 +150,29 @@ class EpisodeBatch:
     """Mean of the returns of all kept episodes."""
     return_scale: float = 1.0
     """Standard deviation of the returns of all kept episodes."""
+    shares: BatchShares | None = None
+    """How means over this batch count among those of other processes. None: there are none."""
 
     @property
     def is_sampled(self) -> Bool[Tensor, "M K"]:
         """Which steps are samples rather than padding."""
         return self.step_weights > 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of rows of each mean in `BatchShares`."""
+        sampled, alive = self.is_sampled, self.transitions.alive
+        agents = self.transitions.obs.shape[-2]
+        steps = int(sampled.sum())
+        agent_steps = steps * agents
+        if alive is not None:
+            agent_steps = int((sampled.unsqueeze(-1) & alive).sum())
+        return {
+            "pairs": len(self.labels),
+            "returns": int((~self.returns.isnan()).sum()),
+            "episodes": len(self.lengths),
+            "steps": steps,
+            "agent_steps": agent_steps,
+        }
 
 
 @runtime_checkable

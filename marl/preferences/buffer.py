@@ -18,6 +18,7 @@ from marl.data.replay import make_replay
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.utils.plugins import check_trusted, labeller_paths
+from marl.utils.ranks import Ranks
 from marl.utils.seeding import Seeds
 
 CPU = torch.device("cpu")
@@ -101,10 +102,14 @@ class PreferenceBuffer:
 class Tally:
     """Counts asked pairs, abstentions and ties, and warns where there is nothing to learn from."""
 
-    def __init__(self, name: str, *, stratified: bool = False) -> None:
-        """`stratified`: rare returns are drawn as often as common ones already."""
+    def __init__(self, name: str, *, stratified: bool = False, tells: bool = True) -> None:
+        """`stratified`: rare returns are drawn as often as common ones already.
+
+        Of several processes one `tells` what there is to warn of.
+        """
         self.name = name
-        self._may_warn_of_rarity = not stratified
+        self._tells = tells
+        self._may_warn_of_rarity = tells and not stratified
         self.asked = self.answered = 0
         """Pairs of the whole run, up to the latest `take`."""
         self.is_informative = False
@@ -122,6 +127,14 @@ class Tally:
         self._decided += counts[1]
         self.is_informative |= counts[1] > 0
 
+    def pool(self, ranks: Ranks) -> None:
+        """Take the counts of all processes since their last `take` for this one's."""
+        if ranks.size == 1:
+            return
+        counts = torch.tensor([self._asked, self._answered, self._decided])
+        self._asked, self._answered, self._decided = ranks.sum_(counts, "answers").tolist()
+        self.is_informative |= self._decided > 0
+
     def take(self) -> dict[str, float]:
         """Return counts since the last call; shares are NaN where nothing was asked.
 
@@ -132,20 +145,16 @@ class Tally:
         self._asked = self._answered = self._decided = 0
         self.asked, self.answered = self.asked + asked, self.answered + answered
         if self.asked and not self.answered and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
+            self._warn(
                 f"labeller {self.name} has answered none of {self.asked} pairs; the policy does "
-                "not learn before the first answer",
-                stacklevel=2,
+                "not learn before the first answer"
             )
         self._tied_turns += answered > 0 and not self.is_informative
         if self._tied_turns == TIED_TURNS and not self._has_warned:
-            self._has_warned = True
-            warnings.warn(
+            self._warn(
                 f"all {self.answered:,} pairs that labeller {self.name} has judged so far are ties;"
                 " the policy does not learn before one episode is preferred. "
-                "preferences.tie_break names facts that decide ties",
-                stacklevel=2,
+                "preferences.tie_break names facts that decide ties"
             )
         if answered and self.is_informative:
             self._warn_of_rarity(decided / answered)
@@ -154,6 +163,12 @@ class Tally:
             "preference/abstained_share": 1.0 - answered / asked if asked else float("nan"),
             "preference/informative_share": decided / answered if answered else float("nan"),
         }
+
+    def _warn(self, message: str) -> None:
+        """Warn for the only time."""
+        self._has_warned = True
+        if self._tells:
+            warnings.warn(message, stacklevel=3)
 
     def _warn_of_rarity(self, informative_share: float) -> None:
         """Warn once where few answers prefer an episode in many calls in a row."""

@@ -36,6 +36,7 @@ from marl.preferences.labellers import (
 from marl.preferences.queries import (
     Budget,
     all_pairs,
+    allotted,
     disagreement,
     disjoint_pairs,
     draw_episodes,
@@ -45,6 +46,7 @@ from marl.preferences.queries import (
     in_bootstrap,
 )
 from marl.preferences.teachers import MyopicReturns
+from marl.utils.ranks import SINGLE, Ranks, mean_metrics, together
 from marl.utils.seeding import Seeds
 
 Scorer = Callable[
@@ -79,11 +81,16 @@ class FeedbackPipeline:
         people: Labeller | None = None,
         given: Callable[..., Any] | None = None,
         run: str = "",
+        ranks: Ranks = SINGLE,
     ) -> None:
         """`people` and `given` are the labellers ``people`` and ``python``, where there are any.
 
-        `reads_history` says that the reward model reads episodes whole and in order.
+        `reads_history` says that the reward model reads episodes whole and in order. Of several
+        processes, each keeps and asks about episodes of its own; people are asked about those of
+        process 0. `preferences` then say how much this process keeps, and how many questions all of
+        them ask.
         """
+        self.ranks = ranks
         self.uses_labels, self.uses_returns = uses_labels, uses_returns
         self.reads_history = reads_history
         self.config = preferences
@@ -92,7 +99,7 @@ class FeedbackPipeline:
         self.num_iterations = num_iterations
         self.generator = seeds.torch("preferences", device)
         self.labeller: Labeller | None = None
-        if uses_labels:
+        if uses_labels and (ranks.rank == 0 or preferences.labeller != "people"):
             self.labeller = make_labeller(preferences, spec, seeds, people, given=given, run=run)
         labellers = [] if self.labeller is None else list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
@@ -101,7 +108,9 @@ class FeedbackPipeline:
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
         self.labeller_name = preferences.labeller if given is None else name_of(given)
-        self.tally = Tally(self.labeller_name, stratified=preferences.query == "stratified")
+        self.tally = Tally(
+            self.labeller_name, stratified=preferences.query == "stratified", tells=ranks.rank == 0
+        )
         self.least_return, self.largest_return = math.inf, -math.inf
         self.myopic: MyopicReturns | None = None
         if uses_labels and preferences.teacher.myopia < 1.0:
@@ -120,35 +129,64 @@ class FeedbackPipeline:
         `hidden` is for a myopic teacher only, which judges by it. `scorer` is for queries by
         ``disagreement`` and ``entropy`` only.
         """
-        if self.myopic is not None:
-            assert hidden is not None, "a myopic teacher sees the hidden rewards"
-            returns = self.myopic.observe(rollout, hidden)
-            rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
-        self.replay.append(rollout)
-        if self.uses_returns and len(rollout.episodes.returns):
-            low, high = rollout.episodes.returns.aminmax()
-            self.least_return = min(self.least_return, float(low))
-            self.largest_return = max(self.largest_return, float(high))
-        self._take_late_answers()
+        with together(self.ranks):
+            if self.myopic is not None:
+                assert hidden is not None, "a myopic teacher sees the hidden rewards"
+                returns = self.myopic.observe(rollout, hidden)
+                rollout = replace(rollout, episodes=replace(rollout.episodes, returns=returns))
+            self.replay.append(rollout)
+            if self.uses_returns and len(rollout.episodes.returns):
+                low, high = rollout.episodes.returns.aminmax()
+                self.least_return = min(self.least_return, float(low))
+                self.largest_return = max(self.largest_return, float(high))
+            self._take_late_answers()
+        num_ended = self._agree_on_episodes(len(rollout.episodes.env))
         progress = self.num_rollouts / self.num_iterations
         self.num_rollouts += 1
         is_free = self.config.queries_per_iteration == 0
-        if not self.uses_labels or is_free or len(rollout.episodes.env) == 0:
+        if not self.uses_labels or is_free or num_ended == 0:
             return
         train, held_out = self.budget.grant(progress)
         for count, side in ((train, False), (held_out, True)):
-            available = self._askable(held_out=side)
+            if count:
+                self._query(count, scorer, held_out=side)
+
+    def _agree_on_episodes(self, num_ended: int) -> int:
+        """Return how many episodes have ended in all processes, whose returns each then knows."""
+        if self.ranks.size == 1:
+            return num_ended
+        returns = self.replay.returns()
+        mine = [num_ended, self.least_return, self.largest_return, len(returns)]
+        parts = self.ranks.gather([*mine, float(returns.sum()), float((returns**2).sum())])
+        ended, least, largest, counts, sums, squares = zip(*parts, strict=True)
+        self.least_return, self.largest_return = min(least), max(largest)
+        mean = sum(sums) / max(1, sum(counts))
+        var = max(0.0, sum(squares) / max(1, sum(counts)) - mean**2)
+        self.replay.moments_of_all = (mean, math.sqrt(var) or 1.0)
+        return sum(ended)
+
+    def _query(self, count: int, scorer: Scorer | None, *, held_out: bool) -> None:
+        """Ask about this process's part of `count` pairs of one side."""
+        with together(self.ranks):
+            available = self._askable(held_out=held_out)
+        if self.ranks.size > 1:
+            room = self.ranks.gather(len(available) // 2)
+            count = allotted(count, room, self.budget.asked)[self.ranks.rank]
+        asked = 0
+        with together(self.ranks):
             if count and len(available) > 1:
-                first, second = self._choose(available, count, scorer, held_out=side)
-                if len(first):
-                    self.budget.asked += len(first)
+                first, second = self._choose(available, count, scorer, held_out=held_out)
+                if asked := len(first):
                     labels = self._ask(first, second)
                     given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
                     self.buffer.add(first[given], second[given], labels[given], self.replay.time)
+        self.budget.asked += sum(self.ranks.gather(asked))
 
     def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
         """Return the whole episodes of one side that the labeller can judge."""
         available = self.replay.available(held_out=held_out)
+        if self.labeller is None:
+            return available[:0]
         for child in self.selective:
             episodes = self.replay.episodes(available)
             mask = called(name_of(child), "asked what it can judge", child.can_judge, episodes)
@@ -319,13 +357,23 @@ class FeedbackPipeline:
             "preference/episodes": float(self.replay.num_finished),
             "memory/replay_mib": self.replay.num_bytes / 2**20,
         }
-        if self.labeller is None:
-            return metrics
-        counts = {
+        if not self.uses_labels:
+            return self._summed(metrics)
+        metrics |= {
             "preference/answered": float(self.buffer.num_answered),
             "preference/unanswered": float(self.buffer.num_unanswered),
         }
-        return metrics | counts | self.tally.take() | labeller_metrics(self.labeller)
+        with together(self.ranks):
+            told = {} if self.labeller is None else labeller_metrics(self.labeller)
+        self.tally.pool(self.ranks)
+        return self._summed(metrics) | self.tally.take() | mean_metrics(self.ranks, told)
+
+    def _summed(self, metrics: dict[str, float]) -> dict[str, float]:
+        """Return the sums of all processes' metrics, each of which has the same."""
+        if self.ranks.size == 1:
+            return metrics
+        parts = self.ranks.gather(metrics)
+        return {name: sum(part[name] for part in parts) for name in metrics}
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of all but the replay buffer, for `restore`."""

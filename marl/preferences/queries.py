@@ -4,6 +4,7 @@ Axes: E and M episodes, B pairs, K reward models. Episodes are named by their ru
 is newer.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,29 @@ def in_bootstrap(
     return draws.to(first.device)
 
 
+def allotted(count: int, room: Sequence[int], first: int) -> list[int]:
+    """Return how many of `count` pairs each process asks, as equally as their `room` allows.
+
+    What does not divide goes to the processes from number `first` on.
+    """
+    parts = [0] * len(room)
+    order = [(first + k) % len(room) for k in range(len(room))]
+    while count:
+        open_ = [k for k in order if parts[k] < room[k]]
+        if not open_:
+            break
+        each = max(1, min(count // len(open_), min(room[k] - parts[k] for k in open_)))
+        for k in open_[:count]:
+            parts[k] += each
+            count -= each
+    return parts
+
+
 class Budget:
-    """Counts the pairs that are due and those that were asked, up to `max_labels`."""
+    """Counts the pairs that are due and those that were asked, up to `max_labels`.
+
+    Of several processes each has the same counts, over all of them.
+    """
 
     def __init__(self, config: PreferenceConfig) -> None:
         self.config = config

@@ -9,11 +9,12 @@ from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
 from marl.learners.base import Actor
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import RewardModel, ValueBasedReward
+from marl.rewards.budget import fit_budget
 from marl.rewards.calibration import CalibratedLoss
 from marl.rewards.central import CentralReward
 from marl.rewards.ensemble import Ensemble
 from marl.rewards.factored import FactoredReward
-from marl.rewards.learner import RewardLearner, fit_budget
+from marl.rewards.learner import RewardLearner
 from marl.rewards.losses import RewardLoss
 from marl.rewards.ratio import PolicyRatio
 from marl.rewards.ratio_learner import RatioLearner, make_ratio

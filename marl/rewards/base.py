@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.data.types import EpisodeBatch, Rewards, Transitions
+from marl.data.types import BatchShares, EpisodeBatch, Rewards, Transitions
+from marl.utils.plugins import PluginError
 
 MAX_RECURRENT_STEPS = 500
 """Longest episodes, in steps, that a recurrent model is fitted on: it reads whole ones."""
@@ -93,9 +94,17 @@ class ValueBasedReward(RewardModel):
 
     @abstractmethod
     def value_loss(
-        self, steps: Transitions, q: TeamValue, weights: Tensor, policy: PolicySampler
+        self,
+        steps: Transitions,
+        q: TeamValue,
+        weights: Tensor,
+        policy: PolicySampler,
+        shares: BatchShares | None = None,
     ) -> Tensor:
-        """Return the loss of V given Q; `weights` (M, K) marks padding by zero."""
+        """Return the loss of V given Q; `weights` (M, K) marks padding by zero.
+
+        `shares` are those of the batch, where several processes train.
+        """
 
     @abstractmethod
     def update_targets(self, rate: float) -> Tensor:
@@ -110,6 +119,38 @@ def check_episode_length(spec: EnvSpec, setting: str) -> None:
             f"steps, and those of {spec.name} have up to {spec.max_steps}; give the environment a "
             f'smaller max_steps or set {setting} = "none"'
         )
+
+
+def checked_rewards(returned: object, name: str, transitions: Transitions) -> Rewards:
+    """Return what a plugged-in model gave as `Rewards`, or raise `PluginError`.
+
+    A bare tensor counts as the team's reward.
+    """
+    lead = tuple(transitions.terminated.shape)
+    rewards = Rewards(team=returned) if isinstance(returned, Tensor) else returned
+    if not isinstance(rewards, Rewards):
+        raise PluginError(
+            f"reward model {name} returned {type(returned).__name__}, expected marl.Rewards or "
+            f"a tensor of shape {lead}"
+        )
+    agents = transitions.obs.shape[-2]
+    for part, tensor, shape in (
+        ("team", rewards.team, lead),
+        ("local", rewards.local, (*lead, agents)),
+    ):
+        if tensor is None:
+            continue
+        if tuple(tensor.shape) != shape:
+            raise PluginError(
+                f"reward model {name} returned {part} rewards of shape {tuple(tensor.shape)}, "
+                f"expected {shape}"
+            )
+        if not tensor.is_floating_point():
+            raise PluginError(
+                f"reward model {name} returned {part} rewards of dtype {tensor.dtype}, "
+                "expected a floating dtype"
+            )
+    return rewards
 
 
 @torch.no_grad()

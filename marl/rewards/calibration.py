@@ -41,6 +41,9 @@ class CalibratedLoss:
         loss, metrics = self.loss(rewards, batch)
         error = self.error(rewards, batch, self.config, self.max_steps)
         metrics = metrics | {"calibration/loss": error.detach()}
+        if batch.shares is not None:
+            by_return = self.config.calibrate_to == "return"
+            error = error * (batch.shares.returns if by_return else batch.shares.pairs)
         return loss + self.config.calibration * error, metrics
 
     def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:

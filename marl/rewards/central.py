@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import RewardConfig
-from marl.data.types import Rewards, Transitions
+from marl.data.types import BatchShares, Rewards, Transitions
 from marl.nn.layers import masked_mean, mlp
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import PolicySampler, TeamValue, ValueBasedReward, polyak_update
@@ -78,7 +78,12 @@ class CentralReward(ValueBasedReward):
         return [] if self.gamma == 0.0 else list(self.v.parameters())
 
     def value_loss(
-        self, steps: Transitions, q: TeamValue, weights: Tensor, policy: PolicySampler
+        self,
+        steps: Transitions,
+        q: TeamValue,
+        weights: Tensor,
+        policy: PolicySampler,
+        shares: BatchShares | None = None,
     ) -> Tensor:
         """Return L_v, which draws V to the soft value of Q. Gradients reach V only."""
         state = self.norm.state(steps.state)
@@ -91,7 +96,8 @@ class CentralReward(ValueBasedReward):
             log_probs = local_log_probs.sum(dim=-1)
             with torch.no_grad():
                 joint_q = self._joint_q(state, actions, steps.alive)
-        return masked_mean(value_loss(joint_q, v, self.config, log_probs), weights > 0)
+        loss = masked_mean(value_loss(joint_q, v, self.config, log_probs), weights > 0)
+        return loss if shares is None else loss * shares.steps
 
     def update_targets(self, rate: float) -> Tensor:
         """Move the target network by the Polyak rate; return the distance of V from it."""

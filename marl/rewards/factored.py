@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import RewardConfig
-from marl.data.types import History, Rewards, Transitions
+from marl.data.types import BatchShares, History, Rewards, Transitions
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp, masked_mean, mlp
 from marl.nn.mlp import ExplicitMLP, explicit
@@ -133,7 +133,12 @@ class FactoredReward(ValueBasedReward):
         return [*self.v.parameters(), *mixer]
 
     def value_loss(
-        self, steps: Transitions, q: TeamValue, weights: Tensor, policy: PolicySampler
+        self,
+        steps: Transitions,
+        q: TeamValue,
+        weights: Tensor,
+        policy: PolicySampler,
+        shares: BatchShares | None = None,
     ) -> Tensor:
         """Return L_v, which draws w_i v_i to the soft value of w_i q_i, agent by agent.
 
@@ -156,7 +161,10 @@ class FactoredReward(ValueBasedReward):
         is_sampled = weights > 0
         present = is_sampled.unsqueeze(-1).expand_as(loss)
         present = present if steps.alive is None else present & steps.alive
-        return masked_mean(loss, present) + masked_mean(bias_loss, is_sampled)
+        mean, bias_mean = masked_mean(loss, present), masked_mean(bias_loss, is_sampled)
+        if shares is not None:
+            mean, bias_mean = mean * shares.agent_steps, bias_mean * shares.steps
+        return mean + bias_mean
 
     def update_targets(self, rate: float) -> Tensor:
         """Move the target networks by the Polyak rate; return the distance of V from its own."""

@@ -4,7 +4,6 @@ Axes: T time, E environments, N agents, M episodes, K sampled steps.
 """
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -14,96 +13,36 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from marl.config import Config, RewardConfig
-from marl.data.types import EpisodeBatch, FinishedEpisodes, History, Rewards, Transitions
+from marl.config import RewardConfig
+from marl.data.types import (
+    BatchShares,
+    EpisodeBatch,
+    FinishedEpisodes,
+    History,
+    Rewards,
+    Transitions,
+)
 from marl.nn.layers import check_finite, masked_mean
 from marl.nn.normalisation import ValueNorm
 from marl.nn.optimizer import Optimizer
-from marl.rewards.base import Batches, PolicySampler, TeamValue, ValueBasedReward
+from marl.rewards.base import (
+    Batches,
+    PolicySampler,
+    TeamValue,
+    ValueBasedReward,
+    checked_rewards,
+)
+from marl.rewards.budget import DriftGuard, FitBudget
 from marl.rewards.constant import ConstantReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.rewards.ratio import PolicyRatio
 from marl.rewards.sequence import SequenceReward
 from marl.utils.devices import TwoThreads
 from marl.utils.plugins import PluginError
-from marl.utils.ranks import SINGLE, Ranks, mean_over_ranks
-
-AVERAGED_FITS = 20
-"""Fits over which the drift guard averages the loss."""
+from marl.utils.ranks import SINGLE, Ranks, mean_metrics, mean_over_ranks, together
 
 PATIENCE = 2
 """Blocks without a new lowest held-out loss after which a fit ends: one may fail by chance."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitBudget:
-    """Budget of a fit, in counts rather than seconds, so that a run can be repeated exactly."""
-
-    block: int
-    """Gradient steps that are taken in any case, and in every further block."""
-    max_rows: int = 0
-    """Rows passed through the networks at which a fit takes no further step; 0: one block only."""
-
-
-def fit_budget(config: Config) -> FitBudget:
-    """Return the budget of every fit of a run.
-
-    A constant ``reward.gradient_steps`` is one block. Otherwise the first block follows the data,
-    and the fit may take `fit_share` of the rows that it and the policy's update pass through their
-    networks, whose share is 1 - `fit_share`.
-    """
-    reward = config.reward
-    if reward.gradient_steps:
-        return FitBudget(block=reward.gradient_steps)
-    policy_rows = config.batch_steps * config.learner.epochs
-    return FitBudget(
-        block=-(-config.batch_steps // reward.env_steps_per_gradient_step),
-        max_rows=int(policy_rows * reward.fit_share / (1.0 - reward.fit_share)),
-    )
-
-
-class DriftGuard:
-    """Slows the target networks of V down when the loss of the rewards rises.
-
-    With gamma_R near 1, V and Q can chase each other: the reward's scale grows, preferences that
-    were once learned are lost again, and the loss that had fallen rises. When its running average
-    stands `tolerance` nats above the lowest so far, the Polyak rate is halved and the
-    measurement begins anew. The first fits only fill the average. A tolerance of 0 switches the
-    guard off.
-    """
-
-    def __init__(self, rate: float, tolerance: float) -> None:
-        self.rate = rate
-        self.tolerance = tolerance
-        self.fits = 0
-        self.average = math.nan
-        self.lowest = math.inf
-
-    def update(self, loss: float) -> None:
-        """Take the mean loss of one fit into account."""
-        self.fits += 1
-        seen = min(self.fits, AVERAGED_FITS)
-        self.average = loss if seen == 1 else self.average + (loss - self.average) / seen
-        if seen < AVERAGED_FITS:
-            return
-        self.lowest = min(self.lowest, self.average)
-        if self.tolerance > 0.0 and self.average > self.lowest + self.tolerance:
-            self.rate /= 2.0
-            warnings.warn(
-                f"the reward's loss rose from {self.lowest:.2f} to {self.average:.2f}; "
-                f"reward.target_rate is halved to {self.rate:g} from here on. "
-                "If it keeps rising, lower reward.gamma",
-                stacklevel=2,
-            )
-            self.lowest = self.average
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the rate and what was seen."""
-        return dict(vars(self))
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        vars(self).update(state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,12 +61,27 @@ class ModelOutputs:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What the processes have drawn to learn from, or to measure with."""
+
+    batch: EpisodeBatch | None
+    """This process's; None: it has nothing."""
+    exists: bool
+    """Whether any process has a batch."""
+    rows: int
+    """Steps in the batches of all, padding included."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class GradientStep:
     """Metrics of one gradient step."""
 
     loss: Tensor
-    """That of the `RewardLoss`, without penalties."""
+    """That of the `RewardLoss`, without penalties; zero for a process without a batch."""
     metrics: dict[str, Tensor]
+    """Empty for a process without a batch."""
+    num_pairs: int = 0
+    num_episodes: int = 0
 
 
 class RewardLearner:
@@ -216,7 +170,9 @@ class RewardLearner:
 
         L is the `RewardLoss`, such as BCE(S(tau_1) - S(tau_2), y). The gradients of L_q and L_v
         reach disjoint parameters, so they are found side by side and clipped apart.
-        `RewardConfig.gradient_steps` says how many steps there are.
+        `RewardConfig.gradient_steps` says how many steps there are. Of several processes, each
+        draws a batch; the losses are means over all of them, and one without a batch takes the
+        same steps.
         """
         if self.q_optimizer is None:
             return {"reward/gradient_steps": 0.0}
@@ -227,43 +183,86 @@ class RewardLearner:
         loss = torch.stack([step.loss for step in steps]).mean()
         loss = mean_over_ranks(self.ranks, loss, "reward loss")
         check_finite(self.ranks, reward_loss=loss)
-        means = torch.stack([torch.stack([*step.metrics.values()]) for step in steps]).mean(dim=0)
-        metrics = dict(zip(steps[0].metrics, means.tolist(), strict=True))
+        metrics = self._step_metrics(steps)
         if self.v_optimizer is not None:
-            self.guard.update(float(loss))
+            self.guard.update(float(loss), tells=self.ranks.rank == 0)
             metrics["reward/target_rate"] = self.guard.rate
         metrics["reward/gradient_steps"] = float(len(steps))
-        held_out = held_out or source.batch(held_out=True)
-        return metrics | ({} if held_out is None else self._evaluate(held_out)[1])
+        held_out = held_out or self._draw(source, held_out=True)
+        return metrics | (self._held_out_metrics(held_out.batch) if held_out.exists else {})
+
+    def _step_metrics(self, steps: list[GradientStep]) -> dict[str, float]:
+        """Return the mean metrics of some gradient steps of all processes."""
+        known = [step.metrics for step in steps if step.metrics]
+        metrics: dict[str, float] = {}
+        if known:
+            means = torch.stack([torch.stack([*one.values()]) for one in known]).mean(dim=0)
+            metrics = dict(zip(known[0], means.tolist(), strict=True))
+        pairs, episodes = (sum(getattr(s, n) for s in steps) for n in ("num_pairs", "num_episodes"))
+        return self._merged(metrics, pairs, episodes)
+
+    def _held_out_metrics(self, batch: EpisodeBatch | None) -> dict[str, float]:
+        """Return the metrics of all processes' held-out batches."""
+        if batch is None:
+            return self._merged({}, 0, 0)
+        return self._merged(self._evaluate(batch)[1], len(batch.labels), len(batch.lengths))
+
+    def _merged(self, metrics: dict[str, float], pairs: int, episodes: int) -> dict[str, float]:
+        """Return the means of all processes' metrics, which count as their rows do."""
+        if self.ranks.size == 1:
+            return metrics
+        of_pairs = {name: x for name, x in metrics.items() if name.startswith("preference/")}
+        others = {name: x for name, x in metrics.items() if name not in of_pairs}
+        return mean_metrics(self.ranks, of_pairs, pairs) | mean_metrics(
+            self.ranks, others, episodes
+        )
+
+    def _draw(self, source: Batches, *, held_out: bool = False) -> Drawn:
+        """Draw a batch in every process."""
+        with together(self.ranks):
+            batch = source.batch(held_out=held_out)
+        rows = 0 if batch is None else batch.step_weights.numel()
+        if self.ranks.size == 1:
+            return Drawn(batch=batch, exists=batch is not None, rows=rows)
+        counts = dict.fromkeys(BatchShares.__annotations__, 0) if batch is None else batch.counts()
+        mine = [float(batch is not None), float(rows), *map(float, counts.values())]
+        total = self.ranks.sum_(torch.tensor(mine, dtype=torch.float64), "batch").tolist()
+        if batch is not None:
+            sums = dict(zip(counts, total[2:], strict=True))
+            shares = {
+                name: self.ranks.size * n / max(1.0, sums[name]) for name, n in counts.items()
+            }
+            batch = replace(batch, shares=BatchShares(**shares))
+        return Drawn(batch=batch, exists=bool(total[0]), rows=int(total[1]))
 
     def _descend(
         self, optimizer: Optimizer, source: Batches, policy: PolicySampler
-    ) -> tuple[list[GradientStep], EpisodeBatch | None]:
+    ) -> tuple[list[GradientStep], Drawn | None]:
         """Take one block of gradient steps, and more while they help and the budget lasts.
 
         The target networks follow in the first block only: with the data, not with the fit.
         Return each step's metrics and, if more than one block was possible, the held-out batch.
         """
-        block, max_rows, ranks = self.budget.block, self.budget.max_rows, self.ranks
-        held_out = source.batch(held_out=True) if max_rows else None
-        held_out = None if ranks.any(held_out is None) else held_out
-        lowest = math.nan if held_out is None else self._held_out_loss(held_out)
+        block, max_rows = self.budget.block, self.budget.max_rows
+        held_out = self._draw(source, held_out=True) if max_rows else None
+        if held_out is not None and not held_out.exists:
+            held_out = None
+        lowest = math.nan if held_out is None else self._held_out_loss(held_out.batch)
         failed = 0
         steps: list[GradientStep] = []
-        num_rows, is_over = 0, False
+        num_rows = 0
         while True:
             end = len(steps) + block
-            while len(steps) < end and (len(steps) < block or not is_over):
-                batch = source.batch()
-                if ranks.any(batch is None) or batch is None:
+            while len(steps) < end and (len(steps) < block or num_rows < max_rows):
+                drawn = self._draw(source)
+                if not drawn.exists:
                     return steps, held_out
                 rate = self.guard.rate if len(steps) < block else 0.0
-                steps.append(self._step(optimizer, batch, policy, rate))
-                num_rows += batch.step_weights.numel()
-                is_over = ranks.any(num_rows >= max_rows)
-            if held_out is None or is_over:
+                steps.append(self._step(optimizer, drawn.batch, policy, rate))
+                num_rows += drawn.rows
+            if held_out is None or num_rows >= max_rows:
                 return steps, held_out
-            loss = self._held_out_loss(held_out)
+            loss = self._held_out_loss(held_out.batch)
             if loss <= (1.0 - self.config.held_out_fall) * lowest:
                 lowest, failed = loss, 0
             else:
@@ -272,9 +271,11 @@ class RewardLearner:
                 return steps, held_out
 
     def _step(
-        self, optimizer: Optimizer, batch: EpisodeBatch, policy: PolicySampler, rate: float
+        self, optimizer: Optimizer, batch: EpisodeBatch | None, policy: PolicySampler, rate: float
     ) -> GradientStep:
         """Take one gradient step, move the target networks by `rate`, and return its metrics."""
+        if batch is None:
+            return self._step_of_others(optimizer, rate)
         outputs = self._outputs(batch.transitions)
         fit_loss, metrics = self.loss(outputs.rewards, batch)
         loss = self._with_penalties(fit_loss, outputs.rewards, batch)
@@ -283,7 +284,9 @@ class RewardLearner:
         if model is None or v_optimizer is None or q is None:
             optimizer.minimize(loss)
         else:
-            value_loss = partial(model.value_loss, batch.transitions, q, batch.step_weights, policy)
+            value_loss = partial(
+                model.value_loss, batch.transitions, q, batch.step_weights, policy, batch.shares
+            )
             self.two_threads.both(
                 lambda: optimizer.backward(loss),
                 lambda: v_optimizer.backward(value_loss()),
@@ -294,7 +297,22 @@ class RewardLearner:
         team = outputs.rewards.team.detach()
         share = outputs.bias.detach().var() / team.var().clamp(min=1e-12)
         metrics = metrics | {"reward/bias_share": share, "reward/value_drift": drift}
-        return GradientStep(loss=fit_loss.detach(), metrics=metrics)
+        return GradientStep(
+            loss=fit_loss.detach(),
+            metrics=metrics,
+            num_pairs=len(batch.labels),
+            num_episodes=len(batch.lengths),
+        )
+
+    def _step_of_others(self, optimizer: Optimizer, rate: float) -> GradientStep:
+        """Take the gradient step of the processes that have a batch."""
+        optimizer.zero_grad()
+        optimizer.step()
+        if self.value_based is not None and self.v_optimizer is not None:
+            self.v_optimizer.zero_grad()
+            self.v_optimizer.step()
+            self.value_based.update_targets(rate)
+        return GradientStep(loss=torch.zeros((), device=self.device), metrics={})
 
     def _with_penalties(self, loss: Tensor, rewards: Rewards, batch: EpisodeBatch) -> Tensor:
         """Return loss + lambda mean(R^2) + mu mean(sum_i (S_i - S_bar)^2).
@@ -303,14 +321,17 @@ class RewardLearner:
         """
         if self.sequence is not None:
             return loss
-        config = self.config
-        loss = loss + config.regularisation * masked_mean(rewards.team**2, batch.is_sampled)
+        config, shares = self.config, batch.shares
+        size = masked_mean(rewards.team**2, batch.is_sampled)
+        loss = loss + config.regularisation * (size if shares is None else size * shares.steps)
         if config.split_regularisation > 0.0 and rewards.local is not None:
             by_agent = rewards.local.movedim(-1, 0)
             scores = episode_scores(
                 by_agent, batch.step_weights, batch.lengths, config, self.max_steps
             )
-            loss = loss + config.split_regularisation * split_penalty(scores)
+            gap = split_penalty(scores)
+            gap = gap if shares is None else gap * shares.episodes
+            loss = loss + config.split_regularisation * gap
         return loss
 
     def _outputs(self, transitions: Transitions) -> ModelOutputs:
@@ -334,9 +355,10 @@ class RewardLearner:
         }
         return ModelOutputs(rewards=rewards, bias=bias, q=q, next_v=next_v, hidden=hidden)
 
-    def _held_out_loss(self, batch: EpisodeBatch) -> float:
+    def _held_out_loss(self, batch: EpisodeBatch | None) -> float:
         """Return the loss of all processes' held-out batches."""
-        loss = torch.tensor(self._evaluate(batch)[0], dtype=torch.float64)
+        own = 0.0 if batch is None else self._evaluate(batch)[0]
+        loss = torch.tensor(own, dtype=torch.float64)
         return float(mean_over_ranks(self.ranks, loss, "held-out loss"))
 
     @torch.no_grad()
@@ -469,35 +491,3 @@ class RewardLearner:
         self.is_inherited = state.get("inherited", False)
         hidden = state.get("hidden")
         self.hidden = hidden and {name: tensor.to(self.device) for name, tensor in hidden.items()}
-
-
-def checked_rewards(returned: object, name: str, transitions: Transitions) -> Rewards:
-    """Return what a plugged-in model gave as `Rewards`, or raise `PluginError`.
-
-    A bare tensor counts as the team's reward.
-    """
-    lead = tuple(transitions.terminated.shape)
-    rewards = Rewards(team=returned) if isinstance(returned, Tensor) else returned
-    if not isinstance(rewards, Rewards):
-        raise PluginError(
-            f"reward model {name} returned {type(returned).__name__}, expected marl.Rewards or "
-            f"a tensor of shape {lead}"
-        )
-    agents = transitions.obs.shape[-2]
-    for part, tensor, shape in (
-        ("team", rewards.team, lead),
-        ("local", rewards.local, (*lead, agents)),
-    ):
-        if tensor is None:
-            continue
-        if tuple(tensor.shape) != shape:
-            raise PluginError(
-                f"reward model {name} returned {part} rewards of shape {tuple(tensor.shape)}, "
-                f"expected {shape}"
-            )
-        if not tensor.is_floating_point():
-            raise PluginError(
-                f"reward model {name} returned {part} rewards of dtype {tensor.dtype}, "
-                "expected a floating dtype"
-            )
-    return rewards

@@ -21,7 +21,11 @@ from marl.nn.layers import correlation, masked_mean
 
 @runtime_checkable
 class RewardLoss(Protocol):
-    """A loss of a reward model's outputs on a batch; built as ``Class(config, max_steps)``."""
+    """A loss of a reward model's outputs on a batch; built as ``Class(config, max_steps)``.
+
+    Where several processes train, each has a batch of its own, and the mean of their losses is
+    minimised; `EpisodeBatch.shares` makes it the mean over all pairs or episodes.
+    """
 
     def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss on a batch to train on, and metrics of it without gradient."""
@@ -69,7 +73,8 @@ class PreferenceLoss:
         loss = bradley_terry_loss(logits, batch.labels)
         ties = (batch.labels == 0.5).to(loss.dtype).mean()
         metrics = {"preference/loss": loss.detach(), "preference/ties": ties}
-        return self.config.preference_weight * loss, metrics
+        loss = self.config.preference_weight * loss
+        return (loss if batch.shares is None else loss * batch.shares.pairs), metrics
 
     def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
         """Return accuracy and loss on pairs that were never trained on; nothing without a pair."""
@@ -128,7 +133,8 @@ class RegressionLoss:
     def __call__(self, rewards: Rewards, batch: EpisodeBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss, also as metric."""
         loss = self._loss(rewards, batch)
-        return loss, {"regression/loss": loss.detach()}
+        metrics = {"regression/loss": loss.detach()}
+        return (loss if batch.shares is None else loss * batch.shares.returns), metrics
 
     def evaluate(self, rewards: Rewards, batch: EpisodeBatch) -> dict[str, float]:
         """Return the loss on held-out episodes, and their sums' correlation with the returns."""

@@ -7,14 +7,13 @@ import torch
 
 from envs import EnvSpec
 from marl.config import Config
-from marl.data.types import EpisodeBatch
 from marl.learners.actors import make_actor
 from marl.learners.base import Actor
 from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, check_episode_length
 from marl.rewards.early_stop import descend
-from marl.rewards.learner import PATIENCE, GradientStep, RewardLearner
+from marl.rewards.learner import PATIENCE, Drawn, GradientStep, RewardLearner
 from marl.rewards.ratio import (
     PolicyRatio,
     UniformPolicy,
@@ -53,28 +52,28 @@ class RatioLearner(RewardLearner):
 
     def _descend(
         self, optimizer: Optimizer, source: Batches, policy: PolicySampler
-    ) -> tuple[list[GradientStep], EpisodeBatch | None]:
+    ) -> tuple[list[GradientStep], Drawn | None]:
         """Take the budget's gradient steps, or fewer; see the class."""
-        ranks, (block, max_rows) = self.ranks, (self.budget.block, self.budget.max_rows)
-        held_out = source.batch(held_out=True)
-        held_out = None if ranks.any(held_out is None) else held_out
+        block, max_rows = self.budget.block, self.budget.max_rows
+        drawn = self._draw(source, held_out=True)
+        held_out = drawn if drawn.exists else None
         taken: list[GradientStep] = []
         num_rows = 0
 
         def step() -> bool:
             nonlocal num_rows
-            if max_rows and len(taken) >= block and ranks.any(num_rows >= max_rows):
+            if max_rows and len(taken) >= block and num_rows >= max_rows:
                 return False
-            batch = source.batch()
-            if ranks.any(batch is None) or batch is None:
+            drawn = self._draw(source)
+            if not drawn.exists:
                 return False
-            taken.append(self._step(optimizer, batch, policy, 0.0))
-            num_rows += batch.step_weights.numel()
+            taken.append(self._step(optimizer, drawn.batch, policy, 0.0))
+            num_rows += drawn.rows
             return True
 
         descent = descend(
             step,
-            lambda: math.nan if held_out is None else self._held_out_loss(held_out),
+            lambda: math.nan if held_out is None else self._held_out_loss(held_out.batch),
             self.parameters,
             steps=max_rows or block,  # a step has at least one row
             block=block if max_rows else -(-block // MEASUREMENTS),

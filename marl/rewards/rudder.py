@@ -83,4 +83,6 @@ class RudderLoss(RegressionLoss):
         targets, known = self.targets(batch)
         errors = (config.alpha * sums / steps - targets.unsqueeze(-1)) ** 2
         errors = (errors * batch.step_weights).sum(dim=-1) / batch.lengths
-        return loss + config.prediction_weight * masked_mean(errors, known), metrics
+        error = masked_mean(errors, known)
+        error = error if batch.shares is None else error * batch.shares.returns
+        return loss + config.prediction_weight * error, metrics

@@ -1,8 +1,12 @@
-"""Checkpoints: everything a run needs to continue, in one file.
+"""Checkpoints: everything a run needs to continue, in one file or one for each of its processes.
 
 A file is one header line, which carries the length and SHA-256 of what follows, and a PyTorch
 archive, written atomically: a run killed at any moment leaves the previous checkpoint untouched. It
 is read with ``weights_only=True``, so an untrusted file cannot run code.
+
+Where several processes train a run, the file of process 0 is written last and names the checksums
+of the others, its parts: ``step_000000012000.ckpt`` and ``step_000000012000.process1``. So there is
+a checkpoint only where all of it is there.
 
 A state is turned into values that PyTorch reads back without unpickling anything else. NumPy arrays
 travel as byte tensors beside a note of where they were, their dtype and their shape. Everything
@@ -29,6 +33,7 @@ from envs import EnvError
 from marl import UserError
 from marl.utils.files import atomic_path
 from marl.utils.plugins import identity_of
+from marl.utils.ranks import PeerError, Ranks, together
 from marl.utils.text import one_line
 
 _PLAIN = (type(None), bool, int, float, str)
@@ -138,27 +143,77 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], keep: int = 
     if keep < 1:
         raise ValueError(f"keep is {keep}; at least 1 checkpoint must be kept")
     path = folder / checkpoint_name(step)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not path.is_file():
-            _set_aside(path)
-        encoded = encode({"step": step, "state": state})
-        with atomic_path(path) as temporary:
-            _write(temporary, encoded)
+    with _saving(path):
+        _save(path, step, state)
         older = [other for other in list_checkpoints(folder) if other.name < path.name]
+        kept = {path.stem, *(other.stem for other in older[: keep - 1])}
+        parts = [part for part in folder.glob("step_*.process*") if part.stem not in kept]
         left_by_kills = folder.glob("step_*.tmp")
-        for superfluous in [*older[keep - 1 :], *left_by_kills]:
+        for superfluous in [*older[keep - 1 :], *parts, *left_by_kills]:
             if superfluous.is_dir():
                 _set_aside(superfluous)
             else:
-                superfluous.unlink()
+                superfluous.unlink(missing_ok=True)
+    return path
+
+
+def save_together(
+    folder: Path, step: int, state: dict[str, Any], keep: int, ranks: Ranks, weights: str
+) -> Path:
+    """Return the path of the new checkpoint of all processes, each of which gives its state.
+
+    `weights` is a digest of what must be the same in all of them.
+    """
+    if ranks.size == 1:
+        return save_checkpoint(folder, step, state, keep)
+    path = folder / checkpoint_name(step)
+    try:
+        with together(ranks):
+            digest = ""
+            if ranks.rank:
+                part = part_path(path, ranks.rank)
+                with _saving(part):
+                    digest = _save(part, step, state)
+        digests, of_weights = zip(*ranks.gather([digest, weights]), strict=True)
+        if len(set(of_weights)) > 1:
+            raise CheckpointError(
+                f"{path} is not saved: the networks of the {ranks.size} processes have become "
+                "different; a learner of your own must sum its gradients over `ranks`"
+            )
+        with together(ranks):
+            if ranks.rank == 0:
+                save_checkpoint(folder, step, state | {"parts": list(digests[1:])}, keep)
+    except PeerError as error:
+        raise CheckpointError(f"{path} is not saved: {error}") from None
+    return path
+
+
+def part_path(checkpoint: Path, rank: int) -> Path:
+    """Return the file of process `rank` of a checkpoint; that of process 0 is the checkpoint."""
+    return checkpoint.with_suffix(f".process{rank}") if rank else checkpoint
+
+
+def _save(path: Path, step: int, state: dict[str, Any]) -> str:
+    """Write a file atomically and return its checksum."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not path.is_file():
+        _set_aside(path)
+    encoded = encode({"step": step, "state": state})
+    with atomic_path(path) as temporary:
+        return _write(temporary, encoded)
+
+
+@contextmanager
+def _saving(path: Path) -> Iterator[None]:
+    """Turn what keeps a file from being written into `CheckpointError`, which names it."""
+    try:
+        yield
     except UnsupportedStateError as error:
         raise CheckpointError(f"cannot save {path}: {error}") from error
     except OSError as error:
         raise CheckpointError(
-            f"cannot save {path}: {error.strerror or error}{_free_space(folder)}"
+            f"cannot save {path}: {error.strerror or error}{_free_space(path.parent)}"
         ) from error
-    return path
 
 
 def _free_space(folder: Path) -> str:
@@ -177,7 +232,8 @@ def _set_aside(path: Path) -> None:
 def load_checkpoint(folder: Path) -> tuple[int, dict[str, Any]]:
     """Return the step and state of the newest good checkpoint, warning about the others.
 
-    A checkpoint in a run's folder that another run has written is refused.
+    A checkpoint in a run's folder that another run has written is refused. Of several processes
+    the state is that of process 0.
     """
     paths = list_checkpoints(folder)
     if not paths:
@@ -215,6 +271,56 @@ def load_saved(place: Path | str, *, best: bool = False) -> tuple[int, dict[str,
     return step, state, _run_of(place)
 
 
+def num_processes(state: dict[str, Any]) -> int:
+    """Return how many processes have saved a checkpoint, given the state of process 0."""
+    return 1 + len(state.get("parts", ()))
+
+
+def load_together(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
+    """Return the newest good checkpoint, and this process's state in it.
+
+    Where another number of processes has saved it, that is the state of process 0 in process 0 and
+    empty in the others.
+    """
+    paths = [folder / name for name in ranks.gather([p.name for p in list_checkpoints(folder)])[0]]
+    if not paths:
+        raise CheckpointError(f"{folder} holds no checkpoint (step_*.ckpt); is it a run's folder?")
+    for path in paths:
+        state: dict[str, Any] = {}
+        fault = ""
+        digests: list[str] | None = None
+        if ranks.rank == 0:
+            try:
+                state = read_checkpoint(path)[1]
+                _check_run(path, state)
+                digests = list(state.get("parts", []))
+            except CheckpointError as error:
+                fault = str(error)
+        digests = ranks.gather(digests)[0]
+        if digests is not None and len(digests) + 1 == ranks.size and ranks.rank:
+            try:
+                state = read_part(path, ranks.rank, digests[ranks.rank - 1])
+            except CheckpointError as error:
+                fault = str(error)
+        faults = [found for found in ranks.gather(fault) if found]
+        if not faults:
+            return path, state
+        if ranks.rank == 0:
+            warnings.warn(f"skipping a damaged checkpoint: {faults[0]}", stacklevel=2)
+    raise CheckpointError(
+        f"none of the {len(paths)} checkpoints in {folder} is good; start the run again"
+    )
+
+
+def read_part(checkpoint: Path, rank: int, digest: str) -> dict[str, Any]:
+    """Return the state of a process in a checkpoint, whose file must have a checksum."""
+    path = part_path(checkpoint, rank)
+    found, step, state = _content(path)
+    if found != digest or checkpoint_name(step) != checkpoint.name:
+        raise CheckpointError(f"{path} does not belong to {checkpoint}: its checksum differs")
+    return state
+
+
 def _check_run(path: Path, state: dict[str, Any]) -> None:
     """Raise `CheckpointError` if a checkpoint belongs to another run than its folder."""
     here, there = identity_of(_run_of(path)), state.get("run", "")
@@ -241,8 +347,16 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
 
     The bytes tested are the bytes decoded: the file is read once, into memory.
     """
+    _, step, state = _content(path)
+    if path.name != checkpoint_name(step):
+        raise CheckpointError(f"{path} is of step {step:,}, not of the one that its name says")
+    return step, state
+
+
+def _content(path: Path) -> tuple[str, int, dict[str, Any]]:
+    """Return checksum, step and state of a file."""
     header, payload = _read(path)
-    _check(path, header, payload)
+    digest = _check(path, header, payload)
     try:
         _refuse_compressed(payload)
         encoded = torch.load(io.BytesIO(payload), map_location="cpu", weights_only=True)
@@ -253,9 +367,7 @@ def read_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
             f"{path} has a valid checksum and content this program does not write "
             f"({type(error).__name__}); do not trust where it came from"
         ) from error
-    if path.name != checkpoint_name(step):
-        raise CheckpointError(f"{path} is of step {step:,}, not of the one that its name says")
-    return step, state
+    return digest, step, state
 
 
 def checkpoint_name(step: int) -> str:
@@ -334,8 +446,8 @@ def _tensors(state: Any) -> Iterator[torch.Tensor]:
             yield from _tensors(item)
 
 
-def _check(path: Path, header: bytes, payload: bytes) -> None:
-    """Raise unless the header is ours and describes exactly this payload."""
+def _check(path: Path, header: bytes, payload: bytes) -> str:
+    """Return the checksum; raise unless the header is ours and describes exactly this payload."""
     fields = header.split()
     if len(header) < _HEADER_SIZE or len(fields) != 4 or fields[0] != _MAGIC:
         raise CheckpointError(f"{path} does not begin with a checkpoint's header")
@@ -349,10 +461,11 @@ def _check(path: Path, header: bytes, payload: bytes) -> None:
         raise CheckpointError(f"{path} is cut short: {len(payload)} bytes of {size}")
     if digest != hashlib.sha256(payload).hexdigest():
         raise CheckpointError(f"{path} was changed after it was written: its checksum differs")
+    return digest
 
 
-def _write(path: Path, encoded: dict[str, Any]) -> None:
-    """Write header and archive to `path` in one pass."""
+def _write(path: Path, encoded: dict[str, Any]) -> str:
+    """Write header and archive to `path` in one pass, and return the checksum."""
     with path.open("wb") as file:
         file.seek(_HEADER_SIZE)
         payload = _HashingWriter(file)
@@ -363,6 +476,7 @@ def _write(path: Path, encoded: dict[str, Any]) -> None:
         digest = payload.sha256.hexdigest()
         header = _HEADER.format(version=FORMAT_VERSION, size=payload.size, digest=digest)
         file.write(header.encode())
+    return digest
 
 
 class _HashingWriter:

@@ -17,10 +17,14 @@ from marl.data.replay import make_replay
 from marl.data.rollout import rollout_buffers
 
 
-def check_memory(config: Config, spec: EnvSpec) -> None:
-    """Raise `ConfigError` unless networks, rollout and replay buffer fit into memory."""
+def check_memory(config: Config, spec: EnvSpec, processes: int = 1) -> None:
+    """Raise `ConfigError` unless networks, rollout and replay buffer fit into memory.
+
+    So many `processes` of this machine need as much each.
+    """
     _check_networks(config, spec)
     rollout, replay = rollout_bytes(config, spec), replay_bytes(config, spec)
+    rollout, replay = processes * rollout, processes * replay
     device = torch.device(config.device)
     if device.type == "cpu":
         budgets = [(rollout + replay, available_bytes(), "this machine")]

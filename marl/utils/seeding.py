@@ -15,8 +15,10 @@ import torch
 class Seeds:
     """The generators of one run. Asking twice for a name gives the same generator."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, stream: str = "") -> None:
+        """`stream` tells processes of one run apart: their generators are independent."""
         self.seed = seed
+        self.stream = stream
         self._torch: dict[str, torch.Generator] = {}
         self._numpy: dict[str, np.random.Generator] = {}
 
@@ -47,6 +49,7 @@ class Seeds:
         """Return the seed and the state of every generator handed out so far."""
         return {
             "seed": self.seed,
+            "stream": self.stream,
             "torch": {
                 name: {"device": generator.device.type, "state": generator.get_state()}
                 for name, generator in self._torch.items()
@@ -62,7 +65,7 @@ class Seeds:
         One handed out here but unknown to `state` goes back to its first draw, which is where the
         saved run would have found it.
         """
-        self.seed = state["seed"]
+        self.seed, self.stream = state["seed"], state["stream"]
         for name in self._torch.keys() | state["torch"].keys():
             saved = state["torch"].get(name)
             generator = self.torch(name, saved["device"] if saved else self._torch[name].device)
@@ -75,5 +78,5 @@ class Seeds:
 
     def _derive(self, kind: str, name: str) -> int:
         """Return the 63-bit seed of one name; `kind` keeps equal names of two libraries apart."""
-        digest = hashlib.sha256(f"{self.seed}/{kind}/{name}".encode()).digest()
+        digest = hashlib.sha256(f"{self.seed}{self.stream}/{kind}/{name}".encode()).digest()
         return int.from_bytes(digest[:8], "big") >> 1

@@ -29,8 +29,8 @@ SMALL: dict[str, Any] = {
 
 
 def trainer_of(ranks: Ranks, **options: Any) -> Trainer:
-    """Return one of several trainers, with environments and draws of its own."""
-    config = marl.load_config(overrides=SMALL | {"seed": ranks.rank} | options)
+    """Return one of several trainers, with a part of the environments and draws of its own."""
+    config = marl.load_config(overrides=SMALL | options)
     return Trainer(config, ranks=ranks)
 
 

@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 
-from marl.rewards.learner import AVERAGED_FITS, DriftGuard
+from marl.rewards.budget import AVERAGED_FITS, DriftGuard
 
 
 def updated(guard: DriftGuard, losses: list[float]) -> None:

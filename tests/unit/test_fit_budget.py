@@ -14,7 +14,7 @@ from marl.config import Config, EnvConfig, LearnerConfig, RewardConfig
 from marl.data.replay import sampled
 from marl.data.types import EpisodeBatch
 from marl.rewards import FactoredReward, RewardLearner
-from marl.rewards.learner import FitBudget, fit_budget
+from marl.rewards.budget import FitBudget, fit_budget
 from tests.reward_models import (
     CPU,
     batch_of,

@@ -1,7 +1,6 @@
 """Two processes, each with half of the data, come to what one process with all of it comes to."""
 
 import copy
-from typing import Any
 
 import pytest
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 
 from envs import EnvError
 from marl.config import LearnerConfig, NetworkConfig
-from marl.data.types import EpisodeBatch, Rewards, Rollout
+from marl.data.types import EpisodeBatch, Rewards
 from marl.learners.gae import standardise
 from marl.learners.mappo import Ippo, Mappo
 from marl.nn.layers import NonFiniteError, check_finite, masked_mean, mean_count, mean_shares
@@ -21,6 +20,7 @@ from tests.learners import NETWORK, RECURRENT, collect, generator, make_mappo, r
 from tests.ranks import in_ranks
 from tests.reward_models import CPU, batch_of, make_model, uniform_policy
 from tests.scripted import ScriptedEnv
+from tests.two_halves import Served, assert_agree, of_envs, rollout_of, work
 
 BOTH = pytest.mark.parametrize("dies", [False, True], ids=["alive", "dying"])
 
@@ -135,24 +135,6 @@ def test_a_gradient_step_is_one_on_the_rows_of_all_processes(dies: bool) -> None
         assert torch.allclose(first[name], tensor, atol=1e-6), name
 
 
-def part_of(value: Any, envs: slice) -> Any:
-    """Return the part of a rollout, or of rewards, that some environments have."""
-    return None if value is None else value[:, envs]
-
-
-def rollout_of(rollout: Rollout, envs: slice) -> Rollout:
-    steps = {k: part_of(v, envs) for k, v in vars(rollout.transitions).items()}
-    return Rollout(
-        transitions=type(rollout.transitions)(**steps),
-        truncated=rollout.truncated[:, envs],
-        sampled_actions=rollout.sampled_actions[:, envs],
-        log_probs=rollout.log_probs[:, envs],
-        task_rewards=rollout.task_rewards[:, envs],
-        episodes=rollout.episodes,
-        hidden=part_of(rollout.hidden, envs),
-    )
-
-
 @BOTH
 @pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["none", "gru"])
 @pytest.mark.parametrize("kind", [Mappo, Ippo])
@@ -184,7 +166,7 @@ def test_an_update_of_two_processes_is_that_of_one(
     def work(ranks: Ranks) -> Mappo:
         envs = slice(2 * ranks.rank, 2 * ranks.rank + 2)
         mappo = new(lengths[envs], ranks)
-        mine = Rewards(team=rewards.team[:, envs], local=part_of(rewards.local, envs))
+        mine = Rewards(team=rewards.team[:, envs], local=of_envs(rewards.local, envs))
         mappo.update(rollout_of(rollout, envs), mine, 1.0)
         return mappo
 
@@ -222,41 +204,28 @@ def test_an_error_of_one_process_is_one_of_all() -> None:
     assert in_ranks(2, work) == [PeerError, EnvError]
 
 
-class Some:
-    """A source that has batches a number of times, and none to measure with."""
+def test_a_rollout_and_a_batch_in_halves_come_to_what_the_whole_comes_to() -> None:
+    """With agents that die unevenly, and a gradient step for which one process has nothing."""
+    whole = work(Ranks.single())
+    first, second = in_ranks(2, work)
+    assert_agree(first, whole, 1e-6)
+    for name, tensor in first.items():
+        assert torch.equal(second[name], tensor), name
 
-    def __init__(self, batch: EpisodeBatch, times: int) -> None:
-        self.batches = [batch] * times
 
-    def batch(self, *, held_out: bool = False) -> EpisodeBatch | None:
-        return self.batches.pop() if self.batches and not held_out else None
+def test_rewards_are_fitted_as_long_as_any_process_has_a_batch() -> None:
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
 
-
-def test_rewards_are_fitted_as_long_as_every_process_has_a_batch() -> None:
-    """The parameters, their scale and the guard agree, and only one process runs out."""
-    batches = [
-        batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3]),
-        batch_of([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]], [2, 1]),
-    ]
-
-    def work(ranks: Ranks) -> RewardLearner:
-        torch.manual_seed(ranks.rank)
+    def fit(ranks: Ranks, batches: list[EpisodeBatch | None]) -> float:
         model = make_model(FactoredReward)
         learner = RewardLearner(model, "", model.config, 10, threads=2, device=CPU, ranks=ranks)
-        metrics = learner.fit(Some(batches[ranks.rank], 3 + ranks.rank), uniform_policy)
-        assert metrics["reward/gradient_steps"] == 3.0
-        learner.rollout_rewards(
-            batches[ranks.rank].transitions,
-            torch.zeros(batches[ranks.rank].transitions.terminated.shape, dtype=torch.bool),
-            informed=True,
-        )
-        return learner
+        return learner.fit(Served(batches), uniform_policy)["reward/gradient_steps"]
 
-    first, second = in_ranks(2, work)
-    assert first.guard.state_dict() == second.guard.state_dict()
-    assert torch.equal(first.team_scale.std, second.team_scale.std)
-    for name, tensor in first.model.state_dict().items():
-        assert torch.equal(second.model.state_dict()[name], tensor), name
+    def work(ranks: Ranks) -> float:
+        own = [batch, None, None, batch] if ranks.rank else [None, batch, None, None]
+        return fit(ranks, own)
+
+    assert in_ranks(2, work) == [2.0, 2.0]  # to the third has nobody anything
 
 
 def test_the_team_s_normaliser_passes_its_ranks_on() -> None:

@@ -17,7 +17,7 @@ from marl.config import Config, RewardConfig
 from marl.data.types import EpisodeBatch, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
-from marl.rewards.learner import checked_rewards
+from marl.rewards.base import checked_rewards
 from marl.rewards.losses import split_penalty
 from tests.reward_models import (
     CPU,
@@ -47,7 +47,7 @@ def test_batches_hold_returns_of_whole_episodes_and_no_single_reward() -> None:
     names = {field.name for field in dataclasses.fields(EpisodeBatch)}
     pairs = {"first", "second", "labels"}
     steps = {"transitions", "step_weights", "lengths"}
-    assert names == steps | pairs | {"returns", "return_mean", "return_scale"}
+    assert names == steps | pairs | {"returns", "return_mean", "return_scale", "shares"}
 
 
 @pytest.mark.parametrize(
