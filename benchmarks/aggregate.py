@@ -4,14 +4,13 @@
 
 Writes `results/learning/README.md`, one figure per task and one of all. For every task and
 algorithm: the interquartile mean over seeds of the final true return, and its 95 % bootstrap
-interval, both by rliable (Agarwal et al. 2021). The verdict calls two algorithms apart only
-where these intervals do not touch.
+interval, as `marl compare` states them. The verdict calls two algorithms apart only where these
+intervals do not touch.
 """
 
 import argparse
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,56 +25,61 @@ from benchmarks.cells import (
     load_tasks,
     read_results,
 )
-from benchmarks.curves import ALGORITHM_TITLES, Panel, draw_curves, in_order
+from marl.reports.comparison import Seed, TaskResults, markdown
+from marl.reports.comparison_plot import draw_tasks
+from marl.reports.estimates import (
+    LEAST_SEEDS,
+    REPETITIONS,
+    Estimate,
+    estimate,
+    number,
+    shown,
+    verdict,
+)
 
 OURS = "imap"
-REPETITIONS = 2000
-"""Bootstrap samples behind an interval."""
-LEAST_SEEDS = 3
-"""With fewer seeds no interval is stated."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Where the typical seed of one algorithm ends on one task."""
-
-    iqm: float
-    """Interquartile mean of the seeds' final returns."""
-    low: float
-    """Lower end of its 95 % interval; NaN below `LEAST_SEEDS`."""
-    high: float
-    """Upper end."""
-
+ALGORITHM_TITLES = {
+    "imap": "IMAP",
+    "slf": "SL, factored",
+    "ipl": "IPL, central",
+    "sl": "SL, central",
+    "rrd": "RRD, factored",
+    "rrd_central": "RRD, central",
+    "ircr": "IRCR",
+    "dense": "dense oracle",
+    "sparse": "sparse MAPPO",
+}
 
 Groups = Mapping[str, Mapping[str, Sequence[dict[str, Any]]]]
 """Finished cells by task and algorithm, ordered by seed."""
 
 
-def estimate(finals: Sequence[float]) -> Estimate:
-    """Return the interquartile mean over seeds and its 95 % percentile bootstrap interval.
+def in_order(names: Collection[str]) -> list[str]:
+    """Return algorithms in the order of tables and legends: ours first, unknown ones last."""
+    known = [name for name in ALGORITHM_TITLES if name in names]
+    return known + sorted(set(names) - set(known))
 
-    The same seeds give the same interval, whatever was estimated before.
-    """
-    from rliable import library, metrics
 
-    scores = {"seeds": np.asarray(finals, dtype=np.float64)[:, np.newaxis]}  # (seeds, one task)
-    if len(finals) < LEAST_SEEDS:
-        return Estimate(float(metrics.aggregate_iqm(scores["seeds"])), np.nan, np.nan)
-    np.random.seed(0)  # noqa: NPY002 - rliable draws from NumPy's global generator
-    points, intervals = library.get_interval_estimates(
-        scores, lambda sample: np.array([metrics.aggregate_iqm(sample)]), reps=REPETITIONS
+def compared(
+    name: str, title: str, measured: str, entry: Mapping[str, Sequence[dict[str, Any]]]
+) -> TaskResults:
+    """Return the cells of one task, by algorithm or setting, as `marl compare` knows runs."""
+    groups = {
+        group: [
+            Seed(
+                number=cell["seed"],
+                steps=np.array([step for step, _ in cell["returns"]]),
+                values=np.array([value for _, value in cell["returns"]]),
+                final=cell["final"],
+            )
+            for cell in entry[group]
+        ]
+        for group in entry
+    }
+    until = max(int(seed.steps[-1]) for seeds in groups.values() for seed in seeds)
+    return TaskResults(
+        name=name, groups=groups, until=until, measure=f"true {measured}", title=title
     )
-    low, high = intervals["seeds"][:, 0]
-    return Estimate(float(points["seeds"][0]), float(low), float(high))
-
-
-def verdict(ours: Estimate, other: Estimate) -> str:
-    """Return `above` or `below` where the intervals are apart, else `not apart`; `?` without."""
-    if np.isnan([ours.low, other.low]).any():
-        return "?"
-    if ours.low > other.high:
-        return "above"
-    return "below" if ours.high < other.low else "not apart"
 
 
 def grouped(cells: Sequence[dict[str, Any]]) -> Groups:
@@ -105,7 +109,7 @@ def report(results: Results, groups: Groups, tasks: Mapping[str, Task], commands
         "Mean true return (win rate, where the task says so) of the episodes that ended in the "
         "last tenth of training: the interquartile mean over seeds and, in brackets, its 95 % "
         "stratified bootstrap interval "
-        f"({REPETITIONS} samples, rliable).",
+        f"({REPETITIONS} samples).",
         overview(estimates, names, tasks),
         f"`{OURS}` against each other algorithm: *above* or *below* where the two intervals are "
         f"apart, *?* where one has fewer than {LEAST_SEEDS} seeds.",
@@ -240,24 +244,6 @@ def measured(task: str, tasks: Mapping[str, Task]) -> str:
     return tasks[task].measured if task in tasks else "return"
 
 
-def shown(value: Estimate) -> str:
-    """Return an estimate as `iqm [low, high]`."""
-    if np.isnan(value.low):
-        return number(value.iqm)
-    return f"{number(value.iqm)} [{number(value.low)}, {number(value.high)}]"
-
-
-def number(value: float) -> str:
-    """Return a return with the digits that matter: two below 100, none above."""
-    return f"{value:,.2f}" if abs(value) < 100 else f"{value:,.0f}"
-
-
-def markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def commands_for(chosen: argparse.Namespace) -> str:
     """Return the commands that train the cells and make the page."""
     if (chosen.tasks_file, chosen.results) == (TASKS_FILE, RESULTS):
@@ -283,11 +269,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not results.finished:
         raise SystemExit(f"no finished cells under {chosen.results / 'cells'}; train some first")
     groups = grouped(results.finished)
+    figures = chosen.results / "figures"
+    figures.mkdir(parents=True, exist_ok=True)
     panels = [
-        Panel(task, title_of(task, tasks), groups[task], measured(task, tasks))
+        compared(
+            task,
+            title_of(task, tasks),
+            measured(task, tasks),
+            {name: groups[task][name] for name in in_order(groups[task])},
+        )
         for task in in_file_order(groups, tasks)
     ]
-    draw_curves(panels, chosen.results / "figures")
+    for task in panels:
+        draw_tasks([task], figures / f"{task.name}.png", ALGORITHM_TITLES)
+    draw_tasks(panels, figures / "all.png", ALGORITHM_TITLES)
     page = chosen.results / "README.md"
     page.write_text(report(results, groups, tasks, commands_for(chosen)))
     print(f"{len(results.finished)} cells, {len(results.failed)} failed: {page}")

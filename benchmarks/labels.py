@@ -13,6 +13,7 @@ Axes: B pairs.
 import argparse
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,12 @@ import torch
 from torch import Tensor
 
 from benchmarks import learning
-from benchmarks.aggregate import failures, markdown, mean_of, number, provenance
+from benchmarks.aggregate import compared, failures, mean_of, provenance
 from benchmarks.cells import ROOT, Results, Task, load_tasks, read_results
-from benchmarks.curves import Panel, draw_panel, in_order
 from marl import EpisodePairs
+from marl.reports.comparison import markdown
+from marl.reports.comparison_plot import draw_tasks
+from marl.reports.estimates import number
 
 PARTS = ("errors", "queries", "cold_start")
 """Files of `labels_tasks/`, in the order of the page."""
@@ -49,7 +52,18 @@ def tasks_file(part: str) -> Path:
     return ROOT / "benchmarks" / "labels_tasks" / f"{part}.toml"
 
 
-def panels_of(results: Results, tasks: Mapping[str, Task]) -> list[Panel]:
+@dataclass(frozen=True)
+class Figure:
+    """Settings that are compared with each other."""
+
+    name: str
+    title: str
+    cells: Mapping[str, list[dict[str, Any]]]
+    """Finished cells by setting."""
+    measured: str
+
+
+def panels_of(results: Results, tasks: Mapping[str, Task]) -> list[Figure]:
     """Return one panel per figure, with the cells of each curve; in the tasks files' order."""
     figures: dict[str, dict[str, list[dict[str, Any]]]] = {}
     order = list(tasks)
@@ -60,12 +74,12 @@ def panels_of(results: Results, tasks: Mapping[str, Task]) -> list[Panel]:
         measures[figure] = task.measured
         figures.setdefault(figure, {}).setdefault(curve, []).append(cell)
     return [
-        Panel(re.sub(r"\W+", "_", figure).strip("_"), figure, curves, measures[figure])
+        Figure(re.sub(r"\W+", "_", figure).strip("_"), figure, curves, measures[figure])
         for figure, curves in figures.items()
     ]
 
 
-def report(results: Results, panels: Sequence[Panel]) -> str:
+def report(results: Results, panels: Sequence[Figure]) -> str:
     """Return the Markdown page."""
     parts = [
         "# What labels cost",
@@ -94,7 +108,7 @@ def report(results: Results, panels: Sequence[Panel]) -> str:
                 ]
             )
         head = ["setting", panel.measured, "each seed", "reward correlation", "accuracy", "seconds"]
-        parts += [f"## {panel.title}", f"![{panel.title}](figures/{panel.task}.png)"]
+        parts += [f"## {panel.title}", f"![{panel.title}](figures/{panel.name}.png)"]
         parts.append(markdown(head, rows))
     commands = "python -m benchmarks.labels"
     parts += ["## How", provenance(results.finished, commands), failures(results.failed)]
@@ -127,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     figures = chosen.results / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     for panel in panels:
-        draw_panel(panel, in_order(panel.cells), figures)
+        task = compared(panel.name, panel.title, panel.measured, panel.cells)
+        draw_tasks([task], figures / f"{panel.name}.png")
     (chosen.results / "README.md").write_text(report(results, panels))
     return status
 

@@ -93,7 +93,7 @@ def _add_legend(figure: Figure, shown: Mapping[str, str], colours: Mapping[str, 
     figure.legend(
         handles=handles,
         loc="outside lower center",
-        ncols=max(1, min(len(handles), 110 // (longest + 8))),
+        ncols=max(1, min(len(handles), int(14 * figure.get_figwidth()) // (longest + 8))),
         frameon=False,
         labelcolor=INK,
     )

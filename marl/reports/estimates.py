@@ -1,9 +1,9 @@
 """Statistics over seeds: interquartile means, bootstrap intervals, probability of improvement.
 
 As Agarwal et al. (2021, arXiv 2108.13264) define them, and with the numbers of their library
-rliable, which needs three packages more. Resampling is stratified: the seeds of every task and of
-every group are drawn anew from themselves. It has a generator of its own, so that the same numbers
-give the same interval.
+rliable, which would bring arch, statsmodels and pandas. Resampling is stratified: the seeds of each
+task and of every group are drawn anew from themselves. It has a generator of its own, so that the
+same numbers give the same interval.
 
 Axes: K seeds, R bootstrap samples, G points of a curve.
 """

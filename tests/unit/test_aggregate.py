@@ -1,6 +1,5 @@
 """The learning benchmark keeps, resumes and summarises its cells as it says."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Iterator
@@ -8,17 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from benchmarks import aggregate, cells, curves, learning
-from benchmarks.aggregate import Estimate
+from benchmarks import aggregate, cells, learning
 from benchmarks.cells import Cell, Task
 from marl import load_config
 
-needs_rliable = pytest.mark.skipif(
-    importlib.util.find_spec("rliable") is None, reason="the extra `bench` is not installed"
-)
 TASK = Task(name="toy", title="Toy task", config="configs/toy.toml", steps=100, seeds=(0, 1))
 TASKS_TOML = """
 algorithms = ["imap", "sparse"]
@@ -177,57 +171,12 @@ def test_command_line_trains_nothing_when_all_is_there(
     assert "4 of 4 cells are there; 0 to train" in capsys.readouterr().out
 
 
-@needs_rliable
-def test_interval_covers_the_interquartile_mean() -> None:
-    # Four seeds: a quarter is cut at each end, (20 + 30) / 2 = 25; the outlier 1000 has no weight.
-    found = aggregate.estimate([10.0, 20.0, 30.0, 1000.0])
-    assert found.iqm == 25.0
-    # Resamples hold four of the four: from four times 10 up to four times 1000.
-    assert 10.0 <= found.low < 25.0 < found.high <= 1000.0
-    assert aggregate.estimate([10.0, 20.0, 30.0, 1000.0]) == found
-
-
-@needs_rliable
-def test_two_seeds_have_no_interval() -> None:
-    found = aggregate.estimate([1.0, 3.0])
-    assert found.iqm == 2.0
-    assert np.isnan([found.low, found.high]).all()
-    assert aggregate.verdict(found, Estimate(0.0, 0.0, 0.0)) == "?"
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "expected"),
-    [(3.1, 4.0, "above"), (2.9, 4.0, "not apart"), (0.5, 0.9, "below"), (0.5, 1.0, "not apart")],
-)
-def test_verdict_needs_intervals_apart(low: float, high: float, expected: str) -> None:
-    # The other interval is [1, 3]; touching is not apart.
-    ours, other = Estimate((low + high) / 2, low, high), Estimate(2.0, 1.0, 3.0)
-    assert aggregate.verdict(ours, other) == expected
-
-
 def test_one_table_compares_one_budget() -> None:
     mixed = [finished("imap", 0, 1.0), finished("sparse", 0, 1.0, steps=50)]
     with pytest.raises(ValueError, match=r"toy were trained for \[50, 100\] steps"):
         aggregate.grouped(mixed)
 
 
-def test_curves_meet_on_the_steps_all_seeds_reached() -> None:
-    early = finished("imap", 0, 0.0, returns=[[10, 0.0], [90, 80.0]])
-    late = finished("imap", 1, 0.0, returns=[[20, 5.0], [100, 5.0]])
-    steps, returns = curves.common_curves([early, late])
-    assert (steps[0], steps[-1]) == (20.0, 90.0)
-    # The first seed's line rises by 1 a step from 0 at step 10.
-    np.testing.assert_allclose(returns[0], steps - 10.0)
-    np.testing.assert_allclose(returns[1], 5.0)
-
-
-def test_band_of_equal_seeds_has_no_width() -> None:
-    low, high = curves.mean_band(np.full((3, 5), 2.0))
-    np.testing.assert_array_equal(low, 2.0)
-    np.testing.assert_array_equal(high, 2.0)
-
-
-@needs_rliable
 def test_page_shows_every_number_and_where_it_comes_from(tmp_path: Path) -> None:
     (tmp_path / "tasks.toml").write_text(TASKS_TOML)
     for algorithm, finals in {"imap": (8.0, 9.0, 10.0), "sparse": (1.0, 2.0, 3.0)}.items():
