@@ -105,6 +105,19 @@ def test_no_rows_anywhere_leave_value_statistics_alone() -> None:
     assert in_ranks(2, work) == [0.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("rows", "expected"), [((3, 5), 4.0), ((0, 4), 2.0), ((0, 1), 0.5), ((0, 0), 0.5)]
+)
+def test_the_count_of_a_mean_over_two_processes_by_hand(
+    rows: tuple[int, int], expected: float
+) -> None:
+    # Half of all rows, of which there is at least one.
+    def work(ranks: Ranks) -> float:
+        return float(mean_count(torch.arange(6) < rows[ranks.rank], ranks))
+
+    assert in_ranks(2, work) == [expected, expected]
+
+
 @BOTH
 def test_a_gradient_step_is_one_on_the_rows_of_all_processes(dies: bool) -> None:
     """Means are over all rows, although the processes have different numbers of them."""
