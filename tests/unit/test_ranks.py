@@ -123,10 +123,12 @@ def test_a_gradient_step_is_one_on_the_rows_of_all_processes(dies: bool) -> None
     """Means are over all rows, although the processes have different numbers of them."""
     x = some(10, 4)
     present = torch.arange(10) >= 3 if dies else None
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        begin = nn.Linear(4, 1)
 
     def step(rows: Tensor, mine: Tensor | None, ranks: Ranks) -> dict[str, Tensor]:
-        torch.manual_seed(0)
-        network = nn.Linear(4, 1)
+        network = copy.deepcopy(begin)
         optimizer = Optimizer(network.parameters(), 0.1, 0.5, ranks=ranks)
         count = None if mine is None else mean_count(mine, ranks)
         losses = network(rows).squeeze(-1) ** 2
@@ -140,9 +142,8 @@ def test_a_gradient_step_is_one_on_the_rows_of_all_processes(dies: bool) -> None
         mine = None if present is None else halves(present, ranks.rank)
         return step(halves(x, ranks.rank), mine, ranks)
 
-    with torch.random.fork_rng():
-        whole = step(x, present, Ranks.single())
-        first, second = in_ranks(2, work)
+    whole = step(x, present, Ranks.single())
+    first, second = in_ranks(2, work)
     for name, tensor in whole.items():
         assert torch.equal(first[name], second[name])
         assert torch.allclose(first[name], tensor, atol=1e-6), name

@@ -74,10 +74,24 @@ def test_unbiased_regression_by_hand() -> None:
     torch.testing.assert_close(variance, torch.tensor([0.0, 100 / 3]))
 
 
+def test_the_variance_of_few_steps_by_hand() -> None:
+    # Two of four steps, and padding: Var_K = ((1-2)^2 + (3-2)^2) / 1 = 2, 16 (1 - 2/4) 2/2 = 8.
+    # The only step of the other episode has none.
+    batch = batch_of([[2.0, 2.0, 0.0], [1.0, 0.0, 0.0]], [4, 1], returns=[0.0, 0.0])
+    rewards = torch.tensor([[1.0, 3.0, 100.0], [5.0, -7.0, -7.0]])
+    assert score_variance(rewards, batch, RewardConfig(), 10).tolist() == [8.0, 0.0]
+
+
 def test_unknown_returns_do_not_count() -> None:
     # The second one's error is 16 - 15 = 1; without both there is no loss.
     assert regression(two_episodes([torch.nan, 30.0])) == pytest.approx(1.0)
     assert regression(two_episodes([torch.nan, torch.nan])) == 0.0
+    # And no gradient: d (16 - 15)^2 / dR is 2 * 4/3 for the steps of the second.
+    rewards = REWARDS.clone().requires_grad_()
+    batch = two_episodes([torch.nan, 30.0])
+    RegressionLoss(RewardConfig(), 10)(Rewards(team=rewards), batch)[0].backward()
+    assert rewards.grad is not None
+    torch.testing.assert_close(rewards.grad, torch.tensor([[0.0] * 3, [8 / 3] * 3]))
 
 
 def test_the_unbiased_loss_is_that_of_the_whole_episode_in_the_mean() -> None:

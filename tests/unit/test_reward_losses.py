@@ -124,6 +124,23 @@ def test_bradley_terry_loss_by_hand() -> None:
         assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_preference_loss_and_its_metrics_by_hand() -> None:
+    # alpha / T_max = 1: scores 3, 4 and 4 + log 3 of single steps. The first pair has logit -1
+    # and is a tie, the second log 3 of which the first is preferred by 3/4. Loss of the tie:
+    # (log(1 + e^-1) + log(1 + e)) / 2; of the other: -3/4 log 3/4 - 1/4 log 1/4.
+    rewards = Rewards(team=torch.tensor([[3.0], [4.0], [4.0 + math.log(3.0)]]))
+    batch = batch_of([[1.0]] * 3, [1] * 3, first=[0, 2], second=[1, 1], labels=[0.5, 0.75])
+    tie = 0.5 * (math.log(1.0 + math.exp(-1.0)) + math.log(1.0 + math.e))
+    other = -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    expected = pytest.approx(0.5 * (tie + other), rel=1e-6)
+    loss, metrics = PreferenceLoss(RewardConfig(preference_weight=3.0), 10)(rewards, batch)
+    assert float(loss) / 3.0 == expected
+    assert float(metrics["preference/loss"]) == expected
+    assert float(metrics["preference/ties"]) == 0.5
+    found = PreferenceLoss(RewardConfig(), 10).evaluate(rewards, batch)
+    assert found == {"preference/accuracy": 1.0, "preference/held_out_loss": expected}
+
+
 def test_a_tie_pulls_the_scores_together() -> None:
     logits = torch.tensor([2.0], requires_grad=True)
     bradley_terry_loss(logits, torch.tensor([0.5])).backward()
