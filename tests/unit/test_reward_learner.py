@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import Config, RewardConfig
 from marl.data.types import EpisodeBatch, Rewards, Transitions
+from marl.nn.layers import NonFiniteError
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward, RewardLearner, make_reward_learner
 from marl.rewards.base import checked_rewards
@@ -247,6 +248,33 @@ def test_rewards_are_divided_by_their_deviation_and_not_shifted() -> None:
     assert metrics["reward/mean"] == pytest.approx(raw.team.mean().item())
     learner.rewards(make_steps(1, 6, 5))  # to look at others changes no scale
     assert torch.equal(learner.rewards(steps).team, scaled.team)
+
+
+def test_a_loss_that_is_not_finite_stops_the_fit() -> None:
+    batch = batch_of([[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]], [3, 3])
+    batch.transitions.state[0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"^reward_loss holds NaN"):
+        make_learner(FactoredReward, gradient_steps=1).fit(OneBatch(batch), uniform_policy)
+
+
+@pytest.mark.parametrize("part", ["team", "local"])
+def test_rewards_that_are_not_finite_stop_the_run(part: str) -> None:
+    class Broken(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, transitions: Transitions) -> Rewards:
+            team = torch.zeros(transitions.terminated.shape)
+            rewards = Rewards(team=team, local=torch.zeros(transitions.obs.shape[:-1]))
+            getattr(rewards, part)[0, 0] = torch.nan
+            return rewards
+
+    learner = RewardLearner(Broken(), "", RewardConfig(), 10, threads=1, device=CPU)
+    learner.num_fits = 1
+    steps, name = make_steps(0, 6, 5), "learned_reward" if part == "team" else "learned_local"
+    with pytest.raises(NonFiniteError, match=f"^{name}.* holds NaN"):
+        learner.rollout_rewards(steps, steps.terminated, informed=True)
 
 
 def test_the_learner_state_round_trips() -> None:
