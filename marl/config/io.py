@@ -73,7 +73,9 @@ def load_run_config(folder: Path) -> Config:
     """Return the settings in a run's folder; `ConfigError` if it is none."""
     path = folder / "config.toml"
     if not path.is_file():
-        raise ConfigError(f"{folder} is not a run folder: it has no config.toml")
+        inside = sorted(found.parent for found in folder.glob("*/config.toml"))
+        hint = f"; name one of the runs in it, e.g. {inside[-1]}" if inside else ""
+        raise ConfigError(f"{folder} is not a run folder: it has no config.toml{hint}")
     return load_config(path)
 
 
@@ -86,7 +88,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.toml")) if path.parent.is_dir() else []
+        beside = path.parent.glob("*.toml") if path.parent.is_dir() else ()
+        near = sorted(str(p) for p in beside if p.name != "pyproject.toml")
         hint = f"; there are: {', '.join(near)}" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}") from None
     except tomllib.TOMLDecodeError as error:

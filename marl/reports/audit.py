@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from marl.config import ConfigError
-from marl.config.io import load_config
+from marl.config.io import load_run_config
 from marl.reports.audit_sources import (
     Asked,
     JudgeReport,
@@ -116,9 +116,7 @@ def audit(
     `cache` is where the language model's answers are now, if not where the settings say.
     `skip_damaged` leaves damaged files of the people's dataset out, with a warning.
     """
-    if not (run / "config.toml").exists():
-        raise ConfigError(f"{run} is not a run folder: it has no config.toml")
-    config = load_config(run / "config.toml")
+    config = load_run_config(run)
     if not config.learns_from_labels:
         raise ConfigError(
             f"{run}: algorithm {config.algorithm!r} learns no reward from labels, so none "

@@ -78,6 +78,14 @@ def test_a_wrong_command_says_what_to_do(
     assert message in (captured.out + captured.err).replace("\n", " ")
 
 
+def test_a_folder_of_runs_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.toml").touch()
+    assert run("evaluate", tmp_path) == 1
+    assert f"name one of the runs in it, e.g. {tmp_path / 'b'}" in capsys.readouterr().err
+
+
 def test_help_breaks_lines_at_the_width_of_the_terminal_only(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
