@@ -26,7 +26,7 @@ from benchmarks.cells import (
     read_results,
 )
 from marl.reports.comparison import Seed, TaskResults, markdown
-from marl.reports.comparison_plot import draw_tasks
+from marl.reports.comparison_files import draw_tasks
 from marl.reports.estimates import (
     LEAST_SEEDS,
     REPETITIONS,

@@ -26,7 +26,7 @@ from benchmarks.aggregate import compared, failures, mean_of, provenance
 from benchmarks.cells import ROOT, Results, Task, load_tasks, read_results
 from marl import EpisodePairs
 from marl.reports.comparison import markdown
-from marl.reports.comparison_plot import draw_tasks
+from marl.reports.comparison_files import draw_tasks
 from marl.reports.estimates import number
 
 PARTS = ("errors", "queries", "cold_start")

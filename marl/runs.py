@@ -18,8 +18,7 @@ from envs import EnvSpec, Replays, unwrapped
 from marl import UserError, __version__
 from marl.callbacks import Callback, Callbacks, RunInfo, TensorBoard
 from marl.config import Config, ConfigError
-from marl.config.io import save_config, to_dict
-from marl.config.resuming import fixed_differences
+from marl.config.io import fixed_differences, save_config, to_dict
 from marl.evaluation import Evaluator
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
@@ -75,7 +74,7 @@ def train(
     `labeller`, a callable from episode pairs to labels or a class of such, takes the place of the
     one that the settings name; the run is recorded with ``preferences.labeller = "python"``, and
     goes on only where it is given again.
-    With `resume` a run goes on; of its settings those of `marl.config.resuming.MAY_CHANGE` may be
+    With `resume` a run goes on; of its settings those of `marl.config.io.MAY_CHANGE` may be
     others. A schedule that runs over `total_steps`, the step size's for one, is then that of a run
     of the new length.
     With `cut_open_episodes` a third-party environment that cannot repeat its open episodes goes on

@@ -16,7 +16,6 @@ from torch import Tensor
 from envs import Fact, close_env, make_env
 from marl.config import Config, ConfigError
 from marl.config.io import flat, to_dict
-from marl.config.share import share_of
 from marl.data.rollout import Collector, executed
 from marl.data.types import FinishedEpisodes, Rewards, Rollout, Transitions
 from marl.learners.base import make_learner
@@ -27,6 +26,7 @@ from marl.preferences.factory import with_given_labeller
 from marl.preferences.people import Camera, PeopleLabeller, make_people
 from marl.rewards import Ensemble, RewardLearner, make_ensemble, make_reward_learner
 from marl.utils.devices import usable_device
+from marl.utils.launch import share_of
 from marl.utils.memory_check import check_memory, resident_mib
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, PeerError, Ranks, mean_metrics, together

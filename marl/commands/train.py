@@ -17,8 +17,7 @@ import tyro
 
 from envs.registry import check_family
 from marl.config import Config, Option
-from marl.config.io import load_run_config
-from marl.config.resuming import changed
+from marl.config.io import changed, load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
 from marl.utils.launch import LAUNCH, launch_id, num_restarts, read_launch

@@ -12,7 +12,7 @@ from marl.learners.base import Actor
 from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, check_episode_length
-from marl.rewards.early_stop import descend
+from marl.rewards.budget import descend
 from marl.rewards.learner import PATIENCE, Drawn, GradientStep, RewardLearner
 from marl.rewards.ratio import (
     PolicyRatio,

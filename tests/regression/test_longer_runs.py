@@ -6,8 +6,7 @@ import pytest
 
 from benchmarks.trials import differences
 from marl import ConfigError, train
-from marl.config.io import load_config
-from marl.config.resuming import MAY_CHANGE, changed
+from marl.config.io import MAY_CHANGE, changed, load_config
 from marl.learners.mappo import Mappo
 from tests.command_line import run
 from tests.regression.test_resume import small

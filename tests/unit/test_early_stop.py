@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from marl.rewards.early_stop import Descent, descend
+from marl.rewards.budget import FitResult, descend
 
 
 def walked(
     losses: Sequence[float], *, steps: int, block: int, patience: int = 2, last: int = 1000
-) -> tuple[Descent, float]:
+) -> tuple[FitResult, float]:
     """Return how a descent went that adds 1 to a weight per step, up to `last` steps, and where it
     ended; `losses` are measured in this order."""
     weight = nn.Parameter(torch.zeros(()))
@@ -47,7 +47,7 @@ def test_the_best_weights_are_kept(
     losses: list[float], taken: int, kept: int, lowest: float
 ) -> None:
     descent, weight = walked(losses, steps=10, block=2)
-    assert descent == Descent(steps=taken, kept=kept, first=losses[0], lowest=lowest)
+    assert descent == FitResult(steps=taken, kept=kept, first=losses[0], lowest=lowest)
     assert weight == kept
 
 
