@@ -23,6 +23,7 @@ from marl.evaluation import Evaluator
 from marl.nn.layers import NonFiniteError
 from marl.policy import check_same_spec, config_in, saved_spec, spec_in
 from marl.preferences.factory import with_given_labeller
+from marl.preferences.resharding import losses, resharded
 from marl.reports.recorded import CONFIG, ERROR, LOCK
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
@@ -31,6 +32,7 @@ from marl.utils.checkpoint import (
     list_checkpoints,
     load_together,
     num_processes,
+    read_all,
     read_checkpoint,
     restoring,
     save_checkpoint,
@@ -57,6 +59,7 @@ def train(
     labeller: Callable[..., Any] | None = None,
     resume: bool = False,
     cut_open_episodes: bool = False,
+    reshard: bool = False,
     stop: Callable[[], bool] | None = None,
     begun: Callable[[EnvSpec], None] | None = None,
     tell: Callable[[str], None] = print,
@@ -78,7 +81,8 @@ def train(
     others. A schedule that runs over `total_steps`, the step size's for one, is then that of a run
     of the new length.
     With `cut_open_episodes` a third-party environment that cannot repeat its open episodes goes on
-    without them: they are truncated in the first step.
+    without them: they are truncated in the first step. With `reshard` a run goes on with another
+    number of processes than have saved it (`marl.preferences.resharding`); what is lost is told.
     `begun` is told of the environment once a run with a folder is there and nothing refused it.
     `callbacks` are told of the training (`marl.callbacks`); one may end it.
     `ranks` are the processes that train the run together (`marl.utils.distributed.joined`): all of
@@ -120,7 +124,7 @@ def train(
             for line in trainer.init_notes:
                 tell(line)
         if resume:
-            _restore(trainer, folder, cut_open_episodes)
+            _restore(trainer, folder, cut_open_episodes, tell if reshard else None)
         with together(ranks):
             if ranks.rank == 0:
                 _begin(folder, config, identity, resume)
@@ -208,8 +212,16 @@ def _sole_writer(folder: Path) -> Iterator[None]:
                         made.rmdir()
 
 
-def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
-    """Let a trainer continue from a run's newest checkpoint."""
+def _restore(
+    trainer: Trainer,
+    folder: Path,
+    cut_open_episodes: bool,
+    tell: Callable[[str], None] | None,
+) -> None:
+    """Let a trainer continue from a run's newest checkpoint.
+
+    Another number of processes may have saved it where there is someone to `tell` what is lost.
+    """
     ranks = trainer.ranks
     if not ranks.any(bool(list_checkpoints(folder / "checkpoints"))):
         if ranks.rank == 0:
@@ -219,19 +231,32 @@ def _restore(trainer: Trainer, folder: Path, cut_open_episodes: bool) -> None:
         return
     path, saved = load_together(folder / "checkpoints", ranks)
     found = ranks.gather(num_processes(saved))[0]
+    others: list[dict[str, Any]] = []
     if found != ranks.size:
-        torchrun = f"torchrun --standalone --nproc-per-node {found} -m "
-        raise ConfigError(
-            f"{path} was saved by {found} process{'es' * (found > 1)}, and here train "
-            f"{ranks.size}; go on with `{torchrun * (found > 1)}marl resume {folder}`"
-        )
+        if tell is None:
+            torchrun = f"torchrun --standalone --nproc-per-node {found} -m "
+            raise ConfigError(
+                f"{path} was saved by {found} process{'es' * (found > 1)}, and here train "
+                f"{ranks.size}; go on with `{torchrun * (found > 1)}marl resume {folder}`, or deal "
+                "its episodes out anew by --reshard"
+            )
+        with together(ranks):
+            others = read_all(path)
+        saved = others[0]
     check_same_config(trainer.config, config_in(saved, str(folder)), folder)
     check_same_spec(spec_in(saved, str(folder)), trainer.env.spec, f"{folder} was saved")
     replays = unwrapped(trainer.env)
     if cut_open_episodes and isinstance(replays, Replays):
         replays.cut_open_episodes()
     with restoring(folder):
-        trainer.load_state_dict(saved["trainer"])
+        if others and tell is not None:
+            states = [other["trainer"] for other in others]
+            lost = losses(states, trainer.config, ranks.size)
+            trainer.load_resharded(resharded(states, trainer.config, ranks.rank, ranks.size))
+            if ranks.rank == 0:
+                tell(f"saved by {found}, now trained by {ranks.size} processes: {lost}")
+        else:
+            trainer.load_state_dict(saved["trainer"])
     if trainer.iteration > trainer.config.num_iterations:
         raise ConfigError(
             f"total_steps: got {trainer.config.total_steps:,}, but {folder} has already taken "

@@ -82,17 +82,7 @@ class Trainer:
         """
         self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
         with together(ranks):
-            self.collector = Collector(
-                self.env,
-                config.learner.rollout_steps,
-                seed=self.seeds.integer("environment"),
-                generator=self.seeds.torch("actions", self.device),
-                device=self.device,
-                hidden_rewards=config.sees_hidden,
-                chunk_length=config.learner.chunk_length,
-                callback=None if self.people is None else self.people.camera,
-                undoes=True,
-            )
+            self.collector = self._new_collector()
         self.learner = make_learner(
             spec, own, self.norm, self.seeds.torch("learner", self.device), self.device, ranks
         )
@@ -149,6 +139,20 @@ class Trainer:
     def env_options(self) -> dict[str, Any]:
         """Keyword arguments with which the environment is made."""
         return env_options(self.share)
+
+    def _new_collector(self) -> Collector:
+        """Return a collector whose environments are reset by the run's seed."""
+        return Collector(
+            self.env,
+            self.config.learner.rollout_steps,
+            seed=self.seeds.integer("environment"),
+            generator=self.seeds.torch("actions", self.device),
+            device=self.device,
+            hidden_rewards=self.config.sees_hidden,
+            chunk_length=self.config.learner.chunk_length,
+            callback=None if self.people is None else self.people.camera,
+            undoes=True,
+        )
 
     @property
     def steps(self) -> int:
@@ -304,6 +308,20 @@ class Trainer:
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.collector.load_state_dict(state["collector"])
+        if self.feedback is not None:
+            self.feedback.load_state_dict(state["feedback"])
+
+    def load_resharded(self, state: dict[str, Any]) -> None:
+        """Continue from a state of `preferences.resharding`, with new environments and draws."""
+        self.iteration = state["iteration"]
+        self.seeds.restart(f"/process {self.ranks.rank} of {self.ranks.size} from {self.steps}")
+        with together(self.ranks):
+            self.collector = self._new_collector()
+        for name, part in self._parts().items():
+            if name == "learner" and "hidden" in state[name]:
+                part.load_state_dict(state[name] | {"hidden": part.state_dict()["hidden"]})
+            elif name != "seeds":
+                part.load_state_dict(state[name])
         if self.feedback is not None:
             self.feedback.load_state_dict(state["feedback"])
 

@@ -92,6 +92,9 @@ class Resume:
     """Import the code that the run names, though it is not one that you trained on this machine."""
     cut_open_episodes: bool = False
     """Truncate the open episodes of an environment that cannot repeat them, and go on."""
+    reshard: bool = False
+    """Go on with another number of processes than have saved the run: what it keeps of episodes and
+    answers is dealt out anew, and open episodes are cut."""
 
     def run(self) -> int:
         """Train on, and say how it goes."""
@@ -101,7 +104,8 @@ class Resume:
         if changes := self.changes | longer:
             config = changed(config, changes, "marl resume")
         with _processes(config) as ranks:
-            return _run(config, self.run_dir, resume=True, cut=self.cut_open_episodes, ranks=ranks)
+            cut, reshard = self.cut_open_episodes, self.reshard
+            return _run(config, self.run_dir, resume=True, cut=cut, reshard=reshard, ranks=ranks)
 
 
 def new_run_folder(config: Config) -> AbstractContextManager[Path]:
@@ -163,7 +167,13 @@ class StopSignal:
 
 
 def _run(
-    config: Config, folder: Path, *, resume: bool, cut: bool = False, ranks: Ranks = SINGLE
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool,
+    cut: bool = False,
+    reshard: bool = False,
+    ranks: Ranks = SINGLE,
 ) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
@@ -190,6 +200,7 @@ def _run(
             folder,
             resume=resume,
             cut_open_episodes=cut,
+            reshard=reshard,
             stop=lambda: stop.received > 0,
             begun=begun,
             ranks=ranks,

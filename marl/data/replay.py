@@ -180,7 +180,9 @@ class ReplayBuffer:
 
     def returns(self) -> Float[Tensor, "M"]:
         """Return the returns of the kept episodes, in double precision."""
-        return self._episodes["returns"][: self.num_finished].to(torch.float64)
+        returns = self._episodes["returns"][: self.num_finished].to(torch.float64)
+        missing = returns.isnan()  # where a run was dealt out to other processes
+        return returns[~missing] if bool(missing.any()) else returns
 
     def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
         """Return the team's state at the end of each episode."""

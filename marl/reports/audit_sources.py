@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from marl.config.share import share_of
 from marl.policy import restored
 from marl.preferences.buffer import SavedFeedback
 from marl.preferences.dataset.answers import Answer, AnswerLog
@@ -45,6 +46,7 @@ from marl.reports.statistics import (
 )
 from marl.rewards.io import restored_reward
 from marl.rewards.scoring import score_episodes
+from marl.utils.checkpoint import num_processes
 from marl.utils.text import one_line
 
 RULES = ("return", "outcome", "facts")
@@ -254,9 +256,8 @@ class SavedRun:
         self.config = policy.config
         self._spec = policy.spec
         self._steps = policy.steps
-        self._feedback = SavedFeedback(
-            saved["trainer"]["feedback"], policy.config, policy.spec, run
-        )
+        share = share_of(policy.config, num_processes(saved))  # the file is that of process 0
+        self._feedback = SavedFeedback(saved["trainer"]["feedback"], share, policy.spec, run)
         self.scores: dict[int, float] = {}
         """Learned score S of each episode whose steps are kept; empty before anything is
         learned."""

@@ -280,7 +280,7 @@ def load_together(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
     """Return the newest good checkpoint, and this process's state in it.
 
     Where another number of processes has saved it, that is the state of process 0 in process 0 and
-    empty in the others.
+    empty in the others; `read_all` reads all of it.
     """
     paths = [folder / name for name in ranks.gather([p.name for p in list_checkpoints(folder)])[0]]
     if not paths:
@@ -294,6 +294,8 @@ def load_together(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
                 state = read_checkpoint(path)[1]
                 _check_run(path, state)
                 digests = list(state.get("parts", []))
+                if len(digests) + 1 != ranks.size:
+                    read_all(path)  # all is there
             except CheckpointError as error:
                 fault = str(error)
         digests = ranks.gather(digests)[0]
@@ -310,6 +312,13 @@ def load_together(folder: Path, ranks: Ranks) -> tuple[Path, dict[str, Any]]:
     raise CheckpointError(
         f"none of the {len(paths)} checkpoints in {folder} is good; start the run again"
     )
+
+
+def read_all(checkpoint: Path) -> list[dict[str, Any]]:
+    """Return the states of all processes in a checkpoint."""
+    first = read_checkpoint(checkpoint)[1]
+    parts = enumerate(first.get("parts", []), start=1)
+    return [first, *(read_part(checkpoint, rank, digest) for rank, digest in parts)]
 
 
 def read_part(checkpoint: Path, rank: int, digest: str) -> dict[str, Any]:

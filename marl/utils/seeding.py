@@ -76,6 +76,15 @@ class Seeds:
             fresh = np.random.default_rng(self._derive("numpy", name)).bit_generator.state
             self.numpy(name).bit_generator.state = state["numpy"].get(name, fresh)
 
+    def restart(self, stream: str) -> None:
+        """Begin all generators anew, as those of another stream; they are changed in place."""
+        self.stream = stream
+        for name in self._torch:
+            self._torch[name].manual_seed(self._derive("torch", name))
+        for name in self._numpy:
+            fresh = np.random.default_rng(self._derive("numpy", name))
+            self._numpy[name].bit_generator.state = fresh.bit_generator.state
+
     def _derive(self, kind: str, name: str) -> int:
         """Return the 63-bit seed of one name; `kind` keeps equal names of two libraries apart."""
         digest = hashlib.sha256(f"{self.seed}{self.stream}/{kind}/{name}".encode()).digest()

@@ -24,7 +24,7 @@ from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import EpisodeRecord
 from marl.preferences.factory import adds_errors
 from marl.preferences.queries import all_pairs, swapped
-from marl.utils.checkpoint import load_checkpoint
+from marl.preferences.resharding import load_whole
 from marl.utils.files import output, whole_folder
 from marl.utils.text import printable
 
@@ -57,7 +57,7 @@ def export_run(
     in ``preferences.labeller``, in its stead. The folder appears when it is complete.
     """
     run, folder = Path(run), Path(folder)
-    step, saved = load_checkpoint(run / "checkpoints")
+    step, saved = load_whole(run / "checkpoints")
     config = config_in(saved, str(run))
     if "trainer" not in saved:
         raise ConfigError(f"{run} holds a fitted reward model; only a run has episodes to export")
