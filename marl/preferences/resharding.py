@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from marl.config import Config, ConfigError
-from marl.config.share import share_of
 from marl.policy import config_in
 from marl.preferences.buffer import PreferenceBuffer
 from marl.utils.checkpoint import (
@@ -27,6 +26,7 @@ from marl.utils.checkpoint import (
     read_all,
     restoring,
 )
+from marl.utils.launch import share_of
 
 _NEVER = -(2**62)
 """Start of an episode that there is not: it counts as overwritten."""

@@ -23,7 +23,6 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from marl.config.share import share_of
 from marl.policy import restored
 from marl.preferences.buffer import SavedFeedback
 from marl.preferences.dataset.answers import Answer, AnswerLog
@@ -47,6 +46,7 @@ from marl.reports.statistics import (
 from marl.rewards.io import restored_reward
 from marl.rewards.scoring import score_episodes
 from marl.utils.checkpoint import num_processes
+from marl.utils.launch import share_of
 from marl.utils.text import one_line
 
 RULES = ("return", "outcome", "facts")

@@ -12,13 +12,13 @@ import torch
 
 import marl
 from benchmarks.trials import differences
-from marl.config.share import share_of
 from marl.data.replay import make_replay
 from marl.policy import spec_in
 from marl.preferences.dataset.export import export_run
 from marl.preferences.resharding import losses, resharded
 from marl.runs import train
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint, read_all
+from marl.utils.launch import share_of
 from marl.utils.ranks import Ranks
 from tests.ranks import in_ranks
 
