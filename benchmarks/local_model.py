@@ -27,7 +27,7 @@ import torch
 from benchmarks.cells import commit, machine
 from envs import EnvSpec, make_env
 from marl.config import NetworkConfig
-from marl.config.llm import AskForm, LlmConfig
+from marl.config.preferences import AskForm, LlmConfig
 from marl.data.replay import ReplayBuffer
 from marl.data.rollout import Collector
 from marl.learners.actors import make_actor

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from envs import EnvSpec
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences.labellers import EpisodePairs, Labeller

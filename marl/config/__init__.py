@@ -4,21 +4,23 @@ Defaults live here and nowhere else. A file in ``configs/`` holds only differenc
 the file, and the result is one frozen `Config`, written into the run folder and the checkpoint.
 """
 
-from marl.config.llm import LlmConfig
+from marl.config.preferences import (
+    ContrastConfig,
+    LlmConfig,
+    ModelConfig,
+    PeopleConfig,
+    PreferenceConfig,
+    TeacherConfig,
+)
 from marl.config.presets import Algorithm
 from marl.config.schema import (
     Config,
-    ContrastConfig,
     EnvConfig,
     EvalConfig,
     LearnerConfig,
-    ModelConfig,
     NetworkConfig,
     Option,
-    PeopleConfig,
-    PreferenceConfig,
     RewardConfig,
-    TeacherConfig,
 )
 from marl.config.validation import ConfigError
 

@@ -8,7 +8,8 @@ from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
 from marl.config.validation import ConfigError
 
 if TYPE_CHECKING:
-    from marl.config.schema import Config, PreferenceConfig
+    from marl.config.preferences import PreferenceConfig
+    from marl.config.schema import Config
 
 LABELLERS = ("return", "outcome", "facts", "llm", "model", "contrast", "people", "python")
 """Names that ``preferences.labeller`` takes beside import paths."""

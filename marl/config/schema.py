@@ -1,13 +1,12 @@
-"""Every setting: its default, its meaning and its range, each in one place."""
+"""All settings but those of the labellers: default, meaning and range, each in one place."""
 
-import math
 from dataclasses import field, replace
 from typing import Annotated, Literal
 
 from pydantic import Field
 
 from marl.config.conflicts import check_conflicts
-from marl.config.llm import LlmConfig
+from marl.config.preferences import PreferenceConfig
 from marl.config.presets import Algorithm, RewardChoice, RewardSource, chosen_reward
 from marl.config.validation import Hints, Range, settings
 
@@ -241,153 +240,6 @@ class RewardConfig:
     max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
     """Largest gradient norm of the reward model."""
     ratio: RatioConfig = field(default_factory=RatioConfig)
-
-
-@settings("preferences.model.")
-class ModelConfig:
-    """A reward model learned before, from a run or by `marl fit-reward`."""
-
-    run: str = ""
-    """Folder of that run or fit; its newest checkpoint is read when training starts."""
-    length_control: bool = True
-    """Judge by S - c * length, with c such that longer episodes are worth as much as shorter ones
-    in the mean over all pairs seen: the model's bias towards long or short episodes is not
-    passed on. Switch it off where the length is what counts."""
-    temperature: Annotated[float, Range(0, 1e6)] = 0.0
-    """t > 0 gives soft labels sigmoid(gap / t), where 1 is the model's own probability; 0 gives
-    hard ones."""
-
-
-@settings("preferences.contrast.")
-class ContrastConfig:
-    """Two checkpoints of a weak run, whose log-ratio judges the episodes of a strong one.
-
-    The weak team may have smaller networks and another number of agents, each of which must see and
-    do as much as here.
-    """
-
-    before: str = ""
-    """The earlier one: ``RUN/checkpoints/step_*.ckpt``, or a run from which that of `after`
-    started."""
-    after: str = ""
-    """The later one; of a run's folder its newest checkpoint, read when training starts."""
-    clip: Annotated[float, Range(1e-6, 1e6)] = 2.0
-    """Largest log-ratio of one agent's action, in nats."""
-    length_control: bool = True
-    """As ``preferences.model.length_control``."""
-
-
-@settings("preferences.teacher.")
-class TeacherConfig:
-    """Simulated human error around the labeller (Lee et al. 2021, arXiv 2111.03026).
-
-    Returns are measured in standard deviations over the kept episodes, so that the same numbers
-    mean the same on every task. Asked twice about a pair, the teacher says the same. The
-    defaults add no error.
-    """
-
-    rationality: Annotated[float, Range(0, math.inf)] = math.inf
-    """beta: the answer is turned round with probability sigmoid(-beta |G_1 - G_2| / std G), which
-    is the Boltzmann choice; inf never errs, 0 guesses."""
-    mistakes: Annotated[float, Range(0, 1)] = 0.0
-    """Probability that an answer is turned round, however clear the pair."""
-    skip_below: Annotated[float, Range(-math.inf, 1e6)] = -math.inf
-    """No answer where both returns lie below mean G + this many deviations."""
-    tie_within: Annotated[float, Range(0, 1e6)] = 0.0
-    """Tie where the returns differ by less than this many deviations."""
-    myopia: Annotated[float, Range(0, 1)] = 1.0
-    """Benchmarks only: discount by which a step weighs less than the next one in the return that
-    the teacher judges by, a sum of the hidden dense rewards. 1: the true return."""
-
-
-@settings("preferences.people.")
-class PeopleConfig:
-    """People who answer on the page of ``marl label RUN``, while the run trains."""
-
-    wait: bool = False
-    """Whether training stands still while a question is open, rather than go on and use the
-    answers as they come."""
-    filmed_envs: Annotated[int, Range(1, 1e6)] = 8
-    """Environments that are filmed; questions are about their episodes only. Fewer save time."""
-    task: str = ""
-    """What the team should achieve, in a sentence or two; shown on the page."""
-
-
-@settings("preferences.")
-class PreferenceConfig:
-    """Which episodes are compared, and by whom."""
-
-    labeller: str = "return"
-    """Who prefers: ``return`` (larger episodic return wins), ``outcome`` (the fact ``won``),
-    or ``facts``, ``llm`` (a language model), ``model`` (a reward learned before), ``contrast``
-    (what a weaker team has learned) and ``people`` (who answer on a page), each with settings of
-    that name; ``python`` (a callable given to marl.train), or an import path: ``my_labels:f`` is
-    the labeller (a class is first made), while for ``my_labels:make()`` it is what the call
-    returns."""
-    deadline: Annotated[float, Range(0, 1e9)] = 600.0
-    """Seconds after which a labeller of your own that has not answered stops the run, its state
-    saved; 0: never."""
-    margin: Annotated[float, Range(0, 1e12)] = 0.0
-    """Returns closer than this are a tie."""
-    sharpness: Annotated[float, Range(0, 1e6)] = 0.0
-    """k > 0 gives soft labels sigmoid(k (G_1 - G_2) / std G); 0 gives hard ones."""
-    discount: Annotated[float, Range(1e-6, 1)] = 1.0
-    """Compare G discount^(T - 1), what a return paid in the last of T steps is worth at the first.
-    Of two equal losses, such as a fall, the later one is then better. The learned scores are plain
-    sums of R all the same, and the policy discounts R once more. 1: the plain return."""
-    facts: tuple[str, ...] = ()
-    """What ``facts`` compares, the most important first; a later one decides where the earlier
-    tie. Facts of the environment, or ``return``, ``length``, ``novelty`` (of the final state).
-    With ``time+`` more of it is better, with ``time-`` less is; files also take ``+time`` and the
-    form ``-time``, which on the command line would read as a flag."""
-    fact_margins: tuple[Annotated[float, Range(0, math.inf)], ...] = ()
-    """One per entry of `facts`: closer than this is a tie. Empty: only equal ones are."""
-    tie_break: tuple[str, ...] = ()
-    """What decides where the labeller says tie, in the form of `facts`, e.g. while no early
-    return differs from another."""
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    queries_per_iteration: Annotated[int, Range(0, 1e6)] = 0
-    """Pairs asked per iteration in which an episode ended, and kept; 0: the labeller is free and
-    labels every pair."""
-    schedule: Literal["constant", "hyperbolic"] = "constant"
-    """``hyperbolic``: `queries_per_iteration` / (1 + 10 t), where t is the share of the run
-    done."""
-    max_labels: Annotated[int, Range(0, 1e9)] = 0
-    """Most pairs asked in the whole run, answered or not; 0: no limit."""
-    query: Literal[
-        "uniform", "recent_with_older", "newest_share", "stratified", "disagreement", "entropy"
-    ] = "newest_share"
-    """How episodes are chosen: uniformly, each recent one against an older one, `newest_share` of
-    them from the newest rollout, or every range of returns alike. ``disagreement`` and ``entropy``
-    ask the `newest_share` pairs on which an ensemble of reward models disagrees, or is undecided,
-    most."""
-    ensemble_size: Annotated[int, Range(1, 100)] = 3
-    """Reward models behind ``disagreement`` and ``entropy``, the run's own among them."""
-    candidates: Annotated[int, Range(1, 1e4)] = 10
-    """Pairs drawn for each that ``disagreement`` or ``entropy`` asks."""
-    retire_after: Annotated[int, Range(0, 1e12)] = 0
-    """Environment steps after which an answer is not used any more; 0: as long as both episodes
-    are kept."""
-    newest_share: Annotated[float, Range(0, 1)] = 0.5
-    """Share of a batch that comes from the newest finished episodes."""
-    buffer_pairs: Annotated[int, Range(1, 1e8)] = 10_000
-    """Answered pairs that are kept."""
-    holdout_every: Annotated[int, Range(2, 1e6)] = 8
-    """Every so many-th episode is held out and only measures preference accuracy."""
-    replay_steps: Annotated[int, Range(1, 1e10)] = 256_000
-    """Steps of experience that are kept."""
-    replay_episodes: Annotated[int, Range(2, 1e8)] = 2_048
-    """Finished episodes that are kept."""
-    llm: LlmConfig = field(default_factory=LlmConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    contrast: ContrastConfig = field(default_factory=ContrastConfig)
-    people: PeopleConfig = field(default_factory=PeopleConfig)
-
-    @property
-    def labellers(self) -> tuple[str, ...]:
-        """The labeller and, where it may take over at a cap, the language model's fallback."""
-        has_fallback = self.labeller == "llm" and self.llm.at_cap == "fallback"
-        return (self.labeller, self.llm.fallback) if has_fallback else (self.labeller,)
 
 
 @settings("eval.")

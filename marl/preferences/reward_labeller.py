@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from marl.config.schema import ModelConfig
+from marl.config.preferences import ModelConfig
 from marl.data.types import EpisodeReplay, Episodes
 from marl.preferences.labellers import EpisodePairs
 from marl.rewards.learner import RewardLearner

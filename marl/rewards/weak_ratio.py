@@ -18,7 +18,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError, RewardConfig
-from marl.config.schema import ContrastConfig
+from marl.config.preferences import ContrastConfig
 from marl.contrast import PLAUSIBLE, plausible_actions
 from marl.data.types import Rewards, Transitions
 from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor

@@ -15,7 +15,7 @@ import pytest
 
 from envs import EnvSpec
 from marl.config import PreferenceConfig
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.dataset import Answer, EpisodeRecord, PreferenceDataset, now
 from marl.preferences.dataset.export import source_name
 from tests.command_line import QUICK, run

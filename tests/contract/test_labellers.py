@@ -12,7 +12,7 @@ import torch
 
 from marl.config import PreferenceConfig, TeacherConfig
 from marl.config.io import load_config
-from marl.config.schema import ModelConfig
+from marl.config.preferences import ModelConfig
 from marl.preferences import Cascade, EpisodePairs, Labeller, ReturnLabeller, Vote, make_labeller
 from marl.preferences.labellers import checked_labels
 from marl.runs import save_trainer

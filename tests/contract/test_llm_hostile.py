@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.llm import LabellerWarning, LlmLabeller
 from tests.llm_cases import FakeClock, make, pairs_of
 from tests.llm_faults import GARBLED

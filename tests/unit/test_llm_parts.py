@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.llm.cache import (
     AnswerCache,
     CacheError,

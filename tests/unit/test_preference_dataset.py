@@ -14,8 +14,7 @@ import torch
 
 from envs import EnvSpec
 from marl.config import PreferenceConfig, TeacherConfig
-from marl.config.llm import LlmConfig
-from marl.config.schema import ModelConfig
+from marl.config.preferences import LlmConfig, ModelConfig
 from marl.data.replay import ReplayBuffer
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.dataset import Answer, DatasetError, EpisodeRecord, PreferenceDataset, now

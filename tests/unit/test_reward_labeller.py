@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import ConfigError, RewardConfig
 from marl.config.io import load_config
-from marl.config.schema import ModelConfig
+from marl.config.preferences import ModelConfig
 from marl.data.types import Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.preferences import EpisodePairs

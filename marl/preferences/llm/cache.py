@@ -24,7 +24,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.protocol import Fault, Reply, Request
 from marl.preferences.llm.verdicts import Score, Verdict

@@ -25,7 +25,7 @@ import tenacity
 from httpx2 import USE_CLIENT_DEFAULT
 
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig, check_url
+from marl.config.preferences import LlmConfig, check_url
 from marl.preferences.llm.cache import AnswerCache, Spending, Spent
 from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.protocol import (

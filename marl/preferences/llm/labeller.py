@@ -23,7 +23,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.config.llm import AskForm, LlmConfig
+from marl.config.preferences import AskForm, LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, name_of
 from marl.preferences.llm.cache import AnswerCache, BudgetError, Labelled
 from marl.preferences.llm.client import Client, Sleep, Transport

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any
 
 from marl.config import ConfigError
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.llm.cache import AnswerCache
 from marl.preferences.llm.client import Client
 from marl.preferences.llm.prompts import Messages, Template, cleaned

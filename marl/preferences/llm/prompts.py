@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.config.llm import AskForm
+from marl.config.preferences import AskForm
 from marl.data.types import Episodes
 from marl.preferences.describe import describe, describe_whole
 from marl.utils import plugins

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.llm.prompts import Messages, Template, cleaned
 
 FaultKind = Literal[

@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from marl.config.llm import LlmConfig
+from marl.config.preferences import LlmConfig
 from marl.preferences.llm.prompts import Messages, Template, cleaned
 from marl.preferences.llm.protocol import (
     Answers,
