@@ -359,7 +359,7 @@ class _Keys:
         return self.num_agents
 
     def begin(self, draws: FloatArray) -> Arrays:
-        """Return the (C, N) keys that fit, and that nobody has the right one."""
+        """Return the (C, N) keys that fit, and that no agent has the right one."""
         fits = (draws * self.num_keys).astype(np.int64)
         return {"fits": fits, "has": np.zeros(fits.shape, np.bool_)}
 

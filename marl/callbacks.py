@@ -76,7 +76,7 @@ class Callbacks:
                 begun.append(callback)
                 callback.on_start(run)
             yield
-        except GeneratorExit:  # whoever takes the metrics has stopped
+        except GeneratorExit:  # the caller has stopped iterating
             raise
         except BaseException as error:
             ended = error

@@ -245,7 +245,7 @@ def load(run: Path | str, seed: int = 0, *, best: bool = False, trust: bool = Fa
     With `best` it is the one that played best while it trained (``eval.every``), acting greedily.
     `run` is the folder of a run, or of a policy that was fitted to a dataset, or one of its files
     ``checkpoints/step_*.ckpt``. The environment is not made, and need not be there. Code that a run
-    of somebody else names, its environment or its learner, is imported only with `trust`.
+    of another user names, its environment or its learner, is imported only with `trust`.
     """
     _, saved, folder = load_saved(run, best=best)
     if trust:

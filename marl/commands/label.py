@@ -79,14 +79,14 @@ class Label:
 
     def run(self) -> int:
         """Serve the page until Ctrl-C or the last answer."""
-        from marl.preferences.people.session import Labelling, Plan, alone
+        from marl.preferences.people.session import Labelling, LabellingPlan, alone
 
         check_extra()
         subject = _of_dataset(self) if self.run_dir is None else _of_run(self, self.run_dir)
         pairs = self.pairs
         if pairs is None and not subject.asked_by_run:
             pairs = _PAIRS
-        plan = Plan(asked_by_run=subject.asked_by_run, pairs=pairs, repeats=self.repeats)
+        plan = LabellingPlan(asked_by_run=subject.asked_by_run, pairs=pairs, repeats=self.repeats)
         labelling = Labelling(subject.folder, self.name, plan, skip_damaged=self.skip_damaged)
         with alone(subject.folder, self.name):
             labelling.question()  # damage is told before the page opens

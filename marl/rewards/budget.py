@@ -21,7 +21,7 @@ PATIENCE = 3
 
 @dataclass(frozen=True, kw_only=True)
 class FitBudget:
-    """What an iteration grants a fit: counts, so that a run can be repeated exactly."""
+    """Budget of a fit, in counts rather than seconds, so that a run can be repeated exactly."""
 
     block: int
     """Gradient steps that are taken in any case, and in every further block."""

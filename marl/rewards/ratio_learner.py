@@ -71,7 +71,7 @@ class RatioLearner(RewardLearner):
             num_rows += drawn.rows
             return True
 
-        descent = descend(
+        result = descend(
             step,
             lambda: math.nan if held_out is None else self._held_out_loss(held_out.batch),
             self.parameters,
@@ -79,7 +79,7 @@ class RatioLearner(RewardLearner):
             block=block if max_rows else -(-block // MEASUREMENTS),
             patience=PATIENCE,
         )
-        self.kept_steps = descent.kept
+        self.kept_steps = result.kept
         return taken, held_out
 
     def state_dict(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 gloo carries what is on the CPU, and nccl what is on GPUs of their own. Connections are neither
 encrypted nor authenticated: use a network that you trust. What is exchanged is read without
-unpickling, so that a stranger's bytes can spoil a run and not more.
+unpickling, so that foreign bytes can spoil a run and not more.
 """
 
 import hashlib
@@ -174,8 +174,8 @@ def _meet(launch: Launch, seconds: float) -> Store:
 def one_voice(ranks: Ranks) -> Iterator[None]:
     """Let process 0 alone print, and every error that several have be told once.
 
-    Warnings and errors of the others say whose they are. Whoever does not tell its error ends with
-    status 1.
+    Warnings and errors of the others say whose they are. A process that does not report its error
+    ends with status 1.
     """
     if not isinstance(ranks, ProcessRanks):
         yield

@@ -10,7 +10,7 @@ from envs import Frame
 from envs.frames import Circle
 from marl.preferences.dataset.answers import AnswerLog
 from marl.preferences.dataset.footage import EpisodeFrames, frames_path, write_frames
-from marl.preferences.people.session import Labelling, Plan
+from marl.preferences.people.session import Labelling, LabellingPlan
 
 pytest.importorskip("fastapi", reason="needs the extra people")
 
@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
 
 def client(folder: Path, *, title: str = "a task", **headers: str) -> TestClient:
     """Return a page of a new server, as a browser that opened it would ask."""
-    labelling = Labelling(folder, "ann", Plan(pairs=8, repeats=0.0))
+    labelling = Labelling(folder, "ann", LabellingPlan(pairs=8, repeats=0.0))
     app = make_app(labelling, title, TOKEN, PORT)
     base = f"http://127.0.0.1:{PORT}"
     return TestClient(app, base_url=base, headers={**HEADERS, **headers})

@@ -22,7 +22,7 @@ from marl.preferences.dataset.footage import read_frames
 from marl.preferences.dataset.format import read_episode, read_manifest
 from marl.preferences.people import Camera
 from marl.preferences.people.camera import AGAIN, RunDataset
-from marl.preferences.people.session import Choice, Labelling, Plan
+from marl.preferences.people.session import Choice, Labelling, LabellingPlan
 from marl.utils.checkpoint import list_checkpoints, load_checkpoint
 from marl.utils.metrics import read_metrics
 from tests.small_runs import small
@@ -47,7 +47,7 @@ class Person:
 
     def __init__(self, run: Path) -> None:
         self.folder = run / "people"
-        self.labelling = Labelling(self.folder, "ann", Plan(asked_by_run=True))
+        self.labelling = Labelling(self.folder, "ann", LabellingPlan(asked_by_run=True))
 
     def answer(self, most: int = 1000) -> int:
         """Return how many questions were answered, `most` of them at most."""
@@ -154,7 +154,7 @@ def test_a_changed_or_withdrawn_answer_is_put_right(tmp_path: Path) -> None:
 def test_skipped_pairs_are_closed_without_an_answer(tmp_path: Path) -> None:
     run = train(asking(), tmp_path / "run")
     metrics = advance(run, 4)
-    labelling = Labelling(tmp_path / "run" / "people", "ann", Plan(asked_by_run=True))
+    labelling = Labelling(tmp_path / "run" / "people", "ann", LabellingPlan(asked_by_run=True))
     count = 0
     while (question := labelling.question()) is not None:
         labelling.answer(question.id, "skip", None)

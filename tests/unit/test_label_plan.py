@@ -11,7 +11,7 @@ from marl.preferences.dataset.footage import EpisodeFrames, write_frames
 from marl.preferences.dataset.untrusted import DatasetError
 from marl.preferences.people.session import (
     Labelling,
-    Plan,
+    LabellingPlan,
     SelfAgreement,
     StaleError,
     all_pairs,
@@ -91,7 +91,7 @@ def test_agreement_takes_the_sides_into_account() -> None:
 
 
 def test_an_answer_is_for_the_pair_shown_and_counts_once(tmp_path: Path) -> None:
-    labelling = Labelling(a_set(tmp_path, 4), "ann", Plan(pairs=3))
+    labelling = Labelling(a_set(tmp_path, 4), "ann", LabellingPlan(pairs=3))
     question = labelling.question()
     assert question is not None
     assert labelling.question() == question
@@ -104,7 +104,7 @@ def test_an_answer_is_for_the_pair_shown_and_counts_once(tmp_path: Path) -> None
 
 
 def test_it_goes_on_where_another_process_stopped(tmp_path: Path) -> None:
-    folder, plan = a_set(tmp_path, 12), Plan(pairs=50, repeats=0.2)
+    folder, plan = a_set(tmp_path, 12), LabellingPlan(pairs=50, repeats=0.2)
     whole, shown = Labelling(folder, "ann", plan), []
     for _ in range(20):
         restarted = Labelling(folder, "ann", plan)
@@ -118,7 +118,7 @@ def test_it_goes_on_where_another_process_stopped(tmp_path: Path) -> None:
 
 
 def test_undo_asks_the_same_pair_under_a_new_id(tmp_path: Path) -> None:
-    labelling = Labelling(a_set(tmp_path, 6), "ann", Plan(pairs=5))
+    labelling = Labelling(a_set(tmp_path, 6), "ann", LabellingPlan(pairs=5))
     first = labelling.question()
     assert first is not None
     labelling.answer(first.id, "skip", None)
@@ -137,7 +137,7 @@ def test_undo_asks_the_same_pair_under_a_new_id(tmp_path: Path) -> None:
 
 
 def test_it_ends_after_so_many_pairs_and_undo_opens_it_again(tmp_path: Path) -> None:
-    labelling = Labelling(a_set(tmp_path, 6), "ann", Plan(pairs=1))
+    labelling = Labelling(a_set(tmp_path, 6), "ann", LabellingPlan(pairs=1))
     question = labelling.question()
     assert question is not None
     labelling.answer(question.id, "first", None)
@@ -148,7 +148,7 @@ def test_it_ends_after_so_many_pairs_and_undo_opens_it_again(tmp_path: Path) -> 
 
 
 def test_the_goal_is_never_more_than_there_is(tmp_path: Path) -> None:
-    labelling = Labelling(a_set(tmp_path, 4), "ann", Plan(pairs=50))
+    labelling = Labelling(a_set(tmp_path, 4), "ann", LabellingPlan(pairs=50))
     while (question := labelling.question()) is not None:
         labelling.answer(question.id, "first", None)
     progress = labelling.progress()
@@ -157,7 +157,9 @@ def test_the_goal_is_never_more_than_there_is(tmp_path: Path) -> None:
 
 
 def test_two_people_do_not_see_each_others_answers(tmp_path: Path) -> None:
-    ann, bob = (Labelling(a_set(tmp_path, 4), name, Plan(pairs=9)) for name in ("ann", "bob"))
+    ann, bob = (
+        Labelling(a_set(tmp_path, 4), name, LabellingPlan(pairs=9)) for name in ("ann", "bob")
+    )
     question = ann.question()
     assert question is not None
     ann.answer(question.id, "first", None)
@@ -169,7 +171,7 @@ def test_two_people_do_not_see_each_others_answers(tmp_path: Path) -> None:
 
 
 def test_training_chooses_and_the_current_pair_stays(tmp_path: Path) -> None:
-    labelling = Labelling(a_set(tmp_path, 6), "ann", Plan(asked_by_run=True))
+    labelling = Labelling(a_set(tmp_path, 6), "ann", LabellingPlan(asked_by_run=True))
     assert labelling.question() is None
     assert not labelling.is_done()
     assert labelling.progress().goal is None

@@ -28,7 +28,7 @@ class StaleError(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class LabellingPlan:
     """What a person is asked."""
 
     asked_by_run: bool = False
@@ -73,7 +73,9 @@ class Labelling:
     A pair stays the current one until it is answered, whatever training asks meanwhile.
     """
 
-    def __init__(self, folder: Path, name: str, plan: Plan, *, skip_damaged: bool = False) -> None:
+    def __init__(
+        self, folder: Path, name: str, plan: LabellingPlan, *, skip_damaged: bool = False
+    ) -> None:
         self.folder = folder
         self.source = f"person:{name}"
         self.plan = plan
