@@ -14,8 +14,8 @@ from torch import nn
 
 from envs import make_env
 from marl.config import LearnerConfig, NetworkConfig
-from marl.data.types import Rewards
-from marl.learners.gae import read_inputs
+from marl.data.types import Rewards, Rollout
+from marl.learners.gae import dual_advantages, read_inputs
 from marl.learners.losses import clipped_policy_loss
 from marl.learners.mappo import Ippo, Mappo, step_rows
 from marl.nn.layers import NonFiniteError, check_finite, correlation
@@ -251,6 +251,111 @@ def test_loading_continues_an_update_bit_for_bit(
     assert_same(
         parameters_after(mappo, rollout, rewards), parameters_after(other, rollout, rewards)
     )
+
+
+@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["none", "gru"])
+@pytest.mark.parametrize("kind", [Mappo, Ippo])
+def test_the_gradients_of_an_update_are_those_of_its_losses(
+    kind: type[Mappo], network: NetworkConfig, continuous: bool, dies: bool
+) -> None:
+    """Of the losses written out over the whole rollout, with ratios on both sides of the clip."""
+    env = ScriptedEnv([[3, 5], [4, 2, 6], [5]], agents_die=dies, continuous=continuous)
+    settings = dataclasses.replace(
+        ONE_STEP, entropy_coef=0.1, max_grad_norm=1e9, chunk_length=12, local_weight=0.25
+    )
+    mappo = make_mappo(env.spec, settings, network=network, kind=kind)
+    rollout = collect(mappo, env)
+    noise = 0.4 * torch.randn(rollout.log_probs.shape, generator=generator())
+    rollout = dataclasses.replace(rollout, log_probs=rollout.log_probs + noise)
+    rewards, steps = random_rewards(rollout), rollout.transitions
+    streams = {
+        "team": team_stream(mappo, rollout, rewards),
+        "local": local_stream(mappo, rollout, rewards),
+    }
+    advantages = dual_advantages(
+        streams["team"].advantages, streams["local"].advantages, steps.alive, 2, 0.25
+    )
+    before = copy.deepcopy(mappo)
+    metrics = mappo.update(rollout, rewards, 1.0)
+    everywhere = torch.ones_like(rollout.log_probs, dtype=torch.bool)
+    alive = everywhere if steps.alive is None else steps.alive
+
+    outputs = read(before.actor, rollout, steps.obs)
+    policy = before.actor.distribution(outputs)
+    ratio = (policy.log_prob(rollout.sampled_actions) - rollout.log_probs).exp()
+    clipped = ratio.clamp(0.8, 1.2)
+    assert (ratio != clipped)[alive].any()
+    gain = torch.minimum(ratio * advantages, clipped * advantages)[alive].mean()
+    loss = -gain - 0.1 * policy.entropy()[alive].mean()
+    assert metrics["policy/loss"] == pytest.approx(loss.item(), abs=1e-5)
+    assert_gradients(mappo.actor, before.actor, loss)
+    for name, stream in streams.items():
+        # Where the absent have a value, too, their critic sees zeros.
+        hides = kind is Ippo and name == "team"
+        obs = steps.obs * alive.unsqueeze(-1) if hides else steps.obs
+        values = read(before.critics[name], rollout, obs, steps.state)
+        errors = 0.5 * (values - stream.targets) ** 2
+        loss = errors[alive].mean() if name == "local" else errors.mean()
+        assert metrics[f"value/loss_{name}"] == pytest.approx(loss.item(), rel=1e-4)
+        assert_gradients(mappo.critics[name], before.critics[name], loss)
+
+
+def read(network: Any, rollout: Rollout, *inputs: torch.Tensor) -> torch.Tensor:
+    """Return a network's outputs for a rollout, recorded by autograd."""
+    network.passes = None
+    if not hasattr(network.body, "gru"):
+        outputs: torch.Tensor = network(*inputs)
+        return outputs
+    hidden = torch.zeros(rollout.truncated.shape[1], *network.body.hidden_shape)
+    return network.unroll(*inputs, hidden, rollout.starts)[0]
+
+
+def assert_gradients(found: nn.Module, network: nn.Module, loss: torch.Tensor) -> None:
+    """Compare the gradients of an updated network with those of the loss of the one before."""
+    gradients = torch.autograd.grad(loss, list(network.parameters()))
+    for (name, parameter), gradient in zip(found.named_parameters(), gradients, strict=True):
+        assert parameter.grad is not None
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-6, msg=name)
+
+
+def test_steps_become_smaller_with_the_learning_rate() -> None:
+    env = ScriptedEnv(LENGTHS)
+    mappo = make_mappo(env.spec)
+    rollout = collect(mappo, env)
+    rewards = random_rewards(rollout)
+    moved = []
+    for remaining in (1.0, 0.25):
+        other = copy.deepcopy(mappo)
+        other.update(rollout, rewards, remaining)
+        pairs = zip(other.actor.parameters(), mappo.actor.parameters(), strict=True)
+        moved.append(torch.cat([(after - start).flatten() for after, start in pairs]))
+    assert torch.allclose(0.25 * moved[0], moved[1], atol=1e-7)
+
+
+def test_rewards_that_are_advantages_carry_the_critics_hidden_state_on() -> None:
+    env = ScriptedEnv(LENGTHS)
+    mappo = make_mappo(env.spec, network=RECURRENT)
+    rollout = collect(mappo, env)
+    advanced = copy.deepcopy(mappo)
+    advanced.advance(rollout)
+    mappo.update(rollout, dataclasses.replace(random_rewards(rollout), are_advantages=True), 1.0)
+    for name, hidden in mappo.hidden.items():
+        expected = advanced.hidden[name]
+        assert hidden is not None
+        assert expected is not None
+        assert torch.equal(hidden, expected)
+        assert hidden.any()
+
+
+def test_a_loss_that_is_not_finite_stops_the_update() -> None:
+    env = ScriptedEnv(LENGTHS)
+    mappo = make_mappo(env.spec)
+    rollout = collect(mappo, env)
+    rollout.log_probs[0, 0, 0] = torch.nan
+    with pytest.raises(NonFiniteError, match=r"^policy/loss holds NaN"):
+        mappo.update(rollout, random_rewards(rollout), 1.0)
 
 
 @pytest.mark.parametrize("continuous", [True, False])
