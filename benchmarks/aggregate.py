@@ -46,6 +46,10 @@ ALGORITHM_TITLES = {
     "rrd": "RRD, factored",
     "rrd_central": "RRD, central",
     "ircr": "IRCR",
+    "rudder": "RUDDER",
+    "arel": "AREL",
+    "stas": "STAS",
+    "tar2": "TAR2",
     "dense": "dense oracle",
     "sparse": "sparse MAPPO",
 }

@@ -195,7 +195,7 @@ class Trainer:
                 rollout.done,
                 informed=self.ranks.any(self.feedback.is_informative),
                 episodes=rollout.episodes,
-                return_scale=self.feedback.return_moments()[1],
+                known_returns=self.feedback.known_returns,
             )
             metrics |= reward_metrics
         clock.lap("reward")

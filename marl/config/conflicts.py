@@ -89,6 +89,11 @@ def _check_reward(config: "Config") -> None:
             'learns nothing from labels; set reward.loss = "regression"'
         )
     _check_calibration(config)
+    if choice.model == "tar2" and not choice.needs_returns:
+        raise ConfigError(
+            f'reward.loss: got {choice.loss!r}, but reward.model = "tar2" pays returns, which it '
+            'does not read; set reward.loss = "tar2"'
+        )
     loss = REWARD_LOSSES[choice.loss]
     if loss.reads_history and not choice.reads_history:
         raise ConfigError(

@@ -18,6 +18,9 @@ Algorithm = Literal[
     "rrd_central",
     "ircr",
     "rudder",
+    "arel",
+    "stas",
+    "tar2",
     "dpo",
     "sparse",
     "dense",
@@ -84,6 +87,9 @@ PRESETS: dict[Algorithm, RewardChoice] = {
     "rrd_central": _learned("central", "regression"),
     "ircr": _learned("constant", "regression"),
     "rudder": _learned("rudder", "rudder"),
+    "arel": _learned("arel", "arel"),
+    "stas": _learned("stas", "regression"),
+    "tar2": _learned("tar2", "tar2"),
     "dpo": RewardChoice(source="policy", model="policy_ratio", loss="preference"),
     "sparse": RewardChoice(source="task"),
     "dense": RewardChoice(source="hidden"),
@@ -124,6 +130,9 @@ REWARD_MODELS: dict[str, ModelEntry] = {
     "central": ModelEntry(path="marl.rewards.central:CentralReward", has_value=True),
     "constant": ModelEntry(path="marl.rewards.constant:ConstantReward"),
     "rudder": ModelEntry(path="marl.rewards.rudder:RudderReward", reads_history=True),
+    "arel": ModelEntry(path="marl.rewards.arel:ArelReward", reads_history=True),
+    "stas": ModelEntry(path="marl.rewards.stas:StasReward", is_factored=True, reads_history=True),
+    "tar2": ModelEntry(path="marl.rewards.tar2:Tar2Reward", is_factored=True, reads_history=True),
     "policy_ratio": ModelEntry(path="marl.rewards.ratio:OwnPolicyRatio", is_factored=True),
 }
 
@@ -133,6 +142,8 @@ REWARD_LOSSES: dict[str, LossEntry] = {
     "rudder": LossEntry(
         path="marl.rewards.rudder:RudderLoss", needs_returns=True, reads_history=True
     ),
+    "arel": LossEntry(path="marl.rewards.arel:ArelLoss", needs_returns=True),
+    "tar2": LossEntry(path="marl.rewards.tar2:Tar2Loss", needs_returns=True),
     "both": LossEntry(
         path="marl.rewards.losses:SumOfLosses", needs_labels=True, needs_returns=True
     ),

@@ -120,6 +120,31 @@ class RatioConfig:
     can then run past the best actions."""
 
 
+@settings("reward.sequence.")
+class SequenceConfig:
+    """Reward models that read whole episodes: RUDDER, AREL, STAS and TAR2.
+
+    The width of their networks is the first of ``reward.hidden_sizes``: 64 in TAR2's code, 128 in
+    STAS's, at most 100 in AREL's.
+    """
+
+    layers: Annotated[int, Range(1, 100)] = 3
+    """AREL, STAS, TAR2: layers of attention; 3 in the code of each."""
+    heads: Annotated[int, Range(1, 100)] = 4
+    """AREL, STAS, TAR2: heads of attention; 3 in AREL's code, 4 in the others'."""
+    coalitions: Annotated[int, Range(1, 1000)] = 5
+    """STAS, TAR2: random coalitions an agent's contribution is averaged over; 5 in both codes."""
+    prediction_weight: Annotated[float, Range(0, 1e6)] = 0.5
+    """RUDDER's loss: weight of the squared errors of the predictions before the end. 0.5 in the
+    authors' tutorial, 0.1 in AREL's code for its comparison."""
+    variance_weight: Annotated[float, Range(0, 1e6)] = 20.0
+    """AREL's loss: weight of the variance of rewards within an episode; 20 in its code, for
+    episodes of 25 steps. Over T steps it counts about 1 / T as much as the error, so that it is
+    most of the loss of much shorter ones."""
+    dynamics_weight: Annotated[float, Range(0, 1e6)] = 0.05
+    """TAR2's loss: weight of the loss of predicted actions; 0.05 in its code."""
+
+
 @settings("reward.")
 class RewardConfig:
     """What the policy's reward is, and how it is learned.
@@ -142,9 +167,6 @@ class RewardConfig:
     rewards to the episode's return, without labels. ``both``: their sum. Empty: the preset's."""
     gamma: Annotated[float, Range(0, 1)] | None = None
     """gamma_R in R = Q_tot(s, a) - gamma_R V_tot(s'); 0 leaves V out. Without: the preset's."""
-    prediction_weight: Annotated[float, Range(0, 1e6)] = 0.5
-    """RUDDER's loss: weight of the squared errors of the predictions before the end. .5 in the
-    authors' tutorial, .1 in AREL's code for its comparison."""
     unbiased_regression: bool = False
     """Whether the regression subtracts the variance that sampling steps adds to its squared error;
     steps are then drawn without replacement instead of one from each stratum."""
@@ -240,6 +262,7 @@ class RewardConfig:
     max_grad_norm: Annotated[float, Range(1e-9, 1e9)] = 1.0
     """Largest gradient norm of the reward model."""
     ratio: RatioConfig = field(default_factory=RatioConfig)
+    sequence: SequenceConfig = field(default_factory=SequenceConfig)
 
 
 @settings("eval.")
@@ -262,8 +285,9 @@ class Config:
     """Preset of the reward, learned from preferences: imap (factored, implicit), slf (factored,
     gamma_R = 0), ipl (central, implicit), sl (central, gamma_R = 0); from returns: rrd (factored),
     rrd_central, ircr (the normalised return at every step), rudder (what a step changes in the
-    prediction of the return); none but the policy itself, which preferences train: dpo; or given:
-    sparse (the task's own), dense (oracle on the hidden one)."""
+    prediction of the return), arel, stas, tar2 (attention; the last two split among agents); none
+    but the policy itself, which preferences train: dpo; or given: sparse (the task's own), dense
+    (oracle on the hidden one)."""
     total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
     """Environment steps, summed over environments."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0

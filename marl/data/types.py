@@ -70,6 +70,20 @@ class FinishedEpisodes:
 
 
 @dataclass(frozen=True, kw_only=True)
+class KnownReturns:
+    """What a run knows of the returns of its episodes."""
+
+    least: float
+    """The least one so far."""
+    deviation: float
+    """Standard deviation of those kept."""
+
+
+ANY_RETURN = KnownReturns(least=0.0, deviation=1.0)
+"""Nothing is known of returns."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rollout:
     """T steps of E environments under one policy. Never edited after it is collected."""
 

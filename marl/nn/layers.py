@@ -228,6 +228,14 @@ def agent_mlp(
     return AgentMLP(*layers)
 
 
+def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
+    """Return a layer with orthogonal weights, drawn from the generator, and no bias at first."""
+    layer = nn.Linear(inputs, outputs)
+    nn.init.orthogonal_(layer.weight, gain, generator=generator)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 def mlp(
     inputs: int,
     hidden: tuple[int, ...],

@@ -17,7 +17,6 @@ from marl.preferences.labellers import (
 )
 from marl.preferences.teachers import NoisyTeacher
 from marl.utils import plugins
-from marl.utils.ranks import SINGLE, Ranks
 from marl.utils.seeding import Seeds
 
 
@@ -29,7 +28,6 @@ def make_labeller(
     *,
     given: Callable[..., Any] | None = None,
     run: str = "",
-    ranks: Ranks = SINGLE,
 ) -> Labeller:
     """Return the labeller a configuration names, with its tie-break and its teacher's errors.
 
@@ -44,7 +42,7 @@ def make_labeller(
             )
         return people
     if given is None:
-        labeller = _base_labeller(config, spec, seeds, run, ranks)
+        labeller = _base_labeller(config, spec, seeds, run)
     else:
         labeller = _given(given, spec, seeds)
     if config.tie_break:
@@ -86,9 +84,7 @@ def adds_errors(config: TeacherConfig) -> bool:
     return config != exact
 
 
-def _base_labeller(
-    config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str, ranks: Ranks
-) -> Labeller:
+def _base_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
     """Return the labeller that ``preferences.labeller`` names."""
     if config.labeller == "return":
         return ReturnLabeller(
@@ -100,7 +96,7 @@ def _base_labeller(
         names, margins = config.facts, config.fact_margins
         return facts_labeller(spec, names, margins, setting="preferences.facts")
     if config.labeller == "llm":
-        return _language_model(config, spec, seeds, run, ranks)
+        return _language_model(config, spec, seeds, run)
     if config.labeller == "model":
         return _reward_model(config, spec)
     if config.labeller == "contrast":
@@ -124,15 +120,10 @@ def _given(given: Callable[..., Any], spec: EnvSpec, seeds: Seeds) -> Labeller:
     return _constructed(given, given.__qualname__, spec, seeds) if is_class else given
 
 
-def _language_model(
-    config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str, ranks: Ranks
-) -> Labeller:
-    """Return a language model that has passed its preflight, with its fallback.
-
-    Where several processes train, process 0 asks it.
-    """
+def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
+    """Return a language model that has passed its preflight, with its fallback."""
     # The client takes a second to import, which only those who use it should wait for.
-    from marl.preferences.llm import LlmLabeller, SharedLlm
+    from marl.preferences.llm import LlmLabeller
 
     fallback = None
     if config.llm.at_cap == "fallback":
@@ -141,18 +132,14 @@ def _language_model(
                 f"preferences.llm.fallback: got {config.llm.fallback!r}, expected another "
                 'labeller, such as "return", to take over at a cap'
             )
-        rule = replace(config, labeller=config.llm.fallback)
-        fallback = _base_labeller(rule, spec, seeds, run, ranks)
-    fallbacks = () if fallback is None else (fallback,)
-    if ranks.rank:
-        return SharedLlm(config.llm, spec, None, fallbacks)
+        fallback = _base_labeller(replace(config, labeller=config.llm.fallback), spec, seeds, run)
     labeller = LlmLabeller(config.llm, spec, fallback, run=run)
     try:
         labeller.start()
     except BaseException:
         labeller.close()
         raise
-    return labeller if ranks.size == 1 else SharedLlm(config.llm, spec, labeller, fallbacks)
+    return labeller
 
 
 def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:

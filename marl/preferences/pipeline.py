@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -16,7 +16,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import PreferenceConfig, RewardConfig
 from marl.data.replay import make_replay, sampled
-from marl.data.types import EpisodeBatch, Rollout, Transitions
+from marl.data.types import ANY_RETURN, EpisodeBatch, KnownReturns, Rollout, Transitions
 from marl.preferences.buffer import PreferenceBuffer, Tally
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import (
@@ -54,18 +54,6 @@ Scorer = Callable[
     Float[Tensor, "V M"],
 ]
 """From sampled steps, their weights and the episodes' lengths to each model's scores S."""
-
-
-@runtime_checkable
-class AnswersTogether(Protocol):
-    """A labeller that is asked about the pairs of all processes at once."""
-
-    def fetch(self, pairs: EpisodePairs, ranks: Ranks) -> None:
-        """Get the answers to the pairs of all processes, each of which calls this with its own.
-
-        The labels are then known when the labeller is called.
-        """
-        ...
 
 
 class FeedbackPipeline:
@@ -112,13 +100,10 @@ class FeedbackPipeline:
         self.generator = seeds.torch("preferences", device)
         self.labeller: Labeller | None = None
         if uses_labels and (ranks.rank == 0 or preferences.labeller != "people"):
-            self.labeller = make_labeller(
-                preferences, spec, seeds, people, given=given, run=run, ranks=ranks
-            )
+            self.labeller = make_labeller(preferences, spec, seeds, people, given=given, run=run)
         labellers = [] if self.labeller is None else list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
         self.selective = [child for child in labellers if isinstance(child, IsSelective)]
-        self.shared = [child for child in labellers if isinstance(child, AnswersTogether)]
         self.replay = make_replay(spec, rollout_steps, preferences, device)
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
@@ -187,21 +172,15 @@ class FeedbackPipeline:
         if self.ranks.size > 1:
             room = self.ranks.gather(len(available) // 2)
             count = allotted(count, room, self.budget.asked)[self.ranks.rank]
-        first = second = available[:0]
+        asked = 0
         with together(self.ranks):
             if count and len(available) > 1:
                 first, second = self._choose(available, count, scorer, held_out=held_out)
-        for child in self.shared:
-            pairs = self._pairs(first, second)
-            called(
-                name_of(child), f"asked about {len(pairs)} pairs", child.fetch, pairs, self.ranks
-            )
-        with together(self.ranks):
-            if len(first):
-                labels = self._ask(first, second)
-                given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
-                self.buffer.add(first[given], second[given], labels[given], self.replay.time)
-        self.budget.asked += sum(self.ranks.gather(len(first)))
+                if asked := len(first):
+                    labels = self._ask(first, second)
+                    given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
+                    self.buffer.add(first[given], second[given], labels[given], self.replay.time)
+        self.budget.asked += sum(self.ranks.gather(asked))
 
     def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
         """Return the whole episodes of one side that the labeller can judge."""
@@ -285,6 +264,13 @@ class FeedbackPipeline:
             return_scale=deviation,
         )
 
+    @property
+    def known_returns(self) -> KnownReturns:
+        """What is known of returns where something is learned from them."""
+        if not self.uses_returns or self.least_return > self.largest_return:
+            return ANY_RETURN
+        return KnownReturns(least=self.least_return, deviation=self.return_moments()[1])
+
     def return_moments(self) -> tuple[float, float]:
         """Return mean and deviation of the kept returns; 0 and 1 where nothing learns from them."""
         return self.replay.return_moments() if self.uses_returns else (0.0, 1.0)
@@ -356,16 +342,13 @@ class FeedbackPipeline:
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
         assert self.labeller is not None, "a reward learned from returns has no labeller"
-        pairs = self._pairs(first, second)
+        pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
         name = self.labeller_name
         is_own = ":" in self.config.labeller or self.config.labeller == "python"
         with time_limit(self.config.deadline if is_own else 0.0, name):
             labels = checked_labels(self.labeller, name, pairs).to(self.device)
         self.tally.add(labels[~labels.isnan()] if self.late else labels)
         return labels
-
-    def _pairs(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> EpisodePairs:
-        return EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
 
     @property
     def is_informative(self) -> bool:

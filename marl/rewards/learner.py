@@ -15,10 +15,12 @@ from torch import Tensor, nn
 
 from marl.config import RewardConfig
 from marl.data.types import (
+    ANY_RETURN,
     BatchShares,
     EpisodeBatch,
     FinishedEpisodes,
     History,
+    KnownReturns,
     Rewards,
     Transitions,
 )
@@ -385,7 +387,7 @@ class RewardLearner:
         done: Bool[Tensor, "T E"] | None,
         hidden: dict[str, Tensor] | None,
         episodes: FinishedEpisodes | None = None,
-        return_scale: float = 1.0,
+        known_returns: KnownReturns = ANY_RETURN,
     ) -> tuple[Rewards, dict[str, Tensor] | None]:
         """Return raw rewards of a rollout and the hidden state after it; `done` ends episodes.
 
@@ -394,7 +396,7 @@ class RewardLearner:
         """
         if self.sequence is not None:
             assert done is not None, "a sequence model must know where episodes end"
-            return self.sequence.read_rollout(transitions, done, hidden, episodes, return_scale)
+            return self.sequence.read_rollout(transitions, done, hidden, episodes, known_returns)
         if not self.reads_history:
             return self._outputs(transitions).rewards, None
         assert done is not None, "a recurrent reward model must know where episodes end"
@@ -428,14 +430,14 @@ class RewardLearner:
         *,
         informed: bool,
         episodes: FinishedEpisodes | None = None,
-        return_scale: float = 1.0,
+        known_returns: KnownReturns = ANY_RETURN,
     ) -> tuple[Rewards | None, dict[str, float]]:
         """Return rewards of a new rollout, divided by their running deviation, and metrics.
 
         None while no fit was `informed`: what ties alone have taught is noise, scaled up. A model
         from another run (`inherit`) is paid in any case. The mean is not shifted: where episodes
         can end early, its sign matters. `episodes` are those that ended in the rollout; their
-        returns matter to models that pay them, in units of their deviation `return_scale`.
+        returns matter to models that pay them, as does what is known of returns.
         """
         known = self.is_inherited or (self.is_fitted and informed)
         if isinstance(self.model, ConstantReward):
@@ -444,7 +446,7 @@ class RewardLearner:
             raw = self.model.rollout_rewards(transitions, done, episodes)
         elif known or self.reads_history:
             # It reads every rollout, so that what it keeps follows the episodes.
-            read = transitions, done, self.hidden, episodes, return_scale
+            read = transitions, done, self.hidden, episodes, known_returns
             raw, self.hidden = self._raw(*read)
         if not known:
             return None, {}

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import RewardConfig
 from marl.data.types import EpisodeBatch, Rewards
-from marl.nn.layers import masked_mean
+from marl.nn.layers import linear, masked_mean
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.losses import RegressionLoss
-from marl.rewards.sequence import SequenceReward, Sequences, linear
+from marl.rewards.sequence import SequenceReward, Sequences
 
 
 class RudderReward(SequenceReward):
@@ -52,7 +52,13 @@ class RudderReward(SequenceReward):
         hidden, _ = self.lstm(self.inputs(episodes).flatten(-2))
         return Rewards(team=self.unit * differences(self.prediction(hidden).squeeze(-1)))
 
-    def paid(self, rewards: Rewards, episodes: Sequences, returns: Float[Tensor, "M"]) -> Rewards:
+    def paid(
+        self,
+        rewards: Rewards,
+        episodes: Sequences,
+        returns: Float[Tensor, "M"],
+        least_return: float,
+    ) -> Rewards:
         """Return the rewards, those of an ended episode with the error of its prediction."""
         lengths = episodes.present.sum(dim=-1)
         sums = (rewards.team * episodes.present).sum(dim=-1)
@@ -85,4 +91,4 @@ class RudderLoss(RegressionLoss):
         errors = (errors * batch.step_weights).sum(dim=-1) / batch.lengths
         error = masked_mean(errors, known)
         error = error if batch.shares is None else error * batch.shares.returns
-        return loss + config.prediction_weight * error, metrics
+        return loss + config.sequence.prediction_weight * error, metrics

@@ -14,12 +14,17 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import ConfigError, RewardConfig
-from marl.data.types import FinishedEpisodes, Rewards, Transitions
+from marl.data.types import ANY_RETURN, FinishedEpisodes, KnownReturns, Rewards, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import RewardModel
+from marl.utils.memory_check import available_bytes, size_text
 
 MAX_ROWS = 65_536
 """Steps of a rollout's episodes that are read in one pass."""
+
+BYTES_OF_A_UNIT = 340
+"""Memory of attention for one unit of one layer at one step of one agent, while it is fitted: TAR2
+took 250 to 340 bytes, AREL and STAS 150 to 220 (500 steps, 2 and 8 agents, width 64)."""
 
 Past = dict[str, Tensor]
 """Of the running episodes: their ``length`` so far (E), and the last P steps of ``obs``,
@@ -108,10 +113,17 @@ class SequenceReward(RewardModel):
         x = torch.cat((self.norm.obs(episodes.obs), actions), dim=-1)
         return x if episodes.alive is None else x * episodes.alive.unsqueeze(-1)
 
-    def paid(self, rewards: Rewards, episodes: Sequences, returns: Float[Tensor, "M"]) -> Rewards:
+    def paid(
+        self,
+        rewards: Rewards,
+        episodes: Sequences,
+        returns: Float[Tensor, "M"],
+        least_return: float,
+    ) -> Rewards:
         """Return what the policy is paid, where a model is not paid what it is fitted by.
 
-        `returns`, in units of their deviation as in the loss, are NaN of episodes that go on.
+        `returns`, in units of their deviation as in the loss, are NaN of episodes that go on;
+        `least_return`, in the same units, is the least of all so far.
         """
         return rewards
 
@@ -122,12 +134,12 @@ class SequenceReward(RewardModel):
         done: Bool[Tensor, "T E"],
         past: Past | None = None,
         finished: FinishedEpisodes | None = None,
-        return_scale: float = 1.0,
+        known: KnownReturns = ANY_RETURN,
     ) -> tuple[Rewards, Past]:
         """Return the rewards (T, E) of a rollout, and the past of the episodes that go on.
 
         Without `past` the first steps are those of new episodes. With the episodes `finished` in
-        the rollout, rewards are those of `paid`; `return_scale` is the deviation of returns.
+        the rollout, rewards are those of `paid`, by what is `known` of returns.
         """
         length = torch.zeros_like(done[0], dtype=torch.int64) if past is None else past["length"]
         fields = {"obs": steps.obs, "actions": steps.actions}
@@ -152,8 +164,9 @@ class SequenceReward(RewardModel):
         rewards = joined(parts)
         if finished is not None:
             ends = torch.full(done.shape, torch.nan, device=done.device)
-            ends[finished.end_time, finished.env] = finished.returns / return_scale
-            rewards = self.paid(rewards, episodes, ends[end - 1, envs])
+            ends[finished.end_time, finished.env] = finished.returns / known.deviation
+            least = known.least / known.deviation
+            rewards = self.paid(rewards, episodes, ends[end - 1, envs], least)
         inside = present & (times >= 0)
         place = times[inside], envs.unsqueeze(-1).expand_as(times)[inside]
         team = torch.zeros(done.shape, device=done.device)
@@ -168,6 +181,42 @@ class SequenceReward(RewardModel):
         kept = int(length.max())
         after = {name: now[len(now) - kept :].clone() for name, now in fields.items()}
         return Rewards(team=team, local=local), {"length": length} | after
+
+
+class AttentionReward(SequenceReward):
+    """A sequence model of attention: what those of AREL, STAS and TAR2 have in common."""
+
+    longest = 500
+    positions: nn.Parameter
+    """A learned embedding of every step's place in its episode."""
+
+    def __init__(self, spec: EnvSpec, config: RewardConfig, norm: TeamNorm) -> None:
+        super().__init__(spec, config, norm)
+        self.width = config.hidden_sizes[0]
+        if self.width % config.sequence.heads:
+            raise ConfigError(
+                f"reward.hidden_sizes: the first, {self.width}, is the width of attention and must "
+                f"be a multiple of reward.sequence.heads = {config.sequence.heads}"
+            )
+        self.num_positions = spec.max_steps
+        rows = config.batch_episodes * spec.max_steps * spec.num_agents
+        needed = BYTES_OF_A_UNIT * rows * self.width * config.sequence.layers
+        there = available_bytes()
+        if there is not None and needed > there:
+            raise ConfigError(
+                f"reward.batch_episodes: got {config.batch_episodes}; a gradient step of "
+                f"{type(self).__name__} on so many episodes of {spec.name} (up to {spec.max_steps} "
+                f"steps of {spec.num_agents} agents) needs about {size_text(needed)}, but this "
+                f"machine has {size_text(there)} available; lower it, or reward.hidden_sizes"
+            )
+
+    def make_positions(self, generator: torch.Generator) -> nn.Parameter:
+        """Return new `positions`."""
+        return nn.Parameter(0.1 * torch.randn(self.num_positions, self.width, generator=generator))
+
+    def positions_of(self, episodes: Sequences) -> Float[Tensor, "L 1 W"]:
+        """Return the embedding of the episodes' steps."""
+        return self.positions[: episodes.present.shape[1]].unsqueeze(1)
 
 
 def pieces(
@@ -192,11 +241,3 @@ def joined(parts: list[Rewards]) -> Rewards:
     return Rewards(
         team=torch.cat([part.team for part in parts]), local=torch.cat(local) if local else None
     )
-
-
-def linear(inputs: int, outputs: int, gain: float, generator: torch.Generator) -> nn.Linear:
-    """Return a layer with orthogonal weights, drawn from the generator, and no bias at first."""
-    layer = nn.Linear(inputs, outputs)
-    nn.init.orthogonal_(layer.weight, gain, generator=generator)
-    nn.init.zeros_(layer.bias)
-    return layer

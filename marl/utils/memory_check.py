@@ -36,12 +36,12 @@ def check_memory(config: Config, spec: EnvSpec, processes: int = 1) -> None:
             raise ConfigError(
                 f"environment {spec.name}: {spec.num_agents} agents that observe "
                 f"{spec.obs_size:,} numbers each and a state of {spec.state_size:,} need "
-                f"{_size(replay)} for preferences.replay_steps = "
-                f"{config.preferences.replay_steps:,} and {_size(rollout)} for a rollout of "
+                f"{size_text(replay)} for preferences.replay_steps = "
+                f"{config.preferences.replay_steps:,} and {size_text(rollout)} for a rollout of "
                 f"env.num_envs = {spec.num_envs} environments x "
                 f"learner.rollout_steps = {config.learner.rollout_steps}, but {where} has "
-                f"{_size(there)} available; lower those three, or wrap the environment so that it "
-                "observes less (images: smaller, grey, or a few features of them)"
+                f"{size_text(there)} available; lower those three, or wrap the environment so that "
+                "it observes less (images: smaller, grey, or a few features of them)"
             )
 
 
@@ -56,8 +56,8 @@ def _check_networks(config: Config, spec: EnvSpec) -> None:
         if there is not None and needed > there:
             raise ConfigError(
                 f"{setting}: got {list(hidden)}, whose parameters with their gradients and Adam's "
-                f"moments need {_size(needed)} for one network alone, but this machine has "
-                f"{_size(there)} available; use smaller layers"
+                f"moments need {size_text(needed)} for one network alone, but this machine has "
+                f"{size_text(there)} available; use smaller layers"
             )
 
 
@@ -104,7 +104,7 @@ def resident_mib() -> float:
     return int(status.read_text().split()[1]) * mmap.PAGESIZE / 2**20
 
 
-def _size(num_bytes: int) -> str:
+def size_text(num_bytes: int) -> str:
     """Return e.g. ``3.4 TB`` or ``120 MB``."""
     for unit, scale in (("TB", 1e12), ("GB", 1e9)):
         if num_bytes >= scale:

@@ -133,6 +133,4 @@ def together(ranks: Ranks) -> Iterator[None]:
 
 def is_shared(error: BaseException) -> bool:
     """Return whether all processes have stopped for the same reason, at the same place."""
-    if isinstance(error, PeerError) or vars(error).get("is_shared"):
-        return True
-    return error.__cause__ is not None and is_shared(error.__cause__)
+    return isinstance(error, PeerError) or bool(vars(error).get("is_shared"))

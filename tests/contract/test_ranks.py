@@ -45,6 +45,7 @@ def trainer_of(ranks: Ranks, **options: Any) -> Trainer:
         {"algorithm": "ircr"},
         {"algorithm": "rrd"},
         {"algorithm": "rudder"},
+        {"algorithm": "tar2", "reward.sequence.layers": 1},
         {"algorithm": "sparse", "env.name": "probe/continuous_match"},
     ],
     ids=str,

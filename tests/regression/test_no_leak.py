@@ -73,7 +73,7 @@ def assert_same_policy(left: Trainer, right: Trainer) -> None:
     ("algorithm", "queries"),
     [
         *itertools.product(["imap", "ipl", "slf", "sl", "sparse"], [0, 8]),
-        *itertools.product(["rrd", "rrd_central", "ircr", "rudder"], [0]),
+        *itertools.product(["rrd", "rrd_central", "ircr", "rudder", "tar2"], [0]),
     ],
 )
 def test_poisoned_hidden_rewards_change_nothing(
@@ -146,7 +146,11 @@ def test_facts_reach_labellers_that_ask_for_them_and_nothing_else(
 
 
 @pytest.mark.parametrize(
-    "algorithm", ["imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr", "rudder", "dpo"]
+    "algorithm",
+    [
+        *("imap", "ipl", "slf", "sl", "rrd", "rrd_central", "ircr", "dpo"),
+        *("rudder", "arel", "stas", "tar2"),
+    ],
 )
 def test_learned_rewards_see_the_return_of_an_episode_and_no_single_reward(algorithm: str) -> None:
     """Paid at every step or at the end only: the sums are equal, and so is all that is learned."""
@@ -290,7 +294,7 @@ def test_whoever_labels_a_loaded_trainer_continues_bit_for_bit(labels: str) -> N
     assert_same_run(trainer, other)
 
 
-@pytest.mark.parametrize("algorithm", ["rrd", "ircr"])
+@pytest.mark.parametrize("algorithm", ["rrd", "ircr", "rudder", "arel", "stas", "tar2"])
 def test_a_loaded_trainer_goes_on_learning_from_returns(algorithm: str) -> None:
     config = small(algorithm=algorithm, reward__unbiased_regression=True, reward__sample_steps=3)
     trainer, other = Trainer(config), Trainer(config)

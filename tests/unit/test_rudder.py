@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from marl.config import RewardConfig
+from marl.config.schema import SequenceConfig
 from marl.data.types import EpisodeBatch, Rewards
 from marl.rewards.rudder import RudderLoss, differences
 from tests.reward_models import batch_of
@@ -21,13 +22,14 @@ def two_episodes(returns: list[float]) -> EpisodeBatch:
     return dataclasses.replace(batch, return_scale=2.0)
 
 
-def loss_of(returns: list[float], **options: Any) -> float:
+def loss_of(returns: list[float], prediction_weight: float = 0.5, **options: Any) -> float:
     """Return the loss where episodes have at most 10 steps.
 
     With alpha 10 predictions are the rewards' sums so far: 1, 3 and 2, 6, 3.
     """
     team = torch.tensor([[1.0, 2.0, 50.0], [2.0, 4.0, -3.0]])
-    loss = RudderLoss(RewardConfig(**options), 10)
+    sequence = SequenceConfig(prediction_weight=prediction_weight)
+    loss = RudderLoss(RewardConfig(sequence=sequence, **options), 10)
     return float(loss(Rewards(team=team), two_episodes(returns))[0])
 
 

@@ -12,10 +12,16 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError, RewardConfig
-from marl.data.types import FinishedEpisodes, History, Rewards, Transitions
+from marl.config.schema import SequenceConfig
+from marl.data.types import FinishedEpisodes, History, KnownReturns, Rewards, Transitions
+from marl.nn.attention import ShapleyAttention
 from marl.nn.normalisation import TeamNorm
+from marl.rewards import sequence
+from marl.rewards.arel import ArelReward
 from marl.rewards.rudder import RudderReward
 from marl.rewards.sequence import SequenceReward, Sequences, pieces
+from marl.rewards.stas import StasReward
+from marl.rewards.tar2 import Tar2Reward
 from tests.reward_models import generator, make_model, make_spec, make_steps
 
 T, E = 7, 2
@@ -24,7 +30,24 @@ for _time, _env in ((2, 0), (9, 0), (4, 1), (5, 1)):
     DONE[_time, _env] = True
 """Two rollouts; the episodes of both environments span them."""
 
-KINDS = pytest.mark.parametrize("kind", [RudderReward], ids=lambda kind: kind.__name__)
+CAUSAL = [RudderReward, ArelReward, StasReward]
+"""Models whose rewards do not depend on what comes later."""
+
+
+def of_kinds(*kinds: type[SequenceReward]) -> Any:
+    return pytest.mark.parametrize("kind", kinds, ids=lambda kind: kind.__name__)
+
+
+def read(model: Any, steps: Transitions) -> Rewards:
+    """Return the rewards of whole episodes; coalitions are the same each time."""
+    same_coalitions(model)
+    return model(steps)
+
+
+def same_coalitions(model: Any) -> None:
+    for module in model.modules():
+        if isinstance(module, ShapleyAttention):
+            module.generator.manual_seed(0)
 
 
 def cut(steps: Transitions, *index: Any) -> Transitions:
@@ -57,7 +80,7 @@ def test_pieces_by_hand() -> None:
     assert envs.tolist() == [0, 0, 1]
 
 
-@KINDS
+@of_kinds(*CAUSAL)
 def test_a_step_is_rewarded_as_in_training_wherever_rollouts_cut_an_episode(
     kind: type[SequenceReward],
 ) -> None:
@@ -65,6 +88,7 @@ def test_a_step_is_rewarded_as_in_training_wherever_rollouts_cut_an_episode(
     steps = make_steps(0, 2 * T, E, dies=True)
     past, parts = None, []
     for span in (slice(0, T), slice(T, 2 * T)):
+        same_coalitions(model)
         rewards, past = model.read_rollout(cut(steps, span), DONE[span], past)
         parts.append(outputs(rewards))
     found = torch.cat(parts)
@@ -76,34 +100,34 @@ def test_a_step_is_rewarded_as_in_training_wherever_rollouts_cut_an_episode(
         for last in [*DONE[:, env].nonzero().flatten().tolist(), 2 * T - 1]:
             alone = cut(steps, slice(first, last + 1), slice(env, env + 1))
             turned = {k: None if v is None else v.movedim(0, 1) for k, v in vars(alone).items()}
-            expected = outputs(model(whole(Transitions(**turned), [last + 1 - first])))
+            expected = outputs(read(model, whole(Transitions(**turned), [last + 1 - first])))
             part = found[first : last + 1, env]
             torch.testing.assert_close(part, expected[0], atol=1e-5, rtol=1e-5)
             first = last + 1
 
 
-@KINDS
+@of_kinds(*CAUSAL)
 def test_a_reward_depends_on_the_past_of_its_own_episode_only(kind: type[SequenceReward]) -> None:
     model, steps = make_model(kind, 0.0), make_steps(0, 2, 6)
-    before = outputs(model(whole(steps, [6, 6])))
+    before = outputs(read(model, whole(steps, [6, 6])))
     obs = steps.obs.clone()
     obs[0, 2] += 1.0
-    moved = before != outputs(model(whole(dataclasses.replace(steps, obs=obs), [6, 6])))
+    moved = before != outputs(read(model, whole(dataclasses.replace(steps, obs=obs), [6, 6])))
     assert moved.any(dim=-1).tolist() == [[False, False, True, True, True, True], [False] * 6]
 
 
-@KINDS
+@of_kinds(*CAUSAL, Tar2Reward)
 def test_what_follows_an_episode_changes_nothing(kind: type[SequenceReward]) -> None:
     model, steps = make_model(kind, 0.0), make_steps(0, 2, 6)
-    before = outputs(model(whole(steps, [3, 6])))
+    before = outputs(read(model, whole(steps, [3, 6])))
     obs = steps.obs.clone()
     obs[0, 3:] += 1.0
-    after = outputs(model(whole(dataclasses.replace(steps, obs=obs), [3, 6])))
+    after = outputs(read(model, whole(dataclasses.replace(steps, obs=obs), [3, 6])))
     assert torch.equal(before[0, :3], after[0, :3])
     assert torch.equal(before[1], after[1])
 
 
-@KINDS
+@of_kinds(*CAUSAL, Tar2Reward)
 def test_the_dead_change_nothing_and_get_nothing(kind: type[SequenceReward]) -> None:
     model, steps = make_model(kind, 0.0), make_steps(0, 3, 6, dies=True)
     assert steps.alive is not None
@@ -113,13 +137,13 @@ def test_the_dead_change_nothing_and_get_nothing(kind: type[SequenceReward]) -> 
         obs=steps.obs + 9.0 * dead.unsqueeze(-1),
         actions=torch.where(dead, 1 - steps.actions, steps.actions),
     )
-    before, after = (model(whole(each, [6, 4, 6])) for each in (steps, other))
+    before, after = (read(model, whole(each, [6, 4, 6])) for each in (steps, other))
     assert torch.equal(outputs(before), outputs(after))
     if before.local is not None:
         assert not before.local[dead].any()
 
 
-@KINDS
+@of_kinds(*CAUSAL, Tar2Reward)
 def test_too_long_episodes_are_one_line(kind: type[SequenceReward]) -> None:
     long = dataclasses.replace(make_spec(), max_steps=kind.longest + 1)
     with pytest.raises(ConfigError, match=r"reward\.model: .* reads whole episodes, of at most"):
@@ -131,10 +155,25 @@ def build(kind: Any, spec: EnvSpec) -> SequenceReward:
     return kind(spec, RewardConfig(hidden_sizes=(8,)), 0.0, norm, generator())
 
 
-@KINDS
+@of_kinds(*CAUSAL, Tar2Reward)
 def test_single_steps_are_refused(kind: type[SequenceReward]) -> None:
     with pytest.raises(ValueError, match="without the history of whole episodes"):
         make_model(kind, 0.0)(make_steps(0, 2, 6))
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 340 bytes times 32 episodes, 10 steps, 3 agents, 8 units and 3 layers.
+    monkeypatch.setattr(sequence, "available_bytes", lambda: 340 * 32 * 10 * 3 * 8 * 3 - 1)
+    with pytest.raises(
+        ConfigError, match=r"reward\.batch_episodes: got 32; .* needs about 8 MB, but"
+    ):
+        make_model(StasReward, 0.0)
+    make_model(StasReward, 0.0, batch_episodes=31)
+
+
+def test_the_width_of_attention_is_divided_among_its_heads() -> None:
+    with pytest.raises(ConfigError, match=r"the first, 8, .* of reward\.sequence\.heads = 3"):
+        make_model(ArelReward, 0.0, sequence=SequenceConfig(heads=3))
 
 
 def test_predictions_by_hand() -> None:
@@ -145,11 +184,11 @@ def test_predictions_by_hand() -> None:
     present = torch.tensor([[True, True, True], [True, True, False]])
     episodes = dataclasses.replace(sequences(2, 3), present=present)
     # 3 + (6 - 3), one more for each of three steps; 5 + (6 - 5), a half for each of two.
-    paid = model.paid(Rewards(team=team), episodes, torch.tensor([6.0, 6.0])).team
+    paid = model.paid(Rewards(team=team), episodes, torch.tensor([6.0, 6.0]), 0.0).team
     assert paid[0].tolist() == [2.0, -1.0, 5.0]
     assert paid[1, :2].tolist() == [0.5, 5.5]
     # Of an episode that goes on nothing is known yet.
-    paid = model.paid(Rewards(team=team), episodes, torch.tensor([torch.nan, 6.0])).team
+    paid = model.paid(Rewards(team=team), episodes, torch.tensor([torch.nan, 6.0]), 0.0).team
     assert torch.equal(paid[0], team[0])
 
 
@@ -168,6 +207,7 @@ def test_a_rollout_pays_the_returns_of_the_episodes_that_ended() -> None:
         returns=torch.tensor([8.0, -2.0, 4.0]),
         terminated=torch.ones(3, dtype=torch.bool),
     )
-    team = model.read_rollout(steps, DONE[:T], None, finished, 2.0)[0].team
+    known = KnownReturns(least=-2.0, deviation=2.0)
+    team = model.read_rollout(steps, DONE[:T], None, finished, known)[0].team
     sums = [team[:3, 0].sum(), team[:5, 1].sum(), team[5, 1]]
     torch.testing.assert_close(torch.stack(sums), torch.tensor([4.0, -1.0, 2.0]))
