@@ -17,6 +17,7 @@ from marl.preferences.labellers import (
 )
 from marl.preferences.teachers import NoisyTeacher
 from marl.utils import plugins
+from marl.utils.ranks import SINGLE, Ranks
 from marl.utils.seeding import Seeds
 
 
@@ -28,6 +29,7 @@ def make_labeller(
     *,
     given: Callable[..., Any] | None = None,
     run: str = "",
+    ranks: Ranks = SINGLE,
 ) -> Labeller:
     """Return the labeller a configuration names, with its tie-break and its teacher's errors.
 
@@ -42,7 +44,7 @@ def make_labeller(
             )
         return people
     if given is None:
-        labeller = _base_labeller(config, spec, seeds, run)
+        labeller = _base_labeller(config, spec, seeds, run, ranks)
     else:
         labeller = _given(given, spec, seeds)
     if config.tie_break:
@@ -84,7 +86,9 @@ def adds_errors(config: TeacherConfig) -> bool:
     return config != exact
 
 
-def _base_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
+def _base_labeller(
+    config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str, ranks: Ranks
+) -> Labeller:
     """Return the labeller that ``preferences.labeller`` names."""
     if config.labeller == "return":
         return ReturnLabeller(
@@ -96,7 +100,7 @@ def _base_labeller(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: s
         names, margins = config.facts, config.fact_margins
         return facts_labeller(spec, names, margins, setting="preferences.facts")
     if config.labeller == "llm":
-        return _language_model(config, spec, seeds, run)
+        return _language_model(config, spec, seeds, run, ranks)
     if config.labeller == "model":
         return _reward_model(config, spec)
     if config.labeller == "contrast":
@@ -120,10 +124,15 @@ def _given(given: Callable[..., Any], spec: EnvSpec, seeds: Seeds) -> Labeller:
     return _constructed(given, given.__qualname__, spec, seeds) if is_class else given
 
 
-def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str) -> Labeller:
-    """Return a language model that has passed its preflight, with its fallback."""
+def _language_model(
+    config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str, ranks: Ranks
+) -> Labeller:
+    """Return a language model that has passed its preflight, with its fallback.
+
+    Where several processes train, process 0 asks it.
+    """
     # The client takes a second to import, which only those who use it should wait for.
-    from marl.preferences.llm import LlmLabeller
+    from marl.preferences.llm import LlmLabeller, SharedLlm
 
     fallback = None
     if config.llm.at_cap == "fallback":
@@ -132,14 +141,18 @@ def _language_model(config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: 
                 f"preferences.llm.fallback: got {config.llm.fallback!r}, expected another "
                 'labeller, such as "return", to take over at a cap'
             )
-        fallback = _base_labeller(replace(config, labeller=config.llm.fallback), spec, seeds, run)
+        rule = replace(config, labeller=config.llm.fallback)
+        fallback = _base_labeller(rule, spec, seeds, run, ranks)
+    fallbacks = () if fallback is None else (fallback,)
+    if ranks.rank:
+        return SharedLlm(config.llm, spec, None, fallbacks)
     labeller = LlmLabeller(config.llm, spec, fallback, run=run)
     try:
         labeller.start()
     except BaseException:
         labeller.close()
         raise
-    return labeller
+    return labeller if ranks.size == 1 else SharedLlm(config.llm, spec, labeller, fallbacks)
 
 
 def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:

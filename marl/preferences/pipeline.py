@@ -7,7 +7,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -56,6 +56,18 @@ Scorer = Callable[
 """From sampled steps, their weights and the episodes' lengths to each model's scores S."""
 
 
+@runtime_checkable
+class AnswersTogether(Protocol):
+    """A labeller that is asked about the pairs of all processes at once."""
+
+    def fetch(self, pairs: EpisodePairs, ranks: Ranks) -> None:
+        """Get the answers to the pairs of all processes, each of which calls this with its own.
+
+        The labels are then known when the labeller is called.
+        """
+        ...
+
+
 class FeedbackPipeline:
     """Fills the replay buffer, asks the labeller, and serves batches to train and to measure on.
 
@@ -100,10 +112,13 @@ class FeedbackPipeline:
         self.generator = seeds.torch("preferences", device)
         self.labeller: Labeller | None = None
         if uses_labels and (ranks.rank == 0 or preferences.labeller != "people"):
-            self.labeller = make_labeller(preferences, spec, seeds, people, given=given, run=run)
+            self.labeller = make_labeller(
+                preferences, spec, seeds, people, given=given, run=run, ranks=ranks
+            )
         labellers = [] if self.labeller is None else list(iter_labellers(self.labeller))
         self.late = [child for child in labellers if isinstance(child, AnswersLate)]
         self.selective = [child for child in labellers if isinstance(child, IsSelective)]
+        self.shared = [child for child in labellers if isinstance(child, AnswersTogether)]
         self.replay = make_replay(spec, rollout_steps, preferences, device)
         self.buffer = PreferenceBuffer(preferences.buffer_pairs, device)
         self.budget = Budget(preferences)
@@ -172,15 +187,21 @@ class FeedbackPipeline:
         if self.ranks.size > 1:
             room = self.ranks.gather(len(available) // 2)
             count = allotted(count, room, self.budget.asked)[self.ranks.rank]
-        asked = 0
+        first = second = available[:0]
         with together(self.ranks):
             if count and len(available) > 1:
                 first, second = self._choose(available, count, scorer, held_out=held_out)
-                if asked := len(first):
-                    labels = self._ask(first, second)
-                    given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
-                    self.buffer.add(first[given], second[given], labels[given], self.replay.time)
-        self.budget.asked += sum(self.ranks.gather(asked))
+        for child in self.shared:
+            pairs = self._pairs(first, second)
+            called(
+                name_of(child), f"asked about {len(pairs)} pairs", child.fetch, pairs, self.ranks
+            )
+        with together(self.ranks):
+            if len(first):
+                labels = self._ask(first, second)
+                given = ~labels.isnan() if self.late else torch.ones_like(labels).bool()
+                self.buffer.add(first[given], second[given], labels[given], self.replay.time)
+        self.budget.asked += sum(self.ranks.gather(len(first)))
 
     def _askable(self, *, held_out: bool) -> Int64[Tensor, "E"]:
         """Return the whole episodes of one side that the labeller can judge."""
@@ -342,13 +363,16 @@ class FeedbackPipeline:
 
     def _ask(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> Float[Tensor, "B"]:
         assert self.labeller is not None, "a reward learned from returns has no labeller"
-        pairs = EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
+        pairs = self._pairs(first, second)
         name = self.labeller_name
         is_own = ":" in self.config.labeller or self.config.labeller == "python"
         with time_limit(self.config.deadline if is_own else 0.0, name):
             labels = checked_labels(self.labeller, name, pairs).to(self.device)
         self.tally.add(labels[~labels.isnan()] if self.late else labels)
         return labels
+
+    def _pairs(self, first: Int64[Tensor, "B"], second: Int64[Tensor, "B"]) -> EpisodePairs:
+        return EpisodePairs(first=self.replay.episodes(first), second=self.replay.episodes(second))
 
     @property
     def is_informative(self) -> bool:

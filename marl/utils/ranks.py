@@ -133,4 +133,6 @@ def together(ranks: Ranks) -> Iterator[None]:
 
 def is_shared(error: BaseException) -> bool:
     """Return whether all processes have stopped for the same reason, at the same place."""
-    return isinstance(error, PeerError) or bool(vars(error).get("is_shared"))
+    if isinstance(error, PeerError) or vars(error).get("is_shared"):
+        return True
+    return error.__cause__ is not None and is_shared(error.__cause__)

@@ -3,9 +3,11 @@
 import os
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import warnings
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ import torch
 import marl
 from benchmarks.trials import differences, flags
 from marl import ConfigError, UserError
+from marl.preferences.llm.shared import EPISODES_APART
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.distributed import ProcessRanks, joined, one_voice
 from marl.utils.launch import read_launch
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import PeerError, Ranks
 from tests import two_halves
+from tests.llm_server import ModelServer
 from tests.processes import CALLS_BEFORE_DEATH, ROOT, fatal, free_port, in_processes
 from tests.ranks import in_ranks
 
@@ -155,6 +159,99 @@ def test_a_labeller_that_fails_in_one_process_ends_all_with_the_run_saved(
     assert saved.name == "step_000000000300.ckpt"
     in_ranks(2, lambda ranks: work(ranks, 10**6, resume=True))
     assert differences(alone, tmp_path / "run") == []
+
+
+def test_process_0_asks_a_language_model_for_all_within_one_budget(tmp_path: Path) -> None:
+    with ModelServer() as server:
+        llm: dict[str, Any] = {
+            "preferences.labeller": "llm",
+            "preferences.queries_per_iteration": 3,
+            "preferences.max_labels": 7,
+            "preferences.holdout_every": 2,
+            "preferences.tie_break": ["length+"],
+            "preferences.llm.base_url": server.base_url,
+            "preferences.llm.model": "stand-in",
+            "preferences.llm.preflight": "off",
+            "preferences.llm.cache": str(tmp_path / "cache.sqlite"),
+            "preferences.llm.max_calls": 9,
+            "preferences.llm.at_cap": "fallback",
+            "preferences.llm.fallback": "return",
+        }
+        config = marl.load_config(overrides=SMALL | llm)
+
+        def work(ranks: Ranks) -> tuple[dict[str, float], list[float], list[float]]:
+            trainer = marl.Trainer(config, ranks=ranks)
+            for _ in range(config.num_iterations):
+                metrics = trainer.iterate()
+            assert trainer.feedback is not None
+            first, second, labels = trainer.feedback.buffer.standing()
+            replay = trainer.feedback.replay
+            gaps = replay.episodes(first).returns - replay.episodes(second).returns
+            assert trainer.feedback.budget.asked == 7
+            return metrics, gaps.tolist(), labels.tolist()
+
+        one, other = in_ranks(2, work)
+        assert len(server.asked) == sum(server.answered.values()) == 9
+    assert one[0].keys() == other[0].keys()
+    assert one[0]["labeller/llm_spent_calls"] == other[0]["labeller/llm_spent_calls"] == 9
+    assert one[0]["labeller/llm_fallbacks"] > 0
+    told = len(one[2]) + len(other[2])
+    assert told == one[0]["preference/answered"] == 7 - one[0]["preference/unanswered"] >= 5
+    for _, gaps, labels in (one, other):
+        assert labels
+        assert all((label > 0.5) == (gap > 0) for gap, label in zip(gaps, labels, strict=True))
+    with closing(sqlite3.connect(tmp_path / "cache.sqlite")) as cache:
+        numbers = [row[0] for row in cache.execute("SELECT first_number FROM labels")]
+    assert {number // EPISODES_APART for number in numbers} == {0, 1}
+    assert len(numbers) == 7
+
+
+def test_a_cap_that_ends_the_run_ends_it_in_all_processes(tmp_path: Path) -> None:
+    with ModelServer() as server:
+        llm: dict[str, Any] = {
+            "preferences.labeller": "llm",
+            "preferences.queries_per_iteration": 2,
+            "preferences.llm.base_url": server.base_url,
+            "preferences.llm.model": "stand-in",
+            "preferences.llm.preflight": "off",
+            "preferences.llm.cache": str(tmp_path / "cache.sqlite"),
+            "preferences.llm.max_calls": 6,
+            "preferences.llm.at_cap": "abort",
+        }
+        config = marl.load_config(overrides=SMALL | llm | {"checkpoint_every": 10**6})
+
+        def work(ranks: Ranks) -> None:
+            error, said = (
+                (PeerError, "another") if ranks.rank else (ConfigError, "a cap is reached")
+            )
+            with pytest.raises(error, match=said):
+                list(marl.train(config, tmp_path / "run", ranks=ranks))
+
+        in_ranks(2, work)
+    (saved,) = list_checkpoints(tmp_path / "run" / "checkpoints")
+    assert saved.with_suffix(".process1").exists()
+    assert not (tmp_path / "run" / "crash").exists()
+
+
+def test_people_are_asked_about_episodes_of_process_0(tmp_path: Path) -> None:
+    people: dict[str, Any] = {
+        "preferences.labeller": "people",
+        "preferences.queries_per_iteration": 1,
+        "preferences.holdout_every": 2,
+    }
+    config = marl.load_config(overrides=SMALL | people)
+
+    def work(ranks: Ranks) -> tuple[bool, dict[str, float]]:
+        trainer = marl.Trainer(config, tmp_path, ranks=ranks)
+        for _ in range(3):
+            metrics = trainer.iterate()
+        assert trainer.feedback is not None
+        assert trainer.feedback.budget.asked > 0
+        return trainer.people is None, metrics
+
+    (one, metrics), (other, same) = in_ranks(2, work)
+    assert (one, other) == (False, True)
+    assert metrics["labeller/open"] == same["labeller/open"] > 0
 
 
 def test_settings_that_differ_and_environments_that_do_not_divide_are_told() -> None:

@@ -11,7 +11,9 @@ import warnings
 import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -28,13 +30,54 @@ from marl.preferences.labellers import EpisodePairs, Labeller, checked_labels, n
 from marl.preferences.llm.cache import AnswerCache, BudgetError, Labelled
 from marl.preferences.llm.client import Client, Sleep, Transport
 from marl.preferences.llm.preflight import Figures, Server, must_be_changed, preflight
-from marl.preferences.llm.prompts import described, load_template, make_description
+from marl.preferences.llm.prompts import (
+    Describe,
+    described,
+    load_template,
+    make_description,
+)
 from marl.preferences.llm.protocol import Fault, Features
 from marl.preferences.llm.verdicts import Judge, Judgement, Score, Verdict
 
 P = ParamSpec("P")
 T = TypeVar("T")
 Texts = Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A pair as the model is asked about it."""
+
+    first: str
+    """What is told of the first episode."""
+    second: str
+    numbers: tuple[int, int]
+    """Of the two episodes in their run."""
+    returns: tuple[float, float]
+
+
+def asked_about(describe: Describe, name: str, pairs: EpisodePairs) -> list[Asked]:
+    """Return pairs as the model is asked about them; `name` is that of the description."""
+    sides = pairs.first, pairs.second
+    texts = zip(*(described(describe, name, side) for side in sides), strict=True)
+    numbers = zip(*(side.numbers.tolist() for side in sides), strict=True)
+    returns = zip(*(side.returns.tolist() for side in sides), strict=True)
+    return [
+        Asked(first=first, second=second, numbers=number, returns=gained)
+        for (first, second), number, gained in zip(texts, numbers, returns, strict=True)
+    ]
+
+
+def completed(
+    verdicts: Sequence[Verdict], pairs: EpisodePairs, fallbacks: Sequence[Labeller]
+) -> Float[Tensor, "B"]:
+    """Return the labels of some pairs; what a cap left open is answered by a fallback."""
+    labels = torch.tensor([verdict.label for verdict in verdicts])
+    rows = torch.tensor([verdict.outcome == "budget" for verdict in verdicts]).nonzero().squeeze(-1)
+    for fallback in fallbacks if len(rows) else ():
+        answers = checked_labels(fallback, name_of(fallback), pairs.rows(rows))
+        labels[rows] = answers.to(labels.device)
+    return labels
 
 
 class LabellerWarning(UserWarning):
@@ -188,16 +231,41 @@ class LlmLabeller:
         """What the preflight found; None before it is done, and without one."""
 
     def __call__(self, pairs: EpisodePairs) -> Float[Tensor, "B"]:
-        first = described(self._describe, self.config.describe, pairs.first)
-        second = described(self._describe, self.config.describe, pairs.second)
-        texts = list(zip(first, second, strict=True))
-        started = time.monotonic()
-        judgements = self._wait_for(self._judgements, texts)
+        asked = asked_about(self._describe, self.config.describe, pairs)
+        question = self.begin(asked)
+        try:
+            verdicts = self.end(asked, question)
+        except BaseException:
+            question.cancel()
+            raise
+        return completed(verdicts, pairs, self.labellers)
+
+    def begin(self, asked: Sequence[Asked]) -> "Future[tuple[list[Judgement], float]]":
+        """Start to ask, in a thread of its own; to be ended by `end`."""
+        texts = [(pair.first, pair.second) for pair in asked]
+        return self._portal.start_task_soon(self._timed, texts)
+
+    def end(
+        self, asked: Sequence[Asked], question: "Future[tuple[list[Judgement], float]]"
+    ) -> list[Verdict]:
+        """Wait for what `begin` has started, count it, keep it and return it.
+
+        Raises `BudgetError` where a cap left a pair open and the configuration says so.
+        """
+        judgements, seconds = question.result()
         self._counts.add(judgements)
         self._reporter.report(judgements)
-        self._keep(time.monotonic() - started, self._labelled(pairs, texts, judgements))
-        labels = [judgement.verdict.label for judgement in judgements]
-        return self._at_cap(pairs, torch.tensor(labels), judgements)
+        self._keep(seconds, self._labelled(asked, judgements))
+        verdicts = [judgement.verdict for judgement in judgements]
+        if num_open := sum(verdict.outcome == "budget" for verdict in verdicts):
+            if self.config.at_cap == "abort":
+                raise BudgetError(
+                    f"preferences.llm: a cap is reached ({self.client.spending}); every answer is "
+                    f"in {self.cache.path}, where a run with a larger cap finds it for nothing"
+                )
+            if self.labellers:
+                self._counts.add_fallbacks(num_open)
+        return verdicts
 
     def start(self) -> None:
         """Probe the server and test the model before training starts.
@@ -285,6 +353,11 @@ class LlmLabeller:
         elif found.is_one_sided:
             self._reporter.tell_once("preflight", f"is one-sided. {message}")
 
+    async def _timed(self, texts: Texts) -> tuple[list[Judgement], float]:
+        """Return a judgement per pair, and the seconds that they took."""
+        started = time.monotonic()
+        return await self._judgements(texts), time.monotonic() - started
+
     async def _judgements(self, texts: Texts) -> list[Judgement]:
         """Return a judgement per pair, within the time that is left."""
         if not texts:
@@ -319,46 +392,18 @@ class LlmLabeller:
         except sqlite3.Error as error:
             self._reporter.tell_once("cache", f"{self.cache.path} cannot be written: {error}")
 
-    def _labelled(
-        self, pairs: EpisodePairs, texts: Texts, judgements: Sequence[Judgement]
-    ) -> list[Labelled]:
+    def _labelled(self, asked: Sequence[Asked], judgements: Sequence[Judgement]) -> list[Labelled]:
         """Return the pairs as the audit wants them, answered or not."""
-        numbers = zip(pairs.first.numbers.tolist(), pairs.second.numbers.tolist(), strict=True)
-        returns = zip(pairs.first.returns.tolist(), pairs.second.returns.tolist(), strict=True)
         return [
             Labelled(
                 template=self.template,
                 model=self.config.model,
-                first=text[0],
-                second=text[1],
-                numbers=number,
-                returns=sides,
                 scores=judgement.scores,
                 verdict=judgement.verdict,
+                **vars(pair),
             )
-            for judgement, text, number, sides in zip(
-                judgements, texts, numbers, returns, strict=True
-            )
+            for pair, judgement in zip(asked, judgements, strict=True)
         ]
-
-    def _at_cap(
-        self, pairs: EpisodePairs, labels: Tensor, judgements: Sequence[Judgement]
-    ) -> Float[Tensor, "B"]:
-        """Return the labels, with what the configuration wants where a cap left them open."""
-        open_ = torch.tensor([judgement.verdict.outcome == "budget" for judgement in judgements])
-        if not bool(open_.any()):
-            return labels
-        if self.config.at_cap == "abort":
-            raise BudgetError(
-                f"preferences.llm: a cap is reached ({self.client.spending}); every answer is in "
-                f"{self.cache.path}, where a run with a larger cap finds it for nothing"
-            )
-        rows = open_.nonzero().squeeze(-1)
-        for fallback in self.labellers:
-            self._counts.add_fallbacks(len(rows))
-            answers = checked_labels(fallback, name_of(fallback), pairs.rows(rows))
-            labels[rows] = answers.to(labels.device)
-        return labels
 
 
 def _without_answers(fault: Fault, count: int) -> list[Judgement]:
