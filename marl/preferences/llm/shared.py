@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from envs import EnvSpec
-from marl.config.llm import LlmConfig
+from marl.config import LlmConfig
 from marl.preferences.labellers import EpisodePairs, Labeller
 from marl.preferences.llm.labeller import Asked, LlmLabeller, asked_about, completed
 from marl.preferences.llm.prompts import make_description
