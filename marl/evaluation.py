@@ -5,6 +5,7 @@ Axes: E environments, B episodes.
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +18,8 @@ from marl.contrast import contrasted
 from marl.data.rollout import Collector
 from marl.learners.base import Actor
 from marl.policy import Policy
-from marl.utils.seeding import Seeds
+from marl.utils.ranks import SINGLE, Ranks, together
+from marl.utils.seeding import Seeds, process_stream
 
 if TYPE_CHECKING:
     from marl.trainer import Trainer
@@ -51,17 +53,34 @@ def evaluate(
     seed: int,
     num_envs: int = 16,
     progress: Callable[[float], None] | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Evaluation:
     """Return at least `episodes` whole episodes, equally many from each of `num_envs` environments.
 
     Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
     those of training: two calls with one seed return the same. `progress` is called
-    again and again with the share of the episodes that have ended.
+    again and again with the share of the episodes that have ended. Several processes play a part
+    each, other episodes than one would; all return the whole.
     """
-    with policy.open_env(min(num_envs, episodes)) as env:
+    episodes, num_envs = part_of(episodes, num_envs, ranks)
+    with ExitStack() as stack:
+        with together(ranks):
+            env = stack.enter_context(policy.open_env(num_envs))
         return evaluate_in(
-            env, policy.actor, greedy=greedy, episodes=episodes, seed=seed, progress=progress
+            env,
+            policy.actor,
+            greedy=greedy,
+            episodes=episodes,
+            seed=seed,
+            progress=progress,
+            ranks=ranks,
         )
+
+
+def part_of(episodes: int, num_envs: int, ranks: Ranks) -> tuple[int, int]:
+    """Return how many episodes a process plays, and in how many environments."""
+    episodes = -(-episodes // ranks.size)
+    return episodes, min(-(-num_envs // ranks.size), episodes)
 
 
 def evaluate_in(
@@ -73,11 +92,40 @@ def evaluate_in(
     seed: int,
     device: torch.device = CPU,
     progress: Callable[[float], None] | None = None,
+    ranks: Ranks = SINGLE,
 ) -> Evaluation:
-    """Return what `evaluate` does, of an actor on a device, in environments that are reset."""
+    """Return what `evaluate` does, of an actor on a device, in environments that are reset.
+
+    `episodes` are those of this process; what is returned is of all.
+    """
+    seeds = Seeds(seed, process_stream(ranks))
+    with together(ranks):
+        counted, told = _played(env, actor, greedy, episodes, seeds, device, progress)
+    if ranks.size > 1:
+        parts = ranks.gather([counted, told])
+        counted, told = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    low, high = bootstrap_interval(counted, Seeds(seed).numpy("evaluation bootstrap"))
+    means = told.mean(axis=0).tolist()
+    return Evaluation(
+        returns=counted,
+        low=low,
+        high=high,
+        facts=dict(zip((fact.name for fact in env.spec.facts), means, strict=True)),
+    )
+
+
+def _played(
+    env: VecEnv,
+    actor: Actor,
+    greedy: bool,
+    episodes: int,
+    seeds: Seeds,
+    device: torch.device,
+    progress: Callable[[float], None] | None,
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return the returns (B,) and facts (B, F) of whole episodes."""
     num_envs = env.spec.num_envs
     per_env = -(-episodes // num_envs)
-    seeds = Seeds(seed)
     returns: list[list[float]] = [[] for _ in range(num_envs)]
     facts: list[list[list[float]]] = [[] for _ in range(num_envs)]
     collector = Collector(
@@ -98,21 +146,15 @@ def evaluate_in(
             ended = sum(min(len(r), per_env) for r in returns)
             progress(ended / (num_envs * per_env))
     counted = np.array([r[:per_env] for r in returns]).flatten()
-    told = np.array([f[:per_env] for f in facts]).mean(axis=(0, 1))
-    low, high = bootstrap_interval(counted, seeds.numpy("evaluation bootstrap"))
-    return Evaluation(
-        returns=counted,
-        low=low,
-        high=high,
-        facts=dict(zip((fact.name for fact in env.spec.facts), told.tolist(), strict=True)),
-    )
+    told = np.array([f[:per_env] for f in facts])
+    return counted, told.reshape(len(counted), told.shape[-1])
 
 
 class Evaluator:
     """Evaluates a trainer's policy while it trains, in environments and with draws of its own.
 
-    All evaluations play the same episodes, those of `marl evaluate` with the run's seed; training
-    does not notice.
+    All evaluations play the same episodes, those of `marl evaluate` with the run's seed, started
+    with as many processes; training does not notice.
     """
 
     def __init__(self, trainer: "Trainer") -> None:
@@ -133,14 +175,17 @@ class Evaluator:
             return {}
         started = time.perf_counter()
         metrics: dict[str, float] = {}
+        with together(trainer.ranks):
+            env = self._open_env()
         for name in ("greedy", "sampled"):
             result = evaluate_in(
-                self._open_env(),
+                env,
                 trainer.learner.actor,
                 greedy=name == "greedy",
-                episodes=config.episodes,
+                episodes=part_of(config.episodes, config.num_envs, trainer.ranks)[0],
                 seed=trainer.config.seed,
                 device=trainer.device,
+                ranks=trainer.ranks,
             )
             metrics[f"evaluation/{name}"] = result.mean
             for success in trainer.env.spec.successes:
@@ -151,7 +196,8 @@ class Evaluator:
         """Return the environments, made at the first evaluation."""
         if self._env is None:
             config = self._trainer.config
-            num_envs = min(config.eval.num_envs, config.eval.episodes)
+            eval_ = config.eval
+            _, num_envs = part_of(eval_.episodes, eval_.num_envs, self._trainer.ranks)
             self._env = make_env(config.env.name, num_envs, **self._trainer.env_options)
         return self._env
 

@@ -319,8 +319,7 @@ def _train_in(
             with trainer.restoring():
                 metrics = trainer.iterate()
             try:
-                with together(ranks):
-                    metrics |= evaluator.after_iteration()
+                metrics |= evaluator.after_iteration()
             finally:  # the iteration is finished, whatever an evaluation meets
                 with recording(), together(ranks):
                     if writer is not None:

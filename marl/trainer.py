@@ -30,7 +30,7 @@ from marl.utils.launch import share_of
 from marl.utils.memory_check import check_memory, resident_mib
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, PeerError, Ranks, mean_metrics, together
-from marl.utils.seeding import Seeds
+from marl.utils.seeding import Seeds, process_stream
 from marl.warm_start import warm_start
 
 
@@ -63,7 +63,7 @@ class Trainer:
         """What this process has of them."""
         self.ranks = ranks
         self.run = run
-        self.seeds = Seeds(config.seed, f"/process {ranks.rank}" if ranks.rank else "")
+        self.seeds = Seeds(config.seed, process_stream(ranks))
         self.people: PeopleLabeller | None = None
         with together(ranks):
             self.device = usable_device(own.device)
@@ -314,7 +314,7 @@ class Trainer:
     def load_resharded(self, state: dict[str, Any]) -> None:
         """Continue from a state of `preferences.resharding`, with new environments and draws."""
         self.iteration = state["iteration"]
-        self.seeds.restart(f"/process {self.ranks.rank} of {self.ranks.size} from {self.steps}")
+        self.seeds.restart(f"{process_stream(self.ranks)} of {self.ranks.size} from {self.steps}")
         with together(self.ranks):
             self.collector = self._new_collector()
         for name, part in self._parts().items():

@@ -12,6 +12,8 @@ from marl.config import ConfigError
 from marl.config.io import load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import atomic_write, output
+from marl.utils.launch import processes
+from marl.utils.ranks import Ranks
 from marl.utils.text import LiteralConsole
 
 if TYPE_CHECKING:
@@ -57,6 +59,30 @@ class Evaluate:
         """Print a table of both ways to act, and write every return to a file."""
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
         is_steered = check_options(self.contrast, self.guide, self.strength)
+        with processes() as ranks:
+            if not is_steered:
+                return self._evaluate(ranks)
+            if ranks.size > 1:
+                raise ConfigError(
+                    "--contrast and --guide: several processes play the team as it is only; start "
+                    "marl evaluate without torchrun"
+                )
+        from marl.policy import load
+
+        evaluate_steered(
+            load(self.run_dir, best=self.best),
+            self.out or self.run_dir / "steering.json",
+            contrast=self.contrast,
+            guide=self.guide,
+            strengths=self.strength,
+            episodes=self.episodes,
+            seed=self.seed,
+            num_envs=self.num_envs,
+        )
+        return 0
+
+    def _evaluate(self, ranks: Ranks) -> int:
+        """Play the team as it is."""
         from rich.progress import Progress
         from rich.table import Table
 
@@ -64,26 +90,15 @@ class Evaluate:
         from marl.policy import load
 
         policy = load(self.run_dir, best=self.best)
-        if is_steered:
-            evaluate_steered(
-                policy,
-                self.out or self.run_dir / "steering.json",
-                contrast=self.contrast,
-                guide=self.guide,
-                strengths=self.strength,
-                episodes=self.episodes,
-                seed=self.seed,
-                num_envs=self.num_envs,
-            )
-            return 0
         table = Table(title=f"{policy.config.env.name} {policy.trained}")
         headings = ("acting", "mean return", "95 % interval", "episodes", *policy.spec.successes)
         for heading in headings:
             table.add_column(heading, justify="left" if heading == "acting" else "right")
         report = {}
         console = LiteralConsole(stderr=True)
+        is_quiet = not console.is_terminal or ranks.rank > 0
         for name in ("greedy", "sampled"):
-            with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
+            with Progress(console=console, transient=True, disable=is_quiet) as bar:
                 task = bar.add_task(f"{self.episodes} episodes, {name}", total=1.0)
                 result = evaluate(
                     policy,
@@ -92,11 +107,14 @@ class Evaluate:
                     seed=self.seed,
                     num_envs=self.num_envs,
                     progress=partial(_advance, bar, task),
+                    ranks=ranks,
                 )
             interval = f"{result.low:.2f} to {result.high:.2f}"
             rates = [f"{result.facts[success]:.0%}" for success in policy.spec.successes]
             table.add_row(name, f"{result.mean:.2f}", interval, str(len(result.returns)), *rates)
             report[name] = to_json(result)
+        if ranks.rank:
+            return 0
         LiteralConsole().print(table)
         path = self.out or self.run_dir / "evaluation.json"
         text = json.dumps({"steps": policy.steps, "seed": self.seed} | report, indent=1)

@@ -5,8 +5,7 @@ import os
 import re
 import signal
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +19,7 @@ from marl.config import Config, Option
 from marl.config.io import changed, load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
-from marl.utils.launch import LAUNCH, launch_id, num_restarts, read_launch
+from marl.utils.launch import LAUNCH, launch_id, num_restarts, processes
 from marl.utils.plugins import check_trusted, import_paths
 from marl.utils.ranks import SINGLE, Ranks, together
 
@@ -49,7 +48,7 @@ class Train:
         from marl.reports.recorded import CONFIG
 
         check_family(self.settings.env.name)  # what is wrong with the name is told at once
-        with _processes(self.settings) as ranks, ExitStack() as stack:
+        with processes(self.settings.device) as ranks, ExitStack() as stack:
             folder, begun = "", False
             with together(ranks):
                 if ranks.rank == 0:
@@ -103,7 +102,7 @@ class Resume:
         longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
         if changes := self.changes | longer:
             config = changed(config, changes, "marl resume")
-        with _processes(config) as ranks:
+        with processes(config.device) as ranks:
             cut, reshard = self.cut_open_episodes, self.reshard
             return _run(config, self.run_dir, resume=True, cut=cut, reshard=reshard, ranks=ranks)
 
@@ -114,18 +113,6 @@ def new_run_folder(config: Config) -> AbstractContextManager[Path]:
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     name = f"{env}-{config.algorithm}-seed{config.seed}-{stamp}"
     return free_folder(Path("runs"), name, "choose a place by --run-dir")
-
-
-@contextmanager
-def _processes(config: Config) -> Iterator[Ranks]:
-    """Yield the processes that torchrun has started, of which the first speaks; or one alone."""
-    if read_launch() is None:
-        yield SINGLE
-        return
-    from marl.utils.distributed import joined, one_voice
-
-    with joined(config.device) as ranks, one_voice(ranks):
-        yield ranks
 
 
 def _says(path: Path, text: str) -> bool:

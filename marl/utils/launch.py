@@ -1,10 +1,12 @@
 """One of several processes of a run: what torchrun tells it, and its share of the settings."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from marl.config import Config, ConfigError
+from marl.utils.ranks import SINGLE, Ranks
 
 LAUNCH = ".launch"
 """File of a run's folder: the id of the launch by torchrun."""
@@ -46,6 +48,21 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         host=environment["MASTER_ADDR"],
         port=_number(environment, "MASTER_PORT"),
     )
+
+
+@contextmanager
+def processes(device: str = "cpu") -> Iterator[Ranks]:
+    """Yield the processes that torchrun has started, joined, of which the first speaks.
+
+    One is alone where it has started none; PyTorch is not imported then.
+    """
+    if read_launch() is None:
+        yield SINGLE
+        return
+    from marl.utils.distributed import joined, one_voice
+
+    with joined(device) as ranks, one_voice(ranks):
+        yield ranks
 
 
 def num_restarts(environment: Mapping[str, str] = os.environ) -> int:

@@ -11,6 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from marl.utils.ranks import Ranks
+
+
+def process_stream(ranks: Ranks) -> str:
+    """Return the stream of a process; process 0 has that of a run in one process."""
+    return f"/process {ranks.rank}" if ranks.rank else ""
+
 
 class Seeds:
     """The generators of one run. Asking twice for a name gives the same generator."""

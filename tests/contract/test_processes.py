@@ -17,6 +17,7 @@ import torch
 import marl
 from benchmarks.trials import differences, flags
 from marl import ConfigError, UserError
+from marl.evaluation import Evaluation, evaluate
 from marl.preferences.llm.shared import EPISODES_APART
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.distributed import ProcessRanks, joined, one_voice
@@ -252,6 +253,34 @@ def test_people_are_asked_about_episodes_of_process_0(tmp_path: Path) -> None:
     (one, metrics), (other, same) = in_ranks(2, work)
     assert (one, other) == (False, True)
     assert metrics["labeller/open"] == same["labeller/open"] > 0
+
+
+def test_all_processes_evaluate(alone: Path) -> None:
+    policy = marl.load(alone)
+
+    def work(ranks: Ranks) -> Evaluation:
+        return evaluate(policy, greedy=False, episodes=7, seed=3, num_envs=4, ranks=ranks)
+
+    first, second = in_ranks(2, work)
+    own = evaluate(policy, greedy=False, episodes=4, seed=3, num_envs=2)
+    assert first.returns.tolist() == second.returns.tolist()
+    assert first.returns[:4].tolist() == own.returns.tolist()
+    assert len(set(first.returns.tolist())) == len(first.returns) == 8
+    assert (first.low, first.high, first.facts) == (second.low, second.high, second.facts)
+    assert first.low < first.mean < first.high
+
+
+def test_all_processes_evaluate_while_they_train() -> None:
+    every = {"eval.every": 300, "eval.episodes": 6, "preferences.labeller": "return"}
+    config = marl.load_config(overrides=SMALL | every)
+
+    def work(ranks: Ranks) -> list[float]:
+        rows = list(marl.train(config, ranks=ranks))
+        return [row["evaluation/greedy"] for row in rows if "evaluation/greedy" in row]
+
+    first, second = in_ranks(2, work)
+    assert first == second
+    assert len(first) == 2
 
 
 def test_settings_that_differ_and_environments_that_do_not_divide_are_told() -> None:
