@@ -261,12 +261,18 @@ def test_the_gradients_of_an_update_are_those_of_its_losses(
     kind: type[Mappo], network: NetworkConfig, continuous: bool, dies: bool
 ) -> None:
     """Of the losses written out over the whole rollout, with ratios on both sides of the clip."""
-    env = ScriptedEnv([[3, 5], [4, 2, 6], [5]], agents_die=dies, continuous=continuous)
+    env = ScriptedEnv(
+        [[3, 5], [4, 2, 6], [5]],
+        agents_die=dies,
+        continuous=continuous,
+        masks_actions=not continuous,
+        action_sizes=(1, 1) if continuous else (3, 3),
+    )
     settings = dataclasses.replace(
         ONE_STEP, entropy_coef=0.1, max_grad_norm=1e9, chunk_length=12, local_weight=0.25
     )
     mappo = make_mappo(env.spec, settings, network=network, kind=kind)
-    rollout = collect(mappo, env)
+    rollout = collect(mappo, env, steps=10)  # a chunk of twelve steps is filled up
     noise = 0.4 * torch.randn(rollout.log_probs.shape, generator=generator())
     rollout = dataclasses.replace(rollout, log_probs=rollout.log_probs + noise)
     rewards, steps = random_rewards(rollout), rollout.transitions
@@ -278,12 +284,16 @@ def test_the_gradients_of_an_update_are_those_of_its_losses(
         streams["team"].advantages, streams["local"].advantages, steps.alive, 2, 0.25
     )
     before = copy.deepcopy(mappo)
+    for net in mappo.networks.values():
+        for parameter in net.parameters():
+            assert parameter.grad is not None
+            parameter.grad.fill_(7.0)  # left by an earlier step
     metrics = mappo.update(rollout, rewards, 1.0)
     everywhere = torch.ones_like(rollout.log_probs, dtype=torch.bool)
     alive = everywhere if steps.alive is None else steps.alive
 
     outputs = read(before.actor, rollout, steps.obs)
-    policy = before.actor.distribution(outputs)
+    policy = before.actor.distribution(outputs, steps.action_mask)
     ratio = (policy.log_prob(rollout.sampled_actions) - rollout.log_probs).exp()
     clipped = ratio.clamp(0.8, 1.2)
     assert (ratio != clipped)[alive].any()
