@@ -40,7 +40,7 @@ from marl.learners.losses import (
 from marl.nn.gru import initial_hidden
 from marl.nn.layers import check_finite, correlation, masked_mean, mean_count, mean_shares
 from marl.nn.normalisation import TeamNorm
-from marl.nn.optimizer import Optimizer
+from marl.nn.optimizer import Optimizer, average_gradients
 from marl.utils.devices import TwoThreads
 from marl.utils.ranks import SINGLE, Ranks
 
@@ -153,7 +153,11 @@ class Mappo:
             differentiate = partial(self._differentiate_value, name)
             rows = self._critic_rows(name, rollout, stream)
             jobs.append(self._run_epochs(name, differentiate, rows, epochs))
-        improved = {k: v for metrics in self._threads.in_turns(jobs) for k, v in metrics.items()}
+        if self.ranks.size == 1:
+            results = self._threads.in_turns(jobs)
+        else:
+            results = self._in_step(jobs, [self.optimizers[name] for name in ("actor", *streams)])
+        improved = {k: v for metrics in results for k, v in metrics.items()}
         check_finite(self.ranks, **improved)
         metrics = {"policy/learning_rate": learning_rate}
         metrics |= dict(zip(improved, torch.stack(list(improved.values())).tolist(), strict=True))
@@ -170,19 +174,44 @@ class Mappo:
     ) -> Generator[None, None, dict[str, Tensor]]:
         """Take a gradient step of one network on every minibatch and return the mean metrics.
 
-        Between two epochs the thread may turn to another network.
+        Between two epochs the thread may turn to another network. Where several processes train,
+        it does so before every step, for which the caller averages the gradients.
         """
         totals: dict[str, Tensor] = {}
-        for epoch in epochs:
-            for batch in rows.minibatches(epoch):
+        alone = self.ranks.size == 1
+        counts = None if alone else rows.mean_counts(epochs, self.ranks)
+        for number, epoch in enumerate(epochs):
+            for place, batch in enumerate(rows.minibatches(epoch)):
                 if "present" in batch:
-                    batch["count"] = mean_count(batch["present"], self.ranks)
+                    known = None if counts is None else counts[number * len(epoch) + place]
+                    batch["count"] = mean_count(batch["present"]) if known is None else known
                 metrics = differentiate(batch)
-                self.optimizers[name].step()
+                if not alone:
+                    yield
+                self.optimizers[name].step(is_mean=True)
                 totals = {key: x + totals[key] if totals else x for key, x in metrics.items()}
-            yield
+            if alone:
+                yield
         count = sum(len(epoch) for epoch in epochs)
         return {key: total / count for key, total in totals.items()}
+
+    def _in_step(
+        self, jobs: Sequence[Generator[None, None, dict[str, Tensor]]], optimizers: list[Optimizer]
+    ) -> list[dict[str, Tensor]]:
+        """Return the results of jobs that go from minibatch to minibatch together.
+
+        So the gradients of all networks are averaged over the processes in one exchange.
+        """
+        results: list[dict[str, Tensor]] = []
+        while not results:
+            for job in jobs:
+                try:
+                    next(job)
+                except StopIteration as end:
+                    results.append(end.value)
+            if not results:
+                average_gradients(self.ranks, optimizers)
+        return results
 
     @torch.no_grad()
     def _differentiate_policy(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -400,6 +429,15 @@ class Rows:
     """By name, (T * E, ...); recurrent (L, C * E, ...)."""
     hidden: Float[Tensor, "R M H"] | None
     """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
+
+    def mean_counts(self, epochs: Sequence[Epoch], ranks: Ranks) -> Tensor | None:
+        """Return `mean_count` of every minibatch in turn, all from one exchange; None: no mask."""
+        present = self.tensors.get("present")
+        if present is None:
+            return None
+        axis = 0 if self.hidden is None else 1
+        counts = [present.index_select(axis, rows).sum() for epoch in epochs for rows in epoch]
+        return ranks.sum_(torch.stack(counts), "rows").clamp(min=1) / ranks.size
 
     def minibatches(self, epoch: Epoch) -> Iterator[dict[str, Tensor]]:
         """Yield the rows of every minibatch; steps are gathered once for the whole epoch."""

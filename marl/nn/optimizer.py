@@ -1,7 +1,7 @@
 """Adam with clipping on the parameters of one network."""
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -75,12 +75,14 @@ class Optimizer:
             parameter.grad = gradient  # `zero_grad` of a module may have taken it away
 
     @torch.no_grad()
-    def step(self) -> None:
-        """Take one Adam step on the mean gradient of all processes, clipped."""
+    def step(self, *, is_mean: bool = False) -> None:
+        """Take one Adam step on the mean gradient of all processes, clipped.
+
+        With `is_mean`, `average_gradients` has found it already.
+        """
+        if not is_mean:
+            average_gradients(self.ranks, [self])
         gradients = [vector.grad for vector in self.vectors if vector.grad is not None]
-        if self.ranks.size > 1:
-            for gradient in gradients:
-                self.ranks.sum_(gradient, "gradient").div_(self.ranks.size)
         norms = torch.stack([torch.linalg.vector_norm(gradient) for gradient in gradients])
         scale = (self.max_grad_norm / (norms.norm() + 1e-6)).clamp_(max=1.0)
         for gradient in gradients:
@@ -123,6 +125,20 @@ class Optimizer:
                 if own.shape != saved.shape:
                     raise ValueError(f"{name} of {saved.shape} were saved, {own.shape} are here")
                 own.copy_(saved)
+
+
+@torch.no_grad()
+def average_gradients(ranks: Ranks, optimizers: Sequence[Optimizer]) -> None:
+    """Replace the gradients by their means over all processes, which are found in one exchange."""
+    if ranks.size == 1:
+        return
+    gradients = [v.grad for one in optimizers for v in one.vectors if v.grad is not None]
+    for kind in dict.fromkeys((gradient.dtype, gradient.device) for gradient in gradients):
+        alike = [gradient for gradient in gradients if (gradient.dtype, gradient.device) == kind]
+        mean = ranks.sum_(torch.cat(alike), "gradients").div_(ranks.size)
+        sizes = [len(gradient) for gradient in alike]
+        for gradient, own in zip(alike, mean.split(sizes), strict=True):
+            gradient.copy_(own)
 
 
 def flattened(parameters: list[nn.Parameter]) -> nn.Parameter:

@@ -87,8 +87,9 @@ class ArelLoss(RegressionLoss):
         steps = lengths if config.length_normalised else torch.full_like(lengths, self.max_steps)
         scaled = config.alpha * rewards.team / steps.unsqueeze(-1)
         variance = variances(scaled, batch.is_sampled)
-        known = ~batch.returns.isnan()
-        return loss + config.sequence.variance_weight * masked_mean(variance, known), metrics
+        variance = masked_mean(variance, ~batch.returns.isnan())
+        variance = variance if batch.shares is None else variance * batch.shares.returns
+        return loss + config.sequence.variance_weight * variance, metrics
 
 
 def variances(rewards: Float[Tensor, "M L"], present: Bool[Tensor, "M L"]) -> Float[Tensor, "M"]:

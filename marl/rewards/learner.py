@@ -26,7 +26,7 @@ from marl.data.types import (
 )
 from marl.nn.layers import check_finite, masked_mean
 from marl.nn.normalisation import ValueNorm
-from marl.nn.optimizer import Optimizer
+from marl.nn.optimizer import Optimizer, average_gradients
 from marl.rewards.base import (
     Batches,
     PolicySampler,
@@ -293,8 +293,9 @@ class RewardLearner:
                 lambda: optimizer.backward(loss),
                 lambda: v_optimizer.backward(value_loss()),
             )
-            optimizer.step()
-            v_optimizer.step()
+            average_gradients(self.ranks, [optimizer, v_optimizer])
+            optimizer.step(is_mean=True)
+            v_optimizer.step(is_mean=True)
             drift = model.update_targets(rate)
         team = outputs.rewards.team.detach()
         share = outputs.bias.detach().var() / team.var().clamp(min=1e-12)
@@ -308,11 +309,13 @@ class RewardLearner:
 
     def _step_of_others(self, optimizer: Optimizer, rate: float) -> GradientStep:
         """Take the gradient step of the processes that have a batch."""
-        optimizer.zero_grad()
-        optimizer.step()
+        optimizers = [one for one in (optimizer, self.v_optimizer) if one is not None]
+        for one in optimizers:
+            one.zero_grad()
+        average_gradients(self.ranks, optimizers)
+        for one in optimizers:
+            one.step(is_mean=True)
         if self.value_based is not None and self.v_optimizer is not None:
-            self.v_optimizer.zero_grad()
-            self.v_optimizer.step()
             self.value_based.update_targets(rate)
         return GradientStep(loss=torch.zeros((), device=self.device), metrics={})
 

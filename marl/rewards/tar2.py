@@ -179,4 +179,5 @@ class Tar2Loss(RegressionLoss):
             return loss, metrics
         dynamics = masked_mean(rewards.auxiliary, batch.is_sampled)
         metrics |= {"regression/inverse_dynamics": dynamics.detach()}
+        dynamics = dynamics if batch.shares is None else dynamics * batch.shares.steps
         return loss + self.config.sequence.dynamics_weight * dynamics, metrics
