@@ -62,11 +62,14 @@ class NetworkConfig:
 
 @settings("learner.")
 class LearnerConfig:
-    """PPO on two advantage streams: MAPPO (arXiv 2103.01955) or IPPO (arXiv 2011.09533)."""
+    """PPO on two advantage streams: MAPPO (arXiv 2103.01955), IPPO (2011.09533) or HAPPO
+    (2109.11251)."""
 
     kind: str = "mappo"
     """``mappo``, whose critics see the team's state, ``ippo``, whose critics see what their agent
-    sees, or the import path ``package.module:Class`` of your own `marl.learners.base.Learner`."""
+    sees, ``happo``, whose agents improve one after the other (as published with
+    ``network.share_parameters = false``), or the import path ``package.module:Class`` of your own
+    `marl.learners.base.Learner`."""
     rollout_steps: Annotated[int, Range(1, 1e6)] = 125
     """T, steps of every environment between two updates."""
     epochs: Annotated[int, Range(1, 1000)] = 8

@@ -1,7 +1,7 @@
 """Policies of all agents, discrete and continuous.
 
-Axes: T time, E environments, N agents, O observation features, A actions, H hidden units; ``*L``
-any leading axes, ``*B`` those between time and agents.
+Axes: T time, E environments, N agents, M of them, O observation features, A actions, H hidden
+units; ``*L`` any leading axes, ``*B`` those between time and agents.
 """
 
 import math
@@ -19,6 +19,8 @@ from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
 from marl.nn.mlp import ExplicitMLP, has_explicit_passes
 from marl.nn.normalisation import TeamNorm
+
+EVERYONE = slice(None)
 
 
 class ExplicitPolicy(NamedTuple):
@@ -159,9 +161,12 @@ class _NetworkActor(nn.Module):
         self.is_ragged = not bool(present.all())
 
     def distribution(
-        self, outputs: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None = None
+        self,
+        outputs: Float[Tensor, "*L M A"],
+        mask: Bool[Tensor, "*L M A"] | None = None,
+        agents: slice = EVERYONE,
     ) -> Categorical | Gaussian:
-        """Return the distribution of actions that the network's outputs stand for."""
+        """Return the distribution of actions that the outputs of some `agents` stand for."""
         raise NotImplementedError
 
     def forward(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
@@ -227,11 +232,15 @@ class CategoricalActor(_NetworkActor):
     """Discrete actions."""
 
     def distribution(
-        self, outputs: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None = None
+        self,
+        outputs: Float[Tensor, "*L M A"],
+        mask: Bool[Tensor, "*L M A"] | None = None,
+        agents: slice = EVERYONE,
     ) -> Categorical:
         """Return the softmax over the legal actions; outputs are logits."""
         if self.is_ragged:
-            mask = self.present if mask is None else mask & self.present
+            present = self.present[agents]
+            mask = present if mask is None else mask & present
         if mask is not None:
             outputs = outputs.masked_fill(~mask, torch.finfo(outputs.dtype).min)
         return Categorical(outputs, mask)
@@ -258,10 +267,17 @@ class GaussianActor(_NetworkActor):
         )
 
     def distribution(
-        self, outputs: Float[Tensor, "*L N A"], mask: Bool[Tensor, "*L N A"] | None = None
+        self,
+        outputs: Float[Tensor, "*L M A"],
+        mask: Bool[Tensor, "*L M A"] | None = None,
+        agents: slice = EVERYONE,
     ) -> Gaussian:
         """Return the Gaussian around the outputs; continuous actions have no mask."""
-        return Gaussian(outputs, self.log_std, self.present if self.is_ragged else None)
+        log_std: Tensor = self.log_std
+        if agents != EVERYONE:
+            log_std = nn.Parameter(self.log_std.data[agents])  # the same memory, gradient included
+            log_std.grad = None if self.log_std.grad is None else self.log_std.grad[agents]
+        return Gaussian(outputs, log_std, self.present[agents] if self.is_ragged else None)
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return standard normal noise (*shape, N, A)."""

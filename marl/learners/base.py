@@ -19,6 +19,7 @@ from marl.utils.ranks import SINGLE, Ranks
 LEARNERS = {
     "mappo": "marl.learners.mappo:Mappo",
     "ippo": "marl.learners.mappo:Ippo",
+    "happo": "marl.learners.happo:Happo",
 }
 """Import paths of the shipped learners, by `learner.kind`."""
 
@@ -114,7 +115,7 @@ def learner_class(kind: str) -> type[Learner]:
     """Return the class of a learner, by its name or by the import path of your own."""
     if kind not in LEARNERS and ":" not in kind:
         raise ConfigError(
-            f"learner.kind: got {kind!r}, expected {' or '.join(LEARNERS)}, or an import path such "
+            f"learner.kind: got {kind!r}, expected {', '.join(LEARNERS)}, or an import path such "
             "as my_module:MyLearner"
         )
     return cast(type[Learner], load(LEARNERS.get(kind, kind), "learner.kind"))

@@ -18,7 +18,13 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards, Rollout
-from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.actors import (
+    Categorical,
+    CategoricalActor,
+    Gaussian,
+    GaussianActor,
+    make_actor,
+)
 from marl.learners.critics import AgentCritics, TeamCritic
 from marl.learners.gae import (
     Inputs,
@@ -46,6 +52,8 @@ from marl.utils.ranks import SINGLE, Ranks
 
 Differentiate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Sets the gradient of a network to that of its loss on a minibatch, and returns metrics."""
+MakePolicy = Callable[[Tensor, Tensor | None], Categorical | Gaussian]
+"""From an actor's outputs and the legal actions to the distribution of actions."""
 Epoch = Sequence[Int64[Tensor, "_"]]
 """The rows of every minibatch of an epoch."""
 
@@ -147,8 +155,7 @@ class Mappo:
         check_finite(self.ranks, advantages=advantages)
 
         epochs = self._minibatches(rollout)
-        policy_rows = self._actor_rows(rollout, advantages)
-        jobs = [self._run_epochs("actor", self._differentiate_policy, policy_rows, epochs)]
+        jobs = [self._improve_actor(rollout, advantages, epochs)]
         for name, stream in streams.items():
             differentiate = partial(self._differentiate_value, name)
             rows = self._critic_rows(name, rollout, stream)
@@ -168,6 +175,15 @@ class Mappo:
             similarity = correlation(local, shared, steps.alive)
             metrics["policy/advantage_correlation"] = float(similarity)
         return metrics
+
+    def _improve_actor(
+        self, rollout: Rollout, advantages: Float[Tensor, "T E N"], epochs: Sequence[Epoch]
+    ) -> Generator[None, None, dict[str, Tensor]]:
+        """Improve the policy of all agents at once and return the mean metrics."""
+        passes, distribution = self.passes["actor"], self.actor.distribution
+        differentiate = partial(self._differentiate_policy, passes, distribution)
+        rows = self._actor_rows(rollout, advantages)
+        return self._run_epochs("actor", differentiate, rows, epochs)
 
     def _run_epochs(
         self, name: str, differentiate: Differentiate, rows: "Rows", epochs: Sequence[Epoch]
@@ -200,26 +216,31 @@ class Mappo:
     ) -> list[dict[str, Tensor]]:
         """Return the results of jobs that go from minibatch to minibatch together.
 
-        So the gradients of all networks are averaged over the processes in one exchange.
+        So the gradients of all networks are averaged over the processes in one exchange. A job may
+        go on when others have ended.
         """
-        results: list[dict[str, Tensor]] = []
-        while not results:
-            for job in jobs:
+        running = dict(enumerate(jobs))
+        results: dict[int, dict[str, Tensor]] = {}
+        while running:
+            for index, job in list(running.items()):
                 try:
                     next(job)
                 except StopIteration as end:
-                    results.append(end.value)
-            if not results:
-                average_gradients(self.ranks, optimizers)
-        return results
+                    results[index] = end.value
+                    del running[index]
+            if running:
+                average_gradients(self.ranks, [optimizers[index] for index in running])
+        return [results[index] for index in range(len(jobs))]
 
     @torch.no_grad()
-    def _differentiate_policy(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _differentiate_policy(
+        self, passes: "Passes", distribution: MakePolicy, batch: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Differentiate the actor's loss: the clipped surrogate, less a bonus for entropy."""
-        passes, bonus, clip = self.passes["actor"], self.config.entropy_coef, self.config.clip_coef
+        bonus, clip = self.config.entropy_coef, self.config.clip_coef
         present, count = batch.get("present"), batch.get("count")
-        distribution = self.actor.distribution(passes.forward(batch), batch.get("action_mask"))
-        policy = distribution.explicit(batch["actions"])
+        outputs = passes.forward(batch)
+        policy = distribution(outputs, batch.get("action_mask")).explicit(batch["actions"])
         surrogate, log_ratio = clipped_policy_loss(
             policy.log_probs, batch["log_probs"], batch["advantages"], clip
         )
@@ -430,6 +451,11 @@ class Rows:
     hidden: Float[Tensor, "R M H"] | None
     """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
 
+    @property
+    def count(self) -> int:
+        """R, the number of rows."""
+        return next(iter(self.tensors.values())).shape[0 if self.hidden is None else 1]
+
     def mean_counts(self, epochs: Sequence[Epoch], ranks: Ranks) -> Tensor | None:
         """Return `mean_count` of every minibatch in turn, all from one exchange; None: no mask."""
         present = self.tensors.get("present")
@@ -489,3 +515,10 @@ def chunked(tensor: Tensor, length: int) -> Tensor:
     if missing:
         tensor = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
     return tensor.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
+
+
+def unchunked(tensor: Tensor, shape: torch.Size) -> Tensor:
+    """Return the (T, E, ...) tensor of which `chunked` has made (L, C * E, ...)."""
+    num_steps, num_envs = shape
+    steps = tensor.unflatten(1, (-1, num_envs)).transpose(0, 1).flatten(0, 1)
+    return steps[:num_steps]

@@ -60,12 +60,13 @@ class AgentGRU(nn.Module):
     ) -> Float[Tensor, "*B N H"]:
         """Return the hidden state after one step."""
         if self.shared:
-            return self._cell(0, x.flatten(0, -2), hidden.flatten(0, -2)).view_as(hidden)
+            return self.cell(0, x.flatten(0, -2), hidden.flatten(0, -2)).view_as(hidden)
         agents = zip(x.flatten(0, -3).unbind(1), hidden.flatten(0, -3).unbind(1), strict=True)
-        cells = [self._cell(index, *agent) for index, agent in enumerate(agents)]
+        cells = [self.cell(index, *agent) for index, agent in enumerate(agents)]
         return torch.stack(cells, dim=1).view_as(hidden)
 
-    def _cell(self, group: int, x: Tensor, hidden: Tensor) -> Tensor:
+    def cell(self, group: int, x: Tensor, hidden: Tensor) -> Tensor:
+        """Return the hidden state after one step of rows with the weights of a group."""
         return torch.gru_cell(
             x,
             hidden,

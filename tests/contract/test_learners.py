@@ -16,7 +16,7 @@ from marl.trainer import Trainer
 from marl.utils.plugins import PluginError
 from tests.learners import random_rewards
 
-KINDS = ["mappo", "ippo", "tests.reinforce:Reinforce"]
+KINDS = ["mappo", "ippo", "happo", "tests.reinforce:Reinforce"]
 SMALL: dict[str, Any] = {
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
@@ -105,7 +105,7 @@ def test_a_learner_is_trained_exported_and_evaluated(
     assert np.isfinite(result.returns).all()
 
 
-@pytest.mark.parametrize("kind", ["ippo", "mappo"])
+@pytest.mark.parametrize("kind", ["ippo", "mappo", "happo"])
 def test_recurrent_learners_train(kind: str) -> None:
     options = {"network.recurrence": "gru", "network.hidden_sizes": [8, 8]}
     trainer = Trainer(settings(kind, algorithm="imap", **options))
@@ -128,5 +128,7 @@ def test_what_is_no_learner_is_refused() -> None:
         Trainer(settings("types:SimpleNamespace"))
     with pytest.raises(PluginError, match=r"test_learners:NoLearner is no learner"):
         Trainer(settings("tests.contract.test_learners:NoLearner"))
-    with pytest.raises(ConfigError, match=r"got 'mapo', expected mappo or ippo, or an import path"):
+    with pytest.raises(
+        ConfigError, match=r"got 'mapo', expected mappo, ippo, happo, or an import path"
+    ):
         Trainer(settings("mapo"))

@@ -44,6 +44,7 @@ def trainer_of(ranks: Ranks, **options: Any) -> Trainer:
         {"preferences.query": "disagreement", "preferences.queries_per_iteration": 4},
         {"algorithm": "ircr"},
         {"algorithm": "rrd"},
+        {"learner.kind": "happo", "network.share_parameters": False, "algorithm": "slf"},
         {"algorithm": "rudder"},
         {"algorithm": "tar2", "reward.sequence.layers": 1},
         {"algorithm": "sparse", "env.name": "probe/continuous_match"},

@@ -154,6 +154,14 @@ def test_ippo_reaches_the_optimum(
     assert last > threshold
 
 
+@pytest.mark.parametrize("shared", [True, False])
+def test_happo_reaches_the_optimum(shared: bool) -> None:
+    # Optimum 8, random 8/9: both agents must change what they do.
+    options = {"learner.kind": "happo", "network.share_parameters": shared}
+    _, _, last = trained("probe/coordination", "sparse", 12_000, **options)
+    assert last > 7.8
+
+
 def test_ippo_learns_from_preferences() -> None:
     # Optimum 8, random 4.
     _, _, last = trained("probe/local_credit", "imap", 15_000, **{"learner.kind": "ippo"})
