@@ -14,6 +14,8 @@ from typing import Any
 
 from benchmarks.cells import ROOT, Cell, Task, commit, machine
 
+NUM_ENVS = 16
+"""Environments in which policies are evaluated."""
 STRENGTHS = (-0.5, 0.0, 0.5, 1.0, 2.0)
 CALIBRATIONS: dict[str, dict[str, Any]] = {
     "none": {},
@@ -119,16 +121,15 @@ class Bench:
 
     def measured_policy(self, policy: Any, **more: Any) -> dict[str, Any]:
         """Return how good a policy is, acting greedily and sampling."""
-        names = ("greedy", "sampled")
-        found = {n: self.value(self.evaluation(policy, greedy=n == "greedy")) for n in names}
+        from marl.evaluation import evaluate_in
+
+        counts = {"episodes": self.sizes.episodes, "seed": self.cell.seed}
+        found = {}
+        with policy.open_env(min(NUM_ENVS, self.sizes.episodes)) as env:
+            for name in ("greedy", "sampled"):
+                result = evaluate_in(env, policy.actor, greedy=name == "greedy", **counts)
+                found[name] = self.value(result)
         return found | more
-
-    def evaluation(self, policy: Any, *, greedy: bool) -> Any:
-        """Return whole episodes of a policy."""
-        from marl import evaluate
-
-        seed, episodes = self.cell.seed, self.sizes.episodes
-        return evaluate(policy, greedy=greedy, episodes=episodes, seed=seed)
 
     def value(self, result: Any) -> float:
         """Return the measure of an evaluation: the mean return, or a fact's mean."""
@@ -195,7 +196,7 @@ def late_measure(run: Path, name: str) -> float:
 
 def contrast(bench: Bench) -> dict[str, Any]:
     """Play the contrast of a tuned team to what it was before, or its guidance, by strength."""
-    from marl import load
+    from marl import evaluate, load
     from marl.contrast import contrasted, guided
     from marl.evaluation import steering_curve
     from marl.rewards.io import load_reward
@@ -211,14 +212,14 @@ def contrast(bench: Bench) -> dict[str, Any]:
         base = list_checkpoints(tuned / "checkpoints")[-1]
     policy, before = load(tuned), load(base)
     reward = load_reward(tuned, policy.spec, "guide")
+    counts = {"episodes": bench.sizes.episodes, "seed": bench.cell.seed}
     curve = steering_curve(
         policy,
         (lambda a: contrasted(policy, before, a))
         if bench.cell.algorithm == "contrast"
         else (lambda a: guided(policy, reward, a)),
         STRENGTHS,
-        episodes=bench.sizes.episodes,
-        seed=bench.cell.seed,
+        **counts,
     )
 
     def both(result: Any) -> list[float]:
@@ -238,7 +239,7 @@ def contrast(bench: Bench) -> dict[str, Any]:
         "greedy": bench.value(curve.greedy),
         "sampled": bench.value(at_zero.sampled),
         "points": points,
-        "before": both(bench.evaluation(before, greedy=False)),
+        "before": both(evaluate(before, greedy=False, **counts)),
     }
 
 

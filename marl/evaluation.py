@@ -240,35 +240,37 @@ def steering_curve(
 ) -> SteeringCurve:
     """Return how good `policy` is where `steer` steers it with each of the `strengths`.
 
-    All are played with one seed. `progress` is told again and again what is played, and which share
-    of its episodes has ended.
+    All are played with one seed, in environments that are made once. `progress` is told again and
+    again what is played, and which share of its episodes has ended.
     """
     steered = [steer(strength) for strength in strengths]  # what is impossible is told at once
+    with policy.open_env(min(num_envs, episodes)) as env:
 
-    def played(name: str, team: Policy, *, greedy: bool) -> Evaluation:
-        def ended(share: float) -> None:
-            if progress is not None:
-                progress(name, share)
+        def played(name: str, team: Policy, *, greedy: bool) -> Evaluation:
+            def ended(share: float) -> None:
+                if progress is not None:
+                    progress(name, share)
 
-        counts: dict[str, Any] = {"episodes": episodes, "seed": seed, "num_envs": num_envs}
-        return evaluate(team, greedy=greedy, progress=ended, **counts)
+            counts: dict[str, Any] = {"episodes": episodes, "seed": seed}
+            return evaluate_in(env, team.actor, greedy=greedy, progress=ended, **counts)
 
-    points = []
-    for strength, team in zip(strengths, steered, strict=True):
-        sampled = played(f"strength {strength:g}, sampled", team, greedy=False)
-        sharpened = sampled if strength == 0.0 else None
-        if strength > -1.0 and strength != 0.0:
-            sharp = contrasted(policy, None, strength)
-            sharpened = played(f"sharpening by {strength:g}", sharp, greedy=False)
-        points.append(
-            SteeredEvaluation(
-                strength=strength,
-                sampled=sampled,
-                greedy=played(f"strength {strength:g}, greedy", team, greedy=True),
-                sharpened=sharpened,
+        points = []
+        for strength, team in zip(strengths, steered, strict=True):
+            sampled = played(f"strength {strength:g}, sampled", team, greedy=False)
+            sharpened = sampled if strength == 0.0 else None
+            if strength > -1.0 and strength != 0.0:
+                sharp = contrasted(policy, None, strength)
+                sharpened = played(f"sharpening by {strength:g}", sharp, greedy=False)
+            points.append(
+                SteeredEvaluation(
+                    strength=strength,
+                    sampled=sampled,
+                    greedy=played(f"strength {strength:g}, greedy", team, greedy=True),
+                    sharpened=sharpened,
+                )
             )
-        )
-    return SteeringCurve(points=tuple(points), greedy=played("greedy", policy, greedy=True))
+        greedy = played("greedy", policy, greedy=True)
+    return SteeringCurve(points=tuple(points), greedy=greedy)
 
 
 def bootstrap_interval(
