@@ -55,9 +55,9 @@ class PreferenceBuffer:
         count = len(labels)
         slots = torch.arange(self.num_answered, self.num_answered + count, device=labels.device)
         slots = (slots % len(self.labels))[-len(self.labels) :]
-        self.first[slots] = first[-len(slots) :] if count else first
-        self.second[slots] = second[-len(slots) :] if count else second
-        self.labels[slots] = labels[-len(slots) :] if count else labels
+        self.first[slots] = first[-len(slots) :]
+        self.second[slots] = second[-len(slots) :]
+        self.labels[slots] = labels[-len(slots) :]
         self.asked_at[slots] = time
         self.num_answered += count
 

@@ -90,9 +90,9 @@ def test_layers_that_no_memory_holds_are_refused() -> None:
 SMALL = dataclasses.replace(IMAGES, obs_sizes=(3, 3), state_size=4, action_sizes=(1, 1))
 
 
-def refused(config: Config = CONFIG) -> bool:
+def refused(config: Config = CONFIG, processes: int = 1) -> bool:
     try:
-        check_memory(config, SMALL)
+        check_memory(config, SMALL, processes)
     except ConfigError:
         return True
     return False
@@ -105,6 +105,9 @@ def test_what_fits_exactly_is_allowed_and_one_byte_less_is_refused(
     for there, expected in ((needed, False), (needed - 1, True), (None, False)):
         monkeypatch.setattr(memory_check, "available_bytes", lambda there=there: there)
         assert refused() == expected
+        if there is not None:  # two processes need twice as much
+            monkeypatch.setattr(memory_check, "available_bytes", lambda there=2 * there: there)
+            assert refused(processes=2) == expected
 
 
 def test_on_a_gpu_the_replay_buffer_counts_there_and_the_rollout_here(
@@ -121,6 +124,9 @@ def test_on_a_gpu_the_replay_buffer_counts_there_and_the_rollout_here(
         # Free bytes come first, those of the whole device second.
         monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=there: (free, 2**60))
         assert refused(config) == expected
+        monkeypatch.setattr(memory_check, "available_bytes", lambda here=here: 3 * here)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _, free=there: (3 * free, 2**60))
+        assert refused(config, processes=3) == expected
 
 
 @pytest.mark.parametrize(

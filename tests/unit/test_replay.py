@@ -1,6 +1,7 @@
 """The replay buffer gives back exactly what was collected, never a row of another episode."""
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from marl.config import ConfigError
-from marl.data.replay import ReplayBuffer, sample_steps
+from marl.config import ConfigError, RewardConfig
+from marl.data.replay import ReplayBuffer, sample_steps, sampled
 from marl.data.types import Rollout
 from tests.scripted import ScriptedEnv, scripted_collector
 
@@ -209,10 +210,14 @@ def test_steps_beyond_the_end_repeat_the_last() -> None:
 
 
 def test_state_round_trip() -> None:
-    replay, _ = filled([[3, 5, 7], [6, 2]], 7)
-    env = ScriptedEnv([[3, 5, 7], [6, 2]])
-    other = make_replay(env)
+    replay, _ = filled([[3, 5, 7], [6, 2]], 7, tells_facts=True)
+    env = ScriptedEnv([[3, 5, 7], [6, 2]], tells_facts=True)
+    other, _ = filled([[2], [4]], 1, tells_facts=True)
     other.load_state_dict(copy.deepcopy(replay.state_dict()))
+    other.undo()  # what was taken in before is not taken back
+    offsets = torch.arange(7).expand(len(replay.available()), 7)
+    facts = [each.facts_at(replay.available(), offsets) for each in (replay, other)]
+    assert torch.equal(*facts)
     assert torch.equal(other.available(), replay.available())
     assert other.latest == replay.latest
     collector, actor = scripted_collector(env, STEPS)
@@ -285,6 +290,31 @@ def test_moments_of_the_kept_returns_by_hand() -> None:
     assert replay.return_moments() == (4.0, 1.0)
 
 
+def test_returns_that_are_missing_do_not_count() -> None:
+    # Of 1, 11, 21, 31 the second is missing.
+    _, rollouts = filled([[1]], 1)
+    replay, episodes = make_replay(ScriptedEnv([[1]])), rollouts[0].episodes
+    known = episodes.returns.where(episodes.returns != 11.0, torch.tensor(torch.nan))
+    replay.append(replace(rollouts[0], episodes=replace(episodes, returns=known)))
+    assert replay.returns().tolist() == [1.0, 21.0, 31.0]
+
+
+@pytest.mark.parametrize("dies", [True, False])
+def test_who_was_alive_is_that_of_the_steps(dies: bool) -> None:
+    replay, _ = filled([[3, 5, 7], [6, 2]], 4, agents_die=dies)
+    numbers = replay.available()
+    offsets = torch.arange(8).expand(len(numbers), 8)
+    alive = replay.alive_at(numbers, offsets)
+    if dies:
+        expected = replay.steps(numbers, offsets).alive
+        assert alive is not None
+        assert expected is not None
+        assert not expected.all()
+        assert torch.equal(alive, expected)
+    else:
+        assert alive is None
+
+
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
@@ -318,6 +348,47 @@ def test_the_weighted_sum_of_sampled_steps_is_unbiased(length: int) -> None:
     estimates: Tensor = (weights * rewards[offsets]).sum(dim=-1)
     error = estimates.std() / len(estimates) ** 0.5
     assert abs(estimates.mean() - rewards.sum()) <= 4 * error + 1e-5
+
+
+def test_models_that_read_history_get_whole_episodes_in_their_order() -> None:
+    # Episodes of 3 and 4 steps, of which a model without history gets two drawn steps.
+    replay, _ = filled([[3], [4]], 1)
+    episodes, config = replay.episodes(replay.available()), RewardConfig(sample_steps=2)
+    steps, weights, lengths = sampled(episodes, config, 7, generator(), reads_history=True)
+    assert lengths.tolist() == [3, 4]
+    assert weights.tolist() == [[1.0, 1.0, 1.0, 0.0], [1.0] * 4]
+    assert steps.state[..., 2].tolist() == [[0, 1, 2, 2], [0, 1, 2, 3]]
+    history = steps.history
+    assert history is not None
+    assert history.time_axis == 1
+    assert history.hidden is None
+    assert history.starts.tolist() == [[True, False, False, False]] * 2
+    assert history.present is not None
+    assert torch.equal(history.present, weights > 0)
+    steps, weights, _ = sampled(episodes, config, 7, generator(), reads_history=False)
+    assert steps.history is None
+    assert weights.tolist() == [[1.5, 1.5], [2.0, 2.0]]
+
+
+def test_the_unbiased_loss_reads_different_steps() -> None:
+    # Two of three steps: strata of one and a half share the middle one.
+    replay, _ = filled([[3]] * 40, 1, max_steps=400)
+    episodes = replay.episodes(replay.available())
+    for unbiased in (False, True):
+        config = RewardConfig(sample_steps=2, unbiased_regression=unbiased)
+        steps, weights, _ = sampled(episodes, config, 7, generator(), reads_history=False)
+        first, second = steps.state[..., 2].unbind(dim=1)
+        assert (weights == 1.5).all()
+        assert (first == second).any() == (not unbiased)
+
+
+def test_of_no_episodes_nothing_is_sampled() -> None:
+    replay, _ = filled([[3]], 1)
+    none = replay.episodes(torch.zeros(0, dtype=torch.int64))
+    for whole in (0, 7):
+        config = RewardConfig(sample_steps=2, whole_episodes=whole)
+        _, weights, lengths = sampled(none, config, 7, generator(), reads_history=False)
+        assert len(weights) == len(lengths) == 0
 
 
 @pytest.mark.parametrize("rollouts", [1, 3, 9, 12])
