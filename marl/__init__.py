@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from marl.preferences.labellers import EpisodePairs, Labeller
     from marl.rewards.base import RewardModel
     from marl.rewards.fit import fit_reward
+    from marl.rewards.imitate import imitate
     from marl.runs import train
     from marl.trainer import Trainer
 
@@ -33,6 +34,7 @@ __all__ = [
     "UserError",
     "evaluate",
     "fit_reward",
+    "imitate",
     "load",
     "load_config",
     "train",
@@ -59,6 +61,7 @@ __getattr__ = lazy_attributes(
         "Labeller": "marl.preferences.labellers",
         "RewardModel": "marl.rewards.base",
         "fit_reward": "marl.rewards.fit",
+        "imitate": "marl.rewards.imitate",
         "train": "marl.runs",
         "Trainer": "marl.trainer",
     },

@@ -1,10 +1,10 @@
-"""The commands ``marl export`` and ``marl fit-reward``."""
+"""The commands ``marl export``, ``marl fit-reward`` and ``marl imitate``."""
 
 import re
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -16,6 +16,7 @@ from marl.utils.text import LiteralConsole
 
 if TYPE_CHECKING:
     from marl.rewards.fit import FitReport, Measured
+    from marl.rewards.fit_policy import PolicyReport
 
 
 @settings("--")
@@ -35,6 +36,8 @@ class Export:
     """Who labels random pairs, as in preferences.labeller, instead of what the run kept."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
     """Seed of the pairs."""
+    demonstrations: bool = False
+    """Mark the episodes as demonstrations: they show how the task is done."""
 
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
@@ -50,6 +53,7 @@ class Export:
             pairs=self.pairs,
             labeller=self.labeller,
             seed=self.seed,
+            demonstrations=self.demonstrations,
         )
         print(
             f"{made.folder}: {made.episodes:,} episodes, {made.answers:,} answers by {made.source}"
@@ -62,12 +66,20 @@ class Export:
 
 @settings("--")
 class FitReward:
-    """Fit a reward model to a preference dataset; held-out accuracy and calibration."""
+    """Fit a reward model, or a policy, to a preference dataset; held-out accuracy, calibration."""
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The preference dataset."""
     model: str = "imap"
-    """An algorithm that learns a reward, e.g. imap or sl, or the import path of your own model."""
+    """An algorithm that learns a reward, e.g. imap or sl, or the import path of your own model. Or
+    a policy that is played without one: dpo, fitted to the preferences itself, and omapl, cloned
+    from the episodes by what imap's reward thinks of each action."""
+    reference: str = ""
+    """Dpo: the policy that it starts from and is fitted against: "uniform" (if not given), "cloned"
+    from the episodes, or the folder of a run or of a fitted policy."""
+    demonstrations: bool = False
+    """Fit the reward to what tells the dataset's demonstrations from its other episodes, and to no
+    answers."""
     steps: Annotated[int, Range(1, 1e9)] = 1000
     """Gradient steps."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0
@@ -75,7 +87,7 @@ class FitReward:
     out: Path | None = None
     """A new folder; one under runs/ if not given."""
     config: Path | None = None
-    """TOML file whose section [reward] has other settings."""
+    """TOML file whose sections [reward] and, for a policy, [network] have other settings."""
     source: str = "*"
     """Whose answers count, e.g. "person:*"; all if not given."""
     holdout_every: Annotated[int, Range(2, 1e6)] = 8
@@ -93,7 +105,7 @@ class FitReward:
         single_threaded_operations()
         console = LiteralConsole()
         dataset = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
-        reward = load_config(self.config).reward
+        settings = load_config(self.config)
         with nullcontext(self.out) if self.out else self._new_folder() as out:
             report = fit_reward(
                 dataset,
@@ -101,27 +113,112 @@ class FitReward:
                 steps=self.steps,
                 seed=self.seed,
                 out=out,
-                reward=reward,
+                reward=settings.reward,
+                network=settings.network,
                 source=self.source,
                 holdout_every=self.holdout_every,
                 console=console,
+                reference=self.reference,
+                demonstrations=self.demonstrations,
             )
         show(report, console)
         return 0
 
     def _new_folder(self) -> AbstractContextManager[Path]:
         """Return a new folder under runs/, named after what is fitted and when."""
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        name = f"{self.folder.resolve().name}-{self.model}-seed{self.seed}"
-        plain = re.sub(r"[^\w.-]+", "_", name)[:120]
-        return free_folder(Path("runs"), f"fit-{plain}-{stamp}", "choose a place by --out")
+        return new_fit_folder("fit", self.folder, self.model, self.seed)
+
+
+@settings("--")
+class Imitate:
+    """Fit a policy to demonstrations: those of a dataset, or the episodes that a run keeps."""
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DATA|RUN")]
+    """A preference dataset, whose demonstrations are imitated, or all its episodes if it marks
+    none; or the folder of a run."""
+    objective: Literal["nll", "chi2", "hellinger"] = "nll"
+    """Nll: behaviour cloning. Chi2 and hellinger count a step less the likelier it already is
+    than under the reference."""
+    reference: str = "uniform"
+    """The policy that it starts from and is measured against: "uniform", or the folder of a run or
+    of a fitted policy."""
+    steps: Annotated[int, Range(1, 1e9)] = 1000
+    """Gradient steps; the policy of the lowest held-out loss is kept, if any episode is held
+    out."""
+    learning_rate: Annotated[float, Range(1e-9, 1)] = 1e-4
+    """Adam step size. A small one keeps more of the reference."""
+    seed: Annotated[int, Range(0, 2**63 - 1)] = 0
+    """Seed of weights and batches."""
+    out: Path | None = None
+    """A new folder; one under runs/ if not given."""
+    config: Path | None = None
+    """TOML file whose sections [network] and [reward] have other settings."""
+    holdout_every: Annotated[int, Range(2, 1e6)] = 8
+    """Every so many-th episode only measures."""
+    skip_damaged: bool = False
+    """Leave damaged files out instead of stopping."""
+
+    trust: bool = False
+    """Import the code that a run names, though it is not one that you trained on this machine."""
+
+    def run(self) -> int:
+        """Fit the policy and say how it went."""
+        from marl.config.io import load_config
+        from marl.preferences.dataset import PreferenceDataset
+        from marl.rewards.imitate import imitate
+        from marl.utils.devices import single_threaded_operations
+
+        single_threaded_operations()
+        console = LiteralConsole()
+        data: PreferenceDataset | Path = self.folder
+        if not (self.folder / "checkpoints").is_dir():
+            data = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
+        settings = load_config(self.config)
+        with nullcontext(self.out) if self.out else self._new_folder() as out:
+            report = imitate(
+                data,
+                objective=self.objective,
+                reference=self.reference,
+                steps=self.steps,
+                learning_rate=self.learning_rate,
+                seed=self.seed,
+                out=out,
+                reward=settings.reward,
+                network=settings.network,
+                holdout_every=self.holdout_every,
+                console=console,
+            )
+        what = "demonstrations" if report.are_marked else "episodes (none is a demonstration)"
+        console.print(
+            f"{report.objective} on {report.environment}: {report.episodes:,} {what}, of which "
+            f"{report.held_out:,} only measure",
+            soft_wrap=True,
+        )
+        show_policy(report.policy, console)
+        if report.folder is not None:
+            console.print(where(report.folder), soft_wrap=True)
+        return 0
+
+    def _new_folder(self) -> AbstractContextManager[Path]:
+        """Return a new folder under runs/, named after what is imitated and when."""
+        return new_fit_folder("imitate", self.folder, self.objective, self.seed)
+
+
+def new_fit_folder(kind: str, data: Path, how: str, seed: int) -> AbstractContextManager[Path]:
+    """Return a new folder under runs/, named after what is fitted, how, and when."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    plain = re.sub(r"[^\w.-]+", "_", f"{data.resolve().name}-{how}-seed{seed}")[:120]
+    return free_folder(Path("runs"), f"{kind}-{plain}-{stamp}", "choose a place by --out")
 
 
 def show(report: "FitReport", console: Console) -> None:
     """Print what a fit has come to."""
     sources = ", ".join(f"{count:,} by {name}" for name, count in report.sources.items())
+    fitted_to = f"answers {sources}"
+    if report.demonstrations:
+        fitted_to = f"{report.demonstrations:,} of them demonstrations"
     console.print(
-        f"{report.model} on {report.environment}: {report.episodes:,} episodes, answers {sources}",
+        f"{report.model} on {report.environment}: {report.episodes:,} episodes, {fitted_to}",
         soft_wrap=True,
     )
     for count, what in (
@@ -141,13 +238,44 @@ def show(report: "FitReport", console: Console) -> None:
         console.print(_reliability(held_out))
     else:
         console.print("no decided pair was held out; a smaller --holdout-every holds out more")
-    if report.folder is not None:
+    if report.policy is not None:
+        show_policy(report.policy, console)
+    if report.folder is not None and report.policy is not None:
+        console.print(where(report.folder), soft_wrap=True)
+    elif report.folder is not None:
         console.print(
             f"written to {report.folder}: report.json, calibration.png and the model; label a new "
             f"run with it:\n  marl train --env.name {report.environment} "
             f"--preferences.labeller model --preferences.model.run {report.folder}",
             soft_wrap=True,
         )
+
+
+def show_policy(policy: "PolicyReport", console: Console) -> None:
+    """Print how the fit of a policy went."""
+    held_out = "nothing was held out"
+    if policy.loss == policy.loss:
+        held_out = f"held-out loss {policy.first_loss:.3f} at first, {policy.loss:.3f} then"
+    if policy.kept == 0:
+        console.print(
+            "the held-out loss rose at once, so that this is the policy it started from; more "
+            "episodes, a smaller step size (for imitate --learning-rate, else reward.learning_rate "
+            "in --config) or fewer held-out ones (--holdout-every) may help",
+            soft_wrap=True,
+        )
+    console.print(
+        f"policy, from {policy.reference}: the one after {policy.kept:,} of {policy.steps:,} "
+        f"gradient steps is kept ({held_out}); entropy {policy.entropy:.2f} nats an agent",
+        soft_wrap=True,
+    )
+
+
+def where(folder: Path) -> str:
+    """Return where a fitted policy is, and what can be done with it."""
+    return (
+        f"written to {folder}; play it, where its environment is, or train on from it:\n"
+        f"  marl evaluate {folder}\n  marl watch {folder}\n  marl train --init {folder}"
+    )
 
 
 def _cells(part: "Measured") -> tuple[str, ...]:

@@ -57,7 +57,7 @@ class Evaluate:
 
     def run(self) -> int:
         """Print a table of both ways to act, and write every return to a file."""
-        load_run_config(self.run_dir)  # what is wrong with the folder is told at once
+        check_plays(self.run_dir)  # what is wrong with the folder is told at once
         is_steered = check_options(self.contrast, self.guide, self.strength)
         with processes() as ranks:
             if not is_steered:
@@ -124,6 +124,12 @@ class Evaluate:
         return 0
 
 
+def check_plays(folder: Path) -> None:
+    """Raise `ConfigError` where a folder is neither that of a run nor that of a fitted policy."""
+    if not (folder / "checkpoints").is_dir():
+        load_run_config(folder)
+
+
 def _advance(bar: "Progress", task: "TaskID", share: float) -> None:
     """Show which share of the episodes has ended."""
     bar.update(task, completed=share)
@@ -173,7 +179,7 @@ class Watch:
 
     def run(self) -> int:
         """Write the film and say where it is."""
-        load_run_config(self.run_dir)  # what is wrong with the folder is told at once
+        check_plays(self.run_dir)  # what is wrong with the folder is told at once
         is_steered = check_options(self.contrast, self.guide, self.strength)
         from marl.reports.video import FilmOptions, film_run
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Protocol
 import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
-from marl.commands.dataset import Export, FitReward
+from marl.commands.dataset import Export, FitReward, Imitate
 from marl.commands.envs import Check, Envs
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
@@ -54,6 +54,7 @@ COMMANDS: dict[str, type[Command]] = {
     "export": Export,
     "sample": Sample,
     "fit-reward": FitReward,
+    "imitate": Imitate,
     "labels": Labels,
     "check": Check,
     "envs": Envs,

@@ -233,7 +233,8 @@ class RewardConfig:
     split_regularisation: Annotated[float, Range(0, 1e6)] = 0.01
     """mu in mu * mean(sum_i (S_i - S_bar)^2), S_i the score of agent i's local rewards over an
     episode, S_bar the agents' mean. Preferences fix only the sum of the S_i: at 0, where agents see
-    one another, the split may drift until each is paid at the others' cost."""
+    one another, the split may drift until each is paid at the others' cost. A policy's log-ratio,
+    whose probabilities add up to 1, cannot drift so, and is left alone."""
     beta: Annotated[float, Range(1e-6, 1e6)] = 1.0
     """Temperature of the value loss."""
     exponent_clip: Annotated[float, Range(0.1, 50)] = 5.0

@@ -4,6 +4,7 @@ Axes: T time, E environments, N agents, M episodes, K sampled steps, L steps of 
 features, F facts.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -312,6 +313,9 @@ def draw_steps(
     return offsets, torch.where(is_real, lengths.unsqueeze(-1) / sampled, 0.0)
 
 
+MAX_ROWS = 65_536
+"""Steps that are read in one pass where nothing is learned."""
+
 Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]
 """Steps, their weights in the estimated sum, and the lengths of the episodes."""
 
@@ -338,6 +342,24 @@ def sampled(
     steps = episodes.replay.steps(episodes.numbers, offsets)
     steps = in_order(steps, offsets, weights > 0) if reads_history else steps
     return steps, weights, episodes.lengths
+
+
+def every_step(episodes: Episodes, *, reads_history: bool) -> Iterator[Sampled]:
+    """Yield all steps of some episodes, in parts of at most `MAX_ROWS` rows, each with weight 1.
+
+    Rows behind an episode's last step have weight 0.
+    """
+    longest = int(episodes.lengths.max()) if len(episodes) else 1
+    size = max(1, MAX_ROWS // longest)
+    for start in range(0, len(episodes), size):
+        rows = torch.arange(start, min(start + size, len(episodes)))
+        part = episodes.rows(rows.to(episodes.lengths.device))
+        steps = part.transitions()
+        offsets = torch.arange(steps.terminated.shape[1], device=part.lengths.device)
+        offsets = offsets.expand(steps.terminated.shape)
+        present = offsets < part.lengths.unsqueeze(-1)
+        steps = in_order(steps, offsets, present) if reads_history else steps
+        yield steps, present.to(torch.float32), part.lengths
 
 
 def in_order(

@@ -164,6 +164,8 @@ class EpisodeBatch:
     """Mean of the returns of all kept episodes."""
     return_scale: float = 1.0
     """Standard deviation of the returns of all kept episodes."""
+    demonstrations: Bool[Tensor, "M"] | None = None
+    """Which episodes are demonstrations. None: nobody says so."""
     shares: BatchShares | None = None
     """How means over this batch count among those of other processes. None: there are none."""
 

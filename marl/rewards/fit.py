@@ -3,8 +3,6 @@
 Axes: T steps of all episodes, B pairs.
 """
 
-import json
-import math
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -16,30 +14,50 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 
-from marl.config import Config, ConfigError, EnvConfig, RewardConfig
+from envs import EnvSpec
+from marl.config import Config, ConfigError, EnvConfig, NetworkConfig, RewardConfig
 from marl.config.io import load_config
 from marl.config.presets import PRESETS
-from marl.data.types import Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceDataset
 from marl.preferences.dataset.dataset import DatasetBatches
 from marl.rewards import RewardLearner, make_reward_learner
-from marl.rewards.io import save_reward
+from marl.rewards.base import Batches
+from marl.rewards.cloning import check_playable
+from marl.rewards.demonstrations import (
+    LEAST_REGULARISATION,
+    DemonstrationBatches,
+    DemonstrationLoss,
+)
+from marl.rewards.fit_policy import (
+    UNIFORM,
+    PolicyFit,
+    PolicyReport,
+    StepProgress,
+    check_extractable,
+    extract_policy,
+    fit_ratio,
+    known,
+    no_policy,
+    progress_bar,
+    report_of,
+    update_norm,
+)
+from marl.rewards.io import write_fit
 from marl.rewards.losses import bradley_terry_loss, preference_accuracy
 from marl.rewards.scoring import Reliability, reliability, score_episodes
-from marl.utils.checkpoint import CheckpointError
-from marl.utils.files import OutputError, atomic_write, output, whole_folder
+from marl.utils.files import OutputError, whole_folder
 from marl.utils.seeding import Seeds
 
 _OTHER_FOLDER = "choose another --out"
 BLOCK = 10
 """Gradient steps between two measurements where ``reward.gradient_steps`` is 0."""
 
-MODELS = tuple(name for name, choice in PRESETS.items() if choice.loss == "preference")
-"""Presets whose reward is learned from preferences."""
+OMAPL = "omapl"
+"""The reward of imap, and a policy that is cloned by it."""
+MODELS = (*(name for name, choice in PRESETS.items() if choice.loss == "preference"), OMAPL)
+"""What can be fitted: presets that learn from preferences, and a policy extracted from one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,9 +77,9 @@ class Measured:
         return {
             "pairs": self.pairs,
             "ties": self.ties,
-            "accuracy": _known(self.accuracy),
-            "loss": _known(self.loss),
-            "expected_calibration_error": _known(self.calibration.error),
+            "accuracy": known(self.accuracy),
+            "loss": known(self.loss),
+            "expected_calibration_error": known(self.calibration.error),
             "reliability": self.calibration.rows(),
         }
 
@@ -87,14 +105,22 @@ class FitReport:
     held_out: Measured
     folder: Path | None
     """Where the model, this report and its picture are; None: nowhere."""
+    demonstrations: int = 0
+    """Demonstrations that it was fitted to, in place of answers; pairs then hold one each."""
+    policy: PolicyReport | None = None
+    """Of a policy that was fitted; None: none was."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain values, as ``report.json`` holds them."""
-        flat = {k: v for k, v in vars(self).items() if k not in ("train", "held_out", "folder")}
-        return flat | {"train": self.train.to_json(), "held_out": self.held_out.to_json()}
+        parts = ("train", "held_out", "folder", "policy")
+        flat = {k: v for k, v in vars(self).items() if k not in parts}
+        flat |= {"train": self.train.to_json(), "held_out": self.held_out.to_json()}
+        return flat if self.policy is None else flat | {"policy": self.policy.to_json()}
 
 
-def measured(learner: RewardLearner, batches: DatasetBatches, *, held_out: bool) -> Measured:
+def measured(
+    learner: RewardLearner, batches: DatasetBatches | DemonstrationBatches, *, held_out: bool
+) -> Measured:
     """Return how a model does on all pairs of one side of the split, from all of their steps."""
     first, second, labels = batches.pairs(held_out=held_out)
     numbers, places = torch.stack((first, second)).unique(return_inverse=True)
@@ -109,10 +135,6 @@ def measured(learner: RewardLearner, batches: DatasetBatches, *, held_out: bool)
     )
 
 
-def _known(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def fit_reward(
     data: PreferenceDataset | Path | str,
     *,
@@ -124,6 +146,9 @@ def fit_reward(
     source: str = "*",
     holdout_every: int = 8,
     console: Console | None = None,
+    reference: str = "",
+    network: NetworkConfig | None = None,
+    demonstrations: bool = False,
 ) -> FitReport:
     """Fit a reward model to the answers of a dataset and return how well it tells held-out ones.
 
@@ -131,30 +156,60 @@ def fit_reward(
     `reward` the settings, and `source` a pattern of whose answers count, such as ``person:*``.
     `out` gets the model, in the form that ``preferences.model.run`` takes, ``report.json`` and
     ``calibration.png``. A `console` shows progress.
+
+    Models ``dpo`` and ``omapl`` are policies, too, with a `network` of these settings, and `out` is
+    a folder that `marl.load` plays. The `reference` of ``dpo`` is ``uniform`` (if empty),
+    ``cloned`` from the episodes, or a run or fit. With `demonstrations` a reward is fitted to the
+    difference of the dataset's demonstrations and its other episodes, and to no answers.
     """
     preferences = data if isinstance(data, PreferenceDataset) else PreferenceDataset(data)
     if steps < 1 or holdout_every < 2:
         raise ConfigError(
             f"steps is {steps} and holdout_every {holdout_every}; expected at least 1 and 2"
         )
+    if reference and model != "dpo":
+        raise ConfigError(
+            f"reference: got {reference!r}, but model {model} is fitted against none; leave it out "
+            "or fit model dpo"
+        )
+    if demonstrations and model == "dpo":
+        raise ConfigError(
+            "demonstrations: model dpo is fitted to preferences; `marl imitate` fits a policy to "
+            "demonstrations"
+        )
     folder = None if out is None else Path(out)
     with nullcontext() if folder is None else whole_folder(folder, _OTHER_FOLDER) as partial:
         config = _config(preferences, model, seed, reward or RewardConfig(), steps)
+        config = replace(config, network=network or NetworkConfig())
+        if demonstrations:
+            least = max(config.reward.regularisation, LEAST_REGULARISATION)
+            config = replace(config, reward=replace(config.reward, regularisation=least))
         everything = preferences.answers.answers()
         answers = [answer for answer in everything if fnmatchcase(answer.source, source)]
+        answers = [] if demonstrations else answers
         archive = preferences.archive(holdout_every=holdout_every, progress=console is not None)
         seeds, spec = Seeds(seed), preferences.spec
-        batches = DatasetBatches(
-            archive, answers, config.reward, spec.max_steps, seeds.torch("preferences")
-        )
-        _check_answers(preferences, batches, everything, source)
-        norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
-        norm.update(_steps_to_train_on(archive))
-        device = archive.numbers.device
-        learner = make_reward_learner(spec, config, norm, seeds.torch("reward"), device)
-        _fit(learner, batches, steps, console)
+        where, generator = str(preferences.folder), seeds.torch("preferences")
+        batches: DatasetBatches | DemonstrationBatches
+        num_demonstrations = 0
+        if demonstrations:
+            num_demonstrations = len(archive.demonstrations())
+            num_demonstrations += len(archive.demonstrations(held_out=True))
+            batches = DemonstrationBatches(archive, config.reward, spec.max_steps, generator, where)
+        else:
+            batches = DatasetBatches(
+                archive, answers, config.fitted_reward, spec.max_steps, generator
+            )
+            _check_answers(preferences, batches, everything, source)
+        if model in ("dpo", OMAPL):
+            check_playable(archive, spec, where)
+        with progress_bar(steps, console) as progress:
+            learner, policy = _fitted(
+                model, reference or UNIFORM, archive, batches, config, spec, seeds, steps, progress
+            )
+        config = config if policy is None else policy.config
         report = FitReport(
-            dataset=str(preferences.folder),
+            dataset=where,
             environment=preferences.manifest.environment.name,
             model=model,
             seed=seed,
@@ -166,15 +221,13 @@ def fit_reward(
             train=measured(learner, batches, held_out=False),
             held_out=measured(learner, batches, held_out=True),
             folder=folder,
+            demonstrations=num_demonstrations,
+            policy=None if policy is None else report_of(policy, reference or UNIFORM, archive),
         )
-        if partial is not None:
-            with output(folder or partial, _OTHER_FOLDER):
-                try:
-                    save_reward(partial, learner.num_fits, config, spec, learner)
-                except CheckpointError as error:
-                    raise error.__cause__ or error from None
-                content = json.dumps(report.to_json(), indent=1).encode()
-                atomic_write(partial / "report.json", content)
+        if folder is not None and partial is not None:
+            actor, fitted = (None, "") if policy is None else (policy.actor, _in_words(report))
+            content = report.to_json()
+            write_fit(folder, partial, content, config, spec, learner, actor=actor, fitted=fitted)
             _draw(report, partial / "calibration.png")
     return report
 
@@ -200,7 +253,8 @@ def _config(
         )
     own = "" if model in MODELS else model
     environment = preferences.manifest.environment
-    config = load_config(overrides={"algorithm": "imap" if own else model, "seed": seed})
+    preset = "imap" if own or model == OMAPL else model
+    config = load_config(overrides={"algorithm": preset, "seed": seed})
     config = replace(
         config,
         env=EnvConfig(name=environment.name, options=environment.options),
@@ -213,7 +267,59 @@ def _config(
             'reward.value_loss: "soft" asks the policy, and a preference dataset has none; set '
             '"gumbel" or "expectile"'
         )
+    if model == OMAPL:
+        check_extractable(config)
     return config
+
+
+def _fitted(
+    model: str,
+    reference: str,
+    archive: EpisodeArchive,
+    batches: DatasetBatches | DemonstrationBatches,
+    config: Config,
+    spec: EnvSpec,
+    seeds: Seeds,
+    steps: int,
+    progress: StepProgress,
+) -> tuple[RewardLearner, PolicyFit | None]:
+    """Return the fitted reward model and, of models ``dpo`` and ``omapl``, the policy."""
+    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    update_norm(norm, archive, archive.available())
+    if model == "dpo":
+
+        def loss(learner: RewardLearner) -> float:
+            return measured(learner, batches, held_out=True).loss
+
+        policy = fit_ratio(
+            reference,
+            archive,
+            batches,
+            loss,
+            config,
+            spec,
+            norm,
+            seeds,
+            steps=steps,
+            progress=progress,
+        )
+        return policy.learner, policy
+    device = archive.numbers.device
+    learner = make_reward_learner(spec, config, norm, seeds.torch("reward"), device)
+    if isinstance(batches, DemonstrationBatches):
+        learner.loss = DemonstrationLoss()
+    _fit(learner, batches, steps, progress)
+    if model != OMAPL:
+        return learner, None
+    return learner, extract_policy(
+        learner, archive, config, spec, norm, seeds, steps=steps, progress=progress
+    )
+
+
+def _in_words(report: FitReport) -> str:
+    """Return how a policy was fitted."""
+    assert report.policy is not None
+    return f"fitted by {report.model} in {report.policy.kept:,} gradient steps"
 
 
 def _check_answers(
@@ -231,34 +337,12 @@ def _check_answers(
     )
 
 
-def _steps_to_train_on(archive: EpisodeArchive) -> Transitions:
-    """Return all steps (T, 1) of the episodes that are not held out, for the input statistics."""
-    numbers = archive.available()
-    lengths: Tensor = archive.episodes(numbers).lengths
-    ends = lengths.cumsum(0)
-    rows = torch.arange(int(ends[-1]), device=lengths.device)
-    offsets = rows - (ends - lengths).repeat_interleave(lengths)
-    return archive.steps(numbers.repeat_interleave(lengths), offsets.unsqueeze(-1))
-
-
-def _fit(
-    learner: RewardLearner, batches: DatasetBatches, steps: int, console: Console | None
-) -> None:
+def _fit(learner: RewardLearner, batches: Batches, steps: int, progress: StepProgress) -> None:
     """Take at least `steps` gradient steps, whole fits of ``reward.gradient_steps`` each."""
-    columns = (TextColumn("fitting"), BarColumn(), TextColumn("{task.description}"))
-    quiet = console is None or not console.is_terminal
-    with Progress(
-        *columns, TimeRemainingColumn(), console=console, transient=True, disable=quiet
-    ) as progress:
-        task = progress.add_task("", total=steps)
-        while learner.num_fits < steps:
-            metrics = learner.fit(batches, _no_policy)
-            losses = [value for name, value in metrics.items() if name.endswith("/loss")]
-            shown = f"loss {sum(losses):.3f}"
-            if "preference/accuracy" in metrics:
-                shown += f", {metrics['preference/accuracy']:.0%} of held-out pairs right"
-            progress.update(task, completed=learner.num_fits, description=shown)
-
-
-def _no_policy(transitions: Transitions) -> tuple[Tensor, Tensor]:
-    raise AssertionError("no policy is at hand, and only the soft value loss asks one")
+    while learner.num_fits < steps:
+        metrics = learner.fit(batches, no_policy)
+        losses = [value for name, value in metrics.items() if name.endswith("/loss")]
+        shown = f"loss {sum(losses):.3f}"
+        if "preference/accuracy" in metrics:
+            shown += f", {metrics['preference/accuracy']:.0%} of held-out pairs right"
+        progress(shown, learner.num_fits)

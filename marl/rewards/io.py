@@ -1,5 +1,6 @@
 """Reward models from the disk: a run's newest, or one that `marl fit-reward` has fitted."""
 
+import json
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,11 +13,20 @@ from envs import EnvSpec
 from marl import __version__
 from marl.config import Config, ConfigError
 from marl.config.io import to_dict
+from marl.learners.base import Actor
 from marl.nn.normalisation import TeamNorm
 from marl.policy import config_in, saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
-from marl.utils.checkpoint import load_checkpoint, restoring, save_checkpoint
-from marl.utils.plugins import IDENTITY, check_trusted, remember, reward_paths
+from marl.utils.checkpoint import CheckpointError, load_checkpoint, restoring, save_checkpoint
+from marl.utils.files import atomic_write, output
+from marl.utils.plugins import (
+    IDENTITY,
+    check_trusted,
+    environment_paths,
+    identity_of,
+    remember,
+    reward_paths,
+)
 
 CPU = torch.device("cpu")
 
@@ -25,16 +35,76 @@ def save_reward(
     folder: Path, steps: int, config: Config, spec: EnvSpec, learner: RewardLearner
 ) -> Path:
     """Write a fitted reward model, its input statistics and what it was fitted to; return where."""
+    path = _save(folder, steps, config, spec, learner, {})
+    remember(identity_of(folder), config)
+    return path
+
+
+def write_fit(
+    folder: Path,
+    partial: Path,
+    report: dict[str, Any],
+    config: Config,
+    spec: EnvSpec,
+    learner: RewardLearner,
+    *,
+    actor: Actor | None = None,
+    fitted: str = "",
+) -> None:
+    """Write a fit and ``report.json`` into `partial`, which is to become `folder`.
+
+    With an `actor` it is a policy, `fitted` as the words say.
+    """
+    with output(folder, "choose another --out"):
+        try:
+            if actor is None:
+                save_reward(partial, learner.num_fits, config, spec, learner)
+            else:
+                save_policy(partial, learner.num_fits, config, spec, learner, actor, fitted)
+        except CheckpointError as error:
+            raise error.__cause__ or error from None
+        atomic_write(partial / "report.json", json.dumps(report, indent=1).encode())
+
+
+def save_policy(
+    folder: Path,
+    steps: int,
+    config: Config,
+    spec: EnvSpec,
+    learner: RewardLearner,
+    actor: Actor,
+    fitted: str,
+) -> Path:
+    """Write a policy that was fitted to a dataset, and its reward model; return where.
+
+    The folder is one that `marl.load`, ``marl evaluate`` and ``marl watch`` play; `fitted` says in
+    words how it came about. The environment that it names comes from the dataset, which may be a
+    stranger's: its code is not trusted thereby.
+    """
+    policy = {"learner": {"actor": actor.state_dict()}, "fitted": fitted}
+    path = _save(folder, steps, config, spec, learner, policy)
+    if not environment_paths(config):
+        remember(identity_of(folder), config)
+    return path
+
+
+def _save(
+    folder: Path,
+    steps: int,
+    config: Config,
+    spec: EnvSpec,
+    learner: RewardLearner,
+    more: dict[str, Any],
+) -> Path:
+    """Write the checkpoint of a fit and its identity; return where."""
     state = {
         "version": __version__,
         "config": to_dict(config),
         "spec": saved_spec(spec),
         "reward": learner.state_dict(),
     }
-    identity = secrets.token_hex(8)
-    path = save_checkpoint(folder / "checkpoints", steps, state, keep=1)
-    (folder / IDENTITY).write_text(f"{identity}\n")
-    remember(identity, config)
+    path = save_checkpoint(folder / "checkpoints", steps, state | more, keep=1)
+    (folder / IDENTITY).write_text(f"{secrets.token_hex(8)}\n")
     return path
 
 

@@ -329,8 +329,9 @@ class RewardLearner:
         config, shares = self.config, batch.shares
         size = masked_mean(rewards.team**2, batch.is_sampled)
         loss = loss + config.regularisation * (size if shares is None else size * shares.steps)
-        if config.split_regularisation > 0.0 and rewards.local is not None:
-            by_agent = rewards.local.movedim(-1, 0)
+        local = None if rewards.are_advantages else rewards.local
+        if config.split_regularisation > 0.0 and local is not None:
+            by_agent = local.movedim(-1, 0)
             scores = episode_scores(
                 by_agent, batch.step_weights, batch.lengths, config, self.max_steps
             )

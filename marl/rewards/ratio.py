@@ -35,6 +35,8 @@ from marl.rewards.base import RewardModel, check_episode_length
 
 P = TypeVar("P", bound="Density")
 
+NetworkActor = CategoricalActor | GaussianActor
+
 UNIFORM_LOG_STD = -0.5 * math.log(3.0)
 """Logarithm of the standard deviation of a uniform distribution on [-1, 1]."""
 

@@ -36,6 +36,8 @@ class RatioLearner(RewardLearner):
     model: PolicyRatio
     moves = 0
     """Iterations since the reference moved."""
+    stops_early = True
+    """Whether every fit ends where held-out pairs say so."""
     kept_steps = 0
     """Gradient steps behind the policy that the last fit has kept."""
 
@@ -54,10 +56,14 @@ class RatioLearner(RewardLearner):
         self, optimizer: Optimizer, source: Batches, policy: PolicySampler
     ) -> tuple[list[GradientStep], Drawn | None]:
         """Take the budget's gradient steps, or fewer; see the class."""
+        if not self.stops_early:
+            taken, held_out = super()._descend(optimizer, source, policy)
+            self.kept_steps = len(taken)
+            return taken, held_out
         block, max_rows = self.budget.block, self.budget.max_rows
         drawn = self._draw(source, held_out=True)
         held_out = drawn if drawn.exists else None
-        taken: list[GradientStep] = []
+        taken = []
         num_rows = 0
 
         def step() -> bool:

@@ -10,30 +10,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from marl.data.replay import in_order
+from marl.data.replay import every_step
 from marl.data.types import Episodes
 from marl.rewards.learner import RewardLearner
-
-MAX_ROWS = 65_536
-"""Steps that are scored in one pass."""
 
 BINS = 10
 
 
 def score_episodes(learner: RewardLearner, episodes: Episodes) -> Float[Tensor, "M"]:
     """Return S = (alpha / T_max) * sum_t R_t of each episode, from all of its steps."""
-    longest = int(episodes.lengths.max()) if len(episodes) else 1
-    at_once = max(1, MAX_ROWS // longest)
     scores = [torch.zeros(0, device=episodes.lengths.device)]
-    for start in range(0, len(episodes), at_once):
-        rows = torch.arange(start, min(start + at_once, len(episodes)))
-        chunk = episodes.rows(rows.to(episodes.lengths.device))
-        steps = chunk.transitions()
-        offsets = torch.arange(steps.terminated.shape[1], device=chunk.lengths.device)
-        offsets = offsets.expand(steps.terminated.shape)
-        present = offsets < chunk.lengths.unsqueeze(-1)
-        steps = in_order(steps, offsets, present) if learner.reads_history else steps
-        scores.append(learner.scores(steps, present.to(torch.float32), chunk.lengths))
+    for part in every_step(episodes, reads_history=learner.reads_history):
+        scores.append(learner.scores(*part))
     return torch.cat(scores)
 
 

@@ -142,7 +142,7 @@ def test_kept_answers_are_exported_as_they_are(tmp_path: Path) -> None:
         (["fit-reward", "{0}/run"], "is no preference dataset: it has no dataset.toml"),
         (
             ["fit-reward", "{0}/dataset", "--model", "imapp"],
-            "expected one of imap, slf, ipl, sl, or",
+            "expected one of imap, slf, ipl, sl, dpo, omapl, or",
         ),
         (["fit-reward", "{0}/dataset", "--model", "nothing_here:M"], "no module 'nothing_here'"),
         (["fit-reward", "{0}/dataset", "--out", "{0}/fit"], "choose another --out"),

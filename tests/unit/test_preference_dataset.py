@@ -164,6 +164,15 @@ def record() -> EpisodeRecord:
     ("changes", "message"),
     [
         ({"obs": np.zeros((2, 3, 4))}, r"obs has shape \(2, 3, 4\), expected \(2, 2, 4\)"),
+        (
+            {"obs": np.zeros((2, 4))},
+            r"obs has shape \(2, 4\), expected \(2, 2, 4\), an entry for every agent of the team;",
+        ),
+        (
+            {"actions": np.zeros((2, 1), np.int64)},
+            r"actions has shape \(2, 1\), .* one agent was shown, record what the others saw and",
+        ),
+        ({"final_obs": np.zeros((1, 4))}, r"final_obs has shape \(1, 4\), .* every agent of the"),
         ({"final_state": np.zeros(4)}, r"final_state has shape \(4,\), expected \(3,\)"),
         ({"actions": np.zeros((2, 2))}, "actions has dtype float64, expected int64"),
         ({"actions": np.full((2, 2), 3)}, "actions are from 3 to 3, expected 0 to 2"),

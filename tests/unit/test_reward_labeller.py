@@ -19,7 +19,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.preferences import EpisodePairs
 from marl.preferences.dataset import EpisodeArchive, EpisodeRecord
 from marl.preferences.reward_labeller import LengthControl, RewardLabeller
-from marl.rewards import RewardLearner, make_reward_learner, scoring
+from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.io import load_reward, save_reward
 from marl.rewards.scoring import score_episodes
 from tests.reward_models import CPU, make_spec
@@ -86,7 +86,7 @@ def test_episodes_are_scored_in_passes_of_bounded_size(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(learner, "scores", recorded)
     for max_rows, expected in ((25, [5]), (10, [2, 2, 1]), (3, [1] * 5)):
-        monkeypatch.setattr(scoring, "MAX_ROWS", max_rows)
+        monkeypatch.setattr("marl.data.replay.MAX_ROWS", max_rows)
         passes.clear()
         scores = score_episodes(learner, archive.episodes(archive.numbers))
         assert scores.tolist() == [3.0, 1.0, 2.0, -1.0, 2.0]
@@ -108,7 +108,7 @@ def test_parts_of_many_episodes_score_alike(monkeypatch: pytest.MonkeyPatch) -> 
     archive, learner = archive_of([3.0, 1.0, 2.0, -1.0, 2.0]), labeller_of(StateReward()).learner
     episodes = archive.episodes(archive.numbers)
     together = score_episodes(learner, episodes)
-    monkeypatch.setattr("marl.rewards.scoring.MAX_ROWS", 11)  # two episodes of 5 steps at once
+    monkeypatch.setattr("marl.data.replay.MAX_ROWS", 11)  # two episodes of 5 steps at once
     assert torch.equal(score_episodes(learner, episodes), together)
 
 

@@ -123,6 +123,18 @@ def test_local_advantages_add_up_to_the_global_one() -> None:
     q_mixed, v_mixed = model.q_mixer(steps.state, q), model.v_mixer(steps.state, v)
     local = (q_mixed.weights * (q - v)).sum(dim=-1)
     assert torch.allclose(q_mixed.total - v_mixed.total, local, atol=1e-5)
+    assert torch.allclose(model.local_advantages(steps).sum(dim=-1), local, atol=1e-5)
+
+
+def test_local_advantages_of_the_absent_are_zero_and_some_models_have_none() -> None:
+    steps = make_steps(3, 4, 5, dies=True)
+    assert steps.alive is not None
+    advantages = make_model().local_advantages(steps)
+    assert (advantages[~steps.alive] == 0.0).all()
+    assert (advantages[steps.alive] != 0.0).all()
+    for changes in ({"gamma": 0.0}, {"shared_mixer": False}):
+        with pytest.raises(ValueError, match="no v_i on the scale of q_i"):
+            make_model(**changes).local_advantages(steps)
 
 
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])

@@ -23,6 +23,7 @@ the dataset. Numbers may have gaps; those of an exported run are the run's own.
     final_obs (N, O), final_state (S), facts (F)    what the last step led to
     final_alive (N)                   bool: alive after the final step; else the last row of alive
     return, terminated                sum of the task's rewards; whether the task itself ended
+    demonstration                     true where the episode shows how it is done; may be left out
 
 ``answers.jsonl`` has one JSON object a line and is only ever appended to (`AnswerLog`):
 

@@ -72,6 +72,8 @@ class EpisodeArchive:
         returns = [record.episode_return for record in records]
         self._returns = torch.tensor(returns, dtype=torch.float32, device=device)
         self._terminated = torch.tensor([record.terminated for record in records], device=device)
+        shown = [record.demonstration for record in records]
+        self._demonstrations = torch.tensor(shown, device=device)
 
     def available(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
         """Return the numbers of all episodes of one side of the split, in order."""
@@ -92,6 +94,11 @@ class EpisodeArchive:
             terminated=self._terminated[places],
             facts=self._facts[places],
         )
+
+    def demonstrations(self, *, held_out: bool = False) -> Int64[Tensor, "M"]:
+        """Return the numbers of the demonstrations on one side of the split, in order."""
+        numbers = self.numbers[self._demonstrations]
+        return numbers[self.is_held_out(numbers) == held_out]
 
     def return_moments(self) -> tuple[float, float]:
         """Return mean and standard deviation of all returns; a deviation of zero as 1."""

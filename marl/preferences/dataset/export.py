@@ -49,12 +49,14 @@ def export_run(
     pairs: int = 1000,
     labeller: str = "",
     seed: int = 0,
+    demonstrations: bool = False,
 ) -> Exported:
     """Write the newest `episodes` whole episodes that a run keeps, and answers about them.
 
     Answers that the run has kept are written as they are. Where its labeller is free, and none
     are kept, it labels `pairs` random pairs now, drawn with `seed`; so does `labeller`, a name as
-    in ``preferences.labeller``, in its stead. The folder appears when it is complete.
+    in ``preferences.labeller``, in its stead. With `demonstrations` the episodes are marked as
+    such. The folder appears when it is complete.
     """
     run, folder = Path(run), Path(folder)
     step, saved = load_whole(run / "checkpoints")
@@ -97,7 +99,8 @@ def export_run(
         quiet = not get_console().is_terminal
         shown = track(numbers.tolist(), "writing episodes", transient=True, disable=quiet)
         for number in shown:
-            made.add_episode(record_of(feedback.replay, spec, number), number)
+            record = record_of(feedback.replay, spec, number)
+            made.add_episode(replace(record, demonstration=demonstrations), number)
         made.answers.extend(_answers(first, second, labels, source))
     unanswered = int(labels.isnan().sum())
     return Exported(

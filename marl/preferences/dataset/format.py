@@ -182,6 +182,8 @@ class EpisodeRecord:
     last row of `alive`."""
     action_mask: Array | None = None
     """(L, N, A) bool, True where an action was legal, where some are not."""
+    demonstration: bool = False
+    """Whether it shows how the task is to be done, rather than what some policy did."""
 
     @property
     def length(self) -> int:
@@ -198,8 +200,14 @@ _SAVED_AS = {
     f.name: "return" if f.name == "episode_return" else f.name for f in fields(EpisodeRecord)
 }
 """Each field's name in the file."""
-_SCALARS = ("episode_return", "terminated")
-_NEEDED = ("obs", "state", "actions", "final_obs", "final_state", *_SCALARS)
+_SCALARS = ("episode_return", "terminated", "demonstration")
+_NEEDED = ("obs", "state", "actions", "final_obs", "final_state", "episode_return", "terminated")
+_AGENTS_AT = {"obs": 1, "actions": 1, "alive": 1, "action_mask": 1, "final_obs": 0}
+"""Where the axis of the agents is."""
+_OF_ONE = (
+    ", an entry for every agent of the team; where one agent was shown, record what the others saw "
+    "and did beside it"
+)
 _ENDS = {"facts": "step_facts", "final_alive": "alive"}
 """What may be left out, and whose last row stands for it."""
 _KINDS: dict[type[np.generic], str] = {np.float32: "fiu", np.int64: "iu", np.bool_: "b"}
@@ -239,7 +247,12 @@ def checked_episode(record: EpisodeRecord, spec: EnvSpec, where: str) -> Episode
     value = float(record.episode_return)
     if not abs(value) <= _MAX_RETURN:
         raise DatasetError(f"{where}: return is {value}, expected a finite number (32 bits)")
-    return EpisodeRecord(**arrays, episode_return=value, terminated=bool(record.terminated))
+    return EpisodeRecord(
+        **arrays,
+        episode_return=value,
+        terminated=bool(record.terminated),
+        demonstration=bool(record.demonstration),
+    )
 
 
 def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
@@ -249,6 +262,7 @@ def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
     path = episode_path(folder, number)
     path.parent.mkdir(parents=True, exist_ok=True)
     values = {saved: getattr(record, name) for name, saved in _SAVED_AS.items()}
+    values["demonstration"] = True if record.demonstration else None
     arrays = {saved: np.asarray(value) for saved, value in values.items() if value is not None}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
@@ -274,7 +288,8 @@ def read_episode(
             raise DatasetError(
                 f"{path} has no {', '.join(missing)}; is it an episode of a preference dataset?"
             )
-        for name in _SCALARS:
+        scalars = [name for name in _SCALARS if name in headers]
+        for name in scalars:
             _check_scalar(headers[name], f"{path}: {_SAVED_AS[name]}")
         arrays = {name: header for name, header in headers.items() if name not in _SCALARS}
         wanted = _checked_types(arrays, spec, str(path))
@@ -286,7 +301,7 @@ def read_episode(
                 f"{max_bytes / 1e6:,.0f} MB, which are free here; {REMEDY}"
             )
         values: dict[str, Any] = {name: file.read(_SAVED_AS[name]) for name in headers}
-    values |= {name: values[name].item() for name in _SCALARS}
+    values |= {name: values[name].item() for name in scalars}
     return checked_episode(EpisodeRecord(**values), spec, str(path))
 
 
@@ -346,7 +361,10 @@ def _checked_types(
             raise DatasetError(f"{where}: {name} is missing; {spec.name} needs shape {shape}")
         array = given[name]
         if array.shape != shape:
-            raise DatasetError(f"{where}: {name} has shape {array.shape}, expected {shape}")
+            raise DatasetError(
+                f"{where}: {name} has shape {array.shape}, expected {shape}"
+                + (_OF_ONE if _is_of_one(name, array.shape, shape) else "")
+            )
         if array.dtype.kind not in _KINDS[dtype]:
             raise DatasetError(
                 f"{where}: {name} has dtype {array.dtype}, expected {np.dtype(dtype)}"
@@ -357,6 +375,15 @@ def _checked_types(
                 f"{where}: has {name}, but dataset.toml says that {spec.name} has none"
             )
     return wanted
+
+
+def _is_of_one(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> bool:
+    """Return whether an array of a team's agents is that of a single one."""
+    if name not in _AGENTS_AT:
+        return False
+    place = _AGENTS_AT[name]
+    alone = (*expected[:place], *expected[place + 1 :])
+    return got in (alone, (*expected[:place], 1, *expected[place + 1 :]))
 
 
 def _check_scalar(value: Array | ArrayHeader, where: str) -> None:
