@@ -29,6 +29,7 @@ from marl.preferences.dataset.footage import (
     write_frames,
 )
 from marl.preferences.dataset.format import episode_path, read_return
+from tests.damages import EDITS, damaged
 
 SPEC = EnvSpec(
     name="two",
@@ -396,30 +397,6 @@ def test_what_is_no_file_is_never_waited_for(folder: Path, name: str, what: str)
         use(folder)
 
 
-@st.composite
-def damages(draw: st.DrawFn, content: bytes) -> bytes:
-    """Return a file in which some bytes are others, are missing, come twice or are new."""
-    data = bytearray(content)
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(data)))
-        end = min(len(data), start + draw(st.integers(0, 40)))
-        kind = draw(st.sampled_from(("flip", "drop", "insert", "repeat", "number", "cut")))
-        if kind == "flip" and start < len(data):
-            data[start] ^= draw(st.integers(1, 255))
-        elif kind == "drop":
-            del data[start:end]
-        elif kind == "insert":
-            data[start:start] = draw(st.binary(max_size=40))
-        elif kind == "repeat":
-            data[start:start] = data[start:end] * draw(st.integers(1, 2000))
-        elif kind == "number":
-            other = draw(st.sampled_from((b"1e999", b"NaN", b"9" * 30, b"-1", b"null", b"[", b'"')))
-            data[start:end] = other
-        else:
-            del data[start:]
-    return bytes(data)
-
-
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(tmp_path_factory.mktemp("fuzz") / "pairs").folder
@@ -442,9 +419,9 @@ def test_any_damage_is_a_dataset_error_or_harmless(
         with zipfile.ZipFile(path) as file:
             name = data.draw(st.sampled_from(file.namelist()))
             content = file.read(name)
-        replaced(path, name, data.draw(damages(content)))
+        replaced(path, name, damaged(content, data.draw(EDITS)))
     else:
-        path.write_bytes(data.draw(damages(whole)))
+        path.write_bytes(damaged(whole, data.draw(EDITS)))
     try:
         with bounded(20 * MEBIBYTE):
             for skip_damaged in (False, True):
