@@ -121,7 +121,8 @@ def kill_labelling(attack: Attack) -> int:
                 attack.note("lost", "replies of a language model")
         attack.judge(attack.begin(training), f"labelling after {kills} kills")
         kept = kept_replies(attack.lab)
-        again = [body for body in kept if server.answered[body] > 1]
+        # What a server can do is asked again after a kill: nothing works without that.
+        again = [body for body in kept if "return: " in body and server.answered[body] > 1]
         if again:
             attack.note("differing", "asked again:", len(again), again[0][:500])
     return kills

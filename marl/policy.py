@@ -296,15 +296,15 @@ def saved_spec(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_in(saved: dict[str, Any], where: str) -> EnvSpec:
     """Return the spec in a checkpoint that `where` names, without making the environment."""
-    return build(EnvSpec, _section(saved, "spec", where), where, "spec.")
+    return build(EnvSpec, section(saved, "spec", where), where, "spec.")
 
 
 def config_in(saved: dict[str, Any], where: str) -> Config:
     """Return the settings in a checkpoint that `where` names."""
-    return config_from_dict(_section(saved, "config", where), where)
+    return config_from_dict(section(saved, "config", where), where)
 
 
-def _section(saved: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+def section(saved: dict[str, Any], name: str, where: str) -> dict[str, Any]:
     """Return a table of a checkpoint, or raise `CheckpointError`."""
     section = saved.get(name)
     if not isinstance(section, dict):

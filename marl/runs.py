@@ -29,6 +29,7 @@ from marl.trainer import Trainer
 from marl.utils.checkpoint import (
     BEST,
     CheckpointError,
+    checkpoint_name,
     list_checkpoints,
     load_together,
     num_processes,
@@ -257,6 +258,8 @@ def _restore(
                 tell(f"saved by {found}, now trained by {ranks.size} processes: {lost}")
         else:
             trainer.load_state_dict(saved["trainer"])
+            if checkpoint_name(trainer.steps) != path.name:
+                raise ValueError(f"iteration {trainer.iteration} is none of its step")
     if trainer.iteration > trainer.config.num_iterations:
         raise ConfigError(
             f"total_steps: got {trainer.config.total_steps:,}, but {folder} has already taken "

@@ -2,8 +2,9 @@
 
 import copy
 import math
+import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,23 +89,25 @@ def altered(state: dict[str, Any], edits: Sequence[Edit]) -> dict[str, Any]:
     """Return a state in which one or two parts are missing, something else, or elsewhere."""
     state = copy.deepcopy(state)
     for edit in edits[:2]:
-        places = list(_places(state))
-        holder, key = places[int(edit.place * (len(places) - 1))]
+        draw = random.Random(f"{edit.place} {edit.number} {edit.length}")
+        holder, key = _somewhere(state, draw)
         match edit.kind:
             case "drop":
                 del holder[key]
             case "repeat":
-                there, name = places[edit.number % len(places)]
+                there, name = _somewhere(state, draw)
                 holder[key] = copy.deepcopy(there[name])
             case _:
-                holder[key] = VALUES[edit.number % len(VALUES)]
+                holder[key] = draw.choice(VALUES)
     return state
 
 
-def _places(holder: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield every place in nested dicts and lists: the container and the key."""
-    items = list(holder.items()) if isinstance(holder, dict) else list(enumerate(holder))
-    for key, value in items:
-        yield holder, key
-        if isinstance(value, dict | list):
-            yield from _places(value)
+def _somewhere(state: dict[str, Any], draw: random.Random) -> tuple[Any, Any]:
+    """Return a container and a key in it, any depth and any key of a container as likely."""
+    holder: Any = state
+    while True:
+        key = draw.choice(list(holder) if isinstance(holder, dict) else range(len(holder)))
+        inner = holder[key]
+        if not (isinstance(inner, dict | list) and inner) or draw.random() < 0.2:
+            return holder, key
+        holder = inner

@@ -106,6 +106,10 @@ def config_from_dict(values: dict[str, Any], where: str) -> Config:
     return build(Config, values, where)
 
 
+TOML_FAULTS = (ValueError, RecursionError)
+"""What `tomllib` raises: for what is no TOML, for integers of 5,000 digits, for deep nesting."""
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -114,10 +118,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         near = sorted(str(p) for p in beside if p.name != "pyproject.toml")
         hint = f"; there are: {', '.join(near)}" if near else ""
         raise ConfigError(f"{path}: no such config file{hint}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not valid TOML: {error}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}") from None
+    except TOML_FAULTS as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
 
 
 def changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:

@@ -24,6 +24,7 @@ from marl.data.types import (
     step_fields,
     transitions_at,
 )
+from marl.utils.checkpoint import copy_saved
 
 
 class ReplayBuffer:
@@ -253,14 +254,14 @@ class ReplayBuffer:
         self.latest = state["latest"]
         self._overwritten.clear()
         self._before = (self.time, self.num_finished, self.latest)
-        self._facts.copy_(state["facts"])
+        copy_saved(self._facts, state["facts"])
         for mine, theirs in (
             (self._steps, state["steps"]),
             (self._finals, state["finals"]),
             (self._episodes, state["episodes"]),
         ):
             for key, tensor in mine.items():
-                tensor.copy_(theirs[key])
+                copy_saved(tensor, theirs[key])
 
 
 def sample_steps(

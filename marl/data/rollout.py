@@ -379,13 +379,23 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a collector over the same environment."""
         self.env.load_state_dict(state["env"])
-        self._current = EnvStep(**state["current"])
-        self._open_returns = state["open_returns"]
-        self._open_lengths = state["open_lengths"]
-        self._steps_before = state["steps_before"]
+        seen = {
+            name: _like(getattr(self._current, name), x) for name, x in state["current"].items()
+        }
+        self._current = EnvStep(**seen)
+        self._open_returns = _like(self._open_returns, state["open_returns"])
+        self._open_lengths = _like(self._open_lengths, state["open_lengths"])
+        self._steps_before = int(state["steps_before"])
         hidden = state.get("hidden")
         self.hidden.current = None if hidden is None else hidden.to(self.device)
         self._before = self._undone = None
+
+
+def _like(own: Any, saved: Any) -> Any:
+    """Return a saved array or tensor; raise `ValueError` if it is of another kind than `own`."""
+    if own is not None and (own.shape, own.dtype) != (saved.shape, saved.dtype):
+        raise ValueError(f"{saved.dtype}{saved.shape} was saved, not {own.dtype}{own.shape}")
+    return saved
 
 
 def _copied(step: EnvStep) -> EnvStep:

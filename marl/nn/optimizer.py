@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.adam import adam
 
+from marl.utils.checkpoint import copy_saved
 from marl.utils.ranks import SINGLE, Ranks
 
 _BETAS = (0.9, 0.999)  # decay of the two moments, Adam's usual ones
@@ -122,9 +123,7 @@ class Optimizer:
         self.learning_rate = state["learning_rate"]
         for name in ("means", "squares", "steps"):
             for own, saved in zip(getattr(self, f"_{name}"), state[name], strict=True):
-                if own.shape != saved.shape:
-                    raise ValueError(f"{name} of {saved.shape} were saved, {own.shape} are here")
-                own.copy_(saved)
+                copy_saved(own, saved)
 
 
 @torch.no_grad()

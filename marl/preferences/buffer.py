@@ -17,6 +17,8 @@ from marl.config import Config, PreferenceConfig
 from marl.data.replay import make_replay
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
+from marl.utils.checkpoint import check_enough, copy_saved, restoring
+from marl.utils.memory_check import replay_bytes
 from marl.utils.plugins import check_trusted, labeller_paths
 from marl.utils.ranks import Ranks
 from marl.utils.seeding import Seeds
@@ -94,7 +96,7 @@ class PreferenceBuffer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a buffer of the same capacity."""
         for name in ("first", "second", "labels", "asked_at"):
-            getattr(self, name).copy_(state[name])
+            copy_saved(getattr(self, name), state[name])
         self.num_answered = state["num_answered"]
         self.num_unanswered = state["num_unanswered"]
 
@@ -208,14 +210,17 @@ class SavedFeedback:
         self._folder = folder
         self._config = config
         self._spec = replace(spec, num_envs=config.env.num_envs)
-        self._labeller_state = state["labeller"]
         preferences = config.preferences
-        self.replay = make_replay(self._spec, config.learner.rollout_steps, preferences, CPU)
-        self.replay.load_state_dict(state["replay"])
-        self.answers = PreferenceBuffer(preferences.buffer_pairs, CPU)
-        self.answers.load_state_dict(state["buffer"])
-        self.tally = Tally(preferences.labeller)
-        self.tally.load_state_dict(state["tally"])
+        with restoring(folder):
+            self._labeller_state = state["labeller"]
+            needed = replay_bytes(config, self._spec) + 28 * preferences.buffer_pairs
+            check_enough(folder, (state["replay"], state["buffer"]), needed)
+            self.replay = make_replay(self._spec, config.learner.rollout_steps, preferences, CPU)
+            self.replay.load_state_dict(state["replay"])
+            self.answers = PreferenceBuffer(preferences.buffer_pairs, CPU)
+            self.answers.load_state_dict(state["buffer"])
+            self.tally = Tally(preferences.labeller)
+            self.tally.load_state_dict(state["tally"])
 
     def whole_episodes(self) -> Int64[Tensor, "M"]:
         """Return the numbers of all whole episodes, oldest first."""

@@ -37,7 +37,7 @@ from marl.reports.statistics import (
     quantile,
     reliability,
 )
-from marl.utils.checkpoint import list_checkpoints, load_checkpoint
+from marl.utils.checkpoint import list_checkpoints, load_checkpoint, restoring
 from marl.utils.plugins import identity_of
 from marl.utils.text import one_line, printable
 
@@ -125,13 +125,16 @@ def audit(
     notes = [MYOPIC] if config.preferences.teacher.myopia < 1.0 else []
     saved = None
     if list_checkpoints(run / "checkpoints"):
-        saved = SavedRun(load_checkpoint(run / "checkpoints")[1], run)
+        state = load_checkpoint(run / "checkpoints")[1]
+        with restoring(run):
+            saved = SavedRun(state, run)
     else:
         notes.append(NO_CHECKPOINT)
     is_llm = config.preferences.labeller == "llm"
     path = cache or Path(config.preferences.llm.cache)
     asked = _asked_by(path, run) if is_llm else None
-    kept = None if saved is None else saved.kept(ask_again=ask_again)
+    with restoring(run):
+        kept = None if saved is None else saved.kept(ask_again=ask_again)
     if asked is not None and not asked.pairs and not asked.costs:
         notes.append(NOTHING_ASKED)
     elif kept is not None and asked is None and not kept.pairs and not kept.is_asked_now:

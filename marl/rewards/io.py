@@ -17,7 +17,13 @@ from marl.learners.base import Actor
 from marl.nn.normalisation import TeamNorm
 from marl.policy import config_in, saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
-from marl.utils.checkpoint import CheckpointError, load_checkpoint, restoring, save_checkpoint
+from marl.utils.checkpoint import (
+    CheckpointError,
+    check_layer_sizes,
+    load_checkpoint,
+    restoring,
+    save_checkpoint,
+)
 from marl.utils.files import atomic_write, output
 from marl.utils.plugins import (
     IDENTITY,
@@ -116,12 +122,13 @@ def restored_reward(
     None stands for the reward of a run that learns none, or none yet: training, too, waits for
     the first answer that is no tie.
     """
-    if not is_learned(saved, config):
-        return None
+    with restoring(folder):
+        if not is_learned(saved, config):
+            return None
     check_trusted(reward_paths(config), folder, config)
     with restoring(folder):
         state = saved["trainer"]["reward"] if "trainer" in saved else saved["reward"]
-        learner = _new_learner(spec, config, state)
+        learner = _new_learner(spec, config, state, folder)
         learner.load_state_dict(state)
     return learner if learner.is_fitted else None
 
@@ -162,18 +169,19 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
         )
     if ":" not in config.reward_choice.model:
         _check_sizes(theirs, spec, folder, setting)
-    try:
-        if "trainer" in saved:
-            learner = restored_reward(saved, config, spec, folder)
-        else:
-            check_trusted(reward_paths(config), folder, config)
-            learner = _new_learner(spec, config, saved["reward"])
-            learner.load_state_dict(saved["reward"])
-    except RuntimeError as error:  # PyTorch's, for parameters of other shapes
-        raise ConfigError(
-            f"{setting}: the reward model {config.reward_choice.model} of {folder}, fitted to "
-            f"{theirs.name}, does not fit {spec.name}: {error}"
-        ) from error
+    if "trainer" in saved:
+        learner = restored_reward(saved, config, spec, folder)
+    else:
+        check_trusted(reward_paths(config), folder, config)
+        with restoring(folder):
+            learner = _new_learner(spec, config, saved["reward"], folder)
+            try:
+                learner.load_state_dict(saved["reward"])
+            except RuntimeError as error:  # PyTorch's, for parameters of other shapes
+                raise ConfigError(
+                    f"{setting}: the reward model {config.reward_choice.model} of {folder}, fitted "
+                    f"to {theirs.name}, does not fit {spec.name}: {error}"
+                ) from error
     if learner is None:
         raise ConfigError(
             f"{setting}: {folder} (algorithm {config.algorithm}) has learned no reward"
@@ -183,12 +191,16 @@ def load_reward(folder: Path | str, spec: EnvSpec, setting: str) -> RewardLearne
     return learner
 
 
-def _new_learner(spec: EnvSpec, config: Config, state: dict[str, Any]) -> RewardLearner:
+def _new_learner(
+    spec: EnvSpec, config: Config, state: dict[str, Any], folder: Path
+) -> RewardLearner:
     """Return a learner to load a state into; the input statistics are part of the model's.
 
     Of a policy that is its own reward model the state says which kind of reference it has: a
     uniform one has no tensors.
     """
+    if config.reward_choice.model in ("factored", "central"):
+        check_layer_sizes(folder, state, (spec.obs_size, *config.reward.hidden_sizes))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     uniform = not any(name.startswith("reference.") for name in state["model"])
     return make_reward_learner(spec, config, norm, torch.Generator(), CPU, uniform=uniform)

@@ -410,7 +410,7 @@ def restoring(where: Path | str) -> Iterator[None]:
     """Turn what a state of another shape raises into `CheckpointError`, which names `where`."""
     try:
         yield
-    except EnvError:  # the environment's own words, e.g. about episodes that do not repeat
+    except (EnvError, UserError):  # own words, e.g. about episodes that do not repeat
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:300]
@@ -432,6 +432,26 @@ def check_layer_sizes(where: Path | str, state: Any, widths: Sequence[int]) -> N
             f"{where}: its settings speak of a layer of {largest:,} weights, and the checkpoint "
             f"holds {known:,} numbers in all; it was damaged or made by another program"
         )
+
+
+def check_enough(where: Path | str, state: Any, needed: int) -> None:
+    """Raise `CheckpointError` if `state` holds fewer bytes than its settings speak of.
+
+    It is asked before so many are allocated.
+    """
+    known = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+    if needed > known:
+        raise CheckpointError(
+            f"{where}: its settings speak of {needed:,} bytes of episodes, the checkpoint holds "
+            f"{known:,}; it was damaged or made by another program"
+        )
+
+
+def copy_saved(own: torch.Tensor, saved: torch.Tensor) -> None:
+    """Copy a saved tensor into one of the same shape; raise `ValueError` for any other."""
+    if own.shape != saved.shape:
+        raise ValueError(f"a tensor of {tuple(saved.shape)} was saved, not of {tuple(own.shape)}")
+    own.copy_(saved)
 
 
 def check_finite_weights(where: Path | str, network: Any) -> None:

@@ -259,3 +259,12 @@ def test_derived_numbers() -> None:
     config = load_config(overrides={"total_steps": 4001, "env.num_envs": 16})
     assert config.batch_steps == 2000  # 16 environments x 125 steps
     assert config.num_iterations == 3  # 4001 / 2000, rounded up
+
+
+@pytest.mark.parametrize("value", ["[" * 5000, "{a=" * 5000, "9" * 5000, "\x00"])
+def test_what_no_toml_parser_takes_is_one_line(value: str, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text(f"seed = {value}")
+    with pytest.raises(ConfigError, match=r"config\.toml: not valid TOML: ") as caught:
+        load_config(file)
+    assert "\n" not in str(caught.value)

@@ -17,7 +17,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, Option, PreferenceConfig, TeacherConfig
 from marl.data.replay import ReplayBuffer
-from marl.policy import config_in, spec_in
+from marl.policy import config_in, section, spec_in
 from marl.preferences.buffer import SavedFeedback
 from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.dataset import PreferenceDataset
@@ -25,6 +25,7 @@ from marl.preferences.dataset.format import EpisodeRecord
 from marl.preferences.factory import adds_errors
 from marl.preferences.queries import all_pairs, swapped
 from marl.preferences.resharding import load_whole
+from marl.utils.checkpoint import restoring
 from marl.utils.files import output, whole_folder
 from marl.utils.text import printable
 
@@ -63,45 +64,46 @@ def export_run(
     config = config_in(saved, str(run))
     if "trainer" not in saved:
         raise ConfigError(f"{run} holds a fitted reward model; only a run has episodes to export")
-    if "feedback" not in saved["trainer"]:
+    if "feedback" not in section(saved, "trainer", str(run)):
         raise ConfigError(
             f"{run}: a run of algorithm {config.algorithm} keeps no episodes and no answers; "
             "export one that learns a reward (imap, slf, ipl, sl)"
         )
     spec = spec_in(saved, str(run))
-    feedback = SavedFeedback(saved["trainer"]["feedback"], config, spec, run)
-    numbers = feedback.whole_episodes()
-    numbers = numbers[-episodes:] if episodes else numbers
-    if len(numbers) == 0:
-        raise ConfigError(f"{run}: no episode has ended yet; export it later")
-    asked = config.preferences
-    if labeller:  # it answers without errors
-        asked = replace(asked, labeller=labeller, teacher=TeacherConfig(), tie_break=())
-    if labeller or config.preferences.queries_per_iteration == 0:
-        first, second = _random_pairs(feedback.replay, numbers, pairs, seed)
-        labels = feedback.ask(first, second, asked if labeller else None)
-    else:
-        first, second, labels = feedback.answers.standing()
-        is_exported = torch.isin(first, numbers) & torch.isin(second, numbers)
-        first, second, labels = (rows[is_exported] for rows in (first, second, labels))
-    source = source_name(asked)
-    with (
-        whole_folder(folder, "choose another folder") as partial,
-        output(folder, "free some space, or choose another folder"),
-    ):
-        made = PreferenceDataset.create(
-            partial,
-            spec,
-            environment=config.env.name,
-            options=config.env.options,
-            origin=origin_of(config, run) | {"steps": step},
-        )
-        quiet = not get_console().is_terminal
-        shown = track(numbers.tolist(), "writing episodes", transient=True, disable=quiet)
-        for number in shown:
-            record = record_of(feedback.replay, spec, number)
-            made.add_episode(replace(record, demonstration=demonstrations), number)
-        made.answers.extend(_answers(first, second, labels, source))
+    with restoring(run):
+        feedback = SavedFeedback(saved["trainer"]["feedback"], config, spec, run)
+        numbers = feedback.whole_episodes()
+        numbers = numbers[-episodes:] if episodes else numbers
+        if len(numbers) == 0:
+            raise ConfigError(f"{run}: no episode has ended yet; export it later")
+        asked = config.preferences
+        if labeller:  # it answers without errors
+            asked = replace(asked, labeller=labeller, teacher=TeacherConfig(), tie_break=())
+        if labeller or config.preferences.queries_per_iteration == 0:
+            first, second = _random_pairs(feedback.replay, numbers, pairs, seed)
+            labels = feedback.ask(first, second, asked if labeller else None)
+        else:
+            first, second, labels = feedback.answers.standing()
+            is_exported = torch.isin(first, numbers) & torch.isin(second, numbers)
+            first, second, labels = (rows[is_exported] for rows in (first, second, labels))
+        source = source_name(asked)
+        with (
+            whole_folder(folder, "choose another folder") as partial,
+            output(folder, "free some space, or choose another folder"),
+        ):
+            made = PreferenceDataset.create(
+                partial,
+                spec,
+                environment=config.env.name,
+                options=config.env.options,
+                origin=origin_of(config, run) | {"steps": step},
+            )
+            quiet = not get_console().is_terminal
+            shown = track(numbers.tolist(), "writing episodes", transient=True, disable=quiet)
+            for number in shown:
+                record = record_of(feedback.replay, spec, number)
+                made.add_episode(replace(record, demonstration=demonstrations), number)
+            made.answers.extend(_answers(first, second, labels, source))
     unanswered = int(labels.isnan().sum())
     return Exported(
         folder=folder,

@@ -17,7 +17,7 @@ import tomli_w
 
 from envs import EnvSpec
 from marl.config import ConfigError, Option
-from marl.config.io import plain
+from marl.config.io import TOML_FAULTS, plain
 from marl.config.validation import build
 from marl.preferences.dataset.untrusted import (
     MAX_NUMBER,
@@ -94,7 +94,7 @@ def read_manifest(folder: Path) -> Manifest:
     content = read_file(path, _MAX_MANIFEST)
     try:
         values = tomllib.loads(content.decode())
-    except (ValueError, RecursionError) as error:
+    except TOML_FAULTS as error:
         raise DatasetError(f"{path}: not valid TOML: {one_line(str(error), 200)}") from None
     version = values.get("format")
     if type(version) is not int or version < 1:

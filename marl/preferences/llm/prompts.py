@@ -15,6 +15,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 
 from envs import EnvSpec
 from marl.config import ConfigError
+from marl.config.io import TOML_FAULTS
 from marl.config.preferences import AskForm
 from marl.data.types import Episodes
 from marl.preferences.describe import describe, describe_whole
@@ -128,7 +129,7 @@ def load_template(prompt: str, form: AskForm) -> Template:
             f"preferences.llm.prompt: there is no {path}; give the path of a .toml file or one of "
             f"the shipped names: {there}"
         ) from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except TOML_FAULTS as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
     template = _template(path, values)
     if template.form != form:
