@@ -51,7 +51,8 @@ def _status(arguments: list[str]) -> int:
     try:
         command = parse(arguments)
     except UserError as error:
-        _complain(error)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes have it, too
+            _complain(error)
         return 2
     if getattr(command, "trust", False):
         grant()

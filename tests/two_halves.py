@@ -22,8 +22,8 @@ from tests.reward_models import CPU, batch_of, make_model, make_steps, uniform_p
 from tests.scripted import ScriptedEnv
 
 LENGTHS = [[3, 5], [2, 7], [4, 2, 6], [5]]
-"""Of the episodes of four environments, of which each process has two. Agents live for the first steps
-of an episode: more of them in the first two."""
+"""Of the episodes of four environments, of which each process has two. Agents live for the first
+steps of an episode only, and the first two environments have more episodes."""
 NAN = float("nan")
 WHOLE = batch_of(
     [[1.0] * 4, [1.0, 1.0, 1.0, 0.0], [1.0] * 4, [1.0, 1.0, 0.0, 0.0], [2.0] * 4],

@@ -47,8 +47,8 @@ class Train:
         """Train, and say how it goes."""
         from marl.reports.recorded import CONFIG
 
-        check_family(self.settings.env.name)  # what is wrong with the name is told at once
-        with processes(self.settings.device) as ranks, ExitStack() as stack:
+        with processes(self.settings) as ranks, ExitStack() as stack:
+            check_family(self.settings.env.name)  # what is wrong with the name is told at once
             folder, begun = "", False
             with together(ranks):
                 if ranks.rank == 0:
@@ -98,11 +98,11 @@ class Resume:
     def run(self) -> int:
         """Train on, and say how it goes."""
         config = load_run_config(self.run_dir)
-        check_trusted(import_paths(config), self.run_dir, config)
-        longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
-        if changes := self.changes | longer:
-            config = changed(config, changes, "marl resume")
-        with processes(config.device) as ranks:
+        with processes(config) as ranks:
+            check_trusted(import_paths(config), self.run_dir, config)
+            longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
+            if changes := self.changes | longer:
+                config = changed(config, changes, "marl resume")
             cut, reshard = self.cut_open_episodes, self.reshard
             return _run(config, self.run_dir, resume=True, cut=cut, reshard=reshard, ranks=ranks)
 

@@ -446,7 +446,7 @@ class RewardLearner:
         known = self.is_inherited or (self.is_fitted and informed)
         if isinstance(self.model, ConstantReward):
             assert episodes is not None, "a constant reward pays the returns of episodes"
-            self.model.update(torch.cat(self.ranks.gather(episodes.returns)))
+            self.model.update(torch.cat(self.ranks.gather(episodes.returns)).to(self.device))
             raw = self.model.rollout_rewards(transitions, done, episodes)
         elif known or self.reads_history:
             # It reads every rollout, so that what it keeps follows the episodes.

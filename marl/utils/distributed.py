@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 from envs import EnvError
 from marl import UserError
 from marl.utils.checkpoint import decode, encode
-from marl.utils.launch import Launch, num_restarts, read_launch
+from marl.utils.launch import ANSWER_SECONDS, Launch, num_restarts, read_launch
 from marl.utils.ranks import SINGLE, LostError, Ranks
 from marl.utils.text import one_line
 
@@ -35,12 +35,6 @@ T = TypeVar("T")
 
 JOIN_SECONDS = 300.0
 """Seconds in which all processes must have met."""
-ANSWER_SECONDS = 900.0
-"""Seconds after which a process that does not answer is taken for lost.
-
-One that was killed is noticed at once, since its connections are closed. So long waits a run only
-where a machine has vanished, or where an environment hangs.
-"""
 
 
 @dataclass(frozen=True)
@@ -116,6 +110,8 @@ def joined(
         yield SINGLE
         return
     store = _meet(launch, join_seconds)
+    if device == "cuda" and launch.local_rank < torch.cuda.device_count():
+        torch.cuda.set_device(launch.local_rank)
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     try:
         dist.init_process_group(

@@ -10,6 +10,14 @@ from marl.utils.ranks import SINGLE, Ranks
 
 LAUNCH = ".launch"
 """File of a run's folder: the id of the launch by torchrun."""
+ANSWER_SECONDS = 900.0
+"""Seconds after which a process that does not answer is taken for lost.
+
+One that was killed is noticed at once, since its connections are closed. So long waits a run only
+where a machine has vanished, or where an environment hangs.
+"""
+_ENDLESS = 30 * 86400.0
+"""Seconds that stand for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,18 +59,33 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
 
 
 @contextmanager
-def processes(device: str = "cpu") -> Iterator[Ranks]:
+def processes(config: Config | None = None) -> Iterator[Ranks]:
     """Yield the processes that torchrun has started, joined, of which the first speaks.
 
-    One is alone where it has started none; PyTorch is not imported then.
+    With the settings of a run they may train it. One is alone where torchrun has started none;
+    PyTorch is not imported then.
     """
     if read_launch() is None:
         yield SINGLE
         return
     from marl.utils.distributed import joined, one_voice
 
-    with joined(device) as ranks, one_voice(ranks):
+    device = "cpu" if config is None else config.device
+    seconds = ANSWER_SECONDS if config is None else answer_seconds(config)
+    with joined(device, answer_seconds=seconds) as ranks, one_voice(ranks):
         yield ranks
+
+
+def answer_seconds(config: Config) -> float:
+    """Return how long a process of a run waits for the others.
+
+    A labeller of the user's may take up to its deadline in one of them.
+    """
+    preferences = config.preferences
+    is_own = any(":" in name or name == "python" for name in preferences.labellers)
+    if not (config.learns_from_labels and is_own):
+        return ANSWER_SECONDS
+    return ANSWER_SECONDS + (preferences.deadline or _ENDLESS)
 
 
 def num_restarts(environment: Mapping[str, str] = os.environ) -> int:
