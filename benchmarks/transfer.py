@@ -113,7 +113,7 @@ def curves(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[str]:
             )
     if cells:
         before = means([cell["before"] for cell in cells])
-        lines += ["", f"Before it was tuned, sampled: {before}."]
+        lines += ["", f"The base, sampled: {before}."]
     return lines
 
 
