@@ -53,6 +53,7 @@ def test_demonstrations_are_episodes_of_the_steered_team(
     assert f"6 episodes, mean return {np.mean(found):,.2f}" in capsys.readouterr().out
     episode = dataset.episode(0)
     assert episode.obs.shape == (25, 3, 6)
+    assert episode.demonstration
 
 
 def test_chosen_episodes_stand_against_those_of_another_team(source: Path, tmp_path: Path) -> None:
@@ -71,6 +72,7 @@ def test_chosen_episodes_stand_against_those_of_another_team(source: Path, tmp_p
         assert answer.label == float(answer.first == index)
         assert answer.source == f"contrast:{source}"
         chosen, rejected = dataset.episode(index), dataset.episode(8 + index)
+        assert (chosen.demonstration, rejected.demonstration) == (True, False)
         if index < 2:  # the first of each environment begin with the same seed
             np.testing.assert_array_equal(chosen.obs[0], rejected.obs[0])
     assert len({answer.first < 8 for answer in answers}) == 2

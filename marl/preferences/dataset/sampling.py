@@ -4,7 +4,7 @@ Axes: E environments, M episodes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -46,7 +46,7 @@ def sample_episodes(
     seed: int = 0,
     num_envs: int = 16,
 ) -> Sampled:
-    """Write a dataset of at least `episodes` whole episodes that a team plays.
+    """Write a dataset of at least `episodes` whole episodes that a team plays, as demonstrations.
 
     With `rejected`, another team in the same environment, that one plays as many, from the same
     seed, and an answer prefers each episode of `policy` to one of it; the sides are drawn. Answers
@@ -74,6 +74,7 @@ def sample_episodes(
             shown = track(records, "playing", total=count, transient=True, disable=quiet)
             total = 0.0
             for index, record in enumerate(shown):
+                record = replace(record, demonstration=place == 0)
                 made.add_episode(record, place * count + index)
                 total += record.episode_return
             returns.append(total / count)
