@@ -10,6 +10,7 @@ from rich.text import Text
 from envs.base import EnvError
 from marl import UserError, __version__
 from marl.commands.parsing import COMMANDS, parse
+from marl.utils.launch import before_joining
 from marl.utils.plugins import grant
 from marl.utils.text import LiteralConsole, accept_any_encoding, reader_has_gone
 
@@ -49,10 +50,10 @@ def _status(arguments: list[str]) -> int:
         print(f"marl: no command {arguments[0]!r}{hint}\n\n{_overview()}", file=sys.stderr)
         return 2
     try:
-        command = parse(arguments)
+        with before_joining():
+            command = parse(arguments)
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # torchrun's other processes have it, too
-            _complain(error)
+        _complain(error)
         return 2
     if getattr(command, "trust", False):
         grant()

@@ -19,7 +19,7 @@ from marl.config import Config, Option
 from marl.config.io import changed, load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
-from marl.utils.launch import LAUNCH, launch_id, num_restarts, processes
+from marl.utils.launch import LAUNCH, before_joining, launch_id, num_restarts, processes
 from marl.utils.plugins import check_trusted, import_paths
 from marl.utils.ranks import SINGLE, Ranks, together
 
@@ -97,7 +97,8 @@ class Resume:
 
     def run(self) -> int:
         """Train on, and say how it goes."""
-        config = load_run_config(self.run_dir)
+        with before_joining():
+            config = load_run_config(self.run_dir)
         with processes(config) as ranks:
             check_trusted(import_paths(config), self.run_dir, config)
             longer = {} if self.total_steps is None else {"total_steps": self.total_steps}

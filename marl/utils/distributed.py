@@ -9,6 +9,7 @@ import hashlib
 import os
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,6 +34,8 @@ from marl.utils.text import one_line
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_PRECEDENCE = 0.5
+"""Seconds that process 0 has to be the first to tell what all have."""
 JOIN_SECONDS = 300.0
 """Seconds in which all processes must have met."""
 
@@ -187,6 +190,8 @@ def one_voice(ranks: Ranks) -> Iterator[None]:
     try:
         yield
     except (UserError, EnvError, OSError) as error:
+        if ranks.rank:
+            time.sleep(_PRECEDENCE)
         key = "lost" if isinstance(error, LostError) else f"{type(error).__name__}: {error}"
         if not ranks.is_first_to_say(key):
             raise SystemExit(1) from None

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+from marl import UserError
 from marl.config import Config, ConfigError
 from marl.utils.ranks import SINGLE, Ranks
 
@@ -56,6 +57,17 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch | None:
         host=environment["MASTER_ADDR"],
         port=_number(environment, "MASTER_PORT"),
     )
+
+
+@contextmanager
+def before_joining() -> Iterator[None]:
+    """Around what every process of a machine does alike: the first of them tells what is wrong."""
+    try:
+        yield
+    except UserError:
+        if os.environ.get("LOCAL_RANK", "0") != "0":
+            raise SystemExit(1) from None
+        raise
 
 
 @contextmanager

@@ -103,9 +103,9 @@ def test_a_process_that_is_killed_is_replaced_and_the_run_ends_as_if_it_had_not_
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", "2", "--max-restarts", "1"]
     run = subprocess.run(
-        [*torchrun, "-m", "marl", "train", *flags(SMALL), "--run-dir", str(tmp_path / "run")],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        [*torchrun, "-m", "marl", "train", *flags(SMALL)],
+        cwd=tmp_path,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=240,
@@ -114,9 +114,10 @@ def test_a_process_that_is_killed_is_replaced_and_the_run_ends_as_if_it_had_not_
     assert run.stderr.count("exitcode: -9") == 1
     assert run.stderr.count("error: ") == 1
     assert run.stdout.count("done; look at") == 1
-    assert differences(alone, tmp_path / "run") == []
-    assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 3
-    assert len(list((tmp_path / "run" / "checkpoints").glob("*.process1"))) == 3
+    (folder,) = (tmp_path / "runs").iterdir()  # found again, without --run-dir
+    assert differences(alone, folder) == []
+    assert len(list_checkpoints(folder / "checkpoints")) == 3
+    assert len(list((folder / "checkpoints").glob("*.process1"))) == 3
 
 
 def test_a_checkpoint_that_lacks_a_part_is_none(alone: Path, tmp_path: Path) -> None:
