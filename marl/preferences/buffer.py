@@ -31,7 +31,7 @@ RARE_SHARE, RARE_TURNS = 0.1, 30
 
 
 class PreferenceBuffer:
-    """A ring of answered pairs; unanswered ones are counted and dropped."""
+    """A ring of answered pairs; unanswered ones are dropped."""
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.first = torch.zeros(capacity, dtype=torch.int64, device=device)
@@ -41,7 +41,6 @@ class PreferenceBuffer:
         self.asked_at = torch.zeros(capacity, dtype=torch.int64, device=device)
         """Time of each answer, in steps of every environment."""
         self.num_answered = 0
-        self.num_unanswered = 0
 
     def add(
         self,
@@ -52,7 +51,6 @@ class PreferenceBuffer:
     ) -> None:
         """Keep the pairs with an answer, given at `time`, overwriting the oldest."""
         answered = ~labels.isnan()
-        self.num_unanswered += int((~answered).sum())
         first, second, labels = first[answered], second[answered], labels[answered]
         count = len(labels)
         slots = torch.arange(self.num_answered, self.num_answered + count, device=labels.device)
@@ -98,7 +96,6 @@ class PreferenceBuffer:
         for name in ("first", "second", "labels", "asked_at"):
             copy_saved(getattr(self, name), state[name])
         self.num_answered = state["num_answered"]
-        self.num_unanswered = state["num_unanswered"]
 
 
 class Tally:
@@ -162,6 +159,7 @@ class Tally:
             self._warn_of_rarity(decided / answered)
         return {
             "preference/asked": float(asked),
+            "preference/answered": float(answered),
             "preference/abstained_share": 1.0 - answered / asked if asked else float("nan"),
             "preference/informative_share": decided / answered if answered else float("nan"),
         }

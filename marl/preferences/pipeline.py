@@ -321,7 +321,6 @@ class FeedbackPipeline:
             return numbers, first, second, torch.zeros(0, device=self.device)
         labels = self._ask(numbers[first], numbers[second])
         answered = ~labels.isnan()
-        self.buffer.num_unanswered += int((~answered).sum())
         return numbers, first[answered], second[answered], labels[answered]
 
     def _drawn_episodes(self, held_out: bool) -> Int64[Tensor, "M"]:
@@ -390,10 +389,8 @@ class FeedbackPipeline:
         }
         if not self.uses_labels:
             return self._summed(metrics)
-        metrics |= {
-            "preference/answered": float(self.buffer.num_answered),
-            "preference/unanswered": float(self.buffer.num_unanswered),
-        }
+        if self.config.queries_per_iteration:
+            metrics["preference/kept_answers"] = float(self.buffer.num_answered)
         with together(self.ranks):
             told = {} if self.labeller is None else labeller_metrics(self.labeller)
         self.tally.pool(self.ranks)

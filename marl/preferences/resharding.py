@@ -72,7 +72,7 @@ def resharded(states: States, config: Config, rank: int, size: int) -> dict[str,
         myopic = {"open": torch.zeros(config.env.num_envs // size, dtype=myopic["open"].dtype)}
     state["feedback"] = feedbacks[0] | {
         "replay": _replay([f["replay"] for f in feedbacks], dealt),
-        "buffer": _answers(feedbacks, dealt, share_of(config, size), is_first=rank == 0),
+        "buffer": _answers(feedbacks, dealt, share_of(config, size)),
         "myopic": myopic,
         "labeller": feedbacks[rank % len(feedbacks)]["labeller"],
         "is_informative": any(f["is_informative"] for f in feedbacks),
@@ -258,9 +258,9 @@ def _standing(
 
 
 def _answers(
-    feedbacks: Sequence[Mapping[str, Any]], dealt: _Dealt, share: Config, *, is_first: bool
+    feedbacks: Sequence[Mapping[str, Any]], dealt: _Dealt, share: Config
 ) -> dict[str, Any]:
-    """Return the answered pairs of a process; the first has the count of unanswered ones."""
+    """Return the answered pairs of a process."""
     capacity = share.preferences.buffer_pairs
     standing = _standing(feedbacks, dealt.places)[-capacity:]
     buffer = PreferenceBuffer(capacity, torch.device("cpu"))
@@ -270,6 +270,4 @@ def _answers(
         tensor: Tensor = getattr(buffer, name)
         tensor[: len(standing)] = torch.tensor(column, dtype=tensor.dtype)
     buffer.num_answered = len(standing)
-    if is_first:
-        buffer.num_unanswered = sum(f["buffer"]["num_unanswered"] for f in feedbacks)
     return buffer.state_dict()

@@ -7,14 +7,14 @@ import pytest
 
 from marl import train
 from marl.cli import main
-from tests.regression.test_people import Person, small
+from tests.regression.test_people import Person, asking
 
 
 def test_people_are_audited_as_labeller_and_as_people(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, person = tmp_path / "run", None
-    for number, _ in enumerate(train(small(), folder)):
+    for number, _ in enumerate(train(asking(), folder)):
         if number >= 3:
             person = person or Person(folder)
             person.answer(2)

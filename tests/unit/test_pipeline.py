@@ -117,14 +117,14 @@ class Absent:
 def test_answers_may_come_late_and_about_some_episodes_only() -> None:
     # Sixteen episodes an iteration. Of the even ones 0, 4, 6, 10, 12 are trained on and 2, 8, 14
     # held out: enough for the two and the one pair of a rate of 3.
-    names = ("answered", "unanswered", "asked")
+    names = ("asked", "answered", "kept_answers")
     for rollouts, answered in ((1, 0), (2, 3)):
         absent = Absent()
         pipeline = observed(
             rollouts, [[1]] * 4, queries_per_iteration=3, holdout_every=3, given=absent
         )
-        metrics = pipeline.metrics()  # what is open is neither answered nor unanswered
-        assert [metrics[f"preference/{name}"] for name in names] == [answered, 0, answered]
+        metrics = pipeline.metrics()  # what is open does not count as asked yet
+        assert [metrics[f"preference/{name}"] for name in names] == [answered] * 3
         assert metrics["labeller/open"] == 3
     buffer = pipeline.buffer
     assert (torch.cat((buffer.first[:3], buffer.second[:3])) % 2 == 0).all()
@@ -211,7 +211,8 @@ def test_free_pairs_without_an_answer_are_counted() -> None:
     batch = pipeline.batch()
     assert batch is not None
     assert len(batch.labels) == 10  # of 15
-    assert pipeline.metrics()["preference/unanswered"] == 5
+    metrics = pipeline.metrics()
+    assert (metrics["preference/asked"], metrics["preference/answered"]) == (15, 10)
 
 
 def test_two_free_episodes_are_a_pair_and_one_is_none() -> None:

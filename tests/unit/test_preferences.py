@@ -155,11 +155,11 @@ def test_a_labeller_may_be_a_function_or_a_class() -> None:
     assert make_labeller(plugged, spec, Seeds(0)) == ReturnLabeller()
 
 
-def test_the_buffer_keeps_the_newest_answers_and_counts_the_missing() -> None:
+def test_the_buffer_keeps_the_newest_answers() -> None:
     buffer = PreferenceBuffer(3, CPU)
     numbers = torch.arange(5)
     buffer.add(numbers[:2], numbers[:2] + 10, torch.tensor([1.0, math.nan]))
-    assert (len(buffer), buffer.num_answered, buffer.num_unanswered) == (1, 1, 1)
+    assert (len(buffer), buffer.num_answered) == (1, 1)
     buffer.add(numbers[1:4], numbers[1:4] + 10, torch.tensor([0.5, 0.0, 1.0]))
     # Pairs 0, 1, 2, 3 in a ring of three: 3 has overwritten 0.
     assert buffer.first.tolist() == [3, 1, 2]
@@ -191,7 +191,6 @@ def test_a_corrected_answer_takes_the_place_of_the_earlier_one() -> None:
     torch.testing.assert_close(buffer.labels, expected, equal_nan=True)
     assert buffer.first.tolist() == [1, 2, 1, 4]
     assert buffer.asked_at.tolist() == [0, 0, 7, 7]
-    assert buffer.num_unanswered == 1
 
 
 def test_the_buffer_state_round_trips() -> None:
@@ -202,7 +201,7 @@ def test_the_buffer_state_round_trips() -> None:
         each.add(torch.tensor([5]), torch.tensor([6]), torch.tensor([0.0]))
     assert torch.equal(other.first, buffer.first)
     assert vars(other).keys() == vars(buffer).keys()
-    assert (other.num_answered, other.num_unanswered) == (2, 1)
+    assert other.num_answered == 2
 
 
 def make_source(**options: Any) -> tuple[FeedbackPipeline, ScriptedEnv]:
@@ -306,7 +305,9 @@ def test_free_pairs_without_an_answer_are_dropped_and_counted() -> None:
     assert batch is not None
     assert len(batch.labels) == 14  # of 28
     assert not batch.labels.isnan().any()
-    assert source.metrics()["preference/unanswered"] == 14
+    metrics = source.metrics()
+    assert (metrics["preference/asked"], metrics["preference/answered"]) == (28, 14)
+    assert "preference/kept_answers" not in metrics  # they are asked anew for every batch
 
 
 @pytest.mark.usefixtures("_half_labeller")
@@ -317,8 +318,12 @@ def test_asked_pairs_without_an_answer_are_dropped_and_counted() -> None:
     observe(source, env, 1)
     # Four queries: three to train on (two answered), one held out, which two held-out episodes
     # (numbers 3 and 7 of eight) allow.
-    assert source.metrics()["preference/answered"] == 3
-    assert source.metrics()["preference/unanswered"] == 1
+    metrics = source.metrics()
+    assert (metrics["preference/asked"], metrics["preference/answered"]) == (4, 3)
+    assert metrics["preference/kept_answers"] == 3
+    observe(source, env, 1)
+    metrics = source.metrics()
+    assert metrics["preference/answered"] == metrics["preference/kept_answers"] - 3 > 0
 
 
 def test_costly_labels_are_asked_once_and_batches_use_them_only() -> None:

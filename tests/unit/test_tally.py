@@ -61,12 +61,14 @@ def test_counts_of_the_whole_run_and_since_the_last_call() -> None:
     assert tally.totals() == (5, 4)
     assert tally.take() == {
         "preference/asked": 5.0,
+        "preference/answered": 4.0,
         "preference/abstained_share": pytest.approx(0.2),
         "preference/informative_share": 0.5,
     }
     assert tally.totals() == (5, 4)
     assert tally.take() == {
         "preference/asked": 0.0,
+        "preference/answered": 0.0,
         "preference/abstained_share": pytest.approx(no_answer, nan_ok=True),
         "preference/informative_share": pytest.approx(no_answer, nan_ok=True),
     }
@@ -130,6 +132,7 @@ def test_two_processes_count_together_and_one_tells() -> None:
         assert totals == (5, 4)
         assert counts == {
             "preference/asked": 5.0,
+            "preference/answered": 4.0,
             "preference/abstained_share": pytest.approx(0.2),
             "preference/informative_share": 0.25,
         }
