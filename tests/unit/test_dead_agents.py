@@ -182,3 +182,4 @@ def test_masked_mean_by_hand() -> None:
     present = torch.tensor([True, False, True])
     assert masked_mean(torch.tensor([1.0, 100.0, 3.0]), present).item() == 2.0
     assert masked_mean(torch.tensor([1.0, float("nan"), 3.0]), present).item() == 2.0
+    assert masked_mean(torch.tensor([1.0, 100.0]), torch.tensor([False, True])).item() == 100.0

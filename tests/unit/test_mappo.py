@@ -441,3 +441,4 @@ def test_correlation_by_hand() -> None:
     assert correlation(x, y).item() == pytest.approx(0.75 / (3.5 * 0.25) ** 0.5)
     present = torch.tensor([[True, False], [True, False]])
     assert correlation(x, y, present).item() == pytest.approx(1.0)
+    assert correlation(torch.ones(3), torch.arange(3.0)).item() == 0.0  # not NaN
