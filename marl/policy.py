@@ -273,7 +273,8 @@ def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
             raise LookupError("there is no learner")
         actor = learner.make_actor(spec, config.network, norm, torch.Generator())
         actor.load_state_dict(parts["actor"])
-        steps = saved["trainer"]["iteration"] * config.batch_steps if "trainer" in saved else 0
+        iteration = int(saved["trainer"]["iteration"]) if "trainer" in saved else 0
+        steps = iteration * config.batch_steps
     check_finite_weights(run, actor.state_dict())
     trained = printable(str(saved.get("fitted", "")))[:100]
     return Policy(

@@ -120,7 +120,7 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of the same kind of parameters."""
-        self.learning_rate = state["learning_rate"]
+        self.learning_rate = float(state["learning_rate"])
         for name in ("means", "squares", "steps"):
             for own, saved in zip(getattr(self, f"_{name}"), state[name], strict=True):
                 copy_saved(own, saved)
