@@ -157,6 +157,7 @@ def with_layers(*sizes: int) -> Callable[[dict[str, Any]], None]:
         (lambda state: state["trainer"]["learner"].update(actor=7), "does not fit its settings"),
         (with_other_shapes, "does not fit its settings"),
         (with_nan, "weights are not finite"),
+        (lambda state: state["trainer"].update(iteration="third"), "does not fit its settings"),
         (with_spec(obs_sizes=[10**9] * 3), "a layer of"),
         (with_spec(state_size=10**12), "a layer of"),
         (with_layers(10**6, 10**6), "a layer of 1,000,000,000,000 weights"),
@@ -177,10 +178,17 @@ def test_what_cannot_be_played_is_one_line(
     assert "Traceback" not in said
 
 
+def with_a_word_as_step_size(state: dict[str, Any]) -> None:
+    state["trainer"]["learner"]["optimizers"]["actor"]["learning_rate"] = "small"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda state: state["trainer"]["collector"].clear(), with_a_word_as_step_size]
+)
 def test_a_run_does_not_go_on_from_a_state_of_another_shape(
-    folder: Path, capfd: pytest.CaptureFixture[str]
+    change: Callable[[dict[str, Any]], None], folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    rewritten(folder, lambda state: state["trainer"]["collector"].clear())
+    rewritten(folder, change)
     assert run("resume", folder) == 1
     said = capfd.readouterr().err
     assert "does not fit its settings" in said
