@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from marl.config import ConfigError, RewardConfig
-from marl.data.types import History, Transitions
+from marl.data.types import BatchShares, History, Transitions
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward
 from marl.rewards.base import polyak_update
@@ -390,6 +390,42 @@ def test_the_value_loss_by_hand(shared_mixer: bool) -> None:
         loss = model.value_loss(steps, q, torch.ones(4, 5), uniform_policy)
     torch.testing.assert_close(loss, expected)
     assert float(loss) > 0.01
+
+
+@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
+def test_the_value_loss_counts_as_its_rows_do_among_those_of_other_processes(kind: type) -> None:
+    """A mean over agents' steps by one share, one over the team's steps by the other."""
+    model, steps = make_model(kind, shared_mixer=False), make_steps(0, 4, 5)
+    q = model.q_tot(steps)
+
+    def loss(agent_steps: float, steps_of_team: float) -> float:
+        shares = BatchShares(
+            pairs=7.0, returns=7.0, episodes=7.0, steps=steps_of_team, agent_steps=agent_steps
+        )
+        weights = torch.ones(4, 5)
+        return float(model.value_loss(steps, q, weights, uniform_policy, shares))
+
+    alone = float(model.value_loss(steps, q, torch.ones(4, 5), uniform_policy))
+    of_agents, of_team = loss(1.0, 0.0), loss(0.0, 1.0)
+    assert of_agents + of_team == pytest.approx(alone, rel=1e-5)
+    assert of_team > 0.01
+    assert (of_agents > 0.01) == (kind is FactoredReward)
+    assert loss(2.0, 3.0) == pytest.approx(2.0 * of_agents + 3.0 * of_team, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
+def test_target_networks_come_nearer_and_the_others_stay(kind: type) -> None:
+    model = make_model(kind)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    model.update_targets(0.25)
+    for name, parameter in model.named_parameters():
+        start = before[name]
+        if name.startswith("target_"):
+            goal = before[name.removeprefix("target_").replace("mixer", "q_mixer")]
+            assert torch.allclose(parameter, start + 0.25 * (goal - start), atol=1e-6), name
+            assert not torch.equal(parameter, start), name
+        else:
+            assert torch.equal(parameter, start), name
 
 
 def test_a_dead_agent_s_utility_is_zero() -> None:
