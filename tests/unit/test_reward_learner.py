@@ -48,7 +48,13 @@ def test_batches_hold_returns_of_whole_episodes_and_no_single_reward() -> None:
     names = {field.name for field in dataclasses.fields(EpisodeBatch)}
     pairs = {"first", "second", "labels"}
     steps = {"transitions", "step_weights", "lengths"}
-    assert names == steps | pairs | {"returns", "return_mean", "return_scale", "shares"}
+    assert names == steps | pairs | {
+        "returns",
+        "return_mean",
+        "return_scale",
+        "shares",
+        "demonstrations",
+    }
 
 
 @pytest.mark.parametrize(
