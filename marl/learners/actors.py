@@ -104,6 +104,20 @@ class Gaussian:
         density = -0.5 * standardised**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
         return self._present(density).sum(dim=-1)
 
+    def executed_log_prob(self, actions: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N"]:
+        """Return the log-probability of actions as an environment receives them, in [-1, 1].
+
+        Draws beyond a bound are clipped to it, so that an action at a bound has the probability of
+        all of them; one in between has a density. Summed over the agent's own dimensions.
+        """
+        inverse = (-self.log_std).exp()
+        z = (actions - self.mean) * inverse
+        density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        above = torch.special.log_ndtr((self.mean - 1.0) * inverse)
+        below = torch.special.log_ndtr((-1.0 - self.mean) * inverse)
+        chosen = torch.where(actions >= 1.0, above, torch.where(actions <= -1.0, below, density))
+        return self._present(chosen).sum(dim=-1)
+
     def entropy(self) -> Float[Tensor, "*L N"]:
         """Return the entropy in nats, summed over the agent's own dimensions."""
         per_dim = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)

@@ -51,7 +51,11 @@ class Density(Protocol):
 
 
 class UniformPolicy(nn.Module):
-    """Every legal action alike; continuous ones uniform on [-1, 1]."""
+    """Every legal action alike.
+
+    Continuous ones are those of the Gaussian with mean 0 and the deviation of uniform numbers in
+    [-1, 1]: among Gaussians of one deviation, the ratio to it is 0 where nothing is preferred.
+    """
 
     present: Tensor
 
@@ -68,11 +72,13 @@ class UniformPolicy(nn.Module):
         actions: Tensor,
         mask: Bool[Tensor, "*L N A"] | None = None,
     ) -> Float[Tensor, "*L N"]:
-        """Return -log(number of legal actions), or of continuous ones -log 2 per dimension."""
-        legal = self.present if mask is None or not self.is_discrete else mask & self.present
-        count = legal.sum(dim=-1).to(obs.dtype)
-        one = -count * math.log(2.0) if not self.is_discrete else -count.clamp(min=1.0).log()
-        return one.expand(obs.shape[:-1])
+        """Return -log(number of legal actions); of continuous ones see `log_probs`."""
+        if not self.is_discrete:
+            zero = torch.zeros_like(actions)
+            log_std = torch.full_like(zero[(0,) * (zero.ndim - 2)], UNIFORM_LOG_STD)
+            return Gaussian(zero, log_std, self.present).executed_log_prob(actions)
+        legal = self.present if mask is None else mask & self.present
+        return -legal.sum(dim=-1).clamp(min=1).to(obs.dtype).log().expand(obs.shape[:-1])
 
 
 class PolicyRatio(RewardModel):
@@ -163,12 +169,15 @@ def log_probs(
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
     """Return a policy's log-probabilities of the actions taken, and the hidden states after them.
 
-    The hidden states are None of a feed-forward policy. `name` is the policy's in `History.hidden`.
+    Those of a Gaussian policy are of the actions that the environment received, clipped to [-1, 1]:
+    with the unbounded density a mean beyond the bounds would still gain by going further. The
+    hidden states are None of a feed-forward policy. `name` is the policy's in `History.hidden`.
     """
-    if not is_recurrent(policy):
+    if not isinstance(policy, CategoricalActor | GaussianActor):
         return policy.log_prob(steps.obs, steps.actions, steps.action_mask), None
-    actor = cast(CategoricalActor | GaussianActor, policy)
-    distribution, states = distributions(actor, steps, name)
+    distribution, states = distributions(policy, steps, name)
+    if isinstance(distribution, Gaussian):
+        return distribution.executed_log_prob(steps.actions), states
     return distribution.log_prob(steps.actions), states
 
 

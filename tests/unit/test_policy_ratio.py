@@ -15,7 +15,7 @@ from envs import EnvSpec
 from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.config.io import load_config
 from marl.data.types import History, Rewards, Rollout, Transitions
-from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.actors import CategoricalActor, Gaussian, GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 from marl.policy import Policy
 from marl.rewards.learner import RewardLearner
@@ -100,6 +100,19 @@ def test_an_absent_agent_has_no_part_and_no_gradient() -> None:
     assert policy.log.grad.tolist() == [[2.0, 0.0], [1.0, 0.0]]
 
 
+def test_a_mean_beyond_a_bound_gains_nothing_by_going_further() -> None:
+    """What made the unbounded density run away: at the bound its slope is that of a certainty."""
+    mean = torch.tensor([[[-40.0], [0.0], [40.0]]], requires_grad=True)
+    policy = Gaussian(mean, torch.zeros(3, 1), None)
+    policy.executed_log_prob(torch.ones(1, 3, 1)).sum().backward()
+    assert mean.grad is not None
+    behind, middle, beyond = mean.grad.flatten().tolist()
+    assert behind == pytest.approx(41.0, rel=1e-2)
+    # d log Phi(m - 1) / dm at m = 0: phi(1) / Phi(-1).
+    assert middle == pytest.approx(0.2419707 / 0.1586553, rel=1e-5)
+    assert beyond == 0.0
+
+
 def test_gradients_reach_the_policy_alone() -> None:
     policy, reference = Table([[0.5, 0.5], [0.8, 0.2]]), Table([[0.25, 0.75], [0.4, 0.6]])
     PolicyRatio(policy, reference, beta=0.1)(transitions([[0, 0]])).team.sum().backward()
@@ -117,9 +130,12 @@ def test_the_uniform_policy_counts_legal_actions_and_own_dimensions() -> None:
     everything = uniform.log_prob(obs, actions)[0].exp().tolist()
     assert everything == pytest.approx([1 / size for size in env.spec.action_sizes])
     continuous = ScriptedEnv(LENGTHS, continuous=True, action_sizes=(1, 2))
-    drawn = torch.zeros(1, 2, 2)
+    drawn = torch.tensor([[[0.0, 0.0], [1.0, -0.5]]])
     density = UniformPolicy(continuous.spec).log_prob(torch.zeros(1, 2, 4), drawn)[0]
-    assert density.tolist() == pytest.approx([-math.log(2), -2 * math.log(2)])
+    # Mean 0, deviation 1 / sqrt 3: a density within the bounds, at a bound all that lies beyond.
+    middle = 0.5 * math.log(3.0 / (2.0 * math.pi))
+    bound = math.log(0.5 * math.erfc(math.sqrt(3.0 / 2.0)))
+    assert density.tolist() == pytest.approx([middle, bound + middle - 0.5 * 3.0 * 0.25])
 
 
 def test_masks_reach_both_policies() -> None:
@@ -144,9 +160,16 @@ def test_a_gaussian_keeps_the_deviation_of_its_reference() -> None:
     with_deviation_of(policy, reference)
     steps = rolled_out(env).transitions
     rewards = PolicyRatio(policy, reference, beta=0.1)(steps)
-    # Of equal deviations s = 1 / 2: log pi / pi_ref = [(a - mu_ref)^2 - (a - mu)^2] / (2 s^2).
+    # Of equal deviations s = 1 / 2: [(a - mu_ref)^2 - (a - mu)^2] / (2 s^2) within
+    # the bounds; at a bound it is the log-ratio of the probabilities to be clipped there.
+    actions = steps.actions
     mine, theirs = (actor.body(steps.obs) for actor in (policy, reference))
-    expected = 0.1 * 2.0 * ((steps.actions - theirs) ** 2 - (steps.actions - mine) ** 2).sum(-1)
+    within = 2.0 * ((actions - theirs) ** 2 - (actions - mine) ** 2)
+    beyond = [torch.erfc((1.0 - actions.sign() * mean) * math.sqrt(2.0)) for mean in (mine, theirs)]
+    clipped = actions.abs() == 1.0
+    assert clipped.any()
+    assert not clipped.all()
+    expected = 0.1 * torch.where(clipped, (beyond[0] / beyond[1]).log(), within).sum(-1)
     torch.testing.assert_close(rewards.local, expected)
     rewards.team.sum().backward()
     assert policy.log_std.grad is None
