@@ -52,9 +52,11 @@ class Sizes:
     """Evaluated, greedy and sampled each."""
     fit_steps: int = 1000
     """Gradient steps of every fit to a dataset."""
+    samples: int = 256
+    """Episodes that a weak team plays for a strong one."""
 
 
-QUICK = Sizes(episodes=4, fit_steps=20)
+QUICK = Sizes(episodes=4, fit_steps=20, samples=8)
 """Those of a trial that only shows that everything runs."""
 
 
@@ -166,14 +168,39 @@ def offline(bench: Bench) -> dict[str, Any]:
             "export", source, folder, "--pairs", pairs, "--labeller", "return"
         ),
     )
+    fit = ["--steps", bench.sizes.fit_steps, "--seed", bench.cell.seed, "--out"]
     name = bench.cell.algorithm
-    fit = ["--steps", bench.sizes.fit_steps, "--seed", bench.cell.seed]
+    if method == "bc":
+        chosen = bench.stage(f"preferred_{pairs}", lambda folder: keep_preferred(data, folder))
+        return bench.measured(
+            bench.stage(name, lambda out: bench.command("imitate", chosen, *fit, out))
+        )
+    model = {"dpo": ["dpo", "--reference", "cloned"], "omapl": ["omapl"], "ppo": ["slf"]}[method]
     made = bench.stage(
-        name,
-        lambda out: bench.command("fit-reward", data, "--model", "slf", *fit, "--out", out),
+        name, lambda out: bench.command("fit-reward", data, "--model", *model, *fit, out)
     )
+    if method != "ppo":
+        return bench.measured(made)
     labels = {"preferences.labeller": "model", "preferences.model.run": str(made)}
     return bench.measured(bench.run(f"{name}_run", task.steps, {**task.overrides, **labels}))
+
+
+def keep_preferred(data: Path, folder: Path) -> None:
+    """Write a dataset of those episodes that are preferred more often than not."""
+    from marl.preferences.dataset import PreferenceDataset
+
+    given = PreferenceDataset(data)
+    score: dict[int, float] = {}
+    for answer in given.answers.answers():
+        if answer.label is not None:
+            score[answer.first] = score.get(answer.first, 0.0) + answer.label - 0.5
+            score[answer.second] = score.get(answer.second, 0.0) + 0.5 - answer.label
+    environment = given.manifest.environment
+    made = PreferenceDataset.create(
+        folder, given.spec, environment=environment.name, options=environment.options
+    )
+    for number in sorted(one for one, value in score.items() if value > 0.0):
+        made.add_episode(given.episode(number), number)
 
 
 def calibration(bench: Bench) -> dict[str, Any]:
@@ -265,22 +292,74 @@ def weak_to_strong(bench: Bench) -> dict[str, Any]:
         return trained({"preferences.labeller": "contrast"} | named)
     if variant == "model":
         return trained({"preferences.labeller": "model", "preferences.model.run": str(weak)})
-    from envs import open_env
-
     settings = load_config(ROOT / task.strong, strong)
-    with open_env(settings.env.name, 1, **settings.env.options) as env:
-        placed = resized(load(weak), settings, env.spec, "weak")
-    return bench.measured_policy(placed)
+    if variant == "weak":
+        from envs import open_env
+
+        with open_env(settings.env.name, 1, **settings.env.options) as env:
+            placed = resized(load(weak), settings, env.spec, "weak")
+        return bench.measured_policy(placed)
+    sampled = ["--episodes", bench.sizes.samples, "--seed", bench.cell.seed]
+    steered = [] if variant == "bc_weak" else ["--contrast", before, "--strength", "1"]
+    name = "demos_weak" if variant == "bc_weak" else "demos_contrast"
+    file = ROOT / task.strong
+    demos = bench.stage(
+        name,
+        lambda folder: bench.command("sample", weak, folder, "--config", file, *steered, *sampled),
+    )
+    fit = ["--steps", bench.sizes.fit_steps, "--seed", bench.cell.seed]
+    network = bench.work / "network.toml"
+    write_network(network, settings)
+    cloned = bench.stage(
+        name.replace("demos", "cloned"),
+        lambda out: bench.command("imitate", demos, "--config", network, *fit, "--out", out),
+    )
+    if variant != "pairs_contrast":
+        return bench.measured(cloned)
+    pairs = bench.stage(
+        "pairs",
+        lambda folder: bench.command(
+            "sample", weak, folder, "--rejected", cloned, *steered, *sampled
+        ),
+    )
+    model = ["--model", "dpo", "--reference", cloned]
+    made = bench.stage(
+        "pairs_fit", lambda out: bench.command("fit-reward", pairs, *model, *fit, "--out", out)
+    )
+    return bench.measured(made)
+
+
+def write_network(path: Path, settings: Any) -> None:
+    """Write a file of settings with a run's section network alone."""
+    sizes = ", ".join(map(str, settings.network.hidden_sizes))
+    path.write_text(f"[network]\nhidden_sizes = [{sizes}]\n")
 
 
 def warm_start(bench: Bench) -> dict[str, Any]:
-    """Learn from preferences after a start: none, or another run's."""
+    """Learn from preferences after a start: none, another run's, or an imitation's."""
     task, variant = bench.task, bench.cell.algorithm
     overrides: dict[str, Any] = dict(task.overrides)
     more: dict[str, Any] = {}
     if variant != "none":
         expert = bench.run("expert", task.source_steps, task.overrides)
         overrides["init"] = str(expert)
+        if variant != "run":
+            objective, _, count = variant.partition("_")
+            demos = bench.stage(
+                f"demos_{count}",
+                lambda folder: bench.command(
+                    *("sample", expert, folder, "--episodes", count, "--num-envs", 1),
+                    *("--seed", bench.cell.seed),
+                ),
+            )
+            start = bench.stage(
+                variant,
+                lambda out: bench.command(
+                    *("imitate", demos, "--objective", objective, "--seed", bench.cell.seed),
+                    *("--steps", bench.sizes.fit_steps, "--out", out),
+                ),
+            )
+            overrides["init"] = str(start)
         more["before"] = bench.measured(overrides["init"])["sampled"]
     run = bench.run(f"run_{variant}", task.steps, overrides)
     return bench.measured(run, final=late_measure(run, task.measure), **more)

@@ -33,11 +33,11 @@ def test_settings_are_known_and_controls_are_there(name: str) -> None:
     if task.strong:
         load_config(task.strong, dict(task.second_overrides))
     controls = {
-        "offline": {"behaviour", "ppo_1000"},
+        "offline": {"behaviour", "bc_1000", "ppo_1000"},
         "calibration": {"none", "regression"},
         "contrast": {"contrast"},  # sharpening and greedy stand in every curve
-        "weak_to_strong": {"weak", "scratch"},
-        "warm_start": {"none"},
+        "weak_to_strong": {"weak", "bc_weak", "scratch"},
+        "warm_start": {"none", "nll_50"},
     }
     assert controls[task.question] <= set(task.variants)
     for overrides in CALIBRATIONS.values():
@@ -119,9 +119,9 @@ variants = {variants}
     [
         ("calibration", ["regression"]),
         ("contrast", ["contrast"]),
-        ("weak_to_strong", ["labeller", "weak"]),
-        ("warm_start", ["run"]),
-        ("offline", ["ppo_50"]),
+        ("weak_to_strong", ["labeller", "weak", "pairs_contrast"]),
+        ("warm_start", ["chi2_5"]),
+        ("offline", ["bc_50", "dpo_50"]),
     ],
 )
 def test_a_trial_of_each_question(question: str, variants: list[str], tmp_path: Path) -> None:
