@@ -337,6 +337,8 @@ def write_network(path: Path, settings: Any) -> None:
 
 def warm_start(bench: Bench) -> dict[str, Any]:
     """Learn from preferences after a start: none, another run's, or an imitation's."""
+    from marl import load_config
+
     task, variant = bench.task, bench.cell.algorithm
     overrides: dict[str, Any] = dict(task.overrides)
     more: dict[str, Any] = {}
@@ -352,11 +354,13 @@ def warm_start(bench: Bench) -> dict[str, Any]:
                     *("--seed", bench.cell.seed),
                 ),
             )
+            network = bench.work / "network.toml"
+            write_network(network, load_config(ROOT / task.config, dict(task.overrides)))
             start = bench.stage(
                 variant,
                 lambda out: bench.command(
                     *("imitate", demos, "--objective", objective, "--seed", bench.cell.seed),
-                    *("--steps", bench.sizes.fit_steps, "--out", out),
+                    *("--config", network, "--steps", bench.sizes.fit_steps, "--out", out),
                 ),
             )
             overrides["init"] = str(start)

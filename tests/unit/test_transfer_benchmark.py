@@ -119,7 +119,7 @@ variants = {variants}
     [
         ("calibration", ["regression"]),
         ("contrast", ["contrast"]),
-        ("weak_to_strong", ["labeller", "weak", "pairs_contrast"]),
+        ("weak_to_strong", ["labeller", "pairs_contrast", "weak"]),
         ("warm_start", ["chi2_5"]),
         ("offline", ["bc_50", "dpo_50"]),
     ],
