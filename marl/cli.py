@@ -12,7 +12,7 @@ from marl import UserError, __version__
 from marl.commands.parsing import COMMANDS, parse
 from marl.utils.launch import before_joining
 from marl.utils.plugins import grant
-from marl.utils.text import LiteralConsole, accept_any_encoding, reader_has_gone
+from marl.utils.text import LiteralConsole, accept_any_encoding, printable, reader_has_gone
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -71,7 +71,8 @@ def _complain(error: Exception) -> None:
     text = str(error)
     if isinstance(error, OSError) and error.strerror:
         text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    lines = "\n".join([text, *getattr(error, "__notes__", [])])
+    said = "\n".join([text, *getattr(error, "__notes__", [])])
+    lines = "\n".join(map(printable, said.split("\n")))
     LiteralConsole(stderr=True).print(Text("error: ", "bold red") + Text(lines), soft_wrap=True)
 
 

@@ -163,3 +163,10 @@ def test_markup_in_a_name_is_a_name(tmp_path: Path, capsys: pytest.CaptureFixtur
     shown = capsys.readouterr()
     assert f"done; look at {folder}/curve.png" in shown.out
     assert f"{folder}[/b] is not a run folder" in shown.err.replace("\n", "")
+
+
+def test_no_error_steers_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("evaluate", tmp_path / "a\x1b[2Jb\rc") == 1
+    said = capsys.readouterr().err
+    assert r"a\x1b[2Jb\rc" in said
+    assert not {"\x1b", "\r"} & set(said)
