@@ -45,14 +45,14 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Slow(ParallelEnv):  # type: ignore[type-arg]
+class Slow(ParallelEnv[str, np.ndarray, int]):
     """A team whose every step takes a given time, by waiting or by computing."""
 
-    metadata = {"name": "slow"}  # noqa: RUF012  # as PettingZoo has it
-    possible_agents = [f"agent_{k}" for k in range(AGENTS)]  # noqa: RUF012
     max_steps = LENGTH
 
     def __init__(self, milliseconds: float = 5.0, computes: bool = False) -> None:
+        self.metadata = {"name": "slow"}
+        self.possible_agents = [f"agent_{k}" for k in range(AGENTS)]
         self.seconds, self.computes = milliseconds / 1000.0, computes
 
     def observation_space(self, agent: str) -> Box:

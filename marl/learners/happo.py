@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from marl.data.types import Rollout
 from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
-from marl.learners.mappo import Epoch, Mappo, Passes, Rows, unchunked
+from marl.learners.mappo import Mappo, Passes
+from marl.learners.minibatches import Epoch, Rows, unchunked
 from marl.nn.gru import RecurrentBody
 from marl.nn.layers import AgentLinear
 from marl.nn.optimizer import Optimizer

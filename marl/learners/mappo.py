@@ -6,13 +6,12 @@ one environment or, of recurrent networks, a chunk of successive steps; ``*B`` a
 and the rows.
 """
 
-from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from envs import EnvSpec
@@ -43,6 +42,7 @@ from marl.learners.losses import (
     clipped_value_slope,
     policy_metrics,
 )
+from marl.learners.minibatches import Epoch, Rows, chunk_rows, step_rows
 from marl.nn.gru import initial_hidden
 from marl.nn.layers import check_finite, correlation, masked_mean, mean_count, mean_shares
 from marl.nn.normalisation import TeamNorm
@@ -54,8 +54,6 @@ Differentiate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Sets the gradient of a network to that of its loss on a minibatch, and returns metrics."""
 MakePolicy = Callable[[Tensor, Tensor | None], Categorical | Gaussian]
 """From an actor's outputs and the legal actions to the distribution of actions."""
-Epoch = Sequence[Int64[Tensor, "_"]]
-"""The rows of every minibatch of an epoch."""
 
 
 class Mappo:
@@ -322,7 +320,7 @@ class Mappo:
             for _ in range(self.config.epochs)
         ]
 
-    def _actor_rows(self, rollout: Rollout, advantages: Float[Tensor, "T E N"]) -> "Rows":
+    def _actor_rows(self, rollout: Rollout, advantages: Float[Tensor, "T E N"]) -> Rows:
         """Return what the actor's loss reads."""
         steps = rollout.transitions
         return self._rows(
@@ -337,7 +335,7 @@ class Mappo:
             advantages=advantages,
         )
 
-    def _critic_rows(self, name: str, rollout: Rollout, stream: Stream) -> "Rows":
+    def _critic_rows(self, name: str, rollout: Rollout, stream: Stream) -> Rows:
         """Return what a critic's loss reads."""
         return self._rows(
             stream.targets,
@@ -362,7 +360,7 @@ class Mappo:
         hidden: Tensor | None,
         present: Tensor | None,
         **x: Tensor | None,
-    ) -> "Rows":
+    ) -> Rows:
         """Return the rows of tensors `x` for a loss of the shape of `like`."""
         if hidden is None:
             return step_rows(present=present, **x)
@@ -440,85 +438,3 @@ class Passes:
             assert self._recorded is not None
             self._recorded.backward(gradient)
             self._recorded = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rows:
-    """A rollout cut into rows: row t * E + e is step (or chunk) t of environment e."""
-
-    tensors: dict[str, Tensor]
-    """By name, (T * E, ...); recurrent (L, C * E, ...)."""
-    hidden: Float[Tensor, "R M H"] | None
-    """Hidden state before each chunk; no gradient goes further back. None: rows are steps."""
-
-    @property
-    def count(self) -> int:
-        """R, the number of rows."""
-        return next(iter(self.tensors.values())).shape[0 if self.hidden is None else 1]
-
-    def mean_counts(self, epochs: Sequence[Epoch], ranks: Ranks) -> Tensor | None:
-        """Return `mean_count` of every minibatch in turn, all from one exchange; None: no mask."""
-        present = self.tensors.get("present")
-        if present is None:
-            return None
-        axis = 0 if self.hidden is None else 1
-        counts = [present.index_select(axis, rows).sum() for epoch in epochs for rows in epoch]
-        return ranks.sum_(torch.stack(counts), "rows").clamp(min=1) / ranks.size
-
-    def minibatches(self, epoch: Epoch) -> Iterator[dict[str, Tensor]]:
-        """Yield the rows of every minibatch; steps are gathered once for the whole epoch."""
-        if self.hidden is not None:
-            yield from map(self.take, epoch)
-            return
-        shuffled = self.take(torch.cat(list(epoch)))
-        sizes = [len(order) for order in epoch]
-        parts = [tensor.split(sizes) for tensor in shuffled.values()]
-        for batch in zip(*parts, strict=True):
-            yield dict(zip(shuffled, batch, strict=True))
-
-    def take(self, order: Int64[Tensor, "B"]) -> dict[str, Tensor]:
-        """Return some rows; with recurrent networks also ``hidden``, the state before them."""
-        if self.hidden is None:
-            return {name: tensor[order] for name, tensor in self.tensors.items()}
-        batch = {name: tensor.index_select(1, order) for name, tensor in self.tensors.items()}
-        return batch | {"hidden": self.hidden[order]}
-
-
-def step_rows(**tensors: Tensor | None) -> Rows:
-    """Return those (T, E, ...) tensors that there are, every step a row."""
-    flat = {name: tensor.flatten(0, 1) for name, tensor in tensors.items() if tensor is not None}
-    return Rows(tensors=flat, hidden=None)
-
-
-def chunk_rows(
-    hidden: Float[Tensor, "C E M H"],
-    starts: Bool[Tensor, "T E"],
-    length: int,
-    *,
-    present: Tensor | None,
-    **tensors: Tensor | None,
-) -> Rows:
-    """Return those (T, E, ...) tensors that there are, every `length` steps a row.
-
-    Where T is no multiple of `length` the last chunks are filled up with steps not `present`.
-    """
-    chunks = {"starts": starts, "present": present} | tensors
-    return Rows(
-        tensors={name: chunked(x, length) for name, x in chunks.items() if x is not None},
-        hidden=hidden.flatten(0, 1),
-    )
-
-
-def chunked(tensor: Tensor, length: int) -> Tensor:
-    """Return a (T, E, ...) tensor as (L, C * E, ...), zero (False) beyond T."""
-    missing = -len(tensor) % length
-    if missing:
-        tensor = torch.cat((tensor, tensor.new_zeros(missing, *tensor.shape[1:])))
-    return tensor.unflatten(0, (-1, length)).transpose(0, 1).flatten(1, 2)
-
-
-def unchunked(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """Return the (T, E, ...) tensor of which `chunked` has made (L, C * E, ...)."""
-    num_steps, num_envs = shape
-    steps = tensor.unflatten(1, (-1, num_envs)).transpose(0, 1).flatten(0, 1)
-    return steps[:num_steps]

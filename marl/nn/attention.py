@@ -84,6 +84,12 @@ class EncoderBlock(nn.Module):
         return second(x + self.outer(self.activation(self.inner(x))))
 
 
+def along_time(block: nn.Module, x: Float[Tensor, "M T N W"]) -> Float[Tensor, "M T N W"]:
+    """Return a block's causal attention of each agent's own steps, in M episodes of T steps."""
+    out: Tensor = block(x.transpose(1, 2), is_causal=True)
+    return out.transpose(1, 2)
+
+
 class ShapleyAttention(nn.Module):
     """What each agent adds to random coalitions, the mean over them (Chen et al. 2024, STAS).
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import RewardConfig
 from marl.data.types import EpisodeBatch, Rewards
-from marl.nn.attention import EncoderBlock, with_self
+from marl.nn.attention import EncoderBlock, along_time, with_self
 from marl.nn.layers import linear, masked_mean
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.losses import RegressionLoss
@@ -58,12 +58,6 @@ class ArelReward(AttentionReward):
             x = along_time(time, x)
             x = agents(x, among)
         return Rewards(team=self.output(summed(self.head(x), acting)).squeeze(-1))
-
-
-def along_time(block: nn.Module, x: Float[Tensor, "M L N W"]) -> Float[Tensor, "M L N W"]:
-    """Return a block's causal attention of each agent's own steps."""
-    out: Tensor = block(x.transpose(1, 2), is_causal=True)
-    return out.transpose(1, 2)
 
 
 def summed(x: Float[Tensor, "M L N W"], acting: Bool[Tensor, "M L N"]) -> Float[Tensor, "M L W"]:

@@ -8,7 +8,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from marl.config import ConfigError, RewardConfig
-from marl.data.replay import sampled
 from marl.data.types import EpisodeBatch, Rewards
 from marl.preferences.dataset import EpisodeArchive
 
@@ -100,24 +99,17 @@ class DemonstrationBatches:
         shown, own = (self._drawn(numbers, half) for numbers in self.sides[held_out])
         if len(shown) == 0 or len(own) == 0:
             return None
-        episodes = self.archive.episodes(torch.cat((shown, own)))
-        steps, weights, lengths = sampled(
-            episodes,
+        numbers = torch.cat((shown, own))
+        nothing = numbers.new_zeros(0)
+        return self.archive.batch(
+            numbers,
             self.config,
             self.max_steps,
             self.generator,
-            reads_history=self.config.recurrence != "none",
-        )
-        nothing = lengths.new_zeros(0)
-        return EpisodeBatch(
-            transitions=steps,
-            step_weights=weights,
-            lengths=lengths,
-            returns=episodes.returns,
             first=nothing,
             second=nothing,
-            labels=weights.new_zeros(0),
-            demonstrations=torch.arange(len(lengths), device=lengths.device) < len(shown),
+            labels=torch.zeros(0, device=numbers.device),
+            demonstrations=torch.arange(len(numbers), device=numbers.device) < len(shown),
         )
 
     def _drawn(self, numbers: Int64[Tensor, "M"], count: int) -> Int64[Tensor, "_"]:

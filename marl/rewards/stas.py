@@ -9,10 +9,9 @@ from torch import nn
 from envs import EnvSpec
 from marl.config import RewardConfig
 from marl.data.types import Rewards
-from marl.nn.attention import EncoderBlock, ShapleyAttention
+from marl.nn.attention import EncoderBlock, ShapleyAttention, along_time
 from marl.nn.layers import linear
 from marl.nn.normalisation import TeamNorm
-from marl.rewards.arel import along_time
 from marl.rewards.sequence import AttentionReward, Sequences
 
 

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import RewardConfig
 from marl.data.types import EpisodeBatch, Rewards
-from marl.nn.attention import EncoderBlock, ShapleyAttention
+from marl.nn.attention import EncoderBlock, ShapleyAttention, along_time
 from marl.nn.layers import linear, masked_mean
 from marl.nn.normalisation import TeamNorm
-from marl.rewards.arel import along_time
 from marl.rewards.losses import RegressionLoss
 from marl.rewards.sequence import AttentionReward, Sequences
 

@@ -26,7 +26,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from envs import EnvError
 from marl import UserError
-from marl.utils.checkpoint import decode, encode
+from marl.utils.encoding import decode, encode
 from marl.utils.launch import ANSWER_SECONDS, Launch, num_restarts, read_launch
 from marl.utils.ranks import SINGLE, LostError, Ranks
 from marl.utils.text import one_line

@@ -14,11 +14,11 @@ import torch
 
 from marl.utils.checkpoint import (
     FORMAT_VERSION,
-    encode,
     list_checkpoints,
     load_checkpoint,
     save_checkpoint,
 )
+from marl.utils.encoding import encode
 from tests.command_line import QUICK, run
 
 

@@ -59,9 +59,11 @@ class Counter(ParallelEnv[str, np.ndarray, int]):
         return dict.fromkeys(self.possible_agents, self.number)
 
 
-def trained(folder: Path, unit: float, **settings: object) -> dict[str, torch.Tensor]:
+def trained(
+    folder: Path, unit: float, options: dict[str, object], **settings: object
+) -> dict[str, torch.Tensor]:
     """Return the actor's weights after a short run."""
-    options = {"reward_unit": unit, "max_steps": 5, "workers": 0} | settings.pop("options", {})  # type: ignore[operator]
+    options = {"reward_unit": unit, "max_steps": 5, "workers": 0} | options
     config = small(
         **{
             "env.name": "tests.contract.test_units:Counter",
@@ -80,11 +82,11 @@ def trained(folder: Path, unit: float, **settings: object) -> dict[str, torch.Te
 )
 def in_units_of_one(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[dict[str, object], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Return settings, and the weights that they lead to; they are not those of the beginning."""
     algorithm, mode = request.param
     options = {} if mode == "dense" else {"reward_mode": mode}
-    settings: dict[str, object] = {"algorithm": algorithm, "options": options}
+    settings: dict[str, Any] = {"algorithm": algorithm, "options": options}
     folder = tmp_path_factory.mktemp("one")
     weights = trained(folder / "long", 1.0, **settings)
     before = trained(folder / "short", 1.0, **settings, total_steps=80)
@@ -95,7 +97,7 @@ def in_units_of_one(
 @pytest.mark.parametrize("unit", UNITS)
 def test_the_unit_of_rewards_changes_nothing(
     unit: float,
-    in_units_of_one: tuple[dict[str, object], dict[str, torch.Tensor]],
+    in_units_of_one: tuple[dict[str, Any], dict[str, torch.Tensor]],
     tmp_path: Path,
 ) -> None:
     settings, expected = in_units_of_one

@@ -321,7 +321,7 @@ def test_a_loaded_trainer_continues_bit_for_bit(name: str, queries: int) -> None
 
 def _copied(state: Any) -> Any:
     """Return a deep copy by way of what a checkpoint writes."""
-    from marl.utils.checkpoint import decode, encode
+    from marl.utils.encoding import decode, encode
 
     def cloned(value: Any) -> Any:
         if isinstance(value, Tensor):

@@ -19,13 +19,12 @@ from hypothesis.extra import numpy as hnp
 from marl.utils.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
-    decode,
-    encode,
     list_checkpoints,
     load_checkpoint,
     read_checkpoint,
     save_checkpoint,
 )
+from marl.utils.encoding import decode, encode
 
 
 def same(left: Any, right: Any) -> bool:

@@ -15,7 +15,8 @@ from marl.config import LearnerConfig, NetworkConfig
 from marl.data.rollout import Collector
 from marl.data.types import Rewards, Rollout
 from marl.learners.happo import Happo, next_factor
-from marl.learners.mappo import Mappo, chunked, unchunked
+from marl.learners.mappo import Mappo
+from marl.learners.minibatches import chunked, unchunked
 from tests.learners import (
     CPU,
     LENGTHS,

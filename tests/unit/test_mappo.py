@@ -17,7 +17,8 @@ from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards, Rollout
 from marl.learners.gae import dual_advantages, read_inputs
 from marl.learners.losses import clipped_policy_loss
-from marl.learners.mappo import Ippo, Mappo, step_rows
+from marl.learners.mappo import Ippo, Mappo
+from marl.learners.minibatches import step_rows
 from marl.nn.layers import NonFiniteError, check_finite, correlation
 from marl.nn.normalisation import TeamNorm
 from tests.learners import (

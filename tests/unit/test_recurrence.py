@@ -17,7 +17,8 @@ from marl.config import LearnerConfig, NetworkConfig
 from marl.data.rollout import Collector
 from marl.data.types import Rewards, Rollout
 from marl.learners.gae import read_inputs, read_values
-from marl.learners.mappo import Mappo, chunk_rows
+from marl.learners.mappo import Mappo
+from marl.learners.minibatches import chunk_rows
 from marl.nn.gru import AgentGRU, RecurrentBody
 from tests.learners import (
     CPU,

@@ -152,6 +152,30 @@ class EpisodeArchive:
         offsets = torch.minimum(offsets, last)
         return self.starts[places].unsqueeze(-1) + offsets, offsets == last
 
+    def batch(
+        self,
+        numbers: Int64[Tensor, "M"],
+        config: RewardConfig,
+        max_steps: int,
+        generator: torch.Generator,
+        **more: Tensor,
+    ) -> EpisodeBatch:
+        """Return sampled steps of these episodes, as a batch with further fields."""
+        episodes = self.episodes(numbers)
+        steps, weights, lengths = sampled(
+            episodes, config, max_steps, generator, reads_history=config.recurrence != "none"
+        )
+        mean, deviation = self.return_moments()
+        return EpisodeBatch(
+            transitions=steps,
+            step_weights=weights,
+            lengths=lengths,
+            returns=episodes.returns,
+            return_mean=mean,
+            return_scale=deviation,
+            **more,  # type: ignore[arg-type]  # names of tensors only
+        )
+
 
 class PreferenceDataset:
     """Reads a dataset and adds to it. Its manifest is read at once, an episode when asked for."""
@@ -294,22 +318,11 @@ class DatasetBatches:
         order = torch.randperm(len(labels), generator=self.generator, device=labels.device)
         rows = order[: self.config.batch_episodes // 2]
         numbers, places = torch.stack((first[rows], second[rows])).unique(return_inverse=True)
-        episodes = self.archive.episodes(numbers)
-        steps, weights, lengths = sampled(
-            episodes,
+        return self.archive.batch(
+            numbers,
             self.config,
             self.max_steps,
             self.generator,
-            reads_history=self.config.recurrence != "none",
-        )
-        mean, deviation = self.archive.return_moments()
-        return EpisodeBatch(
-            transitions=steps,
-            step_weights=weights,
-            lengths=lengths,
-            returns=episodes.returns,
-            return_mean=mean,
-            return_scale=deviation,
             first=places[0],
             second=places[1],
             labels=labels[rows],
