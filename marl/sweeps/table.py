@@ -131,7 +131,6 @@ class SweepView:
             Live(console=self._console, auto_refresh=False) if self._console.is_terminal else None
         )
         self._shown_at = -math.inf
-        self._states: dict[Job, JobState] = {}
 
     def __enter__(self) -> "SweepView":
         if self._live is not None:
