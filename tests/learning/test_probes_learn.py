@@ -10,25 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.probes import SETTINGS
 from marl.config.io import load_config
 from marl.trainer import Trainer
 from tests.learners import mappo_of
 
-SMALL: dict[str, Any] = {
-    "env.num_envs": 32,
-    "threads": 1,
-    "learner.rollout_steps": 8,
-    "learner.epochs": 4,
-    "learner.minibatches": 2,
-    "learner.learning_rate": 3e-3,
-    "network.hidden_sizes": [32],
-    "reward.hidden_sizes": [32],
-    "reward.mixer_hidden": 32,
-    "reward.learning_rate": 3e-3,
-    "reward.gradient_steps": 6,
-    "preferences.replay_steps": 8192,
-    "preferences.replay_episodes": 512,
-}
+SMALL: dict[str, Any] = SETTINGS | {"reward.gradient_steps": 6}
 
 
 def trained(name: str, algorithm: str, steps: int, **options: Any) -> tuple[Trainer, float, float]:
