@@ -1,7 +1,7 @@
 """Runs side by side: groups of seeds, where they end, how fast, and who is above whom.
 
-A group is all runs that differ in nothing but the seed; its name is what differs between groups.
-Environments are apart, since their returns cannot be compared.
+A group is all runs that differ in nothing but the seed; its name is what differs between groups of
+an environment. Environments are apart, since their returns cannot be compared.
 
 Axes: G points of a curve.
 """
@@ -34,6 +34,8 @@ FINAL_SHARE = 0.1
 """The last tenth of the steps says where a run ends."""
 LEVEL_SHARE = 0.8
 """Where on the way from the first returns to the best group's last the level lies."""
+LONGEST_NAME = 60
+"""Characters of a group's name, so that the table fits."""
 BESIDE = ("seed", "device", "threads", "checkpoint_every", "keep_checkpoints")
 """Settings that make no other group."""
 
@@ -106,16 +108,21 @@ def tasks_of(
     Each environment is compared up to `until`, or as far as all of its runs have come.
     """
     notes: list[str] = []
-    names = group_names([run.config for run in runs])
-    by_task: dict[str, list[tuple[str, RecordedRun]]] = {}
-    for run, name in zip(runs, names, strict=True):
+    kept: list[RecordedRun] = []
+    for run in runs:
         where = one_line(str(run.folder), 300)
         if not len(run.curve(metric)[0]):
             notes.append(f"left out: {where} has no {one_line(metric)} yet")
         elif until is not None and run.steps < until:
             notes.append(f"left out: {where} has {run.steps:,} steps, fewer than {until:,}")
         else:
-            by_task.setdefault(run.config.env.name, []).append((name, run))
+            kept.append(run)
+    names, unnamed = group_names([run.config for run in kept])
+    if unnamed:
+        notes.append(f"groups differ also in {', '.join(unnamed)}")
+    by_task: dict[str, list[tuple[str, RecordedRun]]] = {}
+    for run, name in zip(kept, names, strict=True):
+        by_task.setdefault(run.config.env.name, []).append((name, run))
     tasks = []
     for task, members in by_task.items():
         shortest = min((run for _, run in members), key=lambda run: run.steps)
@@ -126,23 +133,8 @@ def tasks_of(
                 f"{one_line(task)}: compared up to {end:,} steps"
                 + ("" if until is not None else f", {one_line(least, 400)}")
             )
-        groups: dict[str, list[Seed]] = {}
-        for name, run in members:
-            seed = seed_of(run, metric, end)
-            if seed is None:
-                notes.append(
-                    f"left out: no episode of {one_line(str(run.folder), 300)} ended in the last "
-                    f"tenth of {end:,} steps"
-                )
-            elif any(other.number == seed.number for other in groups.get(name, ())):
-                notes.append(
-                    f"left out: {one_line(str(run.folder), 300)} repeats seed {seed.number} of "
-                    f"{name}"
-                )
-            else:
-                groups.setdefault(name, []).append(seed)
-        for seeds in groups.values():
-            seeds.sort(key=lambda seed: seed.number)
+        groups, left_out = _groups(members, metric, end)
+        notes += left_out
         if groups:
             algorithms = {run.config.algorithm for _, run in members}
             title = ", ".join([task, *algorithms] if len(algorithms) == 1 else [task])
@@ -152,6 +144,27 @@ def tasks_of(
                 )
             )
     return tasks, notes
+
+
+def _groups(
+    members: Sequence[tuple[str, RecordedRun]], metric: str, until: int
+) -> tuple[dict[str, list[Seed]], list[str]]:
+    """Return the seeds of each named group up to a step, and what was left out and why."""
+    groups: dict[str, list[Seed]] = {}
+    notes = []
+    for name, run in members:
+        seed, where = seed_of(run, metric, until), one_line(str(run.folder), 300)
+        if seed is None:
+            notes.append(
+                f"left out: no episode of {where} ended in the last tenth of {until:,} steps"
+            )
+        elif any(other.number == seed.number for other in groups.get(name, ())):
+            notes.append(f"left out: {where} repeats seed {seed.number} of {name}")
+        else:
+            groups.setdefault(name, []).append(seed)
+    for seeds in groups.values():
+        seeds.sort(key=lambda seed: seed.number)
+    return groups, notes
 
 
 def seed_of(run: RecordedRun, metric: str, until: int) -> Seed | None:
@@ -172,27 +185,71 @@ def seed_of(run: RecordedRun, metric: str, until: int) -> Seed | None:
     return Seed(number=run.config.seed, steps=steps[kept], values=values[kept], final=final)
 
 
-def group_names(configs: Sequence[Config]) -> list[str]:
-    """Return what each run's group is called: the settings in which any two of the runs differ.
+def group_names(configs: Sequence[Config]) -> tuple[list[str], list[str]]:
+    """Return what each run's group is called, and settings that the names leave out.
 
-    The environment and the settings `BESIDE` do not count. The algorithm stands there by its value;
-    it is the name of all where nothing differs.
+    A name is the settings in which groups of one environment differ, the algorithm by its value.
+    The only group of an environment is called by its algorithm. If names would be longer than
+    `LONGEST_NAME`, they hold few of these settings, which tell all groups apart.
     """
     settings = [flat(to_dict(config)) for config in configs]
-    keys = {key: None for values in settings for key in values}
+    by_task: dict[str, list[Mapping[str, Any]]] = {}
+    for values in settings:
+        by_task.setdefault(values["env.name"], []).append(values)
+    keys = [
+        key
+        for key in dict.fromkeys(key for values in settings for key in values)
+        if key not in BESIDE and key != "env.name" and not key.startswith("eval.")
+    ]
     differing = [
         key
         for key in keys
-        if key not in BESIDE
-        and key != "env.name"
-        and not key.startswith("eval.")
-        and len({repr(values.get(key)) for values in settings}) > 1
+        if any(_count([key], found) > 1 for found in by_task.values())
+        or (key == "algorithm" and _count([key], settings) > 1)
     ]
-    names = []
-    for values in settings:
-        parts = [_setting(key, values) for key in differing]
-        names.append(", ".join(parts) or str(values["algorithm"]))
-    return names
+    alone = {task for task, found in by_task.items() if _count(differing, found) == 1}
+    compared = [values for values in settings if values["env.name"] not in alone]
+
+    def named(keys: Sequence[str]) -> list[str]:
+        return [", ".join(_setting(key, values) for key in keys) for values in compared]
+
+    names, told = named(differing), differing
+    if max(map(len, names), default=0) > LONGEST_NAME:
+        told = _fewest(differing, compared)
+        names = named(told)
+    groups = [tuple(repr(values.get(key)) for key in differing) for values in compared]
+    distinct = iter(_distinct(names, groups))
+    every = [
+        values["algorithm"] if values["env.name"] in alone else next(distinct)
+        for values in settings
+    ]
+    return every, [key for key in differing if key not in told]
+
+
+def _count(keys: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> int:
+    """Return how many different values some settings have together."""
+    return len({tuple(repr(values.get(key)) for key in keys) for values in settings})
+
+
+def _fewest(keys: Sequence[str], settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return few of the keys that tell apart what all of them tell apart."""
+    chosen = [key for key in keys if key == "algorithm"]
+    while _count(chosen, settings) < _count(keys, settings):
+        chosen.append(max(keys, key=lambda key: _count([*chosen, key], settings)))
+    return [key for key in keys if key in chosen]
+
+
+def _distinct(names: Sequence[str], groups: Sequence[tuple[str, ...]]) -> list[str]:
+    """Return names of groups, cut to `LONGEST_NAME` and numbered where several would share one."""
+    cut = [one_line(name, LONGEST_NAME) for name in names]
+    sharing: dict[str, list[tuple[str, ...]]] = {}
+    for name, group in zip(cut, groups, strict=True):
+        if group not in sharing.setdefault(name, []):
+            sharing[name].append(group)
+    return [
+        f"{name} ({sharing[name].index(group) + 1})" if len(sharing[name]) > 1 else name
+        for name, group in zip(cut, groups, strict=True)
+    ]
 
 
 def _setting(key: str, values: Mapping[str, Any]) -> str:
@@ -317,10 +374,6 @@ def _section(task: TaskResults, rows: Sequence[Row]) -> Iterator[str]:
     if len(rows) > 1:
         yield "Probability that a seed of the row ends above one of the column:"
         yield _matrix([task], [row.group for row in rows])
-
-
-def _steps(steps: float) -> str:
-    return f"{steps:,.0f}" if math.isfinite(steps) else "not reached"
 
 
 def _matrix(tasks: Sequence[TaskResults], names: Sequence[str]) -> str:

@@ -38,23 +38,63 @@ def line(end: float) -> list[float]:
     return [*(end * n / 18 for n in range(18)), end, end]
 
 
-def test_groups_are_named_by_what_differs() -> None:
-    def names(*changes: dict[str, object]) -> list[str]:
-        return group_names([load_config(overrides=change) for change in changes])
+def names(*changes: dict[str, object]) -> tuple[list[str], list[str]]:
+    return group_names([load_config(overrides=change) for change in changes])
 
-    assert names({}, {"seed": 1, "threads": 1, "checkpoint_every": 7}) == ["imap", "imap"]
-    assert names({}, {"algorithm": "sl"}) == ["imap", "sl"]
-    assert names({}, {"learner.epochs": 3, "env.name": "particles/nav_6"}) == [
-        "learner.epochs=8",
-        "learner.epochs=3",
-    ]
-    assert names({"reward.gamma": 0.5}, {"algorithm": "sl"}) == [
-        "imap, reward.gamma=0.5",
-        "sl, reward.gamma=preset",
-    ]
-    assert names({}, {"env.options": {"max_steps": 5}}) == [
-        "env.options.max_steps=preset",
-        "env.options.max_steps=5",
+
+NAV_6 = {"env.name": "particles/nav_6"}
+
+
+@pytest.mark.parametrize(
+    ("runs", "expected"),
+    [
+        ([{}, {"seed": 1, "threads": 1, "checkpoint_every": 7}], ["imap", "imap"]),
+        ([{}, {"algorithm": "sl"}], ["imap", "sl"]),
+        # Of each environment there is one group.
+        ([{}, NAV_6 | {"learner.epochs": 3}], ["imap", "imap"]),
+        ([{}, NAV_6 | {"learner.epochs": 3, "algorithm": "sl"}], ["imap", "sl"]),
+        # What only differs between environments is not named.
+        (
+            [{}, {"reward.gamma": 0.5}, NAV_6 | {"learner.epochs": 3}],
+            ["reward.gamma=preset", "reward.gamma=0.5", "imap"],
+        ),
+        (
+            [{"reward.gamma": 0.5}, {"algorithm": "sl"}],
+            ["imap, reward.gamma=0.5", "sl, reward.gamma=preset"],
+        ),
+        (
+            [{}, {"env.options": {"max_steps": 5}}],
+            ["env.options.max_steps=preset", "env.options.max_steps=5"],
+        ),
+        # Written alike, but not equal.
+        (
+            [{"reward.gamma": 0.5}, {"reward.gamma": 0.50000001}, {"reward.gamma": 0.5, "seed": 1}],
+            ["reward.gamma=0.5 (1)", "reward.gamma=0.5 (2)", "reward.gamma=0.5 (1)"],
+        ),
+    ],
+)
+def test_groups_are_named_by_what_differs(
+    runs: list[dict[str, object]], expected: list[str]
+) -> None:
+    assert names(*runs) == (expected, [])
+
+
+def test_long_names_hold_the_fewest_settings_that_tell_groups_apart() -> None:
+    other = {
+        "learner.epochs": 3,
+        "learner.minibatches": 2,
+        "learner.clip_coef": 0.1,
+        "reward.gradient_steps": 3,
+        "reward.gamma": 0.5,
+    }
+    # The epochs tell three groups apart; minibatches and steps only two of them.
+    found, left_out = names({}, other, other | {"learner.epochs": 4}, other | {"seed": 1})
+    assert found == [f"learner.epochs={n}" for n in (8, 3, 4, 3)]
+    assert left_out == [
+        "learner.minibatches",
+        "learner.clip_coef",
+        "reward.gradient_steps",
+        "reward.gamma",
     ]
 
 
