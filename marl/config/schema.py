@@ -212,7 +212,7 @@ class RewardConfig:
     three settings."""
     env_steps_per_gradient_step: Annotated[int, Range(1, 1e9)] = 256
     """With ``gradient_steps = 0``, one block of gradient steps is always taken: one step for every
-    so many environment steps of the iteration, rounded up."""
+    so many environment steps of the iteration, rounded up, and at least 10."""
     held_out_fall: Annotated[float, Range(0, 1)] = 0.01
     """With ``gradient_steps = 0``, another block follows as long as one of the last two lowered the
     loss by at least this share of its lowest, measured on one held-out batch, drawn once per fit.

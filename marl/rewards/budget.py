@@ -15,6 +15,8 @@ AVERAGED_FITS = 20
 """Fits over which the drift guard averages the loss."""
 BLOCKS = 20
 """Measurements of a whole fit."""
+MIN_BLOCK = 10
+"""Gradient steps of a block that follows the data, at least: fewer say nothing about the fit."""
 PATIENCE = 3
 """Measurements without a new lowest loss after which a fit ends: one may fail by chance."""
 
@@ -32,16 +34,16 @@ class FitBudget:
 def fit_budget(config: Config) -> FitBudget:
     """Return the budget of every fit of a run.
 
-    A constant ``reward.gradient_steps`` is one block. Otherwise the first block follows the data,
-    and the fit may take `fit_share` of the rows that it and the policy's update pass through their
-    networks, whose share is 1 - `fit_share`.
+    A constant ``reward.gradient_steps`` is one block. Otherwise the first block follows the data
+    but has at least `MIN_BLOCK` steps, and the fit may take `fit_share` of the rows that it and the
+    policy's update pass through their networks, whose share is 1 - `fit_share`.
     """
     reward = config.reward
     if reward.gradient_steps:
         return FitBudget(block=reward.gradient_steps)
     policy_rows = config.batch_steps * config.learner.epochs
     return FitBudget(
-        block=-(-config.batch_steps // reward.env_steps_per_gradient_step),
+        block=max(MIN_BLOCK, -(-config.batch_steps // reward.env_steps_per_gradient_step)),
         max_rows=int(policy_rows * reward.fit_share / (1.0 - reward.fit_share)),
     )
 

@@ -115,16 +115,25 @@ def test_a_constant_number_of_steps_is_one_block() -> None:
 
 
 def test_the_budget_by_hand() -> None:
-    # 64 environments x 25 steps are 1,600 steps: 7 gradient steps, one per 256. With 6 epochs the
-    # policy passes 9,600 rows; a share of .6 allows .6 / .4 of them, 14,400.
+    # 128 environments x 25 steps are 3,200 steps: 13 gradient steps, one per 256. With 6 epochs the
+    # policy passes 19,200 rows; a share of .6 allows .6 / .4 of them, 28,800.
     config = Config(
-        env=EnvConfig(num_envs=64),
+        env=EnvConfig(num_envs=128),
         learner=LearnerConfig(rollout_steps=25, epochs=6),
         reward=RewardConfig(gradient_steps=0, env_steps_per_gradient_step=256, fit_share=0.6),
     )
     budget = fit_budget(config)
-    assert budget.block == 7
-    assert budget.max_rows == pytest.approx(14_400, abs=1)
+    assert budget.block == 13
+    assert budget.max_rows == pytest.approx(28_800, abs=1)
+
+
+def test_a_short_rollout_is_fitted_by_ten_steps_too() -> None:
+    config = Config(
+        env=EnvConfig(num_envs=32),
+        learner=LearnerConfig(rollout_steps=8),
+        reward=RewardConfig(gradient_steps=0),
+    )
+    assert fit_budget(config).block == 10
 
 
 def test_short_episodes_are_read_whole() -> None:
