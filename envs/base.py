@@ -15,6 +15,7 @@ Axes, in all of `envs`:
     F  facts about an episode
 """
 
+import itertools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
@@ -48,18 +49,87 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpaceLeaf:
+    """One array of numbers or of integers in an agent's own observation or action."""
+
+    path: tuple[str, ...] = ()
+    """Where it stands in a nested space: ``.key`` in a dict, ``[0]`` in a tuple; empty: it is the
+    whole."""
+    shape: tuple[int, ...] = ()
+    """Shape of the array; empty: one number or integer."""
+    choices: tuple[int, ...] = ()
+    """How many values each integer has, flattened; empty: these are numbers."""
+    start: tuple[int, ...] = ()
+    """The smallest value of each integer."""
+
+    @cached_property
+    def size(self) -> int:
+        """How many features it becomes: every integer is one-hot, numbers stay."""
+        return sum(self.choices) if self.choices else int(np.prod(self.shape))
+
+    def write(self, obs: Any, out: FloatArray) -> None:
+        """Write this leaf's part of an observation into `size` zeros.
+
+        Raises `EnvError` with what was expected.
+        """
+        seen = self.found_in(obs)
+        array = np.asarray(seen)
+        fits = array.shape == self.shape or (self.shape == () and array.size == 1)
+        if not fits or array.dtype.kind not in "fiub":
+            what = "integers" if self.choices else "numbers"
+            raise EnvError(
+                f"observed {described(seen)}{self.place}; its space promises {what} of shape "
+                f"{self.shape}"
+            )
+        if not self.choices:
+            out[:] = array.reshape(-1)
+            return
+        for value, (first, count, start) in zip(array.ravel().tolist(), self._layout, strict=True):
+            if not 0 <= value - start < count or value % 1:
+                raise EnvError(
+                    f"observed {value}{self.place}; its space promises integers from {start} to "
+                    f"{start + count - 1}"
+                )
+            out[first + int(value) - start] = 1.0
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages; empty if it is the whole."""
+        return f" at {''.join(self.path)}" if self.path else ""
+
+    def found_in(self, value: Any) -> Any:
+        """Return this leaf's part of a nested value."""
+        for key in self._keys:
+            try:
+                value = value[key]
+            except (KeyError, IndexError, TypeError) as error:
+                raise EnvError(
+                    f"observed {described(value)} without {key!r}; its space promises something"
+                    f"{self.place}"
+                ) from error
+        return value
+
+    @cached_property
+    def _keys(self) -> list[str | int]:
+        return [int(step[1:-1]) if step[0] == "[" else step[1:] for step in self.path]
+
+    @cached_property
+    def _layout(self) -> list[tuple[int, int, int]]:
+        """For each integer its first feature, how many values it has, and the smallest."""
+        first = itertools.accumulate(self.choices, initial=0)
+        return list(zip(first, self.choices, self.start, strict=False))
+
+
+@dataclass(frozen=True, kw_only=True)
 class NativeSpace:
     """How an agent observes and acts in the environment behind a `VecEnv`, e.g. a PettingZoo one.
 
     `VecEnv`s show every agent a vector and take integers from 0, or numbers in [-1, 1].
     """
 
-    obs_shape: tuple[int, ...] = ()
-    """Shape of an observed array, which is flattened."""
-    obs_choices: int = 0
-    """Choices of an observed integer, which becomes one-hot; 0: an array is observed."""
-    obs_start: int = 0
-    """The smallest observed integer."""
+    obs: tuple[SpaceLeaf, ...]
+    """What is observed, in the order of `gymnasium.spaces.utils.flatten`, whose result `features`
+    returns."""
     action_shape: tuple[int, ...] = ()
     """Shape of a continuous action."""
     action_low: tuple[float, ...] = ()
@@ -73,20 +143,15 @@ class NativeSpace:
 
     def features(self, obs: Any) -> npt.NDArray[Any]:
         """Return an observation as a vector; raise `EnvError` with what was expected."""
-        if self.obs_choices:
-            index = int(obs) - self.obs_start
-            if not 0 <= index < self.obs_choices:
-                last = self.obs_start + self.obs_choices - 1
-                raise EnvError(
-                    f"observed {obs}; its space promises integers from {self.obs_start} to {last}"
-                )
-            return np.eye(1, self.obs_choices, index, dtype=np.float32)[0]
-        array = np.asarray(obs)
-        if array.shape != self.obs_shape or array.dtype.kind not in "fiub":
-            raise EnvError(
-                f"observed {described(obs)}; its space promises numbers of shape {self.obs_shape}"
-            )
-        return array.reshape(-1)
+        features = np.zeros(self._ends[-1], np.float32)
+        for leaf, end in zip(self.obs, self._ends, strict=True):
+            leaf.write(obs, features[end - leaf.size : end])
+        return features
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Behind which feature each leaf ends."""
+        return [int(end) for end in np.cumsum([leaf.size for leaf in self.obs])]
 
     def action(self, chosen: Any) -> Any:
         """Return the agent's own action from an integer from 0, or (A,) numbers in [-1, 1]."""

@@ -33,6 +33,9 @@ from marl.utils.checkpoint import (
 from marl.utils.plugins import check_trusted, environment_paths, grant, learner_paths
 from marl.utils.text import printable
 
+IN_DICT = (".observation",)
+"""Where an observation stands that has a mask beside it; see `envs.base.SpaceLeaf.path`."""
+
 
 class Policy:
     """A trained team. Its random draws come from a generator of its own."""
@@ -191,8 +194,8 @@ class Policy:
                 continue
             own, size = obs[agent], spec.obs_sizes[index]
             mask = None if infos is None else infos.get(agent, {}).get("action_mask")
-            if isinstance(own, Mapping):
-                mask, own = own["action_mask"], own["observation"]
+            if isinstance(own, Mapping) and "action_mask" in own:
+                mask = own["action_mask"]
             if mask is not None:
                 legal[index, : spec.action_sizes[index]] = mask
             padded[index, :size] = self._vector(index, agent, own)
@@ -206,15 +209,19 @@ class Policy:
     def _vector(self, agent: int, name: str, obs: Any) -> Any:
         """Return an agent's observation as the vector that it was trained with."""
         spec, shape = self.spec, (self.spec.obs_sizes[agent],)
-        if np.shape(obs) == shape:
-            return obs
+        vector: Any = obs.get("observation") if isinstance(obs, Mapping) else obs
+        if not isinstance(vector, Mapping | tuple) and np.shape(vector) == shape:
+            return vector
         if not spec.native_spaces:
             raise ValueError(
-                f"the observation of {name} has shape {np.shape(obs)}; {spec.name} was trained "
+                f"the observation of {name} has shape {np.shape(vector)}; {spec.name} was trained "
                 f"with {shape}"
             )
+        native = spec.native_spaces[agent]
+        if not isinstance(obs, Mapping) and all(leaf.path[:1] == IN_DICT for leaf in native.obs):
+            obs = {"observation": obs}  # by itself, its mask in the infos
         try:
-            return spec.native_spaces[agent].features(obs)
+            return native.features(obs)
         except EnvError as error:
             raise ValueError(f"{name} {error}; {spec.name} was trained so") from None
 

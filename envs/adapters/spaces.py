@@ -1,5 +1,8 @@
 """Agents' gymnasium spaces: observations as padded arrays, actions in their own space, bounds.
 
+An observation becomes the vector that `gymnasium.spaces.utils.flatten` makes of it: integers are
+one-hot, arrays are flattened, what a Dict or a Tuple holds stands side by side in its order.
+
 Axes are those of `envs.base`.
 """
 
@@ -8,10 +11,10 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from envs.adapters.team import TeamView
-from envs.base import EnvError, FloatArray, NativeSpace, described
+from envs.base import EnvError, FloatArray, NativeSpace, SpaceLeaf, described
 
 _MASK = "action_mask"
 
@@ -28,9 +31,9 @@ class AgentSpaces:
         self._names = names
         self.masked = [_is_masked(space) for space in obs_spaces]
         """Per agent, whether its observation is a dict that holds an action mask."""
-        seen = [_unmasked(space) for space in obs_spaces]
-        self.obs_bounds = ObsBounds(names, seen)
-        self.obs_sizes = tuple(_features(space) for space in seen)
+        seen = [observed(*pair) for pair in zip(names, obs_spaces, strict=True)]
+        self.obs_bounds = ObsBounds(names, obs_spaces)
+        self.obs_sizes = tuple(sum(leaf.size for leaf in leaves) for leaves in seen)
         kinds = {_action_kind(n, space) for n, space in zip(names, action_spaces, strict=True)}
         if len(kinds) > 1:
             listing = ", ".join(f"{n}: {s}" for n, s in zip(names, action_spaces, strict=True))
@@ -40,7 +43,7 @@ class AgentSpaces:
             )
         self.action_kind: Literal["discrete", "continuous"] = kinds.pop()
         self.action_sizes = tuple(_features(space) for space in action_spaces)
-        self.native = tuple(map(_native, names, seen, action_spaces))
+        self.native = tuple(map(_native, seen, action_spaces))
         """The agents' own spaces, for `EnvSpec`."""
 
     def write(self, agent: int, obs: Any, view: TeamView, over: bool) -> None:
@@ -48,15 +51,13 @@ class AgentSpaces:
 
         When the episode is over no agent acts, and a mask may be empty; it is left out.
         """
-        if self.masked[agent]:
-            if not isinstance(obs, Mapping) or not {"observation", _MASK} <= set(obs):
+        if self.masked[agent] and not over:
+            if not isinstance(obs, Mapping) or _MASK not in obs:
                 raise EnvError(
                     f"{self._names[agent]} observed {described(obs)}; its space promises a dict "
-                    f"with 'observation' and {_MASK!r}"
+                    f"that holds {_MASK!r}"
                 )
-            if not over:
-                self.write_mask(agent, obs[_MASK], view)
-            obs = obs["observation"]
+            self.write_mask(agent, obs[_MASK], view)
         try:
             features = self.native[agent].features(obs)
         except EnvError as error:
@@ -83,38 +84,63 @@ class AgentSpaces:
         return self.native[agent].action(actions[agent])
 
 
+def leaf_spaces(space: Space[Any], path: tuple[str, ...] = ()) -> list[tuple[Any, Space[Any]]]:
+    """Return path and space of what a space holds, in the order of gymnasium's `flatten`.
+
+    A mask of the agent's actions is no part of what it observes, and left out.
+    """
+    if isinstance(space, Dict):
+        inner = [(f".{key}", held) for key, held in space.spaces.items()]
+        inner = inner if path else [(step, held) for step, held in inner if step != f".{_MASK}"]
+    elif isinstance(space, Tuple):
+        inner = [(f"[{index}]", held) for index, held in enumerate(space.spaces)]
+    else:
+        return [(path, space)]
+    return [leaf for step, held in inner for leaf in leaf_spaces(held, (*path, step))]
+
+
+def space_leaf(path: tuple[str, ...], space: Space[Any]) -> SpaceLeaf | None:
+    """Return a leaf of an agent's space, or None if it is of no kind that is supported."""
+    if isinstance(space, Discrete):
+        return SpaceLeaf(path=path, choices=(int(space.n),), start=(int(space.start),))
+    shape = tuple(map(int, space.shape or ()))
+    if isinstance(space, MultiDiscrete) and space.nvec.size:
+        counts, starts = (tuple(a.ravel().tolist()) for a in (space.nvec, space.start))
+        return SpaceLeaf(path=path, shape=shape, choices=counts, start=starts)
+    if isinstance(space, Box | MultiBinary) and np.prod(shape) > 0:
+        return SpaceLeaf(path=path, shape=shape)
+    return None
+
+
+def observed(name: str, space: Space[Any]) -> tuple[SpaceLeaf, ...]:
+    """Return what an agent observes, or raise on a space that is not supported."""
+    found = [space_leaf(path, held) for path, held in leaf_spaces(space)]
+    leaves = tuple(leaf for leaf in found if leaf is not None)
+    if not leaves or len(leaves) < len(found):
+        raise EnvError(
+            f"{name} observes {space}; supported are Box, Discrete, MultiDiscrete, MultiBinary, "
+            "and Dict and Tuple of these; wrap the environment so that it shows arrays of one size"
+        )
+    return leaves
+
+
 def _is_masked(space: Space[Any]) -> bool:
-    """Return whether observations are dicts with an observation and a mask."""
-    return isinstance(space, Dict) and set(space.spaces) == {"observation", _MASK}
-
-
-def _unmasked(space: Space[Any]) -> Space[Any]:
-    return space["observation"] if isinstance(space, Dict) and _is_masked(space) else space
+    """Return whether observations are dicts that hold a mask."""
+    return isinstance(space, Dict) and _MASK in space.spaces
 
 
 def _features(space: Space[Any]) -> int:
-    """Return how many numbers an observation becomes, one-hot if Discrete, or actions there are."""
+    """Return how many choices or numbers an action is."""
     return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
 
 
-def _native(name: str, obs_space: Space[Any], action_space: Space[Any]) -> NativeSpace:
-    """Return both spaces of an agent as plain numbers, or raise on one that is not supported."""
-    values: dict[str, Any] = {}
-    if isinstance(obs_space, Discrete):
-        values |= {"obs_choices": int(obs_space.n), "obs_start": int(obs_space.start)}
-    elif isinstance(obs_space, Box | MultiBinary) and np.prod(obs_space.shape) > 0:
-        values["obs_shape"] = tuple(map(int, obs_space.shape))
-    else:
-        raise EnvError(
-            f"{name} observes {obs_space}; supported are Box, Discrete, MultiBinary, and a Dict of "
-            f"'observation' and {_MASK!r}; wrap the environment, e.g. with "
-            "gymnasium.spaces.utils.flatten"
-        )
+def _native(leaves: tuple[SpaceLeaf, ...], action_space: Space[Any]) -> NativeSpace:
+    """Return both spaces of an agent as plain numbers."""
     if isinstance(action_space, Discrete):
-        return NativeSpace(**values, action_start=int(action_space.start))
+        return NativeSpace(obs=leaves, action_start=int(action_space.start))
     assert isinstance(action_space, Box)
     return NativeSpace(
-        **values,
+        obs=leaves,
         action_shape=tuple(map(int, action_space.shape)),
         action_low=tuple(action_space.low.ravel().tolist()),
         action_high=tuple(action_space.high.ravel().tolist()),
@@ -149,16 +175,19 @@ class ObsBounds:
     def __init__(self, names: Sequence[str], spaces: Sequence[Space[Any]]) -> None:
         """`names` are the agents', for messages."""
         self._names = names
-        self._shapes = [space.shape or () for space in spaces]
-        sizes = [int(np.prod(shape)) for shape in self._shapes]
-        self._low = np.full((len(spaces), max(sizes)), -np.inf)
-        self._high = np.full((len(spaces), max(sizes)), np.inf)
+        self._leaves = [observed(name, space) for name, space in zip(names, spaces, strict=True)]
+        width = max(sum(leaf.size for leaf in leaves) for leaves in self._leaves)
+        self._low = np.full((len(spaces), width), -np.inf)
+        self._high = np.full((len(spaces), width), np.inf)
         for agent, space in enumerate(spaces):
-            if isinstance(space, Box):
-                self._low[agent, : sizes[agent]] = space.low.reshape(-1)
-                self._high[agent, : sizes[agent]] = space.high.reshape(-1)
-            elif isinstance(space, MultiBinary):
-                self._low[agent, : sizes[agent]], self._high[agent, : sizes[agent]] = 0.0, 1.0
+            end = 0
+            for leaf, (_, held) in zip(self._leaves[agent], leaf_spaces(space), strict=True):
+                begin, end = end, end + leaf.size
+                if isinstance(held, Box):
+                    self._low[agent, begin:end] = held.low.reshape(-1)
+                    self._high[agent, begin:end] = held.high.reshape(-1)
+                elif isinstance(held, MultiBinary):
+                    self._low[agent, begin:end], self._high[agent, begin:end] = 0.0, 1.0
         self.any = bool(np.isfinite(self._low).any() or np.isfinite(self._high).any())
         """Whether there is anything to look at."""
         with np.errstate(over="ignore"):  # what float32 cannot hold is no bound
@@ -179,12 +208,22 @@ class ObsBounds:
         if not len(found):
             return None
         copy, agent, feature = (int(i) for i in found[0])
-        index = [int(i) for i in np.unravel_index(feature, self._shapes[agent])]
         value, low, high = (a[agent, feature] for a in (seen[copy], self._low, self._high))
         return (
-            f"{self._names[agent]} observed {value:g} at {index} (copy {copy}); its space promises "
-            f"{low:g} to {high:g}; correct the space, or scale or clip what is observed"
+            f"{self._names[agent]} observed {value:g} at {self._place(agent, feature)} (copy "
+            f"{copy}); its space promises {low:g} to {high:g}; correct the space, or scale or clip "
+            "what is observed"
         )
+
+    def _place(self, agent: int, feature: int) -> str:
+        """Return where a feature stands in an agent's own observation."""
+        end = 0
+        for leaf in self._leaves[agent]:
+            begin, end = end, end + leaf.size
+            if feature < end:
+                break
+        index = [int(i) for i in np.unravel_index(feature - begin, leaf.shape)]
+        return "".join(leaf.path) + str(index)
 
 
 @runtime_checkable

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Discrete, MultiBinary, MultiDiscrete, Space
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Space, Text
 
 from envs import EnvError, EnvStep, check_env, make_env
 from envs.adapters.pettingzoo import pettingzoo
@@ -251,7 +251,9 @@ def test_rounding_and_absent_agents_are_not_outside(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     ("method", "space", "words"),
     [
-        ("observation_space", MultiDiscrete([2, 2]), "supported are Box, Discrete, MultiBinary"),
+        ("observation_space", Text(5), "supported are Box, Discrete, MultiDiscrete"),
+        ("observation_space", Dict({"a": Sequence(Box(0, 1))}), "arrays of one size"),
+        ("observation_space", Dict({"action_mask": MultiBinary(2)}), "arrays of one size"),
         ("action_space", MultiDiscrete([2, 2]), "supported are Discrete and Box of floats"),
         ("action_space", Box(-np.inf, np.inf, (1,)), "finite low and high"),
     ],

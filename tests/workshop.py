@@ -1,0 +1,79 @@
+"""A small PettingZoo team whose agents observe and act in any spaces, drawn from a seed."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
+from pettingzoo import ParallelEnv
+
+OBSERVED: dict[str, Space[Any]] = {
+    "discrete": Discrete(3, start=2),
+    "multi_discrete": MultiDiscrete([[2, 3], [4, 2]], start=[[1, 0], [-1, 5]]),
+    "multi_binary": MultiBinary((2, 2)),
+    "tuple": Tuple([Discrete(2), Box(-1, 1, (2,))]),
+    "dict": Dict(
+        {
+            "place": Box(-1, 1, (2, 2), np.float64),
+            "held": Tuple([Discrete(3), Dict({"colour": MultiDiscrete([2, 3])})]),
+            "picture": Box(0, 255, (2, 2, 1), np.uint8),
+            "flags": MultiBinary(2),
+        }
+    ),
+    "masked": Dict(
+        {
+            "place": Box(-1, 1, (2,)),
+            "tool": Discrete(2),
+            "action_mask": MultiBinary(3),
+        }
+    ),
+    "masked_dict": Dict(
+        {"observation": Dict({"tool": Discrete(2)}), "action_mask": MultiBinary(3)}
+    ),
+}
+
+
+class Workshop(ParallelEnv):  # type: ignore[type-arg]
+    """Two agents; each step shows draws from their spaces; choosing 0 pays. It ends after four."""
+
+    metadata = {"name": "workshop"}  # noqa: RUF012  # PettingZoo's own spelling
+    possible_agents = ["ann", "bob"]  # noqa: RUF012  # PettingZoo's own spelling
+    max_steps = 4
+
+    def __init__(self, ann: str = "dict", bob: str = "tuple") -> None:
+        self.spaces = copy.deepcopy({"ann": OBSERVED[ann], "bob": OBSERVED[bob]})
+        self.received: list[Mapping[str, Any]] = []
+        self.shown: list[Mapping[str, Any]] = []
+
+    def observation_space(self, agent: str) -> Space[Any]:
+        return self.spaces[agent]
+
+    def action_space(self, agent: str) -> Space[Any]:
+        return Discrete(3)
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        self.agents, self.t = self.possible_agents[:], 0
+        for index, agent in enumerate(self.agents):
+            self.observation_space(agent).seed(None if seed is None else seed + index)
+        return self._seen(), {agent: {} for agent in self.agents}
+
+    def step(self, actions: Mapping[str, Any]) -> tuple[Any, Any, Any, Any, Any]:
+        assert all(self.action_space(a).contains(action) for a, action in actions.items())
+        self.received.append(dict(actions))
+        self.t += 1
+        acted, over = self.agents, self.t == self.max_steps
+        self.agents = [] if over else acted
+        ends = [dict.fromkeys(acted, ended) for ended in (False, over)]
+        paid = float(actions["ann"] == 0)
+        return self._seen(), dict.fromkeys(acted, paid), *ends, {agent: {} for agent in acted}
+
+    def _seen(self) -> dict[str, Any]:
+        seen = {agent: self.spaces[agent].sample() for agent in self.possible_agents}
+        for obs in seen.values():
+            if isinstance(obs, Mapping) and "action_mask" in obs:
+                obs["action_mask"][self.t % 3] = 1
+        self.shown.append(seen)
+        return seen
