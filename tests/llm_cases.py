@@ -3,7 +3,9 @@
 Axes: B pairs.
 """
 
+import math
 import sqlite3
+import warnings
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,8 @@ from marl.config.preferences import LlmConfig
 from marl.data.replay import ReplayBuffer
 from marl.data.types import Episodes
 from marl.preferences.labellers import EpisodePairs, Labeller
-from marl.preferences.llm import LlmLabeller
+from marl.preferences.llm import LabellerWarning, LlmLabeller
+from marl.preferences.llm.protocol import Reply
 from tests.scripted import ScriptedEnv
 
 SPEC: EnvSpec = ScriptedEnv([[5]]).spec
@@ -102,3 +105,36 @@ def kept_replies(folder: Path) -> dict[str, str]:
     with closing(sqlite3.connect(folder / "cache.sqlite")) as database:
         tables = database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         return dict(database.execute("SELECT request, reply FROM answers")) if tables else {}
+
+
+def outcomes(folder: Path) -> list[str]:
+    """Return how every call ended."""
+    (path,) = folder.glob("*.sqlite")
+    with closing(sqlite3.connect(path)) as database:
+        return [outcome for (outcome,) in database.execute("SELECT outcome FROM calls ORDER BY id")]
+
+
+def answers(labeller: LlmLabeller, first: list[float], second: list[float]) -> list[float]:
+    """Return the labels of pairs with these returns; warnings are looked at elsewhere."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", LabellerWarning)
+        labels = labeller(pairs_of(first, second))
+    assert isinstance(labeller, Labeller)
+    assert labels.shape == (len(first),)
+    return labels.tolist()
+
+
+def sigmoid(odds: float) -> float:
+    return 1.0 / (1.0 + math.exp(-odds))
+
+
+def reply(text: str = "A", **fields: Any) -> Reply:
+    values: dict[str, Any] = {
+        "text": text,
+        "finish": "stop",
+        "model": "m",
+        "candidates": (),
+        "prompt_tokens": 100,
+        "reply_tokens": 1,
+    }
+    return Reply(**(values | fields))

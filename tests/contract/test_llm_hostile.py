@@ -7,11 +7,9 @@ HTTP on loopback.
 import gzip
 import logging
 import math
-import sqlite3
 import tracemalloc
 import warnings
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ import pytest
 from marl.config import ConfigError
 from marl.config.preferences import LlmConfig
 from marl.preferences.llm import LabellerWarning, LlmLabeller
-from tests.llm_cases import FakeClock, make, pairs_of
+from tests.llm_cases import FakeClock, make, outcomes, pairs_of
 from tests.llm_faults import GARBLED
 from tests.llm_server import ModelServer, body_of, changed, edited, saying, status, whole
 
@@ -43,13 +41,6 @@ def label(labeller: LlmLabeller, first: float = 1.0, second: float = 2.0) -> flo
 def kept(folder: Path) -> bytes:
     """Return everything in the files of a folder."""
     return b"".join(path.read_bytes() for path in folder.iterdir())
-
-
-def outcomes(folder: Path) -> list[str]:
-    """Return how every call ended."""
-    (path,) = folder.glob("*.sqlite")
-    with closing(sqlite3.connect(path)) as database:
-        return [outcome for (outcome,) in database.execute("SELECT outcome FROM calls ORDER BY id")]
 
 
 @pytest.mark.parametrize("kind", GARBLED)
