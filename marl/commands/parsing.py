@@ -23,6 +23,7 @@ from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, Pri
 
 from marl.commands.dataset import Export, FitReward, Imitate
 from marl.commands.envs import Check, Envs
+from marl.commands.export_policy import ExportPolicy
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
 from marl.commands.runs import Compare, Runs
@@ -52,6 +53,7 @@ COMMANDS: dict[str, type[Command]] = {
     "watch": Watch,
     "label": Label,
     "export": Export,
+    "export-policy": ExportPolicy,
     "sample": Sample,
     "fit-reward": FitReward,
     "imitate": Imitate,

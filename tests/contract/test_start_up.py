@@ -28,6 +28,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["watch", "--help"], 0),
         (["label", "--help"], 0),
         (["export", "--help"], 0),
+        (["export-policy", "nowhere"], 1),
         (["fit-reward", "--help"], 0),
         (["labels", "--help"], 0),
         (["check", "--help"], 0),
