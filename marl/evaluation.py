@@ -169,9 +169,8 @@ class Evaluator:
         trainer, config = self._trainer, self._trainer.config.eval
         if not config.every:
             return {}
-        before = trainer.steps - trainer.config.batch_steps
         is_last = trainer.iteration >= trainer.config.num_iterations
-        if trainer.steps // config.every == before // config.every and not is_last:
+        if not config.is_due(trainer.steps, trainer.config.batch_steps) and not is_last:
             return {}
         started = time.perf_counter()
         metrics: dict[str, float] = {}

@@ -103,7 +103,7 @@ def train(
                 while trainer.iteration < config.num_iterations and not is_over:
                     metrics = trainer.iterate()
                     metrics |= evaluator.after_iteration()
-                    is_over = _told(calls, metrics, ranks)
+                    is_over = _told(calls, metrics, ranks) | _has_plateaued(trainer, metrics, tell)
                     yield metrics
         return
     folder = Path(run_dir)
@@ -138,7 +138,7 @@ def train(
         own = [TensorBoard(folder / "tensorboard"), *callbacks]
         calls = Callbacks(own if ranks.rank == 0 else ())
         with calls.told_of(_info(trainer, folder, resume)):
-            yield from _train_in(folder, trainer, resume, stop, calls)
+            yield from _train_in(folder, trainer, resume, stop, calls, tell)
 
 
 def _begin(folder: Path, config: Config, identity: str, resume: bool) -> None:
@@ -171,6 +171,25 @@ def _told(calls: Callbacks, metrics: dict[str, float], ranks: Ranks) -> bool:
     with together(ranks):
         is_over = calls.iterated(metrics)
     return ranks.any(is_over)
+
+
+def _has_plateaued(
+    trainer: Trainer, metrics: dict[str, float], tell: Callable[[str], None]
+) -> bool:
+    """Take note of an evaluation; return whether training ends, which is told, since it no longer
+    improves the team."""
+    if "evaluation/greedy" in metrics:
+        trainer.evaluations[trainer.steps] = metrics["evaluation/greedy"]
+    if not trainer.is_on_plateau or trainer.iteration >= trainer.config.num_iterations:
+        return False
+    setting = trainer.config.eval
+    if trainer.ranks.rank == 0:
+        tell(
+            f"ended after {trainer.steps:,} of {trainer.config.total_steps:,} steps: the last "
+            f"{setting.patience} evaluations were at most {setting.min_delta:g} above the best one "
+            "before them (eval.patience)"
+        )
+    return True
 
 
 def _info(trainer: Trainer, folder: Path | None = None, resumed: bool = False) -> RunInfo:
@@ -276,6 +295,7 @@ def _train_in(
     resume: bool,
     stop: Callable[[], bool] | None,
     calls: Callbacks,
+    tell: Callable[[str], None],
 ) -> Generator[dict[str, float], None, None]:
     """Yield the metrics of a run that is recorded in `folder`."""
     config, ranks = trainer.config, trainer.ranks
@@ -288,7 +308,7 @@ def _train_in(
     saved_at = trainer.steps if resume else -1
     written = trainer.steps
     unrecorded: Exception | None = None
-    is_over = False
+    is_over = _has_plateaued(trainer, {}, tell)
 
     @contextmanager
     def recording() -> Iterator[None]:
@@ -332,7 +352,7 @@ def _train_in(
                 with recording(), together(ranks):
                     if ranks.rank == 0:
                         _keep_best(trainer, folder, metrics["evaluation/greedy"])
-            is_over = _told(calls, metrics, ranks)
+            is_over = _told(calls, metrics, ranks) | _has_plateaued(trainer, metrics, tell)
             if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
                 config.checkpoint_every
             ):

@@ -125,6 +125,8 @@ class Trainer:
                 self.device,
                 ranks,
             )
+        self.evaluations: dict[int, float] = {}
+        """Mean greedy returns of the evaluations while training, by step (``eval.every``)."""
         self.init_notes: list[str] = []
         """What was taken from ``config.init``, and what was not, a line each."""
         if config.init and not restored:
@@ -158,6 +160,11 @@ class Trainer:
     def steps(self) -> int:
         """Environment steps taken, summed over environments."""
         return self.iteration * self.config.batch_steps
+
+    @property
+    def is_on_plateau(self) -> bool:
+        """Whether the run ends before its last step, since it no longer gets better."""
+        return self.config.eval.is_plateau(self.evaluations, self.config.batch_steps)
 
     @property
     def is_waiting(self) -> bool:
@@ -291,6 +298,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return everything needed to continue exactly."""
         state = self.playing_state() | {"collector": self.collector.state_dict()}
+        state["evaluations"] = [list(self.evaluations), list(self.evaluations.values())]
         if self.feedback is not None:
             state["feedback"] = self.feedback.state_dict()
         return state
@@ -305,6 +313,8 @@ class Trainer:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a trainer with the same configuration."""
         self.iteration = state["iteration"]
+        steps, returns = state["evaluations"]
+        self.evaluations = dict(zip(map(int, steps), map(float, returns), strict=True))
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
         self.collector.load_state_dict(state["collector"])
@@ -314,6 +324,8 @@ class Trainer:
     def load_resharded(self, state: dict[str, Any]) -> None:
         """Continue from a state of `preferences.resharding`, with new environments and draws."""
         self.iteration = state["iteration"]
+        steps, returns = state["evaluations"]
+        self.evaluations = dict(zip(map(int, steps), map(float, returns), strict=True))
         self.seeds.restart(f"{process_stream(self.ranks)} of {self.ranks.size} from {self.steps}")
         with together(self.ranks):
             self.collector = self._new_collector()

@@ -22,6 +22,8 @@ MAY_CHANGE = (
     "eval.every",
     "eval.episodes",
     "eval.num_envs",
+    "eval.patience",
+    "eval.min_delta",
     "preferences.max_labels",
     "preferences.deadline",
     "preferences.llm.max_calls",

@@ -1,5 +1,6 @@
 """All settings but those of the labellers: default, meaning and range, each in one place."""
 
+from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import Annotated, Literal
 
@@ -279,6 +280,25 @@ class EvalConfig:
     """Whole episodes of each kind, the same ones each time."""
     num_envs: Annotated[int, Range(1, 1e6)] = 16
     """Environments in a batch."""
+    patience: Annotated[int, Range(0, 1e6)] = 0
+    """Training ends before `total_steps` where the mean greedy returns of so many evaluations are
+    none of them more than `min_delta` above the best one before them; 0: never. Those at multiples
+    of `every` count."""
+    min_delta: Annotated[float, Range(0, 1e12)] = 0.0
+    """Least rise of the mean return that counts as an improvement."""
+
+    def is_due(self, steps: int, batch_steps: int) -> bool:
+        """Return whether an iteration of `batch_steps`, which ends at `steps`, reaches a multiple
+        of `every`."""
+        return bool(self.every) and steps // self.every > (steps - batch_steps) // self.every
+
+    def is_plateau(self, returns: Mapping[int, float], batch_steps: int) -> bool:
+        """Return whether the greedy returns by step, in their order, end on a plateau."""
+        counted = [value for step, value in returns.items() if self.is_due(step, batch_steps)]
+        if not self.patience or len(counted) <= self.patience:
+            return False
+        best_before = max(counted[: -self.patience])
+        return max(counted[-self.patience :]) <= best_before + self.min_delta
 
 
 @settings()

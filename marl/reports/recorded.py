@@ -24,6 +24,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 CONFIG, LOCK, ERROR = "config.toml", ".lock", "error.txt"
 """Files of a run's folder: its settings, what its writer holds, and the error that ended it."""
+_EVALUATION = "evaluation/greedy"
 _DEPTH = 6
 """Folders within one another in which runs are looked for."""
 _MOST_BYTES = 1_000_000
@@ -57,11 +58,20 @@ class RecordedRun:
         return float((taken[known] / rates[known]).sum()) if len(rates) else 0.0
 
     @cached_property
+    def has_ended(self) -> bool:
+        """Whether it took all its steps, or ended on a plateau (``eval.patience``)."""
+        if self.steps >= self.config.total_steps:
+            return True
+        returns = dict(zip(*(array.tolist() for array in self.curve(_EVALUATION)), strict=True))
+        is_plateau = self.config.eval.is_plateau(returns, self.config.batch_steps)
+        return is_plateau and self.steps <= _last_checkpoint(self.folder)
+
+    @cached_property
     def state(self) -> State:
         """How it stands. Crashed: an error ended it, or a kill between two checkpoints."""
         if is_held(self.folder / LOCK):
             return "running"
-        if self.steps >= self.config.total_steps:
+        if self.has_ended:
             return "finished"
         if (self.folder / ERROR).exists() or self.steps > _last_checkpoint(self.folder):
             return "crashed"
@@ -109,7 +119,7 @@ def read_run(folder: Path, columns: tuple[str, ...] = ("return/mean",)) -> Recor
         config = load_run_config(folder)
         metrics: dict[str, npt.NDArray[Any]] = {"step": np.empty(0, np.int64)}
         if os.path.lexists(folder / "metrics.csv"):
-            metrics = read_columns(folder, (*columns, "time/steps_per_second"))
+            metrics = read_columns(folder, (*columns, "time/steps_per_second", _EVALUATION))
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be read: {error.strerror or error}") from error
     return RecordedRun(folder=folder, config=config, metrics=metrics)

@@ -226,7 +226,7 @@ class SweepFolder:
             run = read_run(job.folder, (self.plan.config.metric, *_COLUMNS))
         except UserError as error:
             return JobState(state="failed", reason=one_line(str(error), 300))
-        if run.steps >= run.config.total_steps:
+        if run.has_ended:
             self._finished[job.folder] = self._end_of(run)
             return self._finished[job.folder]
         if run.state == "running":
@@ -251,7 +251,7 @@ class SweepFolder:
         return JobState(
             state="finished",
             steps=run.steps,
-            total_steps=run.config.total_steps,
+            total_steps=min(run.steps, run.config.total_steps),
             seconds=run.seconds,
             final=math.nan if seed is None else seed.final,
             last=math.nan if seed is None else seed.final,

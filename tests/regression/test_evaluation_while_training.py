@@ -7,7 +7,8 @@ import pytest
 
 from benchmarks.trials import differences
 from envs import EnvError
-from marl import evaluate, load, train
+from marl import ConfigError, evaluate, load, train
+from marl.config.schema import EvalConfig
 from marl.evaluation import Evaluator
 from marl.reports.recorded import read_run
 from marl.utils.checkpoint import CheckpointError, list_checkpoints
@@ -79,6 +80,67 @@ def test_the_best_checkpoint_is_kept_and_played(
         load(tmp_path, best=True)
     # One that is damaged is no rival: the next evaluation takes its place.
     assert run("resume", tmp_path, "--total-steps", "720") == 0
+
+
+PLATEAU = EVERY | {"eval.every": 160, "eval.patience": 2, "eval.min_delta": 0.5, "total_steps": 880}
+
+
+@pytest.fixture
+def improving(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations after every 160 steps return 1, 2, 2.4, 2.5, 4."""
+    values = {160: 1.0, 320: 2.0, 480: 2.4, 640: 2.5, 800: 4.0}
+
+    def after_iteration(self: Evaluator) -> dict[str, float]:
+        steps = self._trainer.steps
+        if steps not in values:
+            return {}
+        return {"evaluation/greedy": values[steps], "evaluation/sampled": 0.0}
+
+    monkeypatch.setattr(Evaluator, "after_iteration", after_iteration)
+
+
+@pytest.mark.usefixtures("improving")
+def test_a_run_ends_on_a_plateau(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = small(**PLATEAU, algorithm="sparse")
+    rows = list(train(config, tmp_path / "alone"))
+    # 2.4 and 2.5 are at most .5 above 2.
+    assert rows[-1]["steps"] == 640
+    said = "ended after 640 of 880 steps: the last 2 evaluations were at most 0.5 above the best"
+    assert said in capsys.readouterr().out
+    assert read_run(tmp_path / "alone").state == "finished"
+    assert [row["steps"] for row in train(config)] == [row["steps"] for row in rows]
+    capsys.readouterr()
+    # Stopped between the evaluations, or right after the last, it ends at the same step.
+    stopped_and_resumed(tmp_path / "stopped", config, (5, 3))
+    assert differences(tmp_path / "alone", tmp_path / "stopped") == []
+    assert capsys.readouterr().out.count(said) == 2
+    # One that lost its last checkpoint has not ended.
+    list_checkpoints(tmp_path / "stopped" / "checkpoints")[0].unlink()
+    assert read_run(tmp_path / "stopped").state == "crashed"
+    # With more patience it goes on.
+    assert run("resume", tmp_path / "alone") == 0
+    assert read_run(tmp_path / "alone").steps == 640
+    assert run("resume", tmp_path / "alone", "--set", "eval.patience", "3") == 0
+    assert read_run(tmp_path / "alone").steps == 880
+
+
+def test_what_a_plateau_is() -> None:
+    def ends(returns: list[float], patience: int = 2, min_delta: float = 0.0) -> bool:
+        setting = EvalConfig(every=100, patience=patience, min_delta=min_delta)
+        return setting.is_plateau({100 * (k + 1): v for k, v in enumerate(returns)}, 50)
+
+    assert not ends([1.0, 1.0])  # there is none before the last two
+    assert ends([1.0, 1.0, 1.0])
+    assert ends([3.0, 1.0, 2.0])
+    assert not ends([1.0, 1.1, 1.0])
+    assert ends([1.0, 1.1, 1.0], min_delta=0.2)
+    assert not ends([1.0, 1.3, 1.0], min_delta=0.2)
+    assert ends([1.0, 1.3, 1.0, 1.3])
+    assert not ends([1.0] * 9, patience=0)
+    # One at the end of a run, between the multiples, does not count.
+    assert not EvalConfig(every=100, patience=1).is_plateau({100: 1.0, 170: 1.0}, 50)
+    with pytest.raises(ConfigError, match=r"eval\.patience: got 2, but eval\.every is 0"):
+        small(**{"eval.patience": 2})
 
 
 def test_without_evaluations_there_is_no_best(tmp_path: Path) -> None:
