@@ -16,12 +16,14 @@ from torch import Tensor
 
 from marl.config import PreferenceConfig, RewardConfig, TeacherConfig
 from marl.data.replay import ReplayBuffer
-from marl.data.types import Episodes
+from marl.data.types import ANY_RETURN, Episodes, KnownReturns
 from marl.preferences.buffer import PreferenceBuffer
 from marl.preferences.labellers import EpisodePairs, LateAnswers
 from marl.preferences.pipeline import FeedbackPipeline
 from marl.utils.plugins import PluginError
+from marl.utils.ranks import SINGLE, Ranks
 from marl.utils.seeding import Seeds
+from tests.ranks import in_ranks
 from tests.scripted import ScriptedEnv, scripted_collector
 
 CPU = torch.device("cpu")
@@ -36,6 +38,8 @@ def observed(
     uses_returns: bool = False,
     scorer: Any = None,
     given: Any = None,
+    people: Any = None,
+    ranks: Ranks = SINGLE,
     **preferences: Any,
 ) -> FeedbackPipeline:
     """Return a pipeline after some rollouts of 4 steps; episodes of 1 to 4 steps by default."""
@@ -52,6 +56,8 @@ def observed(
         uses_labels=uses_labels,
         uses_returns=uses_returns,
         given=given,
+        people=people,
+        ranks=ranks,
     )
     collector, actor = scripted_collector(env, 4)
     for _ in range(rollouts):
@@ -396,3 +402,76 @@ def test_standing_answers_are_told_oldest_first() -> None:
     assert first.tolist() == [1, 3, 4]
     assert second.tolist() == [11, 13, 14]
     assert labels.tolist() == [0.25, 0.75, 1.0]
+
+
+def test_what_is_known_of_returns() -> None:
+    # Two rollouts of one episode of four steps each: 4, and 14 for the second.
+    options: dict[str, Any] = {"uses_labels": False, "lengths": [[4]]}
+    assert observed(2, **options).known_returns == ANY_RETURN
+    options["uses_returns"] = True
+    assert observed(0, **options).known_returns == ANY_RETURN
+    assert observed(1, **options).known_returns == KnownReturns(least=4.0, deviation=1.0)
+    assert observed(2, **options).known_returns == KnownReturns(least=4.0, deviation=5.0)
+
+
+def test_processes_know_the_returns_of_all() -> None:
+    def work(ranks: Ranks) -> FeedbackPipeline:
+        lengths = ([[4]], [[2]])[ranks.rank]
+        return observed(2, lengths, uses_labels=False, uses_returns=True, ranks=ranks)
+
+    # 4 and 14 in the one, 2, 12, 22 and 32 in the other: mean 86 / 6, squares 1,868 / 6.
+    for pipeline in in_ranks(2, work):
+        assert (pipeline.least_return, pipeline.largest_return) == (2.0, 32.0)
+        mean, deviation = pipeline.return_moments()
+        assert mean == pytest.approx(86 / 6)
+        assert deviation == pytest.approx(math.sqrt(1868 / 6 - (86 / 6) ** 2))
+
+
+@pytest.mark.parametrize(("lengths", "expected"), [([[9]], (0.0, 1.0)), ([[4]], (4.0, 1.0))])
+def test_processes_that_know_no_two_returns_take_a_deviation_of_one(
+    lengths: list[list[int]], expected: tuple[float, float]
+) -> None:
+    def work(ranks: Ranks) -> FeedbackPipeline:
+        return observed(1, lengths, uses_labels=False, uses_returns=True, ranks=ranks)
+
+    assert [one.return_moments() for one in in_ranks(2, work)] == [expected] * 2
+
+
+def test_processes_share_the_questions_by_what_they_can_ask() -> None:
+    def work(ranks: Ranks) -> tuple[FeedbackPipeline, dict[str, float]]:
+        # Within four steps no episode of the first process ends, and sixteen of the second, four
+        # of them held out.
+        lengths = ([[9]], [[1], [1], [1], [1]])[ranks.rank]
+        pipeline = observed(1, lengths, queries_per_iteration=4, ranks=ranks)
+        return pipeline, pipeline.metrics()
+
+    (idle, told), (busy, also_told) = in_ranks(2, work)
+    assert (len(idle.buffer), len(busy.buffer)) == (0, 4)
+    assert idle.budget.asked == busy.budget.asked == 4
+    # Counts and memory are those of all.
+    assert told["preference/episodes"] == also_told["preference/episodes"] == 16.0
+    assert told["preference/kept_answers"] == 4.0
+    assert told["memory/replay_mib"] == also_told["memory/replay_mib"]
+    mine = [pipeline.replay.num_bytes / 2**20 for pipeline in (idle, busy)]
+    assert told["memory/replay_mib"] == pytest.approx(sum(mine))
+
+
+def test_pairs_of_two_processes_are_as_many_as_their_episodes_allow() -> None:
+    def work(ranks: Ranks) -> FeedbackPipeline:
+        # Three episodes to train on in each: one pair of different ones, whatever may be asked.
+        lengths = [[1, 1, 1, 9]]
+        return observed(1, lengths, queries_per_iteration=40, holdout_every=40, ranks=ranks)
+
+    assert [len(pipeline.buffer) for pipeline in in_ranks(2, work)] == [1, 1]
+
+
+def test_people_are_asked_by_process_0_alone() -> None:
+    def work(ranks: Ranks) -> FeedbackPipeline:
+        options = {"labeller": "people", "queries_per_iteration": 2}
+        return observed(0, people=Absent(), ranks=ranks, **options)
+
+    first, second = in_ranks(2, work)
+    assert first.labeller is not None
+    assert second.labeller is None
+    first, second = in_ranks(2, lambda ranks: observed(0, ranks=ranks))
+    assert second.labeller is not None

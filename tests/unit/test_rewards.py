@@ -324,3 +324,10 @@ def test_the_central_reward_by_hand() -> None:
     assert (value.bias == 0.0).all()
     assert torch.equal(value.utilities.squeeze(-1), value.total)
     assert not torch.allclose(q, model(steps).team, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
+def test_rewards_of_one_episode_are_those_within_a_batch(kind: type) -> None:
+    model, steps = make_model(kind), make_steps(0, 4, 5)
+    only = dataclasses.replace(steps, **{k: v[2] for k, v in vars(steps).items() if v is not None})
+    torch.testing.assert_close(model(only).team, model(steps).team[2])
