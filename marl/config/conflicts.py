@@ -4,15 +4,12 @@ import difflib
 import re
 from typing import TYPE_CHECKING
 
+from marl.config.preferences import LABELLERS, PreferenceConfig
 from marl.config.presets import REWARD_LOSSES, REWARD_MODELS
 from marl.config.validation import ConfigError
 
 if TYPE_CHECKING:
-    from marl.config.preferences import PreferenceConfig
     from marl.config.schema import Config
-
-LABELLERS = ("return", "outcome", "facts", "llm", "model", "contrast", "people", "python")
-"""Names that ``preferences.labeller`` takes beside import paths."""
 
 
 def check_conflicts(config: "Config") -> None:
@@ -193,7 +190,7 @@ def _check_init(config: "Config") -> None:
         )
 
 
-def _check_preferences(config: "PreferenceConfig") -> None:
+def _check_preferences(config: PreferenceConfig) -> None:
     """Raise `ConfigError` for settings that say nothing together."""
     for setting, name in zip(("labeller", "llm.fallback"), config.labellers, strict=False):
         if (name or setting == "labeller") and ":" not in name and name not in LABELLERS:
@@ -252,7 +249,7 @@ def _check_preferences(config: "PreferenceConfig") -> None:
         )
 
 
-def _check_people(config: "PreferenceConfig") -> None:
+def _check_people(config: PreferenceConfig) -> None:
     """Raise `ConfigError` for settings that people cannot be asked with."""
     if "people" not in config.labellers:
         return

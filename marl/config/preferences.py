@@ -11,6 +11,21 @@ from marl.config.validation import ConfigError, Range, settings
 
 AskForm = Literal["pointwise", "pairwise"]
 
+LABELLERS: dict[str, str] = {
+    "return": "marl.preferences.factory:return_labeller",
+    "outcome": "marl.preferences.factory:outcome_labeller",
+    "facts": "marl.preferences.factory:listed_facts_labeller",
+    "llm": "",
+    "model": "marl.preferences.factory:model_labeller",
+    "contrast": "marl.preferences.factory:contrast_labeller",
+    "people": "",
+    "python": "",
+}
+"""What makes each shipped labeller of (PreferenceConfig, EnvSpec), by `PreferenceConfig.labeller`.
+
+Those without an import path need more of the run: `marl.preferences.factory` makes them itself.
+"""
+
 
 def check_url(url: str, origin: str) -> None:
     """Raise `ConfigError` for an endpoint that is none, or that could hold a secret.

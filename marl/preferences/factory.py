@@ -8,6 +8,7 @@ from typing import Any
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError, ModelConfig, PreferenceConfig, TeacherConfig
+from marl.config.preferences import LABELLERS
 from marl.preferences.labellers import (
     Cascade,
     Labeller,
@@ -90,27 +91,17 @@ def _base_labeller(
     config: PreferenceConfig, spec: EnvSpec, seeds: Seeds, run: str, ranks: Ranks
 ) -> Labeller:
     """Return the labeller that ``preferences.labeller`` names."""
-    if config.labeller == "return":
-        return ReturnLabeller(
-            margin=config.margin, sharpness=config.sharpness, discount=config.discount
-        )
-    if config.labeller == "outcome":
-        return facts_labeller(spec, ("won",), setting='preferences.labeller = "outcome"')
-    if config.labeller == "facts":
-        names, margins = config.facts, config.fact_margins
-        return facts_labeller(spec, names, margins, setting="preferences.facts")
     if config.labeller == "llm":
         return _language_model(config, spec, seeds, run, ranks)
-    if config.labeller == "model":
-        return _reward_model(config, spec)
-    if config.labeller == "contrast":
-        return _weak_team(config, spec)
     if config.labeller == "python":
         raise ConfigError(
             'preferences.labeller: "python" is a callable of a Python program, which only that '
             "program can give: marl.train(config, run_dir, labeller=...), to go on with a run with "
             "resume=True"
         )
+    if made_by := LABELLERS.get(config.labeller):
+        shipped: Labeller = plugins.load(made_by, "preferences.labeller")(config, spec)
+        return shipped
     path = config.labeller.removesuffix("()")
     loaded = plugins.load(path, "preferences.labeller")
     if isinstance(loaded, type) or path != config.labeller:
@@ -155,7 +146,24 @@ def _language_model(
     return labeller if ranks.size == 1 else SharedLlm(config.llm, spec, labeller, fallbacks)
 
 
-def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+def return_labeller(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+    """Return the rule by which the larger return wins."""
+    return ReturnLabeller(
+        margin=config.margin, sharpness=config.sharpness, discount=config.discount
+    )
+
+
+def outcome_labeller(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+    """Return the rule by which a won episode beats a lost one."""
+    return facts_labeller(spec, ("won",), setting='preferences.labeller = "outcome"')
+
+
+def listed_facts_labeller(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+    """Return the rule over the facts that the settings list."""
+    return facts_labeller(spec, config.facts, config.fact_margins, setting="preferences.facts")
+
+
+def model_labeller(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
     """Return the reward model of another run, frozen."""
     # Reward models are made of what this package offers, so it cannot import them at its start.
     from marl.preferences.reward_labeller import RewardLabeller
@@ -166,7 +174,7 @@ def _reward_model(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
     )
 
 
-def _weak_team(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+def contrast_labeller(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
     """Return what a weaker team has learned, frozen."""
     # As above.
     from marl.preferences.reward_labeller import RewardLabeller

@@ -13,9 +13,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from envs import EnvSpec
 from marl.config import PreferenceConfig
+from marl.config.io import load_config
+from marl.config.preferences import LABELLERS
 from marl.preferences import make_labeller
-from marl.preferences.labellers import EpisodePairs, ReturnLabeller, checked_labels
+from marl.preferences.labellers import EpisodePairs, Labeller, ReturnLabeller, checked_labels
 from marl.utils.plugins import PluginError
 from marl.utils.seeding import Seeds
 from tests.llm_cases import pairs_of
@@ -140,3 +143,18 @@ def test_a_labeller_that_fails_is_named_with_the_place() -> None:
         checked_labels(failing, "mine:f", pairs_of([1.0], [2.0]))
     assert "test_checked_labels.py" in str(e.value)
     assert isinstance(e.value.__cause__, KeyError)
+
+
+def longest(config: PreferenceConfig, spec: EnvSpec) -> Labeller:
+    """Return a labeller of the package, made of settings and the environment's constants."""
+    return lambda pairs: (pairs.first.lengths > pairs.second.lengths).float() * spec.num_envs
+
+
+def test_a_labeller_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LABELLERS, "longest", f"{__name__}:longest")
+    config = load_config(overrides={"preferences.labeller": "longest"}).preferences
+    labeller = make_labeller(config, ScriptedEnv([[1]]).spec, Seeds(0))
+    pairs = pairs_of([1.0], [2.0])
+    longer = replace(pairs, first=replace(pairs.first, lengths=pairs.second.lengths + 1))
+    assert labeller(pairs).tolist() == [0.0]
+    assert labeller(longer).tolist() == [1.0]
