@@ -1,7 +1,8 @@
 """The command ``marl sweep``."""
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
@@ -35,7 +36,7 @@ class Sweep:
     """Run the seeds of this trial only, from 0, e.g. one of an array of Slurm jobs; afterwards the
     command without it makes the table."""
     trust: bool = False
-    """Import code that FILE names."""
+    """Import code that FILE names, and whatever the runs in the sweep's folder name."""
 
     def run(self) -> int:
         """Run what is missing, say how it goes, and write the table."""
@@ -102,6 +103,7 @@ class Sweep:
                     self.jobs,
                     stop=lambda: stop.received > 0,
                     changed=view.changed,
+                    trust=self.trust,
                 )
 
             run(schedule)
@@ -136,6 +138,18 @@ def _check_code_in(plan: "Plan", file: Path) -> None:
     named = import_paths(plan.config_of({}, 0))
     for parameter in plan.parameters:
         for value in tried_values(parameter):
-            if isinstance(value, str) and ":" in value:
-                named[parameter.name] = value
+            try:
+                named |= import_paths(plan.config_of({parameter.name: value}, 0))
+            except ConfigError:  # it takes other values of the search
+                for text in filter(lambda text: ":" in text, _texts(value)):
+                    named[parameter.name] = text
     check_trusted(named, file)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a value, however deep."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _texts(inner)

@@ -19,9 +19,20 @@ from marl.config import ConfigError
 from marl.reports.estimates import estimate
 from marl.sweeps.folder import Job, SweepFolder
 from marl.sweeps.plan import Choice, Parameter, Settings
+from marl.utils.text import error_text
 
 if TYPE_CHECKING:
     import optuna
+
+
+_JOURNAL_FAULTS = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    RecursionError,
+)
 
 
 class Adaptive:
@@ -33,6 +44,7 @@ class Adaptive:
         self._seeds = folder.plan.config.seeds
         self._optuna = _imported()
         self._lock = FileLock(folder.path / "optuna.lock")
+        self._journal = folder.path / "optuna.log"
         self._running: set[int] = set()
         self._failed: set[int] = set()
         with self._lock:
@@ -68,6 +80,8 @@ class Adaptive:
         """
         with self._lock:
             study = self._study(number)
+            if noted["optuna"] >= len(study.trials):
+                raise ConfigError(f"{self._journal} is damaged: it lacks trial {number}")
             trial = study.trials[noted["optuna"]]
             if trial.state.is_finished():
                 return None
@@ -120,21 +134,29 @@ class Adaptive:
             return self._folder.noted(number)
 
     def _study(self, number: int) -> "optuna.Study":
-        """Return the study with a sampler of the trial's own."""
+        """Return the study with a sampler of the trial's own.
+
+        Raises `ConfigError` for a journal that is none: Optuna tells that by whatever it meets.
+        """
         from optuna.storages.journal import JournalFileBackend, JournalStorage
 
         optuna = self._optuna
         seed = (self._folder.plan.config.search_seed * 100_003 + number) % 2**32
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that parts of Optuna are new
-            return optuna.create_study(
-                study_name="sweep",
-                storage=JournalStorage(JournalFileBackend(str(self._folder.path / "optuna.log"))),
-                sampler=optuna.samplers.TPESampler(seed=seed),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
-                direction="maximize",
-                load_if_exists=True,
-            )
+        if self._journal.exists() and not self._journal.is_file():
+            raise ConfigError(f"{self._journal} is damaged: it is no file")
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that parts of Optuna are new
+                return optuna.create_study(
+                    study_name="sweep",
+                    storage=JournalStorage(JournalFileBackend(str(self._journal))),
+                    sampler=optuna.samplers.TPESampler(seed=seed),
+                    pruner=optuna.pruners.MedianPruner(n_startup_trials=5),
+                    direction="maximize",
+                    load_if_exists=True,
+                )
+        except _JOURNAL_FAULTS as error:
+            raise ConfigError(f"{self._journal} is damaged: {error_text(error, 200)}") from None
 
     def _give_up_half_chosen(self, study: "optuna.Study") -> None:
         """Forget the trial that a killed sweep had not chosen wholly; it is chosen anew."""

@@ -19,16 +19,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import tomli_w
 from filelock import FileLock
 
 from marl import UserError
 from marl.config import ConfigError
-from marl.config.io import flat, save_config
+from marl.config.io import flat, to_dict
 from marl.reports.comparison import seed_of
 from marl.reports.estimates import iqm
 from marl.reports.recorded import ERROR, RecordedRun, read_run, smoothed
-from marl.sweeps.plan import Plan, Settings
-from marl.utils.files import atomic_write, output
+from marl.sweeps.plan import Choice, Parameter, Plan, Settings
+from marl.utils.files import OutputError, atomic_write, output
 from marl.utils.text import one_line
 
 SWEEP = "sweep.json"
@@ -142,7 +143,7 @@ class SweepFolder:
             path.mkdir(parents=True, exist_ok=True)
             with FileLock(path / LOCK, timeout=_PATIENCE):  # an array of jobs begins at once
                 content = json.dumps(plan.to_dict(), indent=1)
-                if (path / SWEEP).exists():
+                if os.path.lexists(path / SWEEP):
                     self._check_same(json.loads(content))
                 atomic_write(path / SWEEP, content.encode())
 
@@ -172,11 +173,17 @@ class SweepFolder:
         return Job(trial=trial, seed=seed, folder=folder)
 
     def prepare(self, job: Job, tried: Settings) -> None:
-        """Write what a run's process reads, unless it is there."""
-        if not job.settings.exists():
-            with output(job.folder.parent, "make room for it there"):
-                job.folder.parent.mkdir(parents=True, exist_ok=True)
-                save_config(self.plan.config_of(tried, 0), job.settings)
+        """Write what a run's process reads, unless it is there.
+
+        Settings that somebody else has left there are replaced.
+        """
+        content = tomli_w.dumps(to_dict(self.plan.config_of(tried, 0))).encode()
+        with output(job.folder.parent, "make room for it there"):
+            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            if not (job.settings.is_file() and job.settings.read_bytes() == content):
+                atomic_write(job.settings, content)
+        if job.log.exists() and not job.log.is_file():
+            raise OutputError(f"{job.log} is not a file; move it away")
 
     def note(self, trial: int, tried: Settings, ended: str = "", **more: Any) -> None:
         """Write what a trial tries, and why it ends early."""
@@ -187,9 +194,25 @@ class SweepFolder:
             atomic_write(folder / "trial.json", json.dumps(content, indent=1).encode())
 
     def noted(self, trial: int) -> dict[str, Any]:
-        """Return what `note` wrote of a trial; empty if nothing."""
+        """Return what `note` wrote of a trial; empty if nothing.
+
+        Raises `ConfigError` where it tries what this sweep does not.
+        """
         path = self.trial_folder(trial) / "trial.json"
-        return _read_json(path) if path.exists() else {}
+        if self.plan.config.method != "optuna" or not os.path.lexists(path):
+            return {}
+        content = _read_json(path)
+        tried, ended, number = (content.get(key) for key in ("tried", "ended", "optuna"))
+        if not (
+            isinstance(tried, dict)
+            and sorted(tried) == sorted(self.plan.names)
+            and all(_may_be_tried(p, tried[p.name]) for p in self.plan.parameters)
+            and isinstance(ended, str)
+            and type(number) is int
+            and number >= 0
+        ):
+            raise ConfigError(f"{path} is damaged: it holds no trial of this sweep")
+        return content | {"ended": one_line(ended, 1_000)}
 
     def settings_of(self, trial: int) -> Settings | None:
         """Return what a trial tries; None where that is not chosen yet."""
@@ -261,17 +284,32 @@ class SweepFolder:
 
 def _error_of(folder: Path) -> str:
     """Return the last line of the error that ended a run; empty if none did."""
+    path = folder / ERROR
     try:
-        lines = (folder / ERROR).read_text(errors="replace").strip().splitlines()
+        if not path.is_file():  # a named pipe would be waited for without end
+            return ""
+        lines = path.read_text(errors="replace").strip().splitlines()
     except OSError:
         return ""
     return one_line(lines[-1], 300) if lines else ""
 
 
+def _may_be_tried(parameter: Parameter, value: object) -> bool:
+    """Return whether a value is one of a parameter's."""
+    if isinstance(parameter, Choice):
+        return value in parameter.values
+    if isinstance(value, bool) or not isinstance(value, int if parameter.whole else int | float):
+        return False
+    rounding = 1e-9 * abs(value) if isinstance(value, float) else 0.0
+    return parameter.low - rounding <= value <= parameter.high + rounding
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
+        if not path.is_file():  # a named pipe would be waited for without end
+            raise ConfigError(f"{path} is damaged: it is no file")
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is damaged: {one_line(str(error), 200)}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{path} is damaged: it is no table")

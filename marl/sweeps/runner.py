@@ -14,9 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 from marl import UserError
+from marl.config import Config, ConfigError
+from marl.config.io import load_run_config
+from marl.reports.recorded import CONFIG
 from marl.sweeps.folder import Job, SweepFolder
 from marl.sweeps.plan import Settings
 from marl.utils.files import is_held
+from marl.utils.plugins import import_paths
 from marl.utils.text import one_line
 
 _POLL = 0.2
@@ -68,19 +72,29 @@ def grid_jobs(folder: SweepFolder, only: int | None = None) -> list[Job]:
 
 
 class Worker:
-    """The process of one run."""
+    """The process of one run.
 
-    def __init__(self, job: Job, threads: int) -> None:
+    The code that the sweep's file names may be imported there, but not what else a run in the
+    sweep's folder may name, unless with `trust`.
+    """
+
+    def __init__(self, job: Job, config: Config, trust: bool = False) -> None:
+        """`config` are the settings that the sweep's file has for the run."""
         self.job = job
         _wait_until_free(job.folder)
-        if (job.folder / "config.toml").exists():
-            command = ["resume", str(job.folder), "--trust"]
+        granted = str(job.settings)
+        if (job.folder / CONFIG).exists():
+            command = ["resume", str(job.folder)]
+            granted = str(job.folder) if _names_same_code(job.folder, config) else ""
         else:
             command = ["train", "--config", str(job.settings), "--seed", str(job.seed)]
-            command += ["--run-dir", str(job.folder), "--trust"]
+            command += ["--run-dir", str(job.folder)]
+        if trust:
+            command.append("--trust")
+        threads = config.threads
         with job.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "marl.sweeps.worker", *command],
+                [sys.executable, "-m", "marl.sweeps.worker", granted, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -115,11 +129,13 @@ def run_jobs(
     *,
     stop: Callable[[], bool],
     changed: Callable[[Job | None, str], None],
+    trust: bool = False,
 ) -> None:
     """Run what a schedule asks for, `jobs` processes at a time, until nothing is left.
 
     `changed` is told of every run that ended and why it failed, and now and then of nothing. Once
-    `stop` says so, the runs save and no other begins; so they do on an error.
+    `stop` says so, the runs save and no other begins; so they do on an error. With `trust`, runs
+    import whatever they name.
     """
     workers: list[Worker] = []
     try:
@@ -128,7 +144,7 @@ def run_jobs(
                 job, tried = chosen
                 folder.prepare(job, tried)
                 folder.failed.pop(job.folder, None)
-                workers.append(Worker(job, folder.plan.config_of(tried, 0).threads))
+                workers.append(Worker(job, folder.plan.config_of(tried, 0), trust))
             if not workers:
                 return
             changed(None, "")
@@ -145,6 +161,14 @@ def run_jobs(
             worker.stop()
         for worker in workers:
             worker.wait()
+
+
+def _names_same_code(folder: Path, config: Config) -> bool:
+    """Return whether a run's settings name the code that others do, which may run, and no more."""
+    try:
+        return import_paths(load_run_config(folder)) == import_paths(config)
+    except ConfigError:  # the run's process will say so
+        return False
 
 
 def _wait_until_free(folder: Path) -> None:

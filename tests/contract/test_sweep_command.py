@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from marl.config import Config
 from marl.config.io import load_config, save_config
 from marl.reports.recorded import read_run
 from marl.sweeps.folder import Job
@@ -33,10 +34,11 @@ class FakeWorker:
     fails: tuple[tuple[int, int], ...] = ()
     begun: tuple[str, ...] = ()
 
-    def __init__(self, job: Job, threads: int) -> None:
+    def __init__(self, job: Job, config: Config, trust: bool) -> None:
         self.job = job
         type(self).begun += (str(job.folder.relative_to(job.folder.parents[2])),)
-        assert threads == 1
+        assert config.threads == 1
+        assert not trust
         self._failed = (job.trial, job.seed) in self.fails
         if self._failed:
             return
