@@ -1,4 +1,4 @@
-"""Callbacks: what is told of a run while it trains, and two that are shipped.
+"""Callbacks: what is told of a run while it trains, and three that are shipped.
 
     marl.train(config, "runs/mine", callbacks=[MyCallback()])
 
@@ -11,19 +11,23 @@ import os
 import socket
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from envs import EnvSpec
-from marl.config import Config
+from envs import EnvError, EnvSpec
+from marl import UserError
+from marl.config import Config, ConfigError
 from marl.config.io import flat, to_dict
 from marl.utils.metrics import MetricWriter
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.record_writer import RecordWriter
+
+    from marl.policy import Policy
+    from marl.rewards import RewardLearner
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +43,9 @@ class RunInfo:
     """Environment steps it has taken before; 0 of one that begins."""
     resumed: bool
     """Whether it goes on, perhaps from its very beginning."""
+    team: "Callable[[], tuple[Policy, RewardLearner | None]]"
+    """Returns copies of the policy and of the reward model as they are then; None: it has none, or
+    none yet. To be called between iterations, and not by several processes."""
 
 
 class Callback:
@@ -181,6 +188,49 @@ class TensorBoard(Callback):
             f"{self._path} cannot be written: {reason}; TensorBoard will not show what follows",
             stacklevel=4,
         )
+
+
+class Film(Callback):
+    """Films an episode at every `every`-th evaluation (``eval.every``), as `marl watch` does.
+
+    The films are ``films/step_000000050000.gif`` in the run's folder, or in `folder`. The episode
+    is always the same one, played greedily; training does not notice. What cannot be filmed is
+    told, and training goes on. ``eval.film_every`` adds this to a run without being asked.
+    """
+
+    def __init__(self, every: int = 1, folder: Path | str | None = None) -> None:
+        if every < 1:
+            raise ConfigError(f"every: got {every}, expected at least 1 evaluation")
+        self._every, self._folder = every, None if folder is None else Path(folder)
+        self._run: RunInfo | None = None
+
+    def on_start(self, run: RunInfo) -> None:
+        """Take note of the run; raise `ConfigError` where there is nothing to film, or no place."""
+        self._run = run
+        if not run.config.eval.every:
+            raise ConfigError("films are made at evaluations, and eval.every is 0; set it")
+        if self._folder is None:
+            if run.folder is None:
+                raise ConfigError("films need a folder; give Film(folder=), or the run a folder")
+            self._folder = run.folder / "films"
+
+    def on_iteration(self, metrics: dict[str, float]) -> None:
+        """Film an episode where one is due."""
+        assert self._run is not None
+        assert self._folder is not None
+        config, steps = self._run.config, int(metrics["steps"])
+        if not replace(config.eval, every=config.eval.every * self._every).is_due(
+            steps, config.batch_steps
+        ):
+            return
+        from marl.reports.video import FilmOptions, film_team
+        from marl.utils.text import LiteralConsole
+
+        path = self._folder / f"step_{steps:012d}.gif"
+        try:
+            film_team(*self._run.team(), path, FilmOptions(), LiteralConsole(quiet=True))
+        except (EnvError, UserError) as error:
+            warnings.warn(f"no film after {steps:,} steps: {error}", stacklevel=3)
 
 
 def _hyper_parameters(config: Config) -> Any:

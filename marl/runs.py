@@ -9,14 +9,15 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from envs import EnvSpec, Replays, unwrapped
 from marl import UserError, __version__
-from marl.callbacks import Callback, Callbacks, RunInfo, TensorBoard
+from marl.callbacks import Callback, Callbacks, Film, RunInfo, TensorBoard
 from marl.config import Config, ConfigError
 from marl.config.io import fixed_differences, save_config, to_dict
 from marl.evaluation import Evaluator
@@ -39,12 +40,17 @@ from marl.utils.checkpoint import (
     save_checkpoint,
     save_together,
 )
+from marl.utils.encoding import decode, encode
 from marl.utils.files import OutputError, atomic_write, held, output
 from marl.utils.launch import LAUNCH, launch_id
 from marl.utils.metrics import MetricWriter
-from marl.utils.plugins import IDENTITY, identity_of, remember
+from marl.utils.plugins import IDENTITY, grant, identity_of, remember
 from marl.utils.ranks import SINGLE, LostError, PeerError, Ranks, is_shared, together
 from marl.utils.text import printable
+
+if TYPE_CHECKING:
+    from marl.policy import Policy
+    from marl.rewards import RewardLearner
 
 _POLL = 0.25
 """Seconds between two looks at whether people have answered."""
@@ -136,6 +142,8 @@ def train(
         if begun is not None:
             begun(trainer.env.spec)
         own = [TensorBoard(folder / "tensorboard"), *callbacks]
+        if config.eval.film_every:
+            own.append(Film(config.eval.film_every))
         calls = Callbacks(own if ranks.rank == 0 else ())
         with calls.told_of(_info(trainer, folder, resume)):
             yield from _train_in(folder, trainer, resume, stop, calls, tell)
@@ -200,7 +208,17 @@ def _info(trainer: Trainer, folder: Path | None = None, resumed: bool = False) -
         folder=folder,
         steps=trainer.steps,
         resumed=resumed,
+        team=partial(_team, trainer, folder or Path("a run without a folder")),
     )
+
+
+def _team(trainer: Trainer, folder: Path) -> "tuple[Policy, RewardLearner | None]":
+    """Return copies of the policy and the reward model of a trainer."""
+    from marl.reports.video import team_in
+
+    grant(folder)  # what it names runs already
+    state = _described(trainer) | {"trainer": trainer.playing_state()}
+    return team_in(decode(encode(state)), folder)  # as if it was written and read again
 
 
 @contextmanager

@@ -5,12 +5,13 @@ import os
 import re
 import signal
 import time
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
@@ -25,6 +26,8 @@ from marl.utils.ranks import SINGLE, Ranks, together
 
 if TYPE_CHECKING:
     from envs import EnvSpec
+
+Tracker = Literal["wandb", "mlflow"]
 
 _TOGETHER = 1.0
 """Seconds in which signals count as one."""
@@ -41,6 +44,8 @@ class Train:
     trust: bool = False
     """Import code that --config names, and not only what stands on the command line; also what a
     run names that labels for this one."""
+    track: tuple[Tracker, ...] = ()
+    """Also report to wandb (Weights & Biases), mlflow, or both; each needs the extra so named."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
@@ -55,7 +60,7 @@ class Train:
                     path = self._folder(stack)
                     folder, begun = str(path), num_restarts() > 0 and (path / CONFIG).exists()
             folder, begun = ranks.gather([folder, begun])[0]
-            return _run(self.settings, Path(folder), resume=begun, ranks=ranks)
+            return _run(self.settings, Path(folder), resume=begun, track=self.track, ranks=ranks)
 
     def _folder(self, stack: ExitStack) -> Path:
         """Return where the run is recorded; where torchrun starts its processes again, as before.
@@ -95,6 +100,9 @@ class Resume:
     """Go on with another number of processes than have saved the run: what it keeps of episodes and
     answers is dealt out anew, and open episodes are cut."""
 
+    track: tuple[Tracker, ...] = ()
+    """As in `marl train`; what the run was before is continued there."""
+
     def run(self) -> int:
         """Train on, and say how it goes."""
         with before_joining():
@@ -105,7 +113,15 @@ class Resume:
             if changes := self.changes | longer:
                 config = changed(config, changes, "marl resume")
             cut, reshard = self.cut_open_episodes, self.reshard
-            return _run(config, self.run_dir, resume=True, cut=cut, reshard=reshard, ranks=ranks)
+            return _run(
+                config,
+                self.run_dir,
+                resume=True,
+                cut=cut,
+                reshard=reshard,
+                track=self.track,
+                ranks=ranks,
+            )
 
 
 def new_run_folder(config: Config) -> AbstractContextManager[Path]:
@@ -161,14 +177,18 @@ def _run(
     resume: bool,
     cut: bool = False,
     reshard: bool = False,
+    track: Sequence[Tracker] = (),
     ranks: Ranks = SINGLE,
 ) -> int:
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
+    from marl.trackers import trackers
     from marl.utils.devices import single_threaded_operations
     from marl.utils.progress import Progress
 
     single_threaded_operations()
+    with together(ranks):
+        callbacks = trackers(track) if ranks.rank == 0 else []
     stop = StopSignal(tells=ranks.rank == 0)
     title = f"{config.algorithm} on {config.env.name}, seed {config.seed} -> {folder}"
     if ranks.size > 1:
@@ -191,6 +211,7 @@ def _run(
             reshard=reshard,
             stop=lambda: stop.received > 0,
             begun=begun,
+            callbacks=callbacks,
             ranks=ranks,
         )
         with closing(iterations):

@@ -29,11 +29,12 @@ def check_conflicts(config: "Config") -> None:
     _check_preferences(config.preferences)
     _check_reward(config)
     _check_init(config)
-    if config.eval.patience and not config.eval.every:
-        raise ConfigError(
-            f"eval.patience: got {config.eval.patience}, but eval.every is 0, so that nothing is "
-            "evaluated; set eval.every"
-        )
+    for name in ("patience", "film_every"):
+        if (value := getattr(config.eval, name)) and not config.eval.every:
+            raise ConfigError(
+                f"eval.{name}: got {value}, but eval.every is 0, so that nothing is evaluated; set "
+                "eval.every"
+            )
     asks_policy = config.reward_gamma > 0.0 and config.reward.value_loss == "soft"
     if asks_policy and config.network.recurrence != "none":
         raise ConfigError(

@@ -24,6 +24,7 @@ MAY_CHANGE = (
     "eval.num_envs",
     "eval.patience",
     "eval.min_delta",
+    "eval.film_every",
     "preferences.max_labels",
     "preferences.deadline",
     "preferences.llm.max_calls",

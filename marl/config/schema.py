@@ -287,6 +287,10 @@ class EvalConfig:
     min_delta: Annotated[float, Range(0, 1e12)] = 0.0
     """Least rise of the mean return that counts as an improvement."""
 
+    film_every: Annotated[int, Range(0, 1e6)] = 0
+    """Films an episode at every so many-th evaluation, into ``films/`` of the run's folder; 0:
+    none."""
+
     def is_due(self, steps: int, batch_steps: int) -> bool:
         """Return whether an iteration of `batch_steps`, which ends at `steps`, reaches a multiple
         of `every`."""

@@ -35,6 +35,7 @@ from marl.utils.text import LiteralConsole
 Array = npt.NDArray[np.float64]
 
 FORMATS = ("gif", "mp4")
+_REMEDY = "choose another --out"
 _COLOURS = 64
 _PALETTE_SAMPLES = 12
 
@@ -127,14 +128,29 @@ def film_run(
 
     `steer` returns the policy that plays in its stead, such as its contrast to another.
     """
-    file_format = movie_format(path)
-    console = console or LiteralConsole(stderr=True)
-    remedy = "choose another --out"
-    with output(path, remedy):  # told before the episode is played
-        path.parent.mkdir(parents=True, exist_ok=True)
-        check_writable(path)
+    check_film(path)  # told before the episode is played
     policy, reward = load_team(run, best=options.best)
     policy = policy if steer is None else steer(policy)
+    return film_team(policy, reward, path, options, console or LiteralConsole(stderr=True))
+
+
+def check_film(path: Path) -> None:
+    """Raise `UserError` unless a film can be written there, in a format that its suffix names."""
+    movie_format(path)
+    with output(path, _REMEDY):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        check_writable(path)
+
+
+def film_team(
+    policy: Policy,
+    reward: RewardLearner | None,
+    path: Path,
+    options: FilmOptions,
+    console: Console,
+) -> Film:
+    """Play one episode with a policy and write it, beside it what `reward` says, to a file."""
+    check_film(path)
     with console.status("playing"):
         shown = play(
             policy,
@@ -157,8 +173,8 @@ def film_run(
         transient=True,
         disable=not console.is_terminal,  # else it ends with an empty line
     )
-    with output(path, remedy), atomic_path(path) as temporary:
-        write_movie(temporary, file_format, iter(drawing), frame_ms)
+    with output(path, _REMEDY), atomic_path(path) as temporary:
+        write_movie(temporary, movie_format(path), iter(drawing), frame_ms)
     return Film(
         path=path,
         frames=len(steps),
@@ -203,7 +219,11 @@ def load_team(run: Path, *, best: bool = False) -> tuple[Policy, RewardLearner |
     None stands for the reward of a run that learns none, or none yet. Both come from one reading,
     since a run that goes on may write its next checkpoint at any moment.
     """
-    _, saved, _ = load_saved(run, best=best)
+    return team_in(load_saved(run, best=best)[1], run)
+
+
+def team_in(saved: dict[str, Any], run: Path) -> tuple[Policy, RewardLearner | None]:
+    """Return what `load_team` does, of what a checkpoint of `run` holds."""
     policy = restored(saved, run)
     return policy, restored_reward(saved, policy.config, policy.spec, run)
 

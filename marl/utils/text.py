@@ -37,8 +37,8 @@ class LiteralConsole(Console):
     Colours and styles come from `rich.text.Text`, never from brackets inside a name.
     """
 
-    def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False)
+    def __init__(self, *, stderr: bool = False, quiet: bool = False) -> None:
+        super().__init__(stderr=stderr, quiet=quiet, markup=False, emoji=False, highlight=False)
 
     def on_broken_pipe(self) -> None:
         """Raise the error that rich is handling, where rich itself would end the program."""

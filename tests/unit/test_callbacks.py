@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from marl import Callback, Trainer, train
-from marl.callbacks import Callbacks, Csv, RunInfo, TensorBoard
+from benchmarks.trials import differences
+from marl import Callback, ConfigError, Trainer, load, train
+from marl.callbacks import Callbacks, Csv, Film, RunInfo, TensorBoard
 from marl.config import Config
 from marl.config.io import load_config
 from marl.utils.metrics import read_metrics
-from tests.regression.test_resume import small
+from tests.command_line import run
+from tests.small_runs import small
 
 
 class Noting(Callback):
@@ -96,8 +99,64 @@ def test_one_that_cannot_begin_is_told_of_the_end() -> None:
 
 def info(steps: int, resumed: bool) -> RunInfo:
     config = load_config(overrides={"env.name": "particles/nav_3", "learner.epochs": 3})
-    spec = Trainer(config).env.spec
-    return RunInfo(config=config, spec=spec, folder=None, steps=steps, resumed=resumed)
+    trainer = Trainer(config)
+    return RunInfo(
+        config=config,
+        spec=trainer.env.spec,
+        folder=None,
+        steps=steps,
+        resumed=resumed,
+        team=lambda: pytest.fail("not asked for"),
+    )
+
+
+def test_films_at_evaluations(tmp_path: Path) -> None:
+    evaluated = {"eval.every": 80, "eval.episodes": 2, "eval.num_envs": 2}
+    for _ in train(config_of(**evaluated), tmp_path / "without"):
+        pass
+    for _ in train(config_of(**evaluated, **{"eval.film_every": 2}), tmp_path / "with"):
+        pass
+    films = sorted((tmp_path / "with" / "films").iterdir())
+    assert [film.name for film in films] == [f"step_{n:012d}.gif" for n in (160, 320)]
+    with Image.open(films[1]) as movie:
+        assert movie.n_frames == 25
+    # The last film is that of `marl watch`.
+    assert run("watch", tmp_path / "with") == 0
+    assert (tmp_path / "with" / "episode.gif").read_bytes() == films[1].read_bytes()
+    assert differences(tmp_path / "without", tmp_path / "with") == []
+
+
+def test_what_cannot_be_filmed_is_told(tmp_path: Path) -> None:
+    config = config_of(**{"eval.every": 80, "eval.episodes": 2, "eval.num_envs": 2})
+    (tmp_path / "films").touch()
+    with pytest.warns(UserWarning, match=r"no film after 80 steps: .*films"):
+        rows = list(train(config, callbacks=[Film(folder=tmp_path / "films")]))
+    assert len(rows) == 4
+    with pytest.raises(ConfigError, match="films need a folder"):
+        next(train(config, callbacks=[Film()]))
+    with pytest.raises(ConfigError, match=r"eval\.every is 0"):
+        next(train(config_of(), tmp_path / "run", callbacks=[Film()]))
+
+
+def test_a_callback_gets_the_team(tmp_path: Path) -> None:
+    class Asking(Callback):
+        def on_start(self, run: RunInfo) -> None:
+            self.run, self.acts = run, list[object]()
+
+        def on_iteration(self, metrics: dict[str, float]) -> None:
+            policy, reward = self.run.team()
+            assert reward is None
+            policy.actor.log_prob = None  # type: ignore[method-assign, assignment]  # a copy
+            obs = np.ones((3, policy.spec.obs_size), np.float32)
+            self.acts.append((policy.steps, policy.act(obs, greedy=True).tolist()))
+
+    asking = Asking()
+    for _ in train(config_of(), tmp_path, callbacks=[asking]):
+        pass
+    policy = load(tmp_path)
+    obs = np.ones((3, policy.spec.obs_size), np.float32)
+    assert asking.acts[-1] == (320, policy.act(obs, greedy=True).tolist())
+    assert len(asking.acts) == 4
 
 
 def test_tensorboard_gets_the_same_and_forgets_what_was_truncated(tmp_path: Path) -> None:
