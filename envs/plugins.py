@@ -19,13 +19,17 @@ from typing import Any
 
 from envs.base import EnvError
 
+_OUR_PACKAGES = ("envs", "marl")
+"""Where these are, whatever they import is not searched in the working directory, which may be that
+of a downloaded run."""
+
 
 class NoSubmoduleError(EnvError):
     """A package is installed, but has no module of the name that was asked for."""
 
 
 def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
-    """Return the callable that `module:attribute` names; the working directory is on the path.
+    """Return the callable that `module:attribute` names; the working directory is on the path then.
 
     `what` says in errors what is looked for, `example` how its path could read.
     """
@@ -61,7 +65,8 @@ def load_attribute(path: str, what: str, example: str) -> Callable[..., Any]:
 
 def _imported(module_name: str, what: str, example: str) -> ModuleType:
     """Return the imported module, or say whether it, or something it imports, is at fault."""
-    search_working_directory()
+    if module_name.partition(".")[0] not in _OUR_PACKAGES:
+        search_working_directory()
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
@@ -123,7 +128,7 @@ def did_you_mean(word: str, known: list[str]) -> str:
     return f" (did you mean {nearest[0]!r}?)" if nearest else ""
 
 
-_OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in ("envs", "marl"))
+_OURS = tuple(str(Path(__file__).parents[1] / package) + os.sep for package in _OUR_PACKAGES)
 _STANDARD_LIBRARY = sysconfig.get_path("stdlib")
 
 

@@ -50,6 +50,7 @@ class Policy:
         folder: Path | str = "",
         seed: int = 0,
         trained: str = "",
+        env_named_in: Path | str | None = None,
     ) -> None:
         self.config = config
         """The settings it was trained with."""
@@ -62,6 +63,8 @@ class Policy:
         self.actor = actor
         self.folder = folder
         """The run's, which must be trusted before code that it names is imported."""
+        self._env_named_in = folder if env_named_in is None else env_named_in
+        """The run, or file of settings, that names the environment which is played in."""
         self._generator = torch.Generator()
         self._contrast: tuple[Policy, float] | None = None
         """Base and strength with which it acted last; None: by itself."""
@@ -69,9 +72,16 @@ class Policy:
         self.reset(seed)
 
     def acting(
-        self, actor: Actor, config: Config | None = None, spec: EnvSpec | None = None
+        self,
+        actor: Actor,
+        config: Config | None = None,
+        spec: EnvSpec | None = None,
+        env_named_in: Path | str | None = None,
     ) -> "Policy":
-        """Return the policy with another actor, and in another environment if one is given."""
+        """Return the policy with another actor, and in another environment if one is given.
+
+        Then `env_named_in` is the run, or the file, whose settings `config` are.
+        """
         return Policy(
             config=config or self.config,
             spec=spec or self.spec,
@@ -79,11 +89,12 @@ class Policy:
             actor=actor,
             folder=self.folder,
             trained=self.trained,
+            env_named_in=self._env_named_in if env_named_in is None else env_named_in,
         )
 
     def open_env(self, num_envs: int) -> AbstractContextManager[VecEnv]:
         """Open the environment it was trained in; raise if that changed or is not trusted."""
-        check_trusted(environment_paths(self.config), self.folder, self.config)
+        check_trusted(environment_paths(self.config), self._env_named_in, self.config)
         return reopened_env(self.config, self.spec, num_envs)
 
     def reset(self, seed: int | None = None) -> None:

@@ -9,6 +9,7 @@ features; ``*L`` any leading axes.
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,9 +107,13 @@ class ResizedActor(SteeredActor):
         return Gaussian(mine(policy.mean), policy.log_std[agents], present), after
 
 
-def resized(policy: Policy, config: Config, spec: EnvSpec, setting: str) -> Policy:
+def resized(
+    policy: Policy, config: Config, spec: EnvSpec, setting: str, named_in: Path | str | None = None
+) -> Policy:
     """Return a policy that plays in the environment `spec` of the settings `config`.
 
+    These come from `named_in`, a run or a file (None: the policy's own run), which must be trusted
+    with the environment.
     Raises `ConfigError`, which `setting` begins, where agents there see or do something of another
     size. A policy of as many agents is the same one, in another environment.
     """
@@ -121,7 +126,7 @@ def resized(policy: Policy, config: Config, spec: EnvSpec, setting: str) -> Poli
                 f"agents, {size}, and not for {count}"
             )
         actor = ResizedActor(telling(policy, setting), size, count)
-    return policy.acting(actor, config, spec)
+    return policy.acting(actor, config, spec, named_in)
 
 
 def check_agents_alike(theirs: EnvSpec, ours: EnvSpec, setting: str, folder: object) -> None:

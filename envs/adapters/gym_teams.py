@@ -214,8 +214,9 @@ def _creator(registered: Registered) -> Callable[..., Any]:
 
 def _registered(env_id: str) -> Registered:
     """Return what is registered by the module that an id names, or by the package known for it."""
-    search_working_directory()
     named, _, bare = env_id.rpartition(":")
+    if named:  # a package that is known is not taken from there
+        search_working_directory()
     module = named or _MODULES.get(bare.partition("-")[0])
     try:
         if module is not None:

@@ -1,6 +1,7 @@
 """The commands ``marl export``, ``marl fit-reward`` and ``marl imitate``."""
 
 import re
+import shlex
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.table import Table
 
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
-from marl.utils.text import LiteralConsole
+from marl.utils.text import LiteralConsole, printable
 
 if TYPE_CHECKING:
     from marl.rewards.fit import FitReport, Measured
@@ -94,6 +95,10 @@ class FitReward:
     """Every so many-th episode, with all its pairs, only measures."""
     skip_damaged: bool = False
     """Leave damaged files and answers out instead of stopping."""
+
+    trust: bool = False
+    """Import the code that the run of --reference names, though it is not one that you trained on
+    this machine."""
 
     def run(self) -> int:
         """Fit the model and show how good it is."""
@@ -245,10 +250,19 @@ def show(report: "FitReport", console: Console) -> None:
     elif report.folder is not None:
         console.print(
             f"written to {report.folder}: report.json, calibration.png and the model; label a new "
-            f"run with it:\n  marl train --env.name {report.environment} "
+            f"run with it:\n  marl train --env.name {_shown(report.environment)} "
             f"--preferences.labeller model --preferences.model.run {report.folder}",
             soft_wrap=True,
         )
+
+
+def _shown(environment: str) -> str:
+    """Return how an environment is named in a command that is suggested.
+
+    The dataset may be a stranger's: what is copied into a terminal is no command of theirs, nor an
+    import path, which is trusted where it stands on the command line.
+    """
+    return "ENVIRONMENT" if ":" in environment else shlex.quote(printable(environment))
 
 
 def show_policy(policy: "PolicyReport", console: Console) -> None:

@@ -90,6 +90,7 @@ class Label:
         labelling = Labelling(subject.folder, self.name, plan, skip_damaged=self.skip_damaged)
         with alone(subject.folder, self.name):
             labelling.question()  # damage is told before the page opens
+            labelling.log.check_own()
             serve_page(labelling, subject.title, self.port, self.open)
         answered = labelling.progress().answered
         print(f"{answered} answers of {self.name} in {subject.folder / 'answers.jsonl'}")

@@ -94,10 +94,11 @@ class Sample:
         from marl.utils.plugins import check_trusted, environment_paths
 
         if rejected is not None:
-            return resized(policy, rejected.config, rejected.spec, "--rejected")
+            place = rejected.folder
+            return resized(policy, rejected.config, rejected.spec, "--rejected", place)
         if self.config is None:
             return policy
         settings = load_config(self.config)
         check_trusted(environment_paths(settings), self.config)
         with open_env(settings.env.name, 1, **settings.env.options) as env:
-            return resized(policy, settings, env.spec, "--config")
+            return resized(policy, settings, env.spec, "--config", self.config)

@@ -21,7 +21,7 @@ from marl.config.io import changed, load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
 from marl.utils.launch import LAUNCH, before_joining, launch_id, num_restarts, processes
-from marl.utils.plugins import check_trusted, import_paths
+from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
 from marl.utils.ranks import SINGLE, Ranks, together
 
 if TYPE_CHECKING:
@@ -108,7 +108,8 @@ class Resume:
         with before_joining():
             config = load_run_config(self.run_dir)
         with processes(config) as ranks:
-            check_trusted(import_paths(config), self.run_dir, config)
+            endpoint = endpoint_settings(config.preferences)
+            check_trusted(import_paths(config), self.run_dir, config, endpoint)
             longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
             if changes := self.changes | longer:
                 config = changed(config, changes, "marl resume")

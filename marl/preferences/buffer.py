@@ -19,7 +19,7 @@ from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
 from marl.utils.checkpoint import check_enough, copy_saved, restoring
 from marl.utils.memory_check import replay_bytes
-from marl.utils.plugins import check_trusted, labeller_paths
+from marl.utils.plugins import check_trusted, endpoint_settings, labeller_paths
 from marl.utils.ranks import Ranks
 from marl.utils.seeding import Seeds
 
@@ -237,11 +237,15 @@ class SavedFeedback:
     ) -> Float[Tensor, "B"]:
         """Return what the run's labeller says of some pairs now, or that of `other` settings.
 
-        The run's goes on from what it remembered, if the run is trusted.
+        The run's goes on from what it remembered. The run must be trusted with what its settings
+        name, but for the labeller that `other` has in place of the run's.
         """
-        if other is None:
-            check_trusted(labeller_paths(self._config), self._folder, self._config)
         preferences = other or self._config.preferences
+        paths = labeller_paths(preferences)
+        if preferences.labeller != self._config.preferences.labeller:
+            paths.pop("preferences.labeller", None)
+        endpoint = endpoint_settings(preferences)
+        check_trusted(paths, self._folder, self._config, endpoint)
         labeller = make_labeller(preferences, self._spec, Seeds(self._config.seed))
         if other is None:
             load_labeller_state(labeller, self._labeller_state)

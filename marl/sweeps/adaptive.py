@@ -19,6 +19,7 @@ from marl.config import ConfigError
 from marl.reports.estimates import estimate
 from marl.sweeps.folder import Job, SweepFolder
 from marl.sweeps.plan import Choice, Parameter, Settings
+from marl.utils.files import check_own_file
 from marl.utils.text import error_text
 
 if TYPE_CHECKING:
@@ -142,8 +143,7 @@ class Adaptive:
 
         optuna = self._optuna
         seed = (self._folder.plan.config.search_seed * 100_003 + number) % 2**32
-        if self._journal.exists() and not self._journal.is_file():
-            raise ConfigError(f"{self._journal} is damaged: it is no file")
+        check_own_file(self._journal)
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # that parts of Optuna are new

@@ -29,7 +29,7 @@ from marl.reports.comparison import seed_of
 from marl.reports.estimates import iqm
 from marl.reports.recorded import ERROR, RecordedRun, read_run, smoothed
 from marl.sweeps.plan import Choice, Parameter, Plan, Settings
-from marl.utils.files import OutputError, atomic_write, output
+from marl.utils.files import atomic_write, check_own_file, output
 from marl.utils.text import one_line
 
 SWEEP = "sweep.json"
@@ -182,8 +182,7 @@ class SweepFolder:
             job.folder.parent.mkdir(parents=True, exist_ok=True)
             if not (job.settings.is_file() and job.settings.read_bytes() == content):
                 atomic_write(job.settings, content)
-        if job.log.exists() and not job.log.is_file():
-            raise OutputError(f"{job.log} is not a file; move it away")
+        check_own_file(job.log)
 
     def note(self, trial: int, tried: Settings, ended: str = "", **more: Any) -> None:
         """Write what a trial tries, and why it ends early."""

@@ -94,7 +94,7 @@ class Worker:
         threads = config.threads
         with job.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "marl.sweeps.worker", granted, *command],
+                [sys.executable, *_safe_path(), "-m", "marl.sweeps.worker", granted, *command],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
@@ -161,6 +161,14 @@ def run_jobs(
             worker.stop()
         for worker in workers:
             worker.wait()
+
+
+def _safe_path() -> list[str]:
+    """Return Python's flag not to import from the working directory, where this process does not.
+
+    The folder of a sweep may be somebody else's.
+    """
+    return [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
 
 
 def _names_same_code(folder: Path, config: Config) -> bool:

@@ -28,6 +28,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     It is on the disk then. An error in the block leaves `path` as it was.
     """
     temporary = path.with_name(f"{path.name}.tmp")
+    temporary.unlink(missing_ok=True)  # a link, in a folder from elsewhere, would be followed
     try:
         yield temporary
         with temporary.open("rb+") as file:
@@ -61,6 +62,16 @@ def check_writable(path: Path) -> None:
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     with TemporaryFile(dir=path.parent):
         pass
+
+
+def check_own_file(path: Path) -> None:
+    """Raise `OutputError` if what is to be appended to lies elsewhere, or is no file.
+
+    In a folder from somebody else a link may lead to any file of the user's.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        what = "a link" if path.is_symlink() else "not a file"
+        raise OutputError(f"{path} is {what}, which nothing is appended to; put a copy there")
 
 
 @contextmanager

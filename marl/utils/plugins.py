@@ -4,7 +4,8 @@ Settings may name an environment, a learner, a labeller or a reward model of the
 importing it runs it. What stands on the command line is yours, and so is a run that you trained on
 this machine: training notes its id and the import paths of its settings in a private list under
 your state folder (``$XDG_STATE_HOME/prefmarl/runs``, by default in ``~/.local/state``). What
-another run names is refused, or asked about on a terminal, unless you grant it.
+another run names is refused, or asked about on a terminal, unless you grant it. So is the language
+model that another run asks: it would be sent your key, and answers are written to a file.
 """
 
 import hashlib
@@ -19,7 +20,9 @@ from typing import Any
 from envs import EnvError
 from envs.plugins import load_attribute
 from marl import UserError
-from marl.config import Config, ConfigError
+from marl.config import Config, ConfigError, PreferenceConfig
+from marl.config.preferences import LlmConfig
+from marl.utils.text import printable
 
 IDENTITY = "run_id"
 """File of a run's folder."""
@@ -49,7 +52,7 @@ def import_paths(config: Config) -> dict[str, str]:
         environment_paths(config)
         | learner_paths(config)
         | reward_paths(config)
-        | labeller_paths(config)
+        | labeller_paths(config.preferences)
     )
 
 
@@ -70,9 +73,8 @@ def reward_paths(config: Config) -> dict[str, str]:
     return _paths({"reward.model": config.reward.model})
 
 
-def labeller_paths(config: Config) -> dict[str, str]:
+def labeller_paths(preferences: PreferenceConfig) -> dict[str, str]:
     """Return the part of `import_paths` that making the labeller imports."""
-    preferences = config.preferences
     return _paths(
         {
             "preferences.labeller": preferences.labeller,
@@ -80,6 +82,23 @@ def labeller_paths(config: Config) -> dict[str, str]:
             "preferences.llm.describe": preferences.llm.describe,
         }
     )
+
+
+def endpoint_settings(preferences: PreferenceConfig) -> dict[str, str]:
+    """Return by name where a language model is asked, with which key and files.
+
+    Empty where none is asked; settings that have their defaults are left out.
+    """
+    if "llm" not in preferences.labellers:
+        return {}
+    defaults = LlmConfig()
+    names = ("base_url", "api_key_env", "prompt", "cache")
+    given = {name: getattr(preferences.llm, name) for name in names}
+    return {
+        f"preferences.llm.{name}": value
+        for name, value in given.items()
+        if value != getattr(defaults, name)
+    }
 
 
 def _paths(settings: Mapping[str, object]) -> dict[str, str]:
@@ -98,28 +117,45 @@ def grant(folder: Path | str | None = None) -> None:
         _granted.add(Path(folder).resolve())
 
 
-def check_trusted(paths: Mapping[str, str], folder: Path | str, own: Config | None = None) -> None:
+def check_trusted(
+    paths: Mapping[str, str],
+    folder: Path | str,
+    own: Config | None = None,
+    endpoint: Mapping[str, str] | None = None,
+) -> None:
     """Raise `ConfigError` unless code that `folder` (a run, or a file of settings) names may run.
 
-    `paths` are the settings that name it. `own` is the run's whole configuration, by which it is
-    known as one of this user's; without it, only a grant or an answer on the terminal will do.
+    `paths` are the settings that name it, `endpoint` those of the language model that would be
+    asked. `own` is the run's whole configuration, by which it is known as one of this user's;
+    without it, only a grant or an answer on the terminal will do.
     """
+    if paths:
+        _check(paths, folder, own, "code that would be imported and run", "import it")
+    if endpoint:
+        what = "a language model that would be asked, be sent your key, and its answers be kept"
+        _check(endpoint, folder, own, what, "ask it")
+
+
+def _check(
+    settings: Mapping[str, str], folder: Path | str, own: Config | None, what: str, question: str
+) -> None:
+    """Raise `ConfigError` unless `what` some settings of `folder` name is trusted or granted."""
     place = Path(folder)
-    if not paths or _grants_everything or place.resolve() in _granted:
+    if _grants_everything or place.resolve() in _granted:
         return
     if own is not None and _entry(identity_of(place), own) in _remembered():
         return
-    named = ", ".join(f"{setting} = {path!r}" for setting, path in paths.items())
+    named = ", ".join(f"{setting} = {value!r}" for setting, value in settings.items())
     if sys.stdin.isatty() and sys.stderr.isatty():
-        print(f"{place} names code that would be imported and run: {named}", file=sys.stderr)
-        print("import it? [y/N] ", end="", file=sys.stderr, flush=True)
+        print(printable(f"{place} names {what}: {named}"), file=sys.stderr)
+        print(f"{question}? [y/N] ", end="", file=sys.stderr, flush=True)
         if sys.stdin.readline().strip().lower() in ("y", "yes"):
             grant(place)
             return
     raise ConfigError(
-        f"{place} names code that would be imported and run: {named}. It was not trained by you on "
-        "this machine, nor does the command line name it; if you trust where it comes from, add "
-        "--trust (in Python: marl.load(run, trust=True))"
+        f"{place} names {what}: {named}. It was not trained by you on this machine, nor does the "
+        "command line name it; if you trust where it comes from, add --trust (in Python: "
+        "marl.load(run, trust=True))"
     )
 
 
@@ -143,7 +179,7 @@ def remember(identity: str, config: Config) -> None:
     A state folder that cannot be written costs a question later, not the run.
     """
     entry = _entry(identity, config)
-    if not import_paths(config) or entry in _remembered():
+    if not _named(config) or entry in _remembered():
         return
     path = _list_of_runs()
     try:
@@ -158,12 +194,17 @@ def remember(identity: str, config: Config) -> None:
 
 
 def _entry(identity: str, config: Config) -> str:
-    """Return the line of a run: its id, and a digest of all import paths of its settings.
+    """Return the line of a run: its id, and a digest of what its settings name.
 
     So a run that came back with other code under the same id is not trusted.
     """
-    named = json.dumps(import_paths(config), sort_keys=True)
+    named = json.dumps(_named(config), sort_keys=True)
     return f"{identity} {hashlib.sha256(named.encode()).hexdigest()}"
+
+
+def _named(config: Config) -> dict[str, str]:
+    """Return all settings that take trust."""
+    return import_paths(config) | endpoint_settings(config.preferences)
 
 
 def _remembered() -> set[str]:

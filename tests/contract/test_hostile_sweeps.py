@@ -52,7 +52,7 @@ def test_code_within_a_value_must_be_trusted(
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Return what processes of runs are started with; none is."""
     commands: list[list[str]] = []
-    monkeypatch.setattr(runner.subprocess, "Popen", lambda words, **_: commands.append(words[3:]))
+    monkeypatch.setattr(runner.subprocess, "Popen", lambda words, **_: commands.append(words))
     return commands
 
 
@@ -68,13 +68,27 @@ def test_a_run_that_lies_in_the_folder_is_granted_nothing_of_its_own(
         save_config(load_config(job.settings, changes), job.folder / "config.toml")
         runner.Worker(job, config)
     runner.Worker(job, config, trust=True)
+    begun = [words[words.index("marl.sweeps.worker") + 1 :] for words in started]
     train = ["train", "--config", str(job.settings), "--seed", "0", "--run-dir", str(job.folder)]
-    assert started == [
+    assert begun == [
         [str(job.settings), *train],
         [str(job.folder), "resume", str(job.folder)],
         ["", "resume", str(job.folder)],
         ["", "resume", str(job.folder), "--trust"],
     ]
+
+
+def test_runs_import_from_the_working_directory_only_as_the_sweep_does(
+    tmp_path: Path, started: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = sweep_of(tmp_path, GRID)
+    job, config = folder.job(0, 0), folder.plan.config_of({}, 0)
+    folder.prepare(job, {})
+    monkeypatch.chdir(tmp_path)
+    for path in (["elsewhere"], ["elsewhere", ""], [os.getcwd()]):
+        monkeypatch.setattr(sys, "path", path)
+        runner.Worker(job, config)
+    assert ["-P" in words for words in started] == [True, False, False]
 
 
 def test_the_process_of_a_run_is_granted_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,6 +117,13 @@ def a_pipe(path: Path) -> None:
     os.mkfifo(path)
 
 
+def a_link(path: Path) -> None:
+    """To a file of the user's."""
+    theirs = path.with_name("theirs")
+    theirs.write_text("{}\n")
+    path.symlink_to(theirs)
+
+
 def write(content: str) -> Callable[[Path], None]:
     return lambda path: path.write_text(content) and None
 
@@ -125,6 +146,7 @@ TRIALS: list[Any] = [
         *((name, write(DEEP)) for name in ("trials/0000/trial.json", "sweep.json")),
         *((name, a_pipe) for name in ("trials/0000/trial.json", "sweep.json", "optuna.log")),
         ("trials/0000/seed_0.log", a_pipe),
+        *((name, a_link) for name in ("trials/0000/seed_0.log", "optuna.log")),
     ],
 )
 def test_damage_is_told(file: str, damage: Callable[[Path], None], tmp_path: Path) -> None:
@@ -143,8 +165,10 @@ def test_damage_is_told(file: str, damage: Callable[[Path], None], tmp_path: Pat
     path = folder.path / file
     path.unlink(missing_ok=True)
     damage(path)
-    with pytest.raises(UserError, match=r"(trial|sweep|optuna|seed).* is (damaged|not a file)"):
+    words = r"(trial|sweep|optuna|seed).* is (damaged|not a file|a link)"
+    with pytest.raises(UserError, match=words):
         begin(folder)
+    assert not path.is_symlink() or path.read_text() == "{}\n"
 
 
 def test_an_error_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What a run, a checkpoint or a file of somebody else names is not imported unless you say so."""
 
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from marl.config import ConfigError
 from marl.config.io import load_config, save_config
 from marl.utils.checkpoint import load_checkpoint, save_checkpoint
 from tests.command_line import QUICK, run
+from tests.llm_server import ModelServer
 
 CODE = """
 from pathlib import Path
@@ -42,6 +44,15 @@ class Model(torch.nn.Module):
 """
 
 
+@pytest.fixture(scope="module")
+def theirs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of a run and of a dataset, made by somebody else."""
+    made = tmp_path_factory.mktemp("theirs")
+    assert run("train", *QUICK, "--run-dir", made / "run") == 0
+    assert run("export", made / "run", made / "pairs", "--pairs", "60") == 0
+    return made
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with code that leaves a mark when it is imported."""
@@ -50,6 +61,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "theirs", raising=False)
     return tmp_path
+
+
+@pytest.fixture
+def strange(theirs: Path, folder: Path) -> Path:
+    """The working directory with that run as ``run`` and ``own``, and the dataset as ``pairs``."""
+    for name, source in (("run", "run"), ("own", "run"), ("pairs", "pairs")):
+        shutil.copytree(theirs / source, folder / name)
+    return folder
 
 
 def trained(*flags: str) -> Path:
@@ -73,57 +92,126 @@ def foreign(run_folder: Path, **settings: Any) -> None:
 
 
 ENVIRONMENT = {"env.name": "theirs:env"}
+GYM = {"env.name": "gym/theirs:Team-v0"}
 OUTCOME = {"env.options.reward_mode": "outcome", "env.options.reward_outcome": "theirs:score"}
+LEARNER = {"learner.kind": "theirs:Learner"}
 MODEL = {"reward.model": "theirs:Model"}
 LABELLER = {"preferences.labeller": "theirs:judge"}
+DESCRIBE = {"preferences.llm.model": "stand-in", "preferences.llm.describe": "theirs:score"}
+FEW = "--episodes=2 --num-envs=1"
 
 
 @pytest.mark.parametrize(
     ("settings", "command"),
     [
-        (ENVIRONMENT, "evaluate"),
-        (ENVIRONMENT, "watch"),
-        (ENVIRONMENT, "label"),
-        (ENVIRONMENT, "resume"),
-        (OUTCOME, "evaluate"),
-        (OUTCOME, "resume"),
-        (MODEL, "watch"),
-        (MODEL, "labels"),
-        (LABELLER, "resume"),
-        (LABELLER, "export"),
+        (ENVIRONMENT, "evaluate run"),
+        (ENVIRONMENT, "watch run"),
+        (ENVIRONMENT, "label run"),
+        (ENVIRONMENT, "resume run"),
+        (ENVIRONMENT, "resume run --reshard"),
+        (ENVIRONMENT, f"sample run made {FEW}"),
+        (ENVIRONMENT, f"sample own made --rejected run {FEW}"),
+        (ENVIRONMENT, f"sample own made --config run/config.toml {FEW}"),
+        (GYM, "evaluate run"),
+        (OUTCOME, "evaluate run"),
+        (OUTCOME, "resume run"),
+        (LEARNER, "evaluate run"),
+        (LEARNER, "evaluate own --contrast run"),
+        (LEARNER, "watch own --contrast run"),
+        (LEARNER, f"sample own made --contrast run {FEW}"),
+        (LEARNER, "export-policy run"),
+        (LEARNER, "fit-reward pairs --model dpo --steps 1 --reference run --out fit"),
+        (LEARNER, "imitate pairs --steps 1 --reference run --out fit"),
+        (MODEL, "watch run"),
+        (MODEL, "labels run"),
+        (MODEL, "evaluate own --guide run"),
+        (MODEL, f"sample own made --guide run {FEW}"),
+        (LABELLER, "resume run"),
+        (LABELLER, "export run made"),
+        (LABELLER, "labels run --ask-again"),
+        (DESCRIBE, "export run made --labeller llm"),
     ],
 )
 def test_code_of_a_strangers_run_is_refused(
-    settings: dict[str, str], command: str, folder: Path, capsys: pytest.CaptureFixture[str]
+    settings: dict[str, str], command: str, strange: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    if command == "label":
+    if command == "label run":
         pytest.importorskip("fastapi", reason="needs the extra people")
-    trained()
     foreign(Path("run"), **settings)
-    assert run(command, "run", *(["pairs"] if command == "export" else [])) == 1
+    assert run(*command.split()) == 1
     said = capsys.readouterr().err
     setting, path = list(settings.items())[-1]
-    assert f"run names code that would be imported and run: {setting} = {path!r}" in said
+    place = "run/config.toml" if "--config" in command else "run"
+    assert f"error: {place} names code that would be imported and run: {setting} = {path!r}" in said
     assert "--trust" in said
     assert "Traceback" not in said
-    assert not (folder / "imported").exists()
+    assert not (strange / "imported").exists()
 
 
-def test_labels_asks_a_strangers_labeller_nothing(
-    folder: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    "command",
+    [
+        "runs .",
+        "compare run own --out made",
+        "labels run",
+        "export run made --labeller return",
+        "imitate run --steps 1 --out fit",
+        "fit-reward pairs --steps 1 --out fit --config run/config.toml",
+        f"sample own made --guide run {FEW}",
+        f"sample own made --contrast run {FEW}",
+    ],
+)
+def test_what_needs_no_code_of_a_strangers_run_works(command: str, strange: Path) -> None:
+    foreign(Path("run"), **ENVIRONMENT, **LABELLER)
+    assert run(*command.split()) == 0
+    assert not (strange / "imported").exists()
+
+
+def test_a_run_begins_from_a_strangers(strange: Path) -> None:
+    foreign(Path("run"), **ENVIRONMENT, **LABELLER)
+    assert run("train", *QUICK, "--init=run", "--init-reward", "--run-dir=new") == 0
+    assert not (strange / "imported").exists()
+
+
+@pytest.mark.parametrize("command", ["resume run", "export run made --labeller llm"])
+def test_a_strangers_run_is_sent_no_key_and_writes_no_cache(
+    command: str, strange: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained()
-    foreign(Path("run"), **LABELLER)
-    assert run("labels", "run", "--ask-again") == 1
-    assert "preferences.labeller = 'theirs:judge'" in capsys.readouterr().err
-    assert not (folder / "imported").exists()
+    monkeypatch.setenv("SOMETHING", "secret")
+    with ModelServer() as server:
+        asked = {
+            "model": "stand-in",
+            "base_url": server.base_url,
+            "api_key_env": "SOMETHING",
+            "cache": "theirs.sqlite",
+        }
+        asks: dict[str, Any] = {f"preferences.llm.{name}": value for name, value in asked.items()}
+        if "--labeller" not in command:
+            asks |= {"preferences.labeller": "llm", "preferences.queries_per_iteration": 4}
+        foreign(Path("run"), **asks)
+        assert run(*command.split()) == 1
+    said = capsys.readouterr().err
+    assert "run names a language model that would be asked, be sent your key" in said
+    assert "preferences.llm.api_key_env = 'SOMETHING'" in said
+    assert server.connections == []
+    assert not (strange / "theirs.sqlite").exists()
 
 
-def test_a_shell_command_is_not_run(folder: Path) -> None:
-    trained()
+def test_a_known_package_is_not_taken_from_the_working_directory(
+    strange: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p not in ("", str(strange))])
+    monkeypatch.setattr("envs.adapters.gym_teams._MODULES", {"Foraging": "theirs"})
+    foreign(Path("run"), **{"env.name": "gym/Foraging-5x5-2p-1f-v3"})
+    assert run("evaluate", "run", *FEW.split()) == 1
+    assert "No module named 'theirs'" in capsys.readouterr().err
+    assert str(strange) not in sys.path
+
+
+def test_a_shell_command_is_not_run(strange: Path) -> None:
     foreign(Path("run"), **{"env.name": "os:system", "env.options": {"command": "touch imported"}})
     assert run("evaluate", "run") == 1
-    assert not (folder / "imported").exists()
+    assert not (strange / "imported").exists()
 
 
 @pytest.mark.usefixtures("folder")

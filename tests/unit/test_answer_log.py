@@ -142,6 +142,18 @@ def test_a_damaged_line_in_the_middle_is_named_or_skipped_on_request(
         assert [a.first for a in AnswerLog(path, skip_damaged=True).answers()] == [3, 9]
 
 
+@pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.damaged"])
+def test_nothing_is_appended_to_what_a_link_leads_to(path: Path, name: str) -> None:
+    theirs = path.with_name("theirs")
+    theirs.write_text('{"first": 1')
+    path.write_text("half of an answer")
+    path.with_name(name).unlink(missing_ok=True)
+    path.with_name(name).symlink_to(theirs)
+    with pytest.raises(DatasetError, match=f"{name} is a link"):
+        AnswerLog(path).append(ANN)
+    assert theirs.read_text() == '{"first": 1'
+
+
 def test_an_answer_outside_its_range_is_never_written(path: Path) -> None:
     with pytest.raises(ValueError, match="label is nan"):
         replace(ANN, label=float("nan"))

@@ -34,6 +34,14 @@ def test_a_failure_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_link_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
+    theirs, path = tmp_path / "theirs", tmp_path / "file"
+    theirs.write_text("precious")
+    (tmp_path / "file.tmp").symlink_to(theirs)
+    atomic_write(path, b"new")
+    assert (theirs.read_text(), path.read_text(), path.is_symlink()) == ("precious", "new", False)
+
+
 def test_the_disk_has_the_content_before_the_name_and_then_the_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,7 +28,7 @@ from marl.preferences.dataset.untrusted import (
     read_file,
     warn_skipped,
 )
-from marl.utils.files import atomic_write, sync_folder
+from marl.utils.files import OutputError, atomic_write, check_own_file, sync_folder
 from marl.utils.text import one_line
 
 Pair = tuple[int, int]
@@ -145,6 +145,7 @@ class AnswerLog:
 
         A disk that fills up takes a part of it first and says so with the next.
         """
+        self.check_own()
         is_new = not self.path.exists()
         if not is_new:
             self._mend()
@@ -157,6 +158,19 @@ class AnswerLog:
         if is_new:
             sync_folder(self.path.parent)
 
+    def check_own(self) -> None:
+        """Raise `DatasetError` where what is appended would go elsewhere, by a link."""
+        for path in (self.path, self._aside):
+            try:
+                check_own_file(path)
+            except OutputError as error:
+                raise DatasetError(str(error)) from None
+
+    @property
+    def _aside(self) -> Path:
+        """Where damaged lines are moved to."""
+        return self.path.with_name(f"{self.path.name}.damaged")
+
     def _mend(self) -> None:
         """Complete a last line that lacks its end, and move one that is damaged to a file aside.
 
@@ -166,7 +180,7 @@ class AnswerLog:
         body = content[:-1] if content.endswith(b"\n") else content
         tail = body[body.rfind(b"\n") + 1 :]
         if content and isinstance(_parsed(tail), str):
-            with self.path.with_name(f"{self.path.name}.damaged").open("ab") as aside:
+            with self._aside.open("ab") as aside:
                 aside.write(tail + b"\n")
             os.truncate(self.path, len(body) - len(tail))
         elif content and not content.endswith(b"\n"):
