@@ -158,10 +158,10 @@ def test_rare_returns_are_drawn_as_often_as_common_ones() -> None:
 
 
 def test_returns_are_cut_into_eight_ranges_of_equal_width() -> None:
-    # From -8 to 8 in steps of 2: three returns of -8, two of 0 in [0, 2), 5 in [4, 6), and 7 and 8
+    # From -8 to 8 in steps of 2: three returns of -8, 0 and 1.5 in [0, 2), 5 in [4, 6), and 7 and 8
     # in the last, which holds its upper end. Each of the four ranges is drawn in a quarter of the
     # draws: 2,000 of 8,000, deviation 39.
-    returns = torch.tensor([-8.0, -8.0, -8.0, 0.0, 0.0, 5.0, 7.0, 8.0])
+    returns = torch.tensor([-8.0, -8.0, -8.0, 0.0, 1.5, 5.0, 7.0, 8.0])
     counts, source = torch.zeros(8), generator()
     for _ in range(8000):
         counts[draw_stratified(torch.arange(8), returns, 1, source)] += 1
