@@ -13,6 +13,8 @@ from marl.utils.ranks import SINGLE, Ranks, merge_moments
 
 _ROUNDING = 1e-6
 """Deviation, as a share of the mean, that single precision cannot tell from none."""
+_CLIP = 10.0
+"""Deviations from the mean beyond which a standardised input is clipped."""
 
 
 class InputNorm(nn.Module):
@@ -23,16 +25,15 @@ class InputNorm(nn.Module):
     scale: Tensor
     count: Tensor
 
-    def __init__(self, *shape: int, clip: float = 10.0) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.clip = clip
         self.register_buffer("mean", torch.zeros(shape))
         self.register_buffer("var", torch.ones(shape))
         self.register_buffer("scale", torch.ones(shape))
         self.register_buffer("count", torch.zeros((*shape[:-1], 1), dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "*L F"]) -> Float[Tensor, "*L F"]:
-        return ((x - self.mean) * self.scale).clamp(-self.clip, self.clip)
+        return ((x - self.mean) * self.scale).clamp(-_CLIP, _CLIP)
 
     @torch.no_grad()
     def update(
