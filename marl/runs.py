@@ -1,10 +1,8 @@
 """Runs: train, and record in a folder what is needed to look at a run and to continue it."""
 
-import hashlib
 import os
 import secrets
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -13,39 +11,30 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from envs import EnvSpec, Replays, unwrapped
-from marl import UserError, __version__
 from marl.callbacks import Callback, Callbacks, Film, RunInfo, TensorBoard
 from marl.config import Config, ConfigError
-from marl.config.io import fixed_differences, save_config, to_dict
+from marl.config.io import fixed_differences, save_config
 from marl.evaluation import Evaluator
-from marl.nn.layers import NonFiniteError
-from marl.policy import check_same_spec, config_in, saved_spec, spec_in
+from marl.policy import check_same_spec, config_in, spec_in
 from marl.preferences.factory import with_given_labeller
 from marl.preferences.resharding import losses, resharded
-from marl.reports.recorded import CONFIG, ERROR, LOCK
+from marl.recorder import RunRecorder, described
+from marl.reports.recorded import CONFIG, LOCK
 from marl.trainer import Trainer
 from marl.utils.checkpoint import (
-    BEST,
-    CheckpointError,
     checkpoint_name,
     list_checkpoints,
     load_together,
     num_processes,
     read_all,
-    read_checkpoint,
     restoring,
-    save_checkpoint,
-    save_together,
 )
 from marl.utils.encoding import decode, encode
-from marl.utils.files import OutputError, atomic_write, held, output
+from marl.utils.files import atomic_write, held, output
 from marl.utils.launch import LAUNCH, launch_id
-from marl.utils.metrics import MetricWriter
 from marl.utils.plugins import IDENTITY, grant, identity_of, remember
-from marl.utils.ranks import SINGLE, LostError, PeerError, Ranks, is_shared, together
+from marl.utils.ranks import SINGLE, Ranks, together
 from marl.utils.text import printable
 
 if TYPE_CHECKING:
@@ -100,17 +89,7 @@ def train(
         config = replace(config, init=str(init))
     if run_dir is None:
         with closing(Trainer(config, labeller=labeller, ranks=ranks)) as trainer:
-            if ranks.rank == 0:
-                for line in trainer.init_notes:
-                    tell(line)
-            calls = Callbacks(callbacks if ranks.rank == 0 else ())
-            with closing(Evaluator(trainer)) as evaluator, calls.told_of(_info(trainer)):
-                is_over = False
-                while trainer.iteration < config.num_iterations and not is_over:
-                    metrics = trainer.iterate()
-                    metrics |= evaluator.after_iteration()
-                    is_over = _told(calls, metrics, ranks) | _has_plateaued(trainer, metrics, tell)
-                    yield metrics
+            yield from _train_unrecorded(trainer, callbacks, tell)
         return
     folder = Path(run_dir)
     config = with_given_labeller(config, labeller)
@@ -127,9 +106,7 @@ def train(
         identity, restored = ranks.gather([identity, restored])[0]
         given: dict[str, Any] = {"labeller": labeller, "run": identity, "restored": restored}
         trainer = stack.enter_context(closing(Trainer(config, folder, ranks=ranks, **given)))
-        if ranks.rank == 0:
-            for line in trainer.init_notes:
-                tell(line)
+        _tell_of_init(trainer, tell)
         if resume:
             _restore(trainer, folder, cut_open_episodes, tell if reshard else None)
         with together(ranks):
@@ -147,6 +124,81 @@ def train(
         calls = Callbacks(own if ranks.rank == 0 else ())
         with calls.told_of(_info(trainer, folder, resume)):
             yield from _train_in(folder, trainer, resume, stop, calls, tell)
+
+
+def _tell_of_init(trainer: Trainer, tell: Callable[[str], None]) -> None:
+    """Tell what was taken from the run that a new one starts from."""
+    if trainer.ranks.rank == 0:
+        for line in trainer.init_notes:
+            tell(line)
+
+
+def _train_unrecorded(
+    trainer: Trainer, callbacks: Sequence[Callback], tell: Callable[[str], None]
+) -> Generator[dict[str, float], None, None]:
+    """Yield the metrics of a run without a folder."""
+    ranks = trainer.ranks
+    _tell_of_init(trainer, tell)
+    calls = Callbacks(callbacks if ranks.rank == 0 else ())
+    with closing(Evaluator(trainer)) as evaluator, calls.told_of(_info(trainer)):
+        is_over = False
+        while trainer.iteration < trainer.config.num_iterations and not is_over:
+            metrics = trainer.iterate()
+            metrics |= evaluator.after_iteration()
+            is_over = _told(calls, metrics, ranks) | _has_plateaued(trainer, metrics, tell)
+            yield metrics
+
+
+def _train_in(
+    folder: Path,
+    trainer: Trainer,
+    resume: bool,
+    stop: Callable[[], bool] | None,
+    calls: Callbacks,
+    tell: Callable[[str], None],
+) -> Generator[dict[str, float], None, None]:
+    """Yield the metrics of a run that is recorded in `folder`."""
+    config, ranks = trainer.config, trainer.ranks
+    recorder = RunRecorder(trainer, folder, calls, resumed=resume)
+    evaluator = Evaluator(trainer)
+    is_over = _has_plateaued(trainer, {}, tell)
+    try:
+        while trainer.iteration < config.num_iterations and not is_over:
+            if not _is_answered(trainer, stop):
+                break
+            with trainer.restoring():
+                metrics = trainer.iterate()
+            try:
+                metrics |= evaluator.after_iteration()
+            finally:  # the iteration is finished, whatever an evaluation meets
+                recorder.write(metrics)
+            recorder.keep_best(metrics)
+            is_over = _told(calls, metrics, ranks) | _has_plateaued(trainer, metrics, tell)
+            recorder.save_if_due()
+            yield metrics
+            is_over |= ranks.any(stop is not None and stop())
+        recorder.save()
+    except GeneratorExit:
+        recorder.save()
+        raise
+    except Exception as error:
+        recorder.failed(error)
+        raise
+    finally:
+        evaluator.close()
+        recorder.close()
+
+
+def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
+    """Return True once no people are waited for, or False as soon as `stop` says so.
+
+    All processes of a run return the same.
+    """
+    while trainer.ranks.any(trainer.is_waiting):
+        if trainer.ranks.any(stop is not None and stop()):
+            return False
+        time.sleep(_POLL)
+    return True
 
 
 def _begin(folder: Path, config: Config, identity: str, resume: bool) -> None:
@@ -217,7 +269,7 @@ def _team(trainer: Trainer, folder: Path) -> "tuple[Policy, RewardLearner | None
     from marl.reports.video import team_in
 
     grant(folder)  # what it names runs already
-    state = _described(trainer) | {"trainer": trainer.playing_state()}
+    state = described(trainer) | {"trainer": trainer.playing_state()}
     return team_in(decode(encode(state)), folder)  # as if it was written and read again
 
 
@@ -305,218 +357,6 @@ def _restore(
     with together(ranks):
         if ranks.rank == 0:
             save_config(trainer.config, folder / CONFIG)  # some settings may change
-
-
-def _train_in(
-    folder: Path,
-    trainer: Trainer,
-    resume: bool,
-    stop: Callable[[], bool] | None,
-    calls: Callbacks,
-    tell: Callable[[str], None],
-) -> Generator[dict[str, float], None, None]:
-    """Yield the metrics of a run that is recorded in `folder`."""
-    config, ranks = trainer.config, trainer.ranks
-    writer: MetricWriter | None = None
-    with together(ranks):
-        if ranks.rank == 0:
-            (folder / ERROR).unlink(missing_ok=True)
-            writer = MetricWriter(folder, after=trainer.steps if resume else None)
-    evaluator = Evaluator(trainer)
-    saved_at = trainer.steps if resume else -1
-    written = trainer.steps
-    unrecorded: Exception | None = None
-    is_over = _has_plateaued(trainer, {}, tell)
-
-    @contextmanager
-    def recording() -> Iterator[None]:
-        """Note about what cannot be written, to a full disk for one, where the run goes on."""
-        nonlocal unrecorded
-        try:
-            yield
-        except (CheckpointError, OutputError, PeerError) as error:
-            where = f"goes on from step {saved_at:,}" if saved_at > 0 else "begins the run again"
-            if not isinstance(error, PeerError):
-                error.add_note(f"once that is mended, {_command(folder, ranks)} {where}")
-            unrecorded = error
-            raise
-
-    def save() -> None:
-        nonlocal saved_at
-        if saved_at != trainer.steps:
-            with recording():
-                with together(ranks):
-                    if writer is not None:
-                        writer.sync()  # on the disk before the checkpoint that counts its rows
-                path = save_trainer(trainer, folder / "checkpoints")
-            saved_at = trainer.steps
-            with together(ranks):
-                calls.saved(path)
-
-    try:
-        while trainer.iteration < config.num_iterations and not is_over:
-            if not _is_answered(trainer, stop):
-                break
-            with trainer.restoring():
-                metrics = trainer.iterate()
-            try:
-                metrics |= evaluator.after_iteration()
-            finally:  # the iteration is finished, whatever an evaluation meets
-                with recording(), together(ranks):
-                    if writer is not None:
-                        writer.write(trainer.steps, metrics)
-                written = trainer.steps
-            if "evaluation/greedy" in metrics:
-                with recording(), together(ranks):
-                    if ranks.rank == 0:
-                        _keep_best(trainer, folder, metrics["evaluation/greedy"])
-            is_over = _told(calls, metrics, ranks) | _has_plateaued(trainer, metrics, tell)
-            if trainer.steps // config.checkpoint_every > max(saved_at, 0) // (
-                config.checkpoint_every
-            ):
-                save()
-            yield metrics
-            is_over |= ranks.any(stop is not None and stop())
-        save()
-    except GeneratorExit:
-        save()
-        raise
-    except Exception as error:
-        if error is unrecorded or isinstance(error, LostError):
-            _write_error(folder, error)
-            raise
-        if (
-            (ranks.size == 1 or is_shared(error))
-            and trainer.safe_to_checkpoint
-            and trainer.steps == written
-            and not _has_diverged(trainer, error)
-        ):
-            save()
-            note = (
-                f"the run is saved as it was after {trainer.steps:,} steps, its last finished "
-                f"iteration; {_command(folder, ranks)} goes on from there"
-            )
-        else:
-            own = f"process{ranks.rank}" if ranks.rank else ""
-            note = _crash_saved(trainer, folder / "crash" / own)
-        if not isinstance(error, PeerError):
-            error.add_note(note)
-        _write_error(folder, error)
-        raise
-    finally:
-        evaluator.close()
-        if writer is not None:
-            _finish(folder, trainer, writer)
-
-
-def _command(folder: Path, ranks: Ranks) -> str:
-    """Return what to type to go on with a run."""
-    if ranks.size == 1:
-        return f"`marl resume {folder}`"
-    return f"the same torchrun command with `-m marl resume {folder}`"
-
-
-def _write_error(folder: Path, error: Exception) -> None:
-    """Write the error that ended a run to its folder, where `marl runs` finds it.
-
-    That of another process is written by that one.
-    """
-    if isinstance(error, PeerError):
-        return
-    text = "".join(traceback.format_exception(error))
-    with suppress(OSError):  # a full disk, perhaps, and then that is the error
-        atomic_write(folder / ERROR, text.encode(errors="backslashreplace"))
-
-
-def _crash_saved(trainer: Trainer, folder: Path) -> str:
-    """Save the state within an iteration, for debugging; return what to say about it."""
-    try:
-        keep = trainer.config.keep_checkpoints
-        crash = save_checkpoint(folder, trainer.steps, _state_of(trainer), keep)
-    except CheckpointError as error:
-        with suppress(OSError):
-            folder.rmdir()
-        return f"the state at the error is lost: {error}"
-    return f"the state at the error is in {crash}; checkpoints/ is as it was before"
-
-
-def _finish(folder: Path, trainer: Trainer, writer: MetricWriter) -> None:
-    """Close the metrics and draw them; a failure here is a warning and hides no other error."""
-    from marl.reports.plots import plot_run  # a second of imports, which the end can wait
-
-    try:
-        writer.close()
-        if trainer.iteration:
-            config = trainer.config
-            heading = f"{config.env.name}, {config.algorithm}, seed {config.seed}"
-            plot_run(folder, trainer.env.spec.successes, heading)
-    except (OSError, UserError) as error:
-        warnings.warn(f"the run is recorded, but its curve is not drawn: {error}", stacklevel=2)
-
-
-def _has_diverged(trainer: Trainer, error: Exception) -> bool:
-    """Return whether an error is the policy's fault, so that nothing can go on from its state."""
-    state = trainer.learner.actor.state_dict().values()
-    sound = all(bool(x.isfinite().all()) for x in state if isinstance(x, Tensor))
-    return isinstance(error, NonFiniteError) or not sound
-
-
-def _is_answered(trainer: Trainer, stop: Callable[[], bool] | None) -> bool:
-    """Return True once no people are waited for, or False as soon as `stop` says so.
-
-    All processes of a run return the same.
-    """
-    while trainer.ranks.any(trainer.is_waiting):
-        if trainer.ranks.any(stop is not None and stop()):
-            return False
-        time.sleep(_POLL)
-    return True
-
-
-def save_trainer(trainer: Trainer, folder: Path) -> Path:
-    """Write a checkpoint of a trainer, with the settings and the environment it belongs to.
-
-    All processes of a run do so together.
-    """
-    keep, ranks = trainer.config.keep_checkpoints, trainer.ranks
-    weights = _weights_of(trainer) if ranks.size > 1 else ""
-    return save_together(folder, trainer.steps, _state_of(trainer), keep, ranks, weights)
-
-
-def _state_of(trainer: Trainer) -> dict[str, Any]:
-    """Return what a checkpoint holds."""
-    return _described(trainer) | {"trainer": trainer.state_dict()}
-
-
-def _weights_of(trainer: Trainer) -> str:
-    """Return a digest of the policy's weights."""
-    weights = trainer.learner.actor.state_dict().values()
-    content = b"".join(x.detach().cpu().numpy().tobytes() for x in weights if isinstance(x, Tensor))
-    return hashlib.sha256(content).hexdigest()
-
-
-def _keep_best(trainer: Trainer, folder: Path, value: float) -> None:
-    """Write what plays in place of the run's best checkpoint, if that did not play as well."""
-    place = folder / "checkpoints" / BEST
-    before = list_checkpoints(place)
-    with suppress(CheckpointError):  # one that is damaged is no rival
-        if before and read_checkpoint(before[0])[1]["evaluation"] >= value:
-            return
-    state = _described(trainer) | {"trainer": trainer.playing_state(), "evaluation": value}
-    path = save_checkpoint(place, trainer.steps, state, keep=1)
-    for other in before:
-        if other != path:
-            other.unlink(missing_ok=True)
-
-
-def _described(trainer: Trainer) -> dict[str, Any]:
-    """Return what a checkpoint says of the run that it belongs to."""
-    return {
-        "version": __version__,
-        "run": trainer.run,
-        "config": to_dict(trainer.config),
-        "spec": saved_spec(trainer.env.spec),
-    }
 
 
 def refuse_a_run_in(folder: Path) -> None:

@@ -15,7 +15,7 @@ from marl.config.io import load_config
 from marl.config.preferences import ModelConfig
 from marl.preferences import Cascade, EpisodePairs, Labeller, ReturnLabeller, Vote, make_labeller
 from marl.preferences.labellers import checked_labels
-from marl.runs import save_trainer
+from marl.recorder import save_trainer
 from marl.trainer import Trainer
 from marl.utils.seeding import Seeds
 
