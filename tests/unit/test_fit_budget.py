@@ -62,7 +62,8 @@ def reversed_order() -> EpisodeBatch:
 
 
 def steps_taken(source: Counting, budget: FitBudget, **options: Any) -> float:
-    model = make_model(FactoredReward, gradient_steps=0, learning_rate=1e-2, **options)
+    options = {"gradient_steps": 0, "learning_rate": 1e-2} | options
+    model = make_model(FactoredReward, **options)
     learner = RewardLearner(model, "", model.config, 10, budget=budget, threads=1, device=CPU)
     taken = learner.fit(source, uniform_policy)["reward/gradient_steps"]
     assert taken == learner.num_fits == source.trained
@@ -89,6 +90,13 @@ def test_no_block_follows_two_that_did_not_help() -> None:
 def test_no_block_follows_two_that_helped_too_little() -> None:
     budget = FitBudget(block=4, max_rows=10**6)
     assert steps_taken(Counting(ordered()), budget, held_out_fall=1.0) == 8
+
+
+def test_a_fall_of_exactly_the_least_share_helps() -> None:
+    # Networks that stand still: no block lowers the loss, and a share of 0 asks for no more.
+    budget, still = FitBudget(block=4, max_rows=16 * ROWS), {"learning_rate": 0.0}
+    assert steps_taken(Counting(ordered()), budget, held_out_fall=0.0, **still) == 16
+    assert steps_taken(Counting(ordered()), budget, held_out_fall=0.01, **still) == 8
 
 
 def test_target_networks_move_in_the_first_block_only() -> None:

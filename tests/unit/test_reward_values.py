@@ -135,9 +135,13 @@ def test_dead_agents_leave_the_soft_value_of_the_joint_action() -> None:
 
 
 @pytest.mark.parametrize("dies", [False, True])
-@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
-def test_padding_leaves_the_value_loss(kind: type, dies: bool) -> None:
-    model, steps = make_model(kind), make_steps(0, 4, 5, dies=dies)
+@pytest.mark.parametrize(
+    ("kind", "shared_mixer"),
+    [(FactoredReward, True), (FactoredReward, False), (CentralReward, True)],
+)
+def test_padding_leaves_the_value_loss(kind: type, shared_mixer: bool, dies: bool) -> None:
+    model = make_model(kind, shared_mixer=shared_mixer)
+    steps = make_steps(0, 4, 5, dies=dies)
     weights = torch.ones(4, 5)
     weights[:, 3:] = 0.0
     q_tot = model.q_tot(steps)
