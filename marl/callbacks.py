@@ -75,7 +75,7 @@ class Callbacks:
 
     @contextmanager
     def told_of(self, run: RunInfo) -> Iterator[None]:
-        """Around the training: its start and its end are told."""
+        """Tell the callbacks of the start, and at the end of the block of the end and its error."""
         begun: list[Callback] = []
         ended: BaseException | None = None
         try:

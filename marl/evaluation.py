@@ -60,7 +60,7 @@ def evaluate(
     Stopping at the first `episodes` to finish would favour short ones. Generators are apart from
     those of training: two calls with one seed return the same. `progress` is called
     again and again with the share of the episodes that have ended. Several processes play a part
-    each, other episodes than one would; all return the whole.
+    each, other episodes than one would; all return the results of all.
     """
     episodes, num_envs = part_of(episodes, num_envs, ranks)
     with ExitStack() as stack:

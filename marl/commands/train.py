@@ -150,7 +150,7 @@ class StopSignal:
     def __init__(
         self, what: str = "finishing this iteration and saving", *, tells: bool = True
     ) -> None:
-        """`what` is done then, as it is told at once; of several processes one `tells`."""
+        """With `tells`, the first signal is answered by a line that says `what` follows."""
         self._tells = tells
         self.received = 0
         self._what = what

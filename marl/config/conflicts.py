@@ -149,7 +149,7 @@ def _check_calibration(config: "Config") -> None:
 
 
 def _check_policy_source(config: "Config") -> None:
-    """Raise `ConfigError` for settings of what a run has not whose preferences train the policy."""
+    """Raise `ConfigError` for settings that do nothing where preferences train the policy."""
     asked, where = config.reward, f"algorithm = {config.algorithm!r}"
     if config.algorithm != "dpo":
         where = 'reward.source = "policy"'
@@ -192,7 +192,7 @@ def _check_init(config: "Config") -> None:
 
 
 def _check_preferences(config: PreferenceConfig) -> None:
-    """Raise `ConfigError` for settings that say nothing together."""
+    """Raise `ConfigError` for settings of labellers that contradict each other."""
     for setting, name in zip(("labeller", "llm.fallback"), config.labellers, strict=False):
         if (name or setting == "labeller") and ":" not in name and name not in LABELLERS:
             known = ", ".join(LABELLERS)
@@ -251,7 +251,7 @@ def _check_preferences(config: PreferenceConfig) -> None:
 
 
 def _check_people(config: PreferenceConfig) -> None:
-    """Raise `ConfigError` for settings that people cannot be asked with."""
+    """Raise `ConfigError` for settings in conflict with the labeller ``people``."""
     if "people" not in config.labellers:
         return
     if config.labeller != "people":

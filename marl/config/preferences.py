@@ -229,7 +229,7 @@ class PreferenceConfig:
     or ``facts``, ``llm`` (a language model), ``model`` (a reward learned before), ``contrast``
     (what a weaker team has learned) and ``people`` (who answer on a page), each with settings of
     that name; ``python`` (a callable given to marl.train), or an import path: ``my_labels:f`` is
-    the labeller (a class is first made), while for ``my_labels:make()`` it is what the call
+    the labeller (of a class, an instance), while for ``my_labels:make()`` it is what the call
     returns."""
     deadline: Annotated[float, Range(0, 1e9)] = 600.0
     """Seconds after which a labeller of your own that has not answered stops the run, its state

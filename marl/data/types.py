@@ -165,7 +165,7 @@ class EpisodeBatch:
     return_scale: float = 1.0
     """Standard deviation of the returns of all kept episodes."""
     demonstrations: Bool[Tensor, "M"] | None = None
-    """Which episodes are demonstrations. None: nobody says so."""
+    """Which episodes are demonstrations. None: not known."""
     shares: BatchShares | None = None
     """How means over this batch count among those of other processes. None: there are none."""
 

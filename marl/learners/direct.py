@@ -1,4 +1,4 @@
-"""A policy that is trained elsewhere: by the loss of the reward that it is itself.
+"""The learner of runs whose policy is its own reward model (``reward.source = "policy"``).
 
 Axes: T time, E environments, N agents.
 """
@@ -17,7 +17,7 @@ from marl.utils.ranks import SINGLE, Ranks
 
 
 class DirectLearner:
-    """An actor without critics; `marl.rewards.RatioLearner` takes its gradient steps."""
+    """An actor without critics; `marl.rewards.RatioLearner` trains it by the loss of the reward."""
 
     def __init__(
         self,

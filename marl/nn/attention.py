@@ -109,7 +109,7 @@ class ShapleyAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "*B N W"], acting: Bool[Tensor, "*B N"]
     ) -> Float[Tensor, "*B N W"]:
-        """Return each agent's contribution; those not acting are in nobody's coalition."""
+        """Return each agent's contribution; those not acting are in no coalition."""
         x = x + self.ids
         drawn = draw_coalitions(self.coalitions, x.shape[-2], self.generator).to(x.device)
         total = torch.zeros_like(x)

@@ -165,7 +165,7 @@ class Tally:
         }
 
     def _warn(self, message: str) -> None:
-        """Warn for the only time."""
+        """Warn, once in a run."""
         self._has_warned = True
         if self._tells:
             warnings.warn(message, stacklevel=3)

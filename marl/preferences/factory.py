@@ -110,7 +110,7 @@ def _base_labeller(
 
 
 def _given(given: Callable[..., Any], spec: EnvSpec, seeds: Seeds) -> Labeller:
-    """Return a labeller given in Python; a class is first made."""
+    """Return a labeller given in Python; of a class, an instance."""
     is_class = isinstance(given, type)
     return _constructed(given, given.__qualname__, spec, seeds) if is_class else given
 

@@ -94,7 +94,7 @@ def losses(states: States, config: Config, size: int) -> Cut:
     if "feedback" not in states[0]:
         return Cut(open_episodes=open_episodes, answers=0, kept=0)
     feedbacks = [saved["feedback"] for saved in states]
-    before = len(_standing(feedbacks, [_Everywhere(f["replay"]) for f in feedbacks]))
+    before = len(_standing(feedbacks, [_Unmoved(f["replay"]) for f in feedbacks]))
     capacity = share_of(config, size).preferences.buffer_pairs
     kept = 0
     for rank in range(size):
@@ -146,8 +146,8 @@ def _whole(replay: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     return numbers[is_whole], slots[is_whole]
 
 
-class _Everywhere(dict[int, int]):
-    """A place for every whole episode of a process."""
+class _Unmoved(dict[int, int]):
+    """The place of every whole episode of a process where none moves: its own number."""
 
     def __init__(self, replay: Mapping[str, Any]) -> None:
         super().__init__((number, number) for number in _whole(replay)[0].tolist())

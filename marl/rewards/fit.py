@@ -233,7 +233,7 @@ def fit_reward(
 
 
 def _draw(report: FitReport, path: Path) -> None:
-    """Draw the calibration; without that picture the fit is whole."""
+    """Draw the calibration; a picture that cannot be written is a warning."""
     from marl.reports.plots import plot_reliability  # a second of imports
 
     try:

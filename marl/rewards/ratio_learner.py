@@ -1,4 +1,4 @@
-"""Fits a policy by the loss of the reward that it is itself, the log-ratio to a reference."""
+"""Fits a policy that is its own reward model: the loss is of its log-ratio to a reference."""
 
 import math
 from typing import Any, cast

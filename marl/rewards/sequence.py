@@ -26,7 +26,7 @@ BYTES_OF_A_UNIT = 340
 """Memory of attention for one unit of one layer at one step of one agent, while it is fitted: TAR2
 took 250 to 340 bytes, AREL and STAS 150 to 220 (500 steps, 2 and 8 agents, width 64)."""
 
-Past = dict[str, Tensor]
+OpenEpisodes = dict[str, Tensor]
 """Of the running episodes: their ``length`` so far (E), and the last P steps of ``obs``,
 ``actions`` and, where agents die, ``alive`` (P, E, N, ...), P the longest of them."""
 
@@ -132,13 +132,13 @@ class SequenceReward(RewardModel):
         self,
         steps: Transitions,
         done: Bool[Tensor, "T E"],
-        past: Past | None = None,
+        past: OpenEpisodes | None = None,
         finished: FinishedEpisodes | None = None,
         known: KnownReturns = ANY_RETURN,
-    ) -> tuple[Rewards, Past]:
-        """Return the rewards (T, E) of a rollout, and the past of the episodes that go on.
+    ) -> tuple[Rewards, OpenEpisodes]:
+        """Return the rewards (T, E) of a rollout, and the steps so far of the episodes that go on.
 
-        Without `past` the first steps are those of new episodes. With the episodes `finished` in
+        Without a `past` the first steps begin new episodes. With the episodes `finished` in
         the rollout, rewards are those of `paid`, by what is `known` of returns.
         """
         length = torch.zeros_like(done[0], dtype=torch.int64) if past is None else past["length"]
