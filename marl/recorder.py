@@ -26,6 +26,7 @@ from marl.utils.checkpoint import (
     save_together,
 )
 from marl.utils.files import OutputError, atomic_write
+from marl.utils.launch import command_to_go_on
 from marl.utils.metrics import MetricWriter
 from marl.utils.ranks import LostError, PeerError, Ranks, is_shared, together
 
@@ -191,10 +192,7 @@ def _crash_saved(trainer: Trainer, folder: Path) -> str:
 
 
 def _command(folder: Path, ranks: Ranks) -> str:
-    """Return what to type to go on with a run."""
-    if ranks.size == 1:
-        return f"`marl resume {folder}`"
-    return f"the same torchrun command with `-m marl resume {folder}`"
+    return command_to_go_on(folder, ranks.size)
 
 
 def _write_error(folder: Path, error: Exception) -> None:

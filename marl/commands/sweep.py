@@ -1,6 +1,8 @@
 """The command ``marl sweep``."""
 
+import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from marl.utils.plugins import check_trusted, import_paths
 
 if TYPE_CHECKING:
     from marl.sweeps.folder import SweepFolder
+    from marl.sweeps.on_ray import RayRuns
     from marl.sweeps.plan import Plan
 
 
@@ -29,9 +32,12 @@ class Sweep:
     """TOML file of the sweep: what runs share, what is tried, the seeds."""
     out: Path | None = None
     """Folder of the sweep; sweeps/ and the name of FILE if not given."""
-    jobs: Annotated[int, Range(1, 1024)] = 1
+    jobs: Annotated[int, Range(1, 1024)] | None = None
     """Runs at a time, each a process with as many threads as the setting threads says: 1 if the
-    file does not say."""
+    file does not say. If not given, 1, or with --ray as many as the cluster has processors."""
+    ray: bool = False
+    """Give the runs to the Ray cluster at RAY_ADDRESS, whose nodes must all see the folder, or to
+    one that is started on this machine (extra cluster)."""
     trial: Annotated[int, Range(0, 10_000)] | None = None
     """Run the seeds of this trial only, from 0, e.g. one of an array of Slurm jobs; afterwards the
     command without it makes the table."""
@@ -51,17 +57,29 @@ class Sweep:
             raise ConfigError(
                 f"--trial: got {self.trial}, but the sweep has {plan.num_trials:,} trials, from 0"
             )
-        folder = SweepFolder(self.out or Path("sweeps") / self.file.stem, plan)
-        stop = StopSignal("letting the runs finish their iterations and save")
-        if self.trial is not None:
-            self._search(folder, stop)
-            return self._stopped(stop) or self._trial_ended(folder, self.trial)
-        taken = f"{folder.path} is being worked on by another `marl sweep`; wait, or stop it"
-        with held(folder.path / ".writer", taken):
-            self._search(folder, stop)
-            print(write_table(folder))
-            if not stop.received:
-                self._compare(folder)
+        path = self.out or Path("sweeps") / self.file.stem
+        with ExitStack() as stack:
+            start, jobs = None, self.jobs or 1
+            if self.ray:
+                from marl.sweeps.on_ray import RayRuns
+                from marl.utils.cluster import joined_cluster
+
+                threads = plan.config_of({}, 0).threads
+                at_once = threads * self.jobs if self.jobs else max(threads, os.cpu_count() or 1)
+                cluster = stack.enter_context(joined_cluster("--ray", at_once))
+                start, jobs = RayRuns(cluster), self.jobs or max(1, cluster.num_cpus)
+                path = path.absolute()
+            folder = SweepFolder(path, plan)
+            stop = StopSignal("letting the runs finish their iterations and save")
+            if self.trial is not None:
+                self._search(folder, stop, jobs, start)
+                return self._stopped(stop) or self._trial_ended(folder, self.trial)
+            taken = f"{folder.path} is being worked on by another `marl sweep`; wait, or stop it"
+            with held(folder.path / ".writer", taken):
+                self._search(folder, stop, jobs, start)
+                print(write_table(folder))
+                if not stop.received:
+                    self._compare(folder)
         failure = whole_sweep_failed(folder.trials())
         if failure:
             print(failure)
@@ -82,7 +100,13 @@ class Sweep:
         print("\n".join([f"trial {number} {trial.state}", *reasons]))
         return int(trial.state == "failed")
 
-    def _search(self, folder: "SweepFolder", stop: StopSignal) -> None:
+    def _search(
+        self,
+        folder: "SweepFolder",
+        stop: StopSignal,
+        jobs: int,
+        start: "RayRuns | None",
+    ) -> None:
         """Run the trials, and the best one with the evaluation seeds."""
         from marl.sweeps.adaptive import Adaptive
         from marl.sweeps.runner import InOrder, grid_jobs, run_jobs
@@ -94,16 +118,17 @@ class Sweep:
             schedule = Adaptive(folder, self.trial)
         else:
             schedule = InOrder(folder, grid_jobs(folder, self.trial))
-        with SweepView(folder, self.jobs) as view:
+        with SweepView(folder, jobs) as view:
 
             def run(schedule: "Adaptive | InOrder") -> None:
                 run_jobs(
                     folder,
                     schedule,
-                    self.jobs,
+                    jobs,
                     stop=lambda: stop.received > 0,
                     changed=view.changed,
                     trust=self.trust,
+                    start=start,
                 )
 
             run(schedule)

@@ -20,7 +20,14 @@ from marl.config import Config, Option
 from marl.config.io import changed, load_run_config
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
-from marl.utils.launch import LAUNCH, before_joining, launch_id, num_restarts, processes
+from marl.utils.launch import (
+    LAUNCH,
+    before_joining,
+    command_to_go_on,
+    launch_id,
+    num_restarts,
+    processes,
+)
 from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
 from marl.utils.ranks import SINGLE, Ranks, together
 
@@ -46,12 +53,17 @@ class Train:
     run names that labels for this one."""
     track: tuple[Tracker, ...] = ()
     """Also report to wandb (Weights & Biases), mlflow, or both; each needs the extra so named."""
+    ray_workers: Annotated[int, Range(1, 10_000)] | None = None
+    """Train in so many processes of the Ray cluster at RAY_ADDRESS, or of one that is started on
+    this machine (extra cluster)."""
     settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
 
     def run(self) -> int:
         """Train, and say how it goes."""
         from marl.reports.recorded import CONFIG
 
+        if self.ray_workers is not None:
+            return self._on_cluster(self.ray_workers)
         with processes(self.settings) as ranks, ExitStack() as stack:
             check_family(self.settings.env.name)  # what is wrong with the name is told at once
             folder, begun = "", False
@@ -61,6 +73,19 @@ class Train:
                     folder, begun = str(path), num_restarts() > 0 and (path / CONFIG).exists()
             folder, begun = ranks.gather([folder, begun])[0]
             return _run(self.settings, Path(folder), resume=begun, track=self.track, ranks=ranks)
+
+    def _on_cluster(self, workers: int) -> int:
+        """Train in processes of a Ray cluster."""
+        from marl.commands.ray_workers import train_on_cluster
+        from marl.runs import refuse_a_run_in
+
+        check_family(self.settings.env.name)
+        with ExitStack() as stack:
+            folder = self._folder(stack).absolute()
+            refuse_a_run_in(folder)
+            arguments = ["train", "--config", "SETTINGS", "--run-dir", str(folder)]
+            arguments += ["--trust"] * self.trust + _tracking(self.track)
+            return train_on_cluster(arguments, self.settings, folder, workers)
 
     def _folder(self, stack: ExitStack) -> Path:
         """Return where the run is recorded; where torchrun starts its processes again, as before.
@@ -99,6 +124,8 @@ class Resume:
     reshard: bool = False
     """Go on with another number of processes than have saved the run: what it keeps of episodes and
     answers is dealt out anew, and open episodes are cut."""
+    ray_workers: Annotated[int, Range(1, 10_000)] | None = None
+    """Train in so many processes of a Ray cluster, as marl train does."""
 
     track: tuple[Tracker, ...] = ()
     """As in `marl train`; what the run was before is continued there."""
@@ -107,12 +134,10 @@ class Resume:
         """Train on, and say how it goes."""
         with before_joining():
             config = load_run_config(self.run_dir)
+        if self.ray_workers is not None:
+            return self._on_cluster(config, self.ray_workers)
         with processes(config) as ranks:
-            endpoint = endpoint_settings(config.preferences)
-            check_trusted(import_paths(config), self.run_dir, config, endpoint)
-            longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
-            if changes := self.changes | longer:
-                config = changed(config, changes, "marl resume")
+            config = self._changed(config)
             cut, reshard = self.cut_open_episodes, self.reshard
             return _run(
                 config,
@@ -123,6 +148,35 @@ class Resume:
                 track=self.track,
                 ranks=ranks,
             )
+
+    def _on_cluster(self, config: Config, workers: int) -> int:
+        """Train on in processes of a Ray cluster."""
+        from marl.commands.ray_workers import train_on_cluster
+
+        config = self._changed(config)
+        folder = self.run_dir.absolute()
+        arguments = ["resume", str(folder), *_tracking(self.track)]
+        arguments += ["--trust"] * self.trust
+        arguments += ["--cut-open-episodes"] * self.cut_open_episodes
+        arguments += ["--reshard"] * self.reshard
+        if changes := self._changes():
+            arguments += ["--set", *(str(word) for pair in changes.items() for word in pair)]
+        return train_on_cluster(arguments, config, folder, workers)
+
+    def _changes(self) -> dict[str, Option]:
+        longer = {} if self.total_steps is None else {"total_steps": self.total_steps}
+        return self.changes | longer
+
+    def _changed(self, config: Config) -> Config:
+        """Return the settings that the run goes on with, whose code may run."""
+        endpoint = endpoint_settings(config.preferences)
+        check_trusted(import_paths(config), self.run_dir, config, endpoint)
+        changes = self._changes()
+        return changed(config, changes, "marl resume") if changes else config
+
+
+def _tracking(track: Sequence[Tracker]) -> list[str]:
+    return ["--track", *track] if track else []
 
 
 def new_run_folder(config: Config) -> AbstractContextManager[Path]:
@@ -219,8 +273,8 @@ def _run(
             for metrics in iterations:
                 progress.update(metrics, at_once=config.preferences.people.wait)
     if signal_number := max(ranks.gather(stop.received)):
-        launcher = "the same torchrun command with -m " if ranks.size > 1 else ""
-        print(f"stopped and saved; continue with: {launcher}marl resume {folder}")
+        again = command_to_go_on(folder, ranks.size).replace("`", "")
+        print(f"stopped and saved; continue with: {again}")
         return 128 + int(signal_number)
     if progress.no_episode and not resume:
         steps = config.total_steps // config.env.num_envs

@@ -6,10 +6,9 @@ were begun go on from their checkpoints, bit for bit.
 
 import os
 import subprocess
-import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +18,7 @@ from marl.config.io import load_run_config
 from marl.reports.recorded import CONFIG
 from marl.sweeps.folder import Job, SweepFolder
 from marl.sweeps.plan import Settings
+from marl.utils.child import child_command, python_flags
 from marl.utils.files import is_held
 from marl.utils.plugins import import_paths
 from marl.utils.text import one_line
@@ -71,15 +71,48 @@ def grid_jobs(folder: SweepFolder, only: int | None = None) -> list[Job]:
     return [folder.job(trial, seed) for seed in folder.plan.config.seeds for trial in trials]
 
 
+class Training(Protocol):
+    """One run that is being trained."""
+
+    job: Job
+
+    def status(self) -> int | None:
+        """Return the exit status, None while it runs."""
+        ...
+
+    def stop(self) -> None:
+        """Let the run finish its iteration and save; `wait` until it has."""
+        ...
+
+    def wait(self) -> None:
+        """Wait until it has ended."""
+        ...
+
+    def reason(self) -> str:
+        """Return why it failed, in a line."""
+        ...
+
+
 class Worker:
-    """The process of one run.
+    """The process of one run, on this machine.
 
     The code that the sweep's file names may be imported there, but not what else a run in the
     sweep's folder may name, unless with `trust`.
     """
 
-    def __init__(self, job: Job, config: Config, trust: bool = False) -> None:
-        """`config` are the settings that the sweep's file has for the run."""
+    def __init__(
+        self,
+        job: Job,
+        config: Config,
+        trust: bool = False,
+        cwd: str | None = None,
+        flags: Sequence[str] | None = None,
+    ) -> None:
+        """`config` are the settings that the sweep's file has for the run.
+
+        On another machine than the sweep's, `cwd` and `flags` are the sweep's working directory and
+        `python_flags`.
+        """
         self.job = job
         _wait_until_free(job.folder)
         granted = str(job.settings)
@@ -94,11 +127,12 @@ class Worker:
         threads = config.threads
         with job.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, *_safe_path(), "-m", "marl.sweeps.worker", granted, *command],
+                child_command(python_flags() if flags is None else flags, granted, command),
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=log,
                 env=os.environ | dict.fromkeys(_THREADS, str(threads)),
+                cwd=cwd,
                 start_new_session=True,  # Ctrl-C reaches the sweep alone, which stops its runs
             )
 
@@ -129,22 +163,25 @@ def run_jobs(
     *,
     stop: Callable[[], bool],
     changed: Callable[[Job | None, str], None],
+    start: Callable[[Job, Config, bool], Training] | None = None,
     trust: bool = False,
 ) -> None:
     """Run what a schedule asks for, `jobs` processes at a time, until nothing is left.
 
+    `start` begins a run with its settings, on this machine if it is not given.
     `changed` is told of every run that ended and why it failed, and now and then of nothing. Once
     `stop` says so, the runs save and no other begins; so they do on an error. With `trust`, runs
     import whatever they name.
     """
-    workers: list[Worker] = []
+    start = start or Worker
+    workers: list[Training] = []
     try:
         while not stop():
             while len(workers) < jobs and (chosen := schedule.next()) is not None:
                 job, tried = chosen
                 folder.prepare(job, tried)
                 folder.failed.pop(job.folder, None)
-                workers.append(Worker(job, folder.plan.config_of(tried, 0), trust))
+                workers.append(start(job, folder.plan.config_of(tried, 0), trust))
             if not workers:
                 return
             changed(None, "")
@@ -161,14 +198,6 @@ def run_jobs(
             worker.stop()
         for worker in workers:
             worker.wait()
-
-
-def _safe_path() -> list[str]:
-    """Return Python's flag not to import from the working directory, where this process does not.
-
-    The folder of a sweep may be somebody else's.
-    """
-    return [] if {"", os.getcwd()} & set(sys.path) else ["-P"]
 
 
 def _names_same_code(folder: Path, config: Config) -> bool:

@@ -1,4 +1,4 @@
-"""Processes that torchrun has started, joined by torch.distributed.
+"""Processes that torchrun or Ray has started, joined by torch.distributed.
 
 gloo carries what is on the CPU, and nccl what is on GPUs of their own. Connections are neither
 encrypted nor authenticated: use a network that you trust. What is exchanged is read without
@@ -27,7 +27,13 @@ from torch.distributed.rendezvous import rendezvous
 from envs import EnvError
 from marl import UserError
 from marl.utils.encoding import decode, encode
-from marl.utils.launch import ANSWER_SECONDS, Launch, num_restarts, read_launch
+from marl.utils.launch import (
+    ANSWER_SECONDS,
+    Launch,
+    command_to_go_on,
+    num_restarts,
+    read_launch,
+)
 from marl.utils.ranks import SINGLE, LostError, Ranks
 from marl.utils.text import one_line
 
@@ -92,7 +98,7 @@ class ProcessRanks(Ranks):
             raise LostError(
                 "the other processes of this run cannot be reached any more: one has ended or "
                 f"hangs, or the network between them ({_reason(error)}). The newest checkpoint is "
-                "whole; the same torchrun command with `-m marl resume RUN` goes on from there"
+                f"whole; {command_to_go_on('RUN', self.size)} goes on from there"
             ) from None
 
 

@@ -10,7 +10,9 @@ from marl.config import Config, ConfigError
 from marl.utils.ranks import SINGLE, Ranks
 
 LAUNCH = ".launch"
-"""File of a run's folder: the id of the launch by torchrun."""
+"""File of a run's folder: the id of the launch by torchrun, or by --ray-workers."""
+RAY_WORKERS = "MARL_RAY_WORKERS"
+"""Environment variable of processes that --ray-workers has started: how many they are."""
 ANSWER_SECONDS = 900.0
 """Seconds after which a process that does not answer is taken for lost.
 
@@ -108,6 +110,14 @@ def num_restarts(environment: Mapping[str, str] = os.environ) -> int:
 def launch_id(environment: Mapping[str, str] = os.environ) -> str:
     """Return what stays the same when torchrun starts its processes again; empty without it."""
     return environment.get("TORCHELASTIC_RUN_ID", "")
+
+
+def command_to_go_on(folder: object, size: int, environment: Mapping[str, str] = os.environ) -> str:
+    """Return what to type to go on with a run of so many processes, started as this one was."""
+    resume = f"marl resume {folder}"
+    if environment.get(RAY_WORKERS):
+        return f"`{resume} --ray-workers {size}`"
+    return f"`{resume}`" if size == 1 else f"the same torchrun command with `-m {resume}`"
 
 
 def _number(environment: Mapping[str, str], name: str, default: str = "") -> int:

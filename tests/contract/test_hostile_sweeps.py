@@ -68,7 +68,7 @@ def test_a_run_that_lies_in_the_folder_is_granted_nothing_of_its_own(
         save_config(load_config(job.settings, changes), job.folder / "config.toml")
         runner.Worker(job, config)
     runner.Worker(job, config, trust=True)
-    begun = [words[words.index("marl.sweeps.worker") + 1 :] for words in started]
+    begun = [words[words.index("marl.utils.child") + 1 :] for words in started]
     train = ["train", "--config", str(job.settings), "--seed", "0", "--run-dir", str(job.folder)]
     assert begun == [
         [str(job.settings), *train],

@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-HEAVY = ("gymnasium", "jax", "matplotlib", "mujoco", "openai", "pettingzoo", "tensorboard", "torch")
+HEAVY = (
+    "gymnasium",
+    "jax",
+    "matplotlib",
+    "mujoco",
+    "openai",
+    "pettingzoo",
+    "ray",
+    "tensorboard",
+    "torch",
+)
 ASK = f"""
 import sys
 from marl.__main__ import main
