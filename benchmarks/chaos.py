@@ -2,7 +2,7 @@
 
     python -m benchmarks.chaos --kills 200 --files 500 --servers 100 --code 50 --signals 50 \\
         --disks 50 --seed 0
-    python -m benchmarks.chaos --sweeps 5
+    python -m benchmarks.chaos --sweeps 5 --processes 10
 
 A trial is one run, command or labelling that is attacked and then has to be as if it never was:
 
@@ -21,6 +21,9 @@ A trial is one run, command or labelling that is attacked and then has to be as 
   folder of workers may be left, and the run continues to the same numbers.
 - disks: from a random moment on, no file grows beyond a random size, as on a full disk; there is
   one line of error, and once there is room again the numbers are those of an undisturbed run.
+- processes: SIGKILL of one of the two processes that train a run, after they have met; the other
+  one must end within 60 s with a line, and both, started again, come to the numbers of an
+  undisturbed run, bit for bit. Counted by the kill; the longest of these seconds is printed.
 - sweeps: SIGKILL of a sweep of `SWEEP_TRIALS` trials, alone or with its runs, up to five times; it
   must end with the table of an undisturbed one, byte for byte. Counted by the kill.
 
@@ -41,7 +44,7 @@ from typing import Any
 
 import tomli_w
 
-from benchmarks.kills import MODEL, fill_disk, kill
+from benchmarks.kills import MODEL, fill_disk, kill, kill_process
 from benchmarks.trials import (
     FOUND,
     KINDS,
@@ -327,6 +330,7 @@ ATTACKS = {
     "signals": interrupt,
     "disks": fill_disk,
     "sweeps": kill_sweep,
+    "processes": kill_process,
 }
 
 
@@ -375,7 +379,8 @@ def main() -> None:
     print(f"{'':<10}{'trials':>10}" + "".join(f"{kind:>12}" for kind in FOUND))
     for name, attack in attacks.items():
         found = "".join(f"{attack.found[kind]:>12}" for kind in FOUND)
-        print(f"{name:<10}{attack.trials:>10}{found}")
+        longest = f"  longest {max(attack.seconds):.1f} s" if attack.seconds else ""
+        print(f"{name:<10}{attack.trials:>10}{found}{longest}")
     sys.exit(1 if any(attack.found.total() for attack in attacks.values()) else 0)
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import signal
+import time
 from pathlib import Path
 from threading import Timer
 
@@ -9,8 +10,11 @@ from benchmarks.trials import KINDS, SMALL, Attack, Command, Page, Undisturbed, 
 from envs import Frame
 from marl.preferences.dataset.answers import AnswerLog, Pair
 from marl.preferences.dataset.footage import EpisodeFrames, write_frames
+from marl.reports.recorded import LOCK
+from marl.utils.files import is_held
 from tests.llm_cases import kept_replies
 from tests.llm_server import ModelServer
+from tests.processes import free_port
 
 MODEL = {
     "preferences.labeller": "llm",
@@ -27,6 +31,10 @@ MODEL = {
 """Settings of a run that asks a language model."""
 
 
+STOPS = 60.0
+"""Seconds in which a process ends after the other one of its run was killed."""
+
+
 def kill(attack: Attack, plain: Undisturbed) -> int:
     """Kill a run or command up to four times; return how often that came before its end."""
     what = attack.rng.choice([*KINDS, *KINDS, "labelling", "page", "export", "fit"])
@@ -38,6 +46,64 @@ def kill(attack: Attack, plain: Undisturbed) -> int:
     if what == "page":
         return kill_page(attack)
     return kill_command(attack, plain, what)
+
+
+def two_processes(lab: Path, run: Path, training: list[str]) -> list[Command]:
+    """Start the two processes of a run in `run`, or go on with it."""
+    begun = (run / "config.toml").exists()
+    arguments = ["resume", run] if begun else ["train", "--run-dir", run, *training]
+    port, commands = free_port(), []
+    for rank in range(2):
+        own = lab / str(rank)
+        own.mkdir(exist_ok=True)
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        launch = place | {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
+        commands.append(Command(own, *arguments, variables=launch | {"LOCAL_WORLD_SIZE": "2"}))
+    return commands
+
+
+def kill_process(attack: Attack, plain: Undisturbed) -> int:
+    """Kill one of a run's two processes up to four times, let it end; return the kills.
+
+    The other one must end within `STOPS` seconds. Before the two have met, torchrun would end it.
+    """
+    training, run = flags(SMALL, KINDS["queries"]), attack.lab / "run"
+    alone = plain.lab / "of two"
+    if not alone.exists():
+        since = time.monotonic()
+        for command in two_processes(plain.lab, alone, training):
+            if command.status() != 0:
+                raise RuntimeError(f"undisturbed: {command.said}")
+        plain.seconds["of two"] = time.monotonic() - since
+    kills = 0
+    for _ in range(attack.rng.randint(1, 4)):
+        commands = two_processes(attack.lab, run, training)
+        rank = attack.rng.randrange(2)
+        while not is_held(run / LOCK) and commands[0].status(0.02) is None:
+            pass
+        moment = attack.rng.uniform(0.0, 0.9) * plain.seconds["of two"]
+        is_over = commands[rank].status(moment) is not None
+        if not is_over:
+            commands[rank].send(signal.SIGKILL)
+            kills += 1
+            since = time.monotonic()
+            status = commands[1 - rank].status(STOPS)
+            attack.seconds.append(time.monotonic() - since)
+            if status is None:
+                attack.note("hangs", f"process {1 - rank} after the other was killed")
+            elif status not in (0, 1) or commands[1 - rank].said.count("error: ") != status:
+                attack.note("lost", "no line of error:", commands[1 - rank].said[-500:])
+        for command in commands:
+            command.status()
+            if attack.outlives(command):
+                attack.note("strays", "of a run of two processes")
+        if is_over:
+            break
+    what = f"two processes after {kills} kills"
+    ended = [attack.judge(command, what) for command in two_processes(attack.lab, run, training)]
+    if all(ended):
+        attack.same(alone, run, what)
+    return kills
 
 
 def killed(attack: Attack, plain: Undisturbed, what: str, alone: Path, training: list[str]) -> int:

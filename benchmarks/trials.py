@@ -18,8 +18,9 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -121,8 +122,17 @@ def _run(arguments: list[str], lab: str, environment: dict[str, str]) -> None:
 class Command:
     """`marl ARGUMENTS` in a session of its own, whose temporary files lie in `lab`."""
 
-    def __init__(self, lab: Path, *arguments: object, imports: bool = False) -> None:
-        """With `imports`, the process begins as a new interpreter, as it would for a user."""
+    def __init__(
+        self,
+        lab: Path,
+        *arguments: object,
+        imports: bool = False,
+        variables: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """With `imports`, the process begins as a new interpreter, as it would for a user.
+
+        `variables` are of its environment.
+        """
         self._lab, self._said = lab, lab / "said"
         words = [str(argument) for argument in arguments]
         temporary = lab / "tmp"
@@ -131,7 +141,7 @@ class Command:
             "TMPDIR": str(temporary),
             "XDG_STATE_HOME": str(lab.parent / "state"),
             "FRAGILE": str(lab / "fault"),
-        }
+        } | dict(variables)
         self._process: Any
         if imports:
             with open(self._said, "w") as said:
@@ -290,6 +300,8 @@ class Attack:
         self.name, self.scratch, self.seed, self.keep = name, scratch, seed, keep
         self.trials = 0
         self.found: Counter[str] = Counter()
+        self.seconds: list[float] = []
+        """What a trial has timed."""
         self.lab, self.rng = scratch, random.Random(seed)
 
     def run(self, trial: Callable[["Attack"], int], count: int, only: int | None) -> None:

@@ -26,10 +26,16 @@ from marl.commands.train import StopSignal
 from marl.config import Config, ConfigError
 from marl.config.io import to_dict
 from marl.utils.child import child_command, python_flags
-from marl.utils.cluster import LOST, Cluster, joined_cluster
+from marl.utils.cluster import LOST, Cluster, joined_cluster, reason_of
 from marl.utils.files import is_held
-from marl.utils.launch import LAUNCH, RAY_WORKERS, answer_seconds, read_launch, share_of
-from marl.utils.text import one_line
+from marl.utils.launch import (
+    LAUNCH,
+    RAY_WORKERS,
+    answer_seconds,
+    command_to_go_on,
+    read_launch,
+    share_of,
+)
 
 START_SECONDS = 100
 """Seconds in which the cluster gives all processes a place; it is asked three times."""
@@ -61,7 +67,13 @@ def train_on_cluster(arguments: list[str], config: Config, folder: Path, workers
     try:
         with joined_cluster("--ray-workers", workers) as cluster:
             run = _Run(cluster, given, config, workers, storage)
-            return run.status(StopSignal())
+            try:
+                return run.status(StopSignal())
+            except cluster.ray.exceptions.RayError as error:  # e.g. no memory is left
+                raise UserError(
+                    f"--ray-workers: Ray has ended the run ({reason_of(error)}); once that is "
+                    f"mended, {_command(folder, workers)} goes on from the newest checkpoint"
+                ) from None
     finally:
         shutil.rmtree(storage, ignore_errors=True)
 
@@ -140,11 +152,10 @@ class _Run:
 
         workers, folder = self._workers, self._folder
         if isinstance(error, WorkerGroupError):
-            reasons = [str(e).strip().splitlines()[-1] for e in error.worker_failures.values()]
+            reasons = [reason_of(failure) for failure in error.worker_failures.values()]
             return UserError(
-                f"processes were lost {LOST + 1} times, at last: {one_line(reasons[0], 300)}; once "
-                f"that is mended, `marl resume {folder} --ray-workers {workers}` goes on from the "
-                "newest checkpoint"
+                f"processes were lost {LOST + 1} times, at last: {reasons[0]}; once that is "
+                f"mended, {_command(folder, workers)} goes on from the newest checkpoint"
             )
         failure = getattr(error, "controller_failure", None)
         if isinstance(error, ControllerError) and "Timeout" in type(failure).__name__:
@@ -154,6 +165,10 @@ class _Run:
                 f"{self._cluster.num_cpus} processors, and `ray status` shows what is free"
             )
         return error
+
+
+def _command(folder: object, workers: int) -> str:
+    return command_to_go_on(folder, workers, {RAY_WORKERS: str(workers)})
 
 
 def _work(given: dict[str, Any]) -> None:

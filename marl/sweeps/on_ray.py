@@ -13,8 +13,7 @@ from marl.config import Config
 from marl.sweeps.folder import Job
 from marl.sweeps.runner import Worker
 from marl.utils.child import python_flags
-from marl.utils.cluster import LOST, Cluster
-from marl.utils.text import one_line
+from marl.utils.cluster import LOST, Cluster, reason_of
 
 _POLL = 0.5
 """Seconds between two looks of a node at the process and at whether it shall stop."""
@@ -56,7 +55,7 @@ class RayRun:
         try:
             status, self._reason = self._cluster.get(self._task)
         except self._cluster.ray.exceptions.RayError as error:
-            status, self._reason = 1, one_line(str(error).strip().splitlines()[-1], 300)
+            status, self._reason = 1, reason_of(error)
         return int(status)
 
     def stop(self) -> None:

@@ -101,6 +101,15 @@ def joined_cluster(option: str, num_cpus: int) -> Iterator[Cluster]:
         ray.shutdown()
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error of Ray says, in a line: of one that work has raised, that error's."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, Exception):
+        return one_line(str(cause), 300)
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return one_line(lines[-1 if lines[0].startswith("Traceback") else 0], 300)
+
+
 def _check_reachable(address: str) -> None:
     """Raise `ValueError` or `OSError` unless something answers at an address HOST:PORT."""
     if "://" in address:

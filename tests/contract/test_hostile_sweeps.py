@@ -11,10 +11,10 @@ import pytest
 
 from marl import UserError
 from marl.config.io import load_config, save_config
-from marl.sweeps import runner, worker
+from marl.sweeps import runner
 from marl.sweeps.folder import SweepFolder
 from marl.sweeps.plan import load_plan
-from marl.utils import plugins
+from marl.utils import child, plugins
 from tests.command_line import run
 
 SHARED = '[settings]\nenv.name = "particles/nav_3"\n'
@@ -94,11 +94,11 @@ def test_runs_import_from_the_working_directory_only_as_the_sweep_does(
 def test_the_process_of_a_run_is_granted_one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[list[str]] = []
     monkeypatch.setattr("marl.__main__.main", lambda: seen.append(list(sys.argv)))
-    monkeypatch.setattr(worker, "_stop_with_the_sweep", lambda: None)
+    monkeypatch.setattr(child, "_stop_with_the_other", lambda: None)
     for granted in ("settings.toml", ""):
-        monkeypatch.setattr(sys, "argv", ["worker", granted, "resume", "run"])
-        worker.main()
-    assert seen == [["worker", "resume", "run"]] * 2
+        monkeypatch.setattr(sys, "argv", ["child", granted, "resume", "run"])
+        child.main()
+    assert seen == [["child", "resume", "run"]] * 2
     assert plugins._granted == {Path("settings.toml").resolve()}
     assert not plugins._grants_everything
 

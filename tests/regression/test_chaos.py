@@ -7,7 +7,16 @@ import pytest
 from benchmarks.chaos import ATTACKS, SWEEPS, chaos
 from benchmarks.trials import SMALL, Attack, Command, Undisturbed
 
-FEW = {"kills": 1, "files": 4, "servers": 2, "code": 2, "signals": 1, "sweeps": 1, "disks": 1}
+FEW = {
+    "kills": 1,
+    "files": 4,
+    "servers": 2,
+    "code": 2,
+    "signals": 1,
+    "sweeps": 1,
+    "disks": 1,
+    "processes": 1,
+}
 SEED = 6936
 ONE_SEED = {"random": SWEEPS["random"].replace("[0, 1]", "[0]")}
 """The process of a run takes seconds to import what it needs."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from marl.utils.cluster import Mailbox
+from marl.utils.cluster import Mailbox, reason_of
 from marl.utils.launch import command_to_go_on
 from tests.command_line import QUICK, run
 
@@ -73,6 +73,17 @@ def test_what_is_told_is_taken_once() -> None:
     assert not mailbox.is_stopping()
     mailbox.stop()
     assert mailbox.is_stopping()
+
+
+def test_the_reason_of_an_error_is_a_line() -> None:
+    assert reason_of(RuntimeError("no memory\nsee the manual")) == "no memory"
+    assert reason_of(RuntimeError("Traceback (most recent call last):\n  a\nOSError: full")) == (
+        "OSError: full"
+    )
+    assert reason_of(RuntimeError()) == "RuntimeError"
+    wrapped = RuntimeError("ray::work() (pid=1)")
+    wrapped.cause = ValueError("the folder is taken")  # type: ignore[attr-defined]
+    assert reason_of(wrapped) == "the folder is taken"
 
 
 def test_how_a_run_goes_on() -> None:
