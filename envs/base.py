@@ -11,7 +11,8 @@ Axes, in all of `envs`:
     N  agents of a team
     O  observation features, padded to the largest agent's
     S  features of the team's state
-    A  actions: choices (discrete) or dimensions (continuous), padded to the largest agent's
+    A  actions: choices (discrete), dimensions (continuous) or both side by side (composite), padded
+       to the largest agent's
     F  facts about an episode
 """
 
@@ -23,12 +24,13 @@ from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from envs.errors import EnvError as EnvError
+from envs.native import NativeSpace, SpaceLeaf
+
 FloatArray = npt.NDArray[np.floating[Any]]
 BoolArray = npt.NDArray[np.bool_]
-
-
-class EnvError(ValueError):
-    """An environment was asked for, or returned, something outside the contract."""
+ActionKind = Literal["discrete", "continuous", "composite"]
+"""See `EnvSpec.action_kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,146 +51,6 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpaceLeaf:
-    """One array of numbers or of integers in an agent's own observation or action."""
-
-    path: tuple[str, ...] = ()
-    """Where it stands in a nested space: ``.key`` in a dict, ``[0]`` in a tuple; empty: it is the
-    whole."""
-    shape: tuple[int, ...] = ()
-    """Shape of the array; empty: one number or integer."""
-    choices: tuple[int, ...] = ()
-    """How many values each integer has, flattened; empty: these are numbers."""
-    start: tuple[int, ...] = ()
-    """The smallest value of each integer."""
-
-    @cached_property
-    def size(self) -> int:
-        """How many features it becomes: every integer is one-hot, numbers stay."""
-        return sum(self.choices) if self.choices else int(np.prod(self.shape))
-
-    def write(self, obs: Any, out: FloatArray) -> None:
-        """Write this leaf's part of an observation into `size` zeros.
-
-        Raises `EnvError` with what was expected.
-        """
-        seen = self.found_in(obs)
-        array = np.asarray(seen)
-        fits = array.shape == self.shape or (self.shape == () and array.size == 1)
-        if not fits or array.dtype.kind not in "fiub":
-            what = "integers" if self.choices else "numbers"
-            raise EnvError(
-                f"observed {described(seen)}{self.place}; its space promises {what} of shape "
-                f"{self.shape}"
-            )
-        if not self.choices:
-            out[:] = array.reshape(-1)
-            return
-        for value, (first, count, start) in zip(array.ravel().tolist(), self._layout, strict=True):
-            if not 0 <= value - start < count or value % 1:
-                raise EnvError(
-                    f"observed {value}{self.place}; its space promises integers from {start} to "
-                    f"{start + count - 1}"
-                )
-            out[first + int(value) - start] = 1.0
-
-    @property
-    def place(self) -> str:
-        """Where it stands, for messages; empty if it is the whole."""
-        return f" at {''.join(self.path)}" if self.path else ""
-
-    def found_in(self, value: Any) -> Any:
-        """Return this leaf's part of a nested value."""
-        for key in self._keys:
-            try:
-                value = value[key]
-            except (KeyError, IndexError, TypeError) as error:
-                raise EnvError(
-                    f"observed {described(value)} without {key!r}; its space promises something"
-                    f"{self.place}"
-                ) from error
-        return value
-
-    @cached_property
-    def _keys(self) -> list[str | int]:
-        return [int(step[1:-1]) if step[0] == "[" else step[1:] for step in self.path]
-
-    @cached_property
-    def _layout(self) -> list[tuple[int, int, int]]:
-        """For each integer its first feature, how many values it has, and the smallest."""
-        first = itertools.accumulate(self.choices, initial=0)
-        return list(zip(first, self.choices, self.start, strict=False))
-
-
-@dataclass(frozen=True, kw_only=True)
-class NativeSpace:
-    """How an agent observes and acts in the environment behind a `VecEnv`, e.g. a PettingZoo one.
-
-    `VecEnv`s show every agent a vector and take integers from 0, or numbers in [-1, 1].
-    """
-
-    obs: tuple[SpaceLeaf, ...]
-    """What is observed, in the order of `gymnasium.spaces.utils.flatten`, whose result `features`
-    returns."""
-    action_shape: tuple[int, ...] = ()
-    """Shape of a continuous action."""
-    action_low: tuple[float, ...] = ()
-    """Lower bounds of a continuous action, flattened; empty: the action is an integer."""
-    action_high: tuple[float, ...] = ()
-    """Upper bounds."""
-    action_dtype: str = "float32"
-    """NumPy's name for the type of a continuous action."""
-    action_start: int = 0
-    """The smallest integer of a discrete action."""
-
-    def features(self, obs: Any) -> npt.NDArray[Any]:
-        """Return an observation as a vector; raise `EnvError` with what was expected."""
-        features = np.zeros(self._ends[-1], np.float32)
-        for leaf, end in zip(self.obs, self._ends, strict=True):
-            leaf.write(obs, features[end - leaf.size : end])
-        return features
-
-    @cached_property
-    def _ends(self) -> list[int]:
-        """Behind which feature each leaf ends."""
-        return [int(end) for end in np.cumsum([leaf.size for leaf in self.obs])]
-
-    def action(self, chosen: Any) -> Any:
-        """Return the agent's own action from an integer from 0, or (A,) numbers in [-1, 1]."""
-        if not self.action_low:
-            return chosen + self.action_start
-        low, high = self.bounds
-        share = np.asarray(chosen)[: len(self.action_low)].reshape(self.action_shape)
-        scaled = (high + low) / 2 + (high - low) / 2 * share
-        return np.clip(scaled, low, high).astype(low.dtype, copy=False)
-
-    def chosen(self, action: Any) -> Any:
-        """Return the integer from 0, or the numbers in [-1, 1], that `action` makes this action."""
-        if not self.action_low:
-            return action - self.action_start
-        low, high = self.bounds
-        half = (high - low) / 2
-        share = (np.asarray(action, low.dtype) - (high + low) / 2) / np.where(half == 0, 1, half)
-        return np.clip(share, -1.0, 1.0).reshape(-1).astype(np.float32)
-
-    @cached_property
-    def bounds(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-        """Lower and upper bounds of an action, in its own shape and type."""
-        low, high = (
-            np.array(bounds, self.action_dtype).reshape(self.action_shape)
-            for bounds in (self.action_low, self.action_high)
-        )
-        return low, high
-
-
-def described(value: Any) -> str:
-    """Return type, and shape where there is one, for a message."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype} of shape {value.shape}"
-    return f"a {type(value).__name__} ({value!r:.60})"
-
-
-@dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """The constants of an environment.
 
@@ -204,12 +66,16 @@ class EnvSpec:
     """Observation features of each agent."""
     state_size: int
     """S, the features of the team's state."""
-    action_kind: Literal["discrete", "continuous"]
-    """Discrete: one integer per agent. Continuous: a vector in [-1, 1] per agent."""
+    action_kind: ActionKind
+    """Discrete: one integer per agent. Continuous: a vector in [-1, 1] per agent. Composite: a
+    vector per agent that holds `action_parts` side by side."""
     action_sizes: tuple[int, ...]
-    """Choices (discrete) or dimensions (continuous) of each agent's action."""
+    """Choices (discrete), dimensions (continuous) or both (composite) of each agent's action."""
     max_steps: int
     """T_max, the longest episode in steps; scales the preference logit."""
+    action_parts: tuple[tuple[int, ...], ...] = ()
+    """Of composite actions, the parts of each agent's: k for a choice among k, one-hot in k
+    columns, or 0 for a number in [-1, 1], one column."""
     finite_horizon: bool
     """True: reaching `max_steps` ends the task (terminated). False: it interrupts (truncated)."""
     masks_actions: bool = False
@@ -231,6 +97,38 @@ class EnvSpec:
     def agent_name(self, agent: int) -> str:
         """Return an agent's name, ``agent 0`` if it has none."""
         return self.agent_names[agent] if self.agent_names else f"agent {agent}"
+
+    @cached_property
+    def own_spaces(self) -> tuple[NativeSpace, ...]:
+        """How each agent observes and acts: `native_spaces`, or those of the arrays here."""
+        return self.native_spaces or tuple(
+            NativeSpace(obs=(SpaceLeaf(shape=(self.obs_sizes[agent],)),), act=self._leaves(agent))
+            for agent in range(self.num_agents)
+        )
+
+    def _leaves(self, agent: int) -> tuple[SpaceLeaf, ...]:
+        """Return an agent's action as leaves; a composite one is a tuple, or what it holds alone.
+
+        Choices that follow each other are one array, and so are numbers.
+        """
+        size = self.action_sizes[agent]
+        if self.action_kind == "discrete":
+            return (SpaceLeaf(choices=(size,), start=(0,), dtype="int64"),)
+        parts = (0,) * size if self.action_kind == "continuous" else self.action_parts[agent]
+        runs = [tuple(run) for _, run in itertools.groupby(parts, bool)]
+        leaves = []
+        for index, run in enumerate(runs):
+            count, path = len(run), (f"[{index}]",) if len(runs) > 1 else ()
+            shape = () if run[0] and count == 1 else (count,)
+            if run[0]:
+                start = (0,) * count
+                leaves += [
+                    SpaceLeaf(path=path, shape=shape, choices=run, start=start, dtype="int64")
+                ]
+            else:
+                bound = (1.0,) * count
+                leaves += [SpaceLeaf(path=path, shape=shape, low=(-1.0,) * count, high=bound)]
+        return tuple(leaves)
 
     @property
     def successes(self) -> tuple[str, ...]:

@@ -91,6 +91,7 @@ SMACV2_MAPS = ("10gen_terran", "10gen_protoss", "10gen_zerg")
 """Maps of SMACv2."""
 
 PROBES = (
+    "composite",
     "continuous_match",
     "coordination",
     "dying",

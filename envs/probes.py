@@ -2,9 +2,9 @@
 
 Each public function makes one environment; its docstring states the optimal and the random return
 of an episode. Random means uniform over the legal actions. Between them they need continuous
-actions (`continuous_match`), coordination, credit for each agent (`local_credit`), deaths
-(`dying`), illegal actions (`masked`), delayed effects (`keys`), recurrent networks (`recall`) and
-the value of a future beyond the time limit (`time_limit`).
+actions (`continuous_match`), actions of several parts (`composite`), coordination, credit for each
+agent (`local_credit`), deaths (`dying`), illegal actions (`masked`), delayed effects (`keys`),
+recurrent networks (`recall`) and the value of a future beyond the time limit (`time_limit`).
 
 Axes are those of `envs.base`; T: steps of an episode, K: choices.
 """
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from envs.base import BoolArray, EnvError, EnvSpec, FloatArray
 from envs.catalogue import PROBES
+from envs.composite_probe import composite as composite
 from envs.registry import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
 

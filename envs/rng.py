@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EnvSpec
+from envs.parts import part_layout
 
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
@@ -51,12 +52,16 @@ def random_actions(
 ) -> npt.NDArray[Any]:
     """Return (E, N) integers uniform over the legal choices, or (E, N, A) floats in [-1, 1].
 
-    Dimensions beyond an agent's own size are zero.
+    Dimensions beyond an agent's own size are zero; the choices of composite actions are one-hot.
     """
     shape = (spec.num_envs, spec.num_agents, spec.action_size)
     own = np.arange(spec.action_size) < np.asarray(spec.action_sizes)[:, None]
     if spec.action_kind == "continuous":
         return np.where(own, rng.uniform(-1.0, 1.0, shape), 0.0).astype(np.float32)
     legal = own if action_mask is None else own & action_mask
-    chosen: npt.NDArray[np.int64] = np.where(legal, rng.random(shape), -1.0).argmax(axis=2)
-    return chosen
+    if spec.action_kind == "composite":
+        layout, drawn = part_layout(spec.action_parts), rng.uniform(-1.0, 1.0, shape)
+        chosen = layout.one_hot(np.where(legal, drawn, -2.0))
+        return np.where(layout.is_number, drawn, chosen).astype(np.float32)
+    choices: npt.NDArray[np.int64] = np.where(legal, rng.random(shape), -1.0).argmax(axis=2)
+    return choices

@@ -5,12 +5,14 @@
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import STEP_ARRAYS, BoolArray, EnvError, EnvSpec, EnvStep, described
+from envs.base import STEP_ARRAYS, ActionKind, BoolArray, EnvError, EnvSpec, EnvStep
+from envs.native import described
+from envs.parts import part_layout, wrong_parts
 from envs.plugins import source_of
 
 MEMBERS = ("spec", "reset", "step", "state_dict", "load_state_dict")
@@ -58,10 +60,19 @@ class Problems:
 
 def check_spec(spec: EnvSpec, problems: Problems) -> None:
     """Note sizes that cannot be."""
-    if spec.action_kind not in ("discrete", "continuous"):
+    if spec.action_kind not in get_args(ActionKind):
         problems.add(
             "action_kind",
-            f"spec.action_kind is {spec.action_kind!r}; say 'discrete' or 'continuous'",
+            f"spec.action_kind is {spec.action_kind!r}; say 'discrete', 'continuous' or "
+            "'composite'",
+        )
+    widths = tuple(sum(max(part, 1) for part in parts) for parts in spec.action_parts)
+    if widths != (spec.action_sizes if spec.action_kind == "composite" else ()):
+        problems.add(
+            "action_parts",
+            f"spec.action_parts is {spec.action_parts!r} and spec.action_sizes "
+            f"{spec.action_sizes!r}; give the parts of every agent's composite action, k for a "
+            "choice among k and 0 for a number, and as many columns, k and 1; none of others",
         )
     for field in ("num_envs", "state_size", "max_steps"):
         value = getattr(spec, field)
@@ -241,6 +252,15 @@ def _check_mask(
             f"{where}: copy {stuck[0][0]}, {spec.agent_name(stuck[0][1])} has no legal action; "
             "leave one legal, also for the dead",
         )
+    if spec.action_kind == "composite":
+        layout = part_layout(spec.action_parts)
+        none = ~layout.by_part(action_mask, False).any(axis=-1) & layout.exists
+        if none.any() or (layout.is_number & ~action_mask).any():
+            problems.add(
+                "legal part",
+                f"{where}: an action has a part without a legal choice, or a masked number; leave "
+                "one choice of each part legal, and all numbers",
+            )
     beyond = np.arange(spec.action_size) >= np.asarray(spec.action_sizes)[:, None]
     wrong = np.argwhere(action_mask & beyond)
     if wrong.size:
@@ -258,7 +278,7 @@ def checked_actions(
     """Return the actions if every one of them is legal, else say which is not."""
     actions = np.asarray(actions)
     shape: tuple[int, ...] = (spec.num_envs, spec.num_agents)
-    if spec.action_kind == "continuous":
+    if spec.action_kind != "discrete":
         shape = (*shape, spec.action_size)
     kind_fits = (actions.dtype.kind in "iu") == (spec.action_kind == "discrete")
     if actions.shape != shape or not kind_fits:
@@ -267,6 +287,17 @@ def checked_actions(
             f"{spec.name}: got {actions.dtype} actions of shape {actions.shape}; "
             f"give {wanted} actions of shape {shape}"
         )
+    if spec.action_kind == "composite":
+        wrong = wrong_parts(part_layout(spec.action_parts), actions, action_mask)
+        if wrong.any():
+            copy, agent = (int(i) for i in np.argwhere(wrong)[0])
+            raise EnvError(
+                f"{spec.name}: action {actions[copy, agent].tolist()} of copy {copy}, "
+                f"{spec.agent_name(agent)} is illegal; its parts are "
+                f"{spec.action_parts[agent]}: a legal choice among k is one-hot, a number (0) in "
+                "[-1, 1]"
+            )
+        return actions
     if spec.action_kind == "continuous":
         allowed = np.abs(actions) <= 1.0 + 1e-6
     else:

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from envs import EnvSpec
 from marl.config import ConfigError
-from marl.learners.actors import Categorical, Gaussian
+from marl.learners.actors import Categorical, Distribution, Gaussian
 from marl.policy import Policy
 from marl.rewards.factored import FactoredReward
 from marl.rewards.learner import RewardLearner
@@ -40,7 +41,7 @@ class TellsDistribution(Protocol):
 
     def step_distribution(
         self, obs: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Categorical | Gaussian, Tensor | None]:
+    ) -> tuple[Distribution, Tensor | None]:
         """Return the distribution of one step's actions, and the next hidden state."""
         ...
 
@@ -127,7 +128,7 @@ class SteeredActor:
 
     def step_distribution(
         self, obs: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Categorical | Gaussian, Tensor | None]:
+    ) -> tuple[Distribution, Tensor | None]:
         """Return the steered distribution of one step's actions, and the next hidden state."""
         raise NotImplementedError
 
@@ -185,7 +186,7 @@ class ContrastActor(SteeredActor):
 
     def step_distribution(
         self, obs: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Categorical | Gaussian, Tensor | None]:
+    ) -> tuple[Distribution, Tensor | None]:
         """Return the contrast's distribution of one step's actions, and the next hidden state."""
         if hidden is None:
             hidden = self.initial_hidden(len(obs))
@@ -198,13 +199,14 @@ class ContrastActor(SteeredActor):
         if isinstance(tuned, Gaussian):
             assert base is None or isinstance(base, Gaussian), "both have one kind of actions"
             return contrast_gaussian(tuned, base, self.strength), after
+        assert isinstance(tuned, Categorical), "composite actions were refused"
         assert base is None or isinstance(base, Categorical), "both have one kind of actions"
         return contrast_categorical(tuned, base, self.strength), after
 
 
 def _advanced(
     actor: TellsDistribution, obs: Tensor, hidden: Tensor | None, mask: Tensor | None
-) -> tuple[Categorical | Gaussian, Tensor | None, Tensor | None]:
+) -> tuple[Distribution, Tensor | None, Tensor | None]:
     """Return an actor's distribution, its next hidden state, and what of `hidden` is another's.
 
     Its own numbers are the first.
@@ -268,7 +270,7 @@ class GuidedActor(SteeredActor):
 
     def step_distribution(
         self, obs: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None
-    ) -> tuple[Categorical | Gaussian, Tensor | None]:
+    ) -> tuple[Distribution, Tensor | None]:
         """Return the distribution of one step's discrete actions, and the next hidden state."""
         tuned, hidden = self.tuned.step_distribution(obs, hidden, mask)
         if not isinstance(tuned, Categorical):
@@ -313,6 +315,7 @@ def contrasted(policy: Policy, base: Policy | None, strength: float) -> Policy:
     Raises `ConfigError` for a base that acts on something else, and for strengths below -1 or at
     which Gaussians lose their precision.
     """
+    check_not_composite(policy.spec, "contrast")
     tuned, other = telling(policy, "contrast"), None
     if base is not None:
         check_comparable(base, policy.spec, "contrast")
@@ -320,6 +323,15 @@ def contrasted(policy: Policy, base: Policy | None, strength: float) -> Policy:
     actor = ContrastActor(tuned, other, strength)
     _check_precision(actor, policy)
     return policy.acting(actor)
+
+
+def check_not_composite(spec: EnvSpec, setting: str) -> None:
+    """Raise `ConfigError` where actions have several parts, whose contrast is not known here."""
+    if spec.action_kind == "composite":
+        raise ConfigError(
+            f"{setting}: the agents of {spec.name} act in several parts; a contrast is for actions "
+            "that are one choice, or numbers alone"
+        )
 
 
 def guided(policy: Policy, reward: RewardLearner, strength: float) -> Policy:

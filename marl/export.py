@@ -22,10 +22,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from envs.parts import part_layout
 from marl import UserError
 from marl.config import ConfigError
 from marl.data.rollout import executed
-from marl.learners.actors import Categorical, Gaussian
+from marl.learners.actors import Categorical, Composite, Gaussian
 from marl.policy import Policy
 from marl.utils.files import atomic_path, check_writable, output
 
@@ -93,11 +94,12 @@ class _Team(nn.Module):
         else:
             policy, hidden = self.actor.step_distribution(obs, hidden, mask)
             outputs = {"actions": executed(self.spec, policy.mode())}
-            if isinstance(policy, Categorical):
+            if isinstance(policy, Categorical | Composite):
                 outputs["logits"] = policy.logits
-            elif isinstance(policy, Gaussian):
-                outputs["mean"] = policy.mean
-                outputs["std"] = policy.log_std.exp().expand_as(policy.mean)
+            numbers = policy.numbers if isinstance(policy, Composite) else policy
+            if isinstance(numbers, Gaussian):
+                outputs["mean"] = numbers.mean
+                outputs["std"] = numbers.log_std.exp().expand_as(numbers.mean)
         return outputs if hidden is None else outputs | {"next_hidden": hidden}
 
 
@@ -114,7 +116,7 @@ _MEANINGS = {
     "hidden": "zeros in an episode's first step, then next_hidden of the step before",
     "actions": "the likeliest ones",
     "logits": "of the softmax that actions are drawn from; illegal ones hold the smallest number",
-    "mean": "of the Gaussian that actions are drawn from, and then clipped to [-1, 1]",
+    "mean": "of the Gaussian that numbers are drawn from, and then clipped to [-1, 1]",
     "std": "its deviation",
     "next_hidden": "the hidden state after the step",
 }
@@ -204,6 +206,9 @@ def _random_inputs(policy: Policy, teams: int) -> dict[str, Tensor]:
     if spec.masks_actions:
         mask = random.random((*shape, spec.action_size)) < 0.5
         mask[..., 0] = True
+        if spec.action_kind == "composite":
+            layout = part_layout(spec.action_parts)
+            mask |= layout.is_number | layout.one_hot(np.ones(mask.shape)).astype(np.bool_)
         inputs["mask"] = torch.from_numpy(mask)
     hidden = policy.actor.initial_hidden(teams)
     if hidden is not None:
@@ -222,6 +227,7 @@ def _facts(policy: Policy, inputs: tuple[Port, ...], outputs: tuple[Port, ...]) 
         "observation_sizes": list(spec.obs_sizes),
         "action_sizes": list(spec.action_sizes),
         "action_kind": spec.action_kind,
+        "action_parts": [list(parts) for parts in spec.action_parts],
         **{
             kind: {
                 port.name: {
@@ -290,7 +296,7 @@ def _run_program(path: Path, inputs: dict[str, Tensor]) -> dict[str, npt.NDArray
 def _difference(expected: dict[str, npt.NDArray[Any]], found: dict[str, npt.NDArray[Any]]) -> float:
     """Return the largest difference, relative to numbers beyond 1.
 
-    Discrete actions are left out where there are logits: of two that are equally likely up to
+    Actions are left out where there are logits: of two that are equally likely up to
     rounding, either is right.
     """
     most = 0.0

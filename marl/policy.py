@@ -208,7 +208,7 @@ class Policy:
             if isinstance(own, Mapping) and "action_mask" in own:
                 mask = own["action_mask"]
             if mask is not None:
-                legal[index, : spec.action_sizes[index]] = mask
+                legal[index, : spec.action_sizes[index]] = self._legal(index, agent, mask)
             padded[index, :size] = self._vector(index, agent, own)
         actions = self.act(padded, mask=legal, greedy=greedy)
         return {
@@ -237,12 +237,19 @@ class Policy:
             raise ValueError(f"{name} {error}; {spec.name} was trained so") from None
 
     def _own_action(self, agent: int, action: Any) -> Any:
-        """Return an agent's action, an integer or padded numbers in [-1, 1], in its own space."""
+        """Return an agent's action, an integer or padded columns, in its own space."""
         spec = self.spec
-        chosen = int(action) if spec.action_kind == "discrete" else action
-        if spec.native_spaces:
-            return spec.native_spaces[agent].action(chosen)
-        return chosen if isinstance(chosen, int) else chosen[: spec.action_sizes[agent]]
+        if spec.native_spaces or spec.action_kind == "composite":
+            chosen = int(action) if spec.action_kind == "discrete" else action
+            return spec.own_spaces[agent].action(chosen)
+        return int(action) if spec.action_kind == "discrete" else action[: spec.action_sizes[agent]]
+
+    def _legal(self, agent: int, name: str, mask: Any) -> npt.NDArray[np.bool_]:
+        """Return which of an agent's choices are legal by a mask of its own."""
+        try:
+            return self.spec.own_spaces[agent].legal(mask)
+        except EnvError as error:
+            raise ValueError(f"{name} {error}") from None
 
     def _checked(
         self, name: str, given: npt.ArrayLike, shape: tuple[int, int], dtype: type[np.generic]

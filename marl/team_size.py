@@ -20,7 +20,7 @@ from envs import EnvSpec
 from marl.config import Config, ConfigError
 from marl.contrast import GuidedActor, SteeredActor, TellsDistribution, telling
 from marl.data.types import Transitions
-from marl.learners.actors import Categorical, Gaussian
+from marl.learners.actors import Categorical, Distribution, Gaussian
 from marl.policy import Policy
 
 
@@ -85,7 +85,7 @@ class ResizedActor(SteeredActor):
         obs: Float[Tensor, "*L N O"],
         hidden: Tensor | None = None,
         mask: Bool[Tensor, "*L N A"] | None = None,
-    ) -> tuple[Categorical | Gaussian, Tensor | None]:
+    ) -> tuple[Distribution, Tensor | None]:
         """Return the distribution of one step's actions, and the next hidden state."""
         lead = obs.shape[:-2]
         seen = fold(obs, self.size, -2).flatten(0, len(lead))
@@ -102,6 +102,7 @@ class ResizedActor(SteeredActor):
             known = policy.legal
             known = None if known is None else mine(known.expand(policy.logits.shape))
             return Categorical(mine(policy.logits), known), after
+        assert isinstance(policy, Gaussian), "composite actions were refused"
         agents = torch.arange(self.count, device=obs.device) % self.size
         present = None if policy.present is None else policy.present[agents]
         return Gaussian(mine(policy.mean), policy.log_std[agents], present), after
@@ -120,6 +121,11 @@ def resized(
     check_agents_alike(policy.spec, spec, setting, policy.folder)
     actor, size, count = policy.actor, policy.spec.num_agents, spec.num_agents
     if size != count:
+        if spec.action_kind == "composite":
+            raise ConfigError(
+                f"{setting}: a policy whose actions have several parts plays for its own number of "
+                f"agents, {size}, and not for {count}"
+            )
         if isinstance(actor, GuidedActor) and spec.action_kind == "continuous":
             raise ConfigError(
                 f"{setting}: a guided policy of continuous actions plays for its own number of "
@@ -138,13 +144,13 @@ def check_agents_alike(theirs: EnvSpec, ours: EnvSpec, setting: str, folder: obj
     there: dict[str, object] = {
         "kind of action": theirs.action_kind,
         "observation features of each": [theirs.obs_sizes[i] for i in places],
-        "actions of each": [theirs.action_sizes[i] for i in places],
+        "actions of each": [(theirs.action_parts or theirs.action_sizes)[i] for i in places],
         "padded to": (theirs.obs_size, theirs.action_size),
     }
     here: dict[str, object] = {
         "kind of action": ours.action_kind,
         "observation features of each": list(ours.obs_sizes),
-        "actions of each": list(ours.action_sizes),
+        "actions of each": list(ours.action_parts or ours.action_sizes),
         "padded to": (ours.obs_size, ours.action_size),
     }
     if apart := [name for name in there if there[name] != here[name]]:

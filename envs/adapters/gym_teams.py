@@ -52,6 +52,7 @@ def gym_team(
     facts: str = "",
     limit_terminates: bool | None = None,
     remake: bool | None = None,
+    action_limit: float | None = None,
     repeats: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
@@ -77,6 +78,7 @@ def gym_team(
         facts=facts,
         limit_terminates=limit_terminates,
         remake=remake,
+        action_limit=action_limit,
     )
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
 
@@ -95,6 +97,7 @@ class TupleTeam(ThirdPartyTeam):
         facts: str,
         limit_terminates: bool | None,
         remake: bool | None,
+        action_limit: float | None,
     ) -> None:
         source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
         env = source.env
@@ -106,7 +109,7 @@ class TupleTeam(ThirdPartyTeam):
             )
         self._names = [f"agent {index}" for index in range(len(spaces[0].spaces))]
         agents = [f"{name}, {agent}" for agent in self._names]
-        own = AgentSpaces(agents, spaces[0].spaces, spaces[1].spaces)
+        own = AgentSpaces(agents, spaces[0].spaces, spaces[1].spaces, action_limit)
         super().__init__(source, own, team_reward, facts)
         self._spec = EnvSpec(
             name=name,
@@ -115,6 +118,7 @@ class TupleTeam(ThirdPartyTeam):
             state_size=len(self._columns),
             action_kind=self._spaces.action_kind,
             action_sizes=self._spaces.action_sizes,
+            action_parts=self._spaces.action_parts,
             max_steps=time_limit(name, env, max_steps),
             finite_horizon=finite_horizon,
             masks_actions=any(self._spaces.masked),

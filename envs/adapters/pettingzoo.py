@@ -38,6 +38,7 @@ def pettingzoo(
     agents_die: bool = True,
     limit_terminates: bool | None = None,
     remake: bool | None = None,
+    action_limit: float | None = None,
     repeats: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
@@ -52,9 +53,10 @@ def pettingzoo(
     differently earn together: "sum", "mean", or "error". `facts` names numbers of the infos,
     separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
     `agents_die = False` promises that no agent leaves before the end. With `remake`, every episode
-    gets a new environment, for one whose reset keeps traces of the episode before. What is None is
-    what `envs.adapters.quirks` knows of the environment. `workers`, `timeout` and `repeats` are
-    those of `TeamEnv`.
+    gets a new environment, for one whose reset keeps traces of the episode before. Numbers of
+    actions without bounds lie in [-`action_limit`, `action_limit`]. What else is None is what
+    `envs.adapters.quirks` knows of the environment. `workers`, `timeout` and `repeats` are those of
+    `TeamEnv`.
     """
     make = partial(made, name, factory)
     options |= own_limit(factory, make, options, max_steps)
@@ -70,6 +72,7 @@ def pettingzoo(
         agents_die=agents_die,
         limit_terminates=limit_terminates,
         remake=remake,
+        action_limit=action_limit,
     )
     return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
 
@@ -128,6 +131,7 @@ class ParallelEnvTeam(ThirdPartyTeam):
         agents_die: bool,
         limit_terminates: bool | None,
         remake: bool | None,
+        action_limit: float | None,
     ) -> None:
         source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
         env = source.env
@@ -137,6 +141,7 @@ class ParallelEnvTeam(ThirdPartyTeam):
             [f"{name}, agent {agent}" for agent in self._names],
             [env.observation_space(agent) for agent in self._names],
             [env.action_space(agent) for agent in self._names],
+            action_limit,
         )
         super().__init__(source, spaces, team_reward, facts)
         self._masks_in_info, self._own_state = self._looked_at(own_state)
@@ -148,6 +153,7 @@ class ParallelEnvTeam(ThirdPartyTeam):
             state_size=self._own_state.size if self._own_state else len(self._columns),
             action_kind=self._spaces.action_kind,
             action_sizes=self._spaces.action_sizes,
+            action_parts=self._spaces.action_parts,
             max_steps=time_limit(name, env, max_steps),
             finite_horizon=finite_horizon,
             masks_actions=self._masks_in_info or any(self._spaces.masked),
@@ -167,7 +173,7 @@ class ParallelEnvTeam(ThirdPartyTeam):
         self._show(self._acting, obs, infos, view, over=False, terminated=False)
 
     def step(self, actions: npt.NDArray[Any], view: TeamView) -> tuple[float, bool, bool]:
-        """Apply (N,) integers or (N, A) floats in [-1, 1] of those that take part."""
+        """Apply the (N,) integers or (N, A) floats of those that take part."""
         names, acting = self._names, self._acting
         obs, rewards, terminated, truncated, infos = self._source.step(
             {names[agent]: self._spaces.action(agent, actions) for agent in acting}
@@ -221,7 +227,7 @@ class ParallelEnvTeam(ThirdPartyTeam):
                 spaces.write_absent(agent, view)
                 continue
             spaces.write(agent, entry(obs, name, "observations"), view, over)
-            if self._masks_in_info and not over:
+            if self._masks_in_info and not over and len(spaces.native[agent].choice_columns):
                 mask = entry(entry(infos, name, "infos"), "action_mask", f"the info of {name}")
                 spaces.write_mask(agent, mask, view)
         self._facts.read(infos.values(), over, view.facts)

@@ -15,7 +15,8 @@ import numpy as np
 
 from envs.adapters.spaces import AgentSpaces, ObsBounds
 from envs.adapters.team import joined_columns
-from envs.base import EnvError, EnvSpec, Fact, FloatArray, described
+from envs.base import EnvError, EnvSpec, Fact, FloatArray
+from envs.native import described
 from envs.plugins import failure
 
 TeamReward = Literal["sum", "mean", "error"]

@@ -1,22 +1,27 @@
 """Agents' gymnasium spaces: observations as padded arrays, actions in their own space, bounds.
 
 An observation becomes the vector that `gymnasium.spaces.utils.flatten` makes of it: integers are
-one-hot, arrays are flattened, what a Dict or a Tuple holds stands side by side in its order.
+one-hot, arrays are flattened, what a Dict or a Tuple holds stands side by side in its order. So are
+actions, unless all agents choose among integers or all give numbers; those lie in [-1, 1].
 
 Axes are those of `envs.base`.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from dataclasses import replace
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
 from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Space, Tuple
 
 from envs.adapters.team import TeamView
-from envs.base import EnvError, FloatArray, NativeSpace, SpaceLeaf, described
+from envs.base import ActionKind, EnvError, FloatArray
+from envs.native import NativeSpace, SpaceLeaf, described
 
 _MASK = "action_mask"
+_UNBOUNDED = 1e30
+"""What is larger is no bound."""
 
 
 class AgentSpaces:
@@ -27,24 +32,27 @@ class AgentSpaces:
         names: Sequence[str],
         obs_spaces: Sequence[Space[Any]],
         action_spaces: Sequence[Space[Any]],
+        action_limit: float | None = None,
     ) -> None:
+        """`action_limit` is how far numbers of actions without a bound may go; see `bounded`."""
         self._names = names
         self.masked = [_is_masked(space) for space in obs_spaces]
         """Per agent, whether its observation is a dict that holds an action mask."""
-        seen = [observed(*pair) for pair in zip(names, obs_spaces, strict=True)]
         self.obs_bounds = ObsBounds(names, obs_spaces)
-        self.obs_sizes = tuple(sum(leaf.size for leaf in leaves) for leaves in seen)
-        kinds = {_action_kind(n, space) for n, space in zip(names, action_spaces, strict=True)}
-        if len(kinds) > 1:
-            listing = ", ".join(f"{n}: {s}" for n, s in zip(names, action_spaces, strict=True))
-            raise EnvError(
-                f"some agents choose (Discrete), others steer (Box): {listing}; wrap the "
-                "environment so that all do the same"
-            )
-        self.action_kind: Literal["discrete", "continuous"] = kinds.pop()
-        self.action_sizes = tuple(_features(space) for space in action_spaces)
-        self.native = tuple(map(_native, seen, action_spaces))
+        self.native = tuple(
+            NativeSpace(obs=observed(name, seen), act=acted(name, space, action_limit))
+            for name, seen, space in zip(names, obs_spaces, action_spaces, strict=True)
+        )
         """The agents' own spaces, for `EnvSpec`."""
+        self.obs_sizes = tuple(sum(leaf.size for leaf in own.obs) for own in self.native)
+        self.action_sizes = tuple(sum(leaf.size for leaf in own.act) for own in self.native)
+        self.action_kind: ActionKind = "composite"
+        if all(isinstance(space, Discrete) for space in action_spaces):
+            self.action_kind = "discrete"
+        elif not any(part for own in self.native for part in own.parts):
+            self.action_kind = "continuous"
+        composite = self.action_kind == "composite"
+        self.action_parts = tuple(own.parts for own in self.native) if composite else ()
 
     def write(self, agent: int, obs: Any, view: TeamView, over: bool) -> None:
         """Write one agent's observation, and its mask if the observation holds one.
@@ -66,13 +74,11 @@ class AgentSpaces:
 
     def write_mask(self, agent: int, mask: Any, view: TeamView) -> None:
         """Write one agent's action mask."""
-        given, size = np.asarray(mask), self.action_sizes[agent]
-        if given.shape != (size,) or not given.any():
-            raise EnvError(
-                f"{self._names[agent]} got the {_MASK} {mask!r}; give {size} entries, one per "
-                "choice, at least one of them 1"
-            )
-        view.action_mask[agent, :size] = given
+        try:
+            legal = self.native[agent].legal(mask)
+        except EnvError as error:
+            raise EnvError(f"{self._names[agent]} {error}") from None
+        view.action_mask[agent, : len(legal)] = legal
 
     def write_absent(self, agent: int, view: TeamView) -> None:
         """Write what an agent that takes no part sees and may do: nothing, and anything."""
@@ -124,45 +130,88 @@ def observed(name: str, space: Space[Any]) -> tuple[SpaceLeaf, ...]:
     return leaves
 
 
+def gym_space(leaves: Sequence[SpaceLeaf]) -> Space[Any]:
+    """Return the gymnasium space of actions with these leaves."""
+    return _gym_space([(leaf.keys, _leaf_space(leaf)) for leaf in leaves])
+
+
+def _gym_space(held: Sequence[tuple[tuple[str | int, ...], Space[Any]]]) -> Space[Any]:
+    """Return the space that holds others by their keys; one without keys itself."""
+    if not held[0][0]:
+        return held[0][1]
+    inner: dict[str | int, list[tuple[tuple[str | int, ...], Space[Any]]]] = {}
+    for (key, *rest), space in held:
+        inner.setdefault(key, []).append((tuple(rest), space))
+    spaces = {key: _gym_space(some) for key, some in inner.items()}
+    return Tuple(list(spaces.values())) if 0 in spaces else Dict(spaces)  # type: ignore[arg-type]
+
+
+def _leaf_space(leaf: SpaceLeaf) -> Space[Any]:
+    """Return the gymnasium space of one array of actions."""
+    if not leaf.choices:
+        return Box(*leaf.bounds, dtype=np.dtype(leaf.dtype).type)
+    if not leaf.shape:
+        return Discrete(leaf.choices[0], start=leaf.start[0])
+    counts, starts = (np.reshape(each, leaf.shape) for each in (leaf.choices, leaf.start))
+    return MultiDiscrete(counts, np.dtype(leaf.dtype).type, start=starts)
+
+
 def _is_masked(space: Space[Any]) -> bool:
     """Return whether observations are dicts that hold a mask."""
     return isinstance(space, Dict) and _MASK in space.spaces
 
 
-def _features(space: Space[Any]) -> int:
-    """Return how many choices or numbers an action is."""
-    return int(space.n) if isinstance(space, Discrete) else int(np.prod(space.shape or ()))
-
-
-def _native(leaves: tuple[SpaceLeaf, ...], action_space: Space[Any]) -> NativeSpace:
-    """Return both spaces of an agent as plain numbers."""
-    if isinstance(action_space, Discrete):
-        return NativeSpace(obs=leaves, action_start=int(action_space.start))
-    assert isinstance(action_space, Box)
-    return NativeSpace(
-        obs=leaves,
-        action_shape=tuple(map(int, action_space.shape)),
-        action_low=tuple(action_space.low.ravel().tolist()),
-        action_high=tuple(action_space.high.ravel().tolist()),
-        action_dtype=str(action_space.dtype),
-    )
-
-
-def _action_kind(name: str, space: Space[Any]) -> Literal["discrete", "continuous"]:
-    """Return how an agent acts, or raise on a space that we do not speak."""
-    if isinstance(space, Discrete):
-        return "discrete"
-    if isinstance(space, Box) and space.dtype is not None and space.dtype.kind == "f":
-        if space.is_bounded("both"):
-            return "continuous"
+def acted(name: str, space: Space[Any], limit: float | None) -> tuple[SpaceLeaf, ...]:
+    """Return how an agent acts, or raise on a space that is not supported."""
+    found = [_act_leaf(name, path, held, limit) for path, held in leaf_spaces(space)]
+    leaves = tuple(leaf for leaf in found if leaf is not None)
+    if not leaves or len(leaves) < len(found):
         raise EnvError(
-            f"{name} acts in {space}, which has no bounds to scale [-1, 1] to; give the Box "
-            "finite low and high"
+            f"{name} acts in {space}; supported are Discrete, MultiDiscrete, MultiBinary, Box of "
+            "floats, and Dict and Tuple of these; wrap the environment, e.g. with a Discrete for "
+            "each integer"
         )
-    raise EnvError(
-        f"{name} acts in {space}; supported are Discrete and Box of floats; wrap the environment, "
-        "e.g. with one Discrete that counts the combinations"
-    )
+    return leaves
+
+
+def _act_leaf(
+    name: str, path: tuple[str, ...], space: Space[Any], limit: float | None
+) -> SpaceLeaf | None:
+    """Return one array of an agent's action, or None if it is of no kind that is supported."""
+    shape = tuple(map(int, space.shape or ()))
+    if isinstance(space, MultiBinary) and np.prod(shape) > 0:
+        count = int(np.prod(shape))
+        twos, zeros = (2,) * count, (0,) * count
+        return SpaceLeaf(path=path, shape=shape, choices=twos, start=zeros, dtype="int8")
+    leaf = space_leaf(path, space)
+    if leaf is None or isinstance(space, Discrete | MultiDiscrete):
+        return None if leaf is None else replace(leaf, dtype=str(space.dtype))
+    if not isinstance(space, Box) or space.dtype is None or space.dtype.kind != "f":
+        return None
+    low, high = (tuple(bound.ravel().tolist()) for bound in bounded(name, space, limit))
+    return replace(leaf, low=low, high=high, dtype=str(space.dtype))
+
+
+def bounded(
+    name: str, space: Box, limit: float | None
+) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return lower and upper bounds of a Box of actions, to which [-1, 1] is scaled.
+
+    Where it has none, they are -`limit` and `limit`; beside a single bound, twice the limit away.
+    """
+    has_low, has_high = (np.abs(bound) < _UNBOUNDED for bound in (space.low, space.high))
+    if has_low.all() and has_high.all():
+        return space.low, space.high
+    if limit is None:
+        raise EnvError(
+            f"{name} acts in {space}, which has no bounds to scale [-1, 1] to; give the Box finite "
+            "low and high, or say how far to go: `--env.options action_limit 1`"
+        )
+    if not 0.0 < limit < _UNBOUNDED:
+        raise EnvError(f"{name}: action_limit is {limit!r}; give a number above 0")
+    low = np.where(has_low, space.low, np.where(has_high, space.high - 2 * limit, -limit))
+    high = np.where(has_high, space.high, np.where(has_low, space.low + 2 * limit, limit))
+    return low.astype(space.dtype), high.astype(space.dtype)
 
 
 class ObsBoundsWarning(UserWarning):

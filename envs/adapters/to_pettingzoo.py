@@ -10,7 +10,9 @@ import numpy.typing as npt
 from gymnasium import spaces
 from pettingzoo import ParallelEnv
 
+from envs.adapters.spaces import gym_space
 from envs.base import EnvError, EnvStep, VecEnv, close_env
+from envs.parts import part_layout, wrong_parts
 from envs.registry import make_env
 
 Illegal = Literal["error", "replace"]
@@ -125,7 +127,8 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         seen = [spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in spec.obs_sizes]
         if not spec.masks_actions:
             return list(seen)
-        masks = [spaces.Box(0, 1, (size,), np.int8) for size in spec.action_sizes]
+        choices = [len(own.choice_columns) for own in spec.own_spaces]
+        masks = [spaces.Box(0, 1, (count,), np.int8) for count in choices]
         return [
             spaces.Dict({"observation": obs, "action_mask": mask})
             for obs, mask in zip(seen, masks, strict=True)
@@ -133,19 +136,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
 
     def _action_spaces(self) -> list[spaces.Space[Any]]:
         """Return the agents' action spaces."""
-        spec = self.env.spec
-        if spec.native_spaces and spec.action_kind == "discrete":
-            starts = [native.action_start for native in spec.native_spaces]
-            sizes = zip(spec.action_sizes, starts, strict=True)
-            return [spaces.Discrete(size, start=start) for size, start in sizes]
-        if spec.native_spaces:
-            return [
-                spaces.Box(*native.bounds, dtype=np.dtype(native.action_dtype).type)
-                for native in spec.native_spaces
-            ]
-        if spec.action_kind == "discrete":
-            return [spaces.Discrete(size) for size in spec.action_sizes]
-        return [spaces.Box(-1.0, 1.0, (size,), np.float32) for size in spec.action_sizes]
+        return [gym_space(own.act) for own in self.env.spec.own_spaces]
 
     def _living(self, step: EnvStep) -> list[str]:
         """Return the agents that take part."""
@@ -166,9 +157,10 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             index = self.possible_agents.index(agent)
             own = obs[0, index, : spec.obs_sizes[index]].astype(np.float32)
             if spec.masks_actions:
-                legal = np.ones(spec.action_sizes[index], np.int8)
+                columns = spec.own_spaces[index].choice_columns
+                legal = np.ones(len(columns), np.int8)
                 if mask is not None:
-                    legal[:] = mask[0, index, : len(legal)]
+                    legal[:] = mask[0, index, columns]
                 seen[agent] = {"observation": own, "action_mask": legal}
             else:
                 seen[agent] = own
@@ -186,27 +178,43 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         missing = [agent for agent in self.agents if agent not in actions]
         if missing:
             raise EnvError(f"{spec.name}: no action for {', '.join(missing)}; give all agents one")
-        if spec.action_kind == "discrete":
-            joined = np.zeros(spec.num_agents, np.int64)
-            if self._mask is not None:
-                joined[:] = self._mask.argmax(axis=1)
-        else:
-            joined = np.zeros((spec.num_agents, spec.action_size), np.float32)
+        joined = self._first_legal()
         for agent in self.agents:
             index = self.possible_agents.index(agent)
-            action = actions[agent]
-            if spec.native_spaces:
-                action = spec.native_spaces[index].chosen(action)
-            if spec.action_kind == "discrete":
-                joined[index] = action
-            else:
-                joined[index, : spec.action_sizes[index]] = action
+            own, action = spec.own_spaces[index], actions[agent]
+            try:
+                if spec.action_kind == "discrete":
+                    joined[index] = action - own.act[0].start[0]
+                elif spec.native_spaces or spec.action_kind == "composite":
+                    joined[index, : spec.action_sizes[index]] = own.columns(action)
+                else:
+                    joined[index, : spec.action_sizes[index]] = action
+            except EnvError as error:
+                raise EnvError(f"{spec.name}: {agent}: {error}") from None
         return joined[None]
+
+    def _first_legal(self) -> npt.NDArray[Any]:
+        """Return (N,) or (N, A): the first legal of all choices, and zero of all numbers."""
+        spec, mask = self.env.spec, self._mask
+        if spec.action_kind == "discrete":
+            if mask is None:
+                return np.zeros(spec.num_agents, np.int64)
+            return mask.argmax(axis=1).astype(np.int64)
+        size = (spec.num_agents, spec.action_size)
+        if spec.action_kind == "continuous":
+            return np.zeros(size, np.float32)
+        legal = np.ones(size) if mask is None else mask.astype(np.float64)
+        return part_layout(spec.action_parts).one_hot(legal)
 
     def _replace_illegal(self, joined: npt.NDArray[Any]) -> list[str]:
         """Put the first legal action in place of illegal ones; return whose they were."""
         if self._mask is None:
             return []
-        illegal = ~np.take_along_axis(self._mask, joined[0, :, None], axis=1)[:, 0]
-        joined[0, illegal] = self._mask.argmax(axis=1)[illegal]
+        first = self._first_legal()
+        if self.env.spec.action_kind == "discrete":
+            illegal = ~np.take_along_axis(self._mask, joined[0, :, None], axis=1)[:, 0]
+        else:
+            layout = part_layout(self.env.spec.action_parts)
+            illegal = wrong_parts(layout, joined, self._mask[None])[0]
+        joined[0, illegal] = first[illegal]
         return [a for a, wrong in zip(self.possible_agents, illegal, strict=True) if wrong]

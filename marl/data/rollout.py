@@ -45,7 +45,7 @@ def rollout_buffers(spec: EnvSpec, num_steps: int, hidden_rewards: bool) -> dict
         buffers["hidden_rewards"] = torch.zeros(lead)
     buffers["log_probs"] = torch.zeros(*lead, spec.num_agents)
     buffers["sampled_actions"] = buffers["actions"]
-    if spec.action_kind == "continuous":
+    if spec.action_kind != "discrete":
         buffers["sampled_actions"] = torch.zeros_like(buffers["actions"])
     return buffers
 

@@ -1,7 +1,8 @@
-"""Policies of all agents, discrete and continuous.
+"""Policies of all agents, of discrete, continuous and composite actions.
 
 Axes: T time, E environments, N agents, M of them, O observation features, A actions, H hidden
-units; ``*L`` any leading axes, ``*B`` those between time and agents.
+units; P choices of a composite action, K options of the largest; ``*L`` any leading axes, ``*B``
+those between time and agents.
 """
 
 import math
@@ -14,6 +15,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from envs import EnvSpec
+from envs.parts import part_layout
 from marl.config import NetworkConfig
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
@@ -147,6 +149,121 @@ class Gaussian:
         return x if self.present is None else x * self.present
 
 
+@dataclass(frozen=True)
+class Parts:
+    """Where the choices of composite actions stand among their columns (`envs.parts`)."""
+
+    columns: Int64[Tensor, "N PK"]
+    """The column of each option of each choice; A, behind the last, where there is none."""
+    slots: Int64[Tensor, "N A"]
+    """The inverse: where a column stands; 0 for a number."""
+    is_choice: Bool[Tensor, "N A"]
+    """The columns of choices."""
+    exists: Bool[Tensor, "N P"]
+    """Whether an agent has so many choices."""
+
+    def by_choice(self, x: Float[Tensor, "*L N A"], fill: float) -> Float[Tensor, "*L N P K"]:
+        """Return columns by the choice they belong to, `fill` where there are none."""
+        padded = nn.functional.pad(x, (0, 1), value=fill)
+        found = padded.gather(-1, self.columns.expand(*x.shape[:-1], -1))
+        return found.unflatten(-1, (self.exists.shape[1], -1))
+
+    def by_column(self, x: Float[Tensor, "*L N P K"]) -> Float[Tensor, "*L N A"]:
+        """Return what `by_choice` returned as columns again; zero for numbers."""
+        slots = self.slots.expand(*x.shape[:-2], -1)
+        return x.flatten(-2).gather(-1, slots) * self.is_choice
+
+    def of(self, agents: slice) -> "Parts":
+        """Return those of some agents."""
+        every = (self.columns, self.slots, self.is_choice, self.exists)
+        return Parts(*(each[agents] for each in every))
+
+
+@dataclass(frozen=True)
+class Composite:
+    """A softmax for each choice of an action and a Gaussian for its numbers, all independent.
+
+    Log-probabilities and entropies are the sums of theirs. In an action the option chosen is 1 and
+    the others are 0, so that one array holds both kinds.
+    """
+
+    logits: Float[Tensor, "*L N A"]
+    """In the columns of choices; illegal options hold the smallest number there is."""
+    parts: Parts
+    numbers: Gaussian | None
+    """Present in the columns of numbers; None: no agent has any."""
+    legal: Bool[Tensor, "*M N A"] | None = None
+    """None: all."""
+
+    def sample(self, noise: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N A"]:
+        """Return a draw, given Gumbel noise for the choices and normal noise for the numbers."""
+        numbers = None if self.numbers is None else self.numbers.sample(noise)
+        return self._joined(self.logits + noise, numbers)
+
+    def mode(self) -> Float[Tensor, "*L N A"]:
+        """Return the most likely option of each choice, and the mean of each number."""
+        return self._joined(self.logits, None if self.numbers is None else self.numbers.mode())
+
+    def log_prob(self, actions: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N"]:
+        """Return the log-probability of the choices and the log-density of the numbers."""
+        chosen = (actions * self.log_p()).sum(dim=-1)
+        return chosen if self.numbers is None else chosen + self.numbers.log_prob(actions)
+
+    def executed_log_prob(self, actions: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N"]:
+        """Return the log-probability of actions as an environment receives them; see `Gaussian`."""
+        chosen = (actions * self.log_p()).sum(dim=-1)
+        return chosen if self.numbers is None else chosen + self.numbers.executed_log_prob(actions)
+
+    def entropy(self) -> Float[Tensor, "*L N"]:
+        """Return the entropy in nats."""
+        log_p = self.log_p()
+        entropy = -(self.parts.is_choice * log_p.exp() * log_p).sum(dim=-1)
+        return entropy if self.numbers is None else entropy + self.numbers.entropy()
+
+    def explicit(self, actions: Float[Tensor, "*L N A"]) -> ExplicitPolicy:
+        """Return log-probabilities and entropy with their derivatives, those of `Categorical` for
+        each choice and of `Gaussian` for the numbers."""
+        parts = self.parts
+        log_p = self._by_choice(self.logits).log_softmax(dim=-1)
+        p = log_p.exp()
+        of_choices = (p * log_p).sum(dim=-1, keepdim=True).neg_()
+        log_probs = (actions * parts.by_column(log_p)).sum(dim=-1)
+        entropy = (of_choices.squeeze(-1) * parts.exists).sum(dim=-1)
+        numbers = None if self.numbers is None else self.numbers.explicit(actions)
+        if numbers is not None:
+            log_probs, entropy = log_probs + numbers.log_probs, entropy + numbers.entropy
+
+        def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
+            slope = (actions * parts.is_choice - parts.by_column(p)) * by_log_prob.unsqueeze(-1)
+            if by_entropy is not None:
+                falls = parts.by_column((log_p + of_choices).mul_(p))
+                slope -= falls * by_entropy.unsqueeze(-1)
+            if self.legal is not None:
+                slope = slope.masked_fill(~self.legal, 0.0)
+            return slope if numbers is None else slope + numbers.backward(by_log_prob, by_entropy)
+
+        return ExplicitPolicy(log_probs, entropy, backward)
+
+    def log_p(self) -> Float[Tensor, "*L N A"]:
+        """Return the log-probability of every option among its choice's; zero for numbers."""
+        return self.parts.by_column(self._by_choice(self.logits).log_softmax(dim=-1))
+
+    def _by_choice(self, scores: Tensor) -> Float[Tensor, "*L N P K"]:
+        return self.parts.by_choice(scores, torch.finfo(scores.dtype).min)
+
+    def _joined(self, scores: Tensor, numbers: Tensor | None) -> Float[Tensor, "*L N A"]:
+        """Return the best options by `scores`, and numbers, in one array."""
+        by_choice = self._by_choice(scores)
+        best = by_choice.argmax(dim=-1, keepdim=True)
+        chosen = torch.zeros_like(by_choice).scatter_(-1, best, 1.0)
+        choices = self.parts.by_column(chosen)
+        return choices if numbers is None else choices + numbers
+
+
+Distribution = Categorical | Gaussian | Composite
+"""Of the actions of all agents."""
+
+
 class _NetworkActor(nn.Module):
     """An `Actor` of one network, common to both kinds of actions."""
 
@@ -179,7 +296,7 @@ class _NetworkActor(nn.Module):
         outputs: Float[Tensor, "*L M A"],
         mask: Bool[Tensor, "*L M A"] | None = None,
         agents: slice = EVERYONE,
-    ) -> Categorical | Gaussian:
+    ) -> Distribution:
         """Return the distribution of actions that the outputs of some `agents` stand for."""
         raise NotImplementedError
 
@@ -217,7 +334,7 @@ class _NetworkActor(nn.Module):
         obs: Float[Tensor, "*L N O"],
         hidden: Float[Tensor, "*L N H"] | None = None,
         mask: Bool[Tensor, "*L N A"] | None = None,
-    ) -> tuple[Categorical | Gaussian, Float[Tensor, "*L N H"] | None]:
+    ) -> tuple[Distribution, Float[Tensor, "*L N H"] | None]:
         """Return the distribution from which `act` draws, and the next hidden state."""
         outputs, hidden = self._step(self.norm.obs(obs), hidden)
         return self.distribution(outputs, mask), hidden
@@ -285,13 +402,18 @@ class GaussianActor(_NetworkActor):
         outputs: Float[Tensor, "*L M A"],
         mask: Bool[Tensor, "*L M A"] | None = None,
         agents: slice = EVERYONE,
-    ) -> Gaussian:
+    ) -> Gaussian | Composite:
         """Return the Gaussian around the outputs; continuous actions have no mask."""
-        log_std: Tensor = self.log_std
-        if agents != EVERYONE:
-            log_std = nn.Parameter(self.log_std.data[agents])  # the same memory, gradient included
-            log_std.grad = None if self.log_std.grad is None else self.log_std.grad[agents]
-        return Gaussian(outputs, log_std, self.present[agents] if self.is_ragged else None)
+        present = self.present[agents] if self.is_ragged else None
+        return Gaussian(outputs, self.own_log_std(agents), present)
+
+    def own_log_std(self, agents: slice) -> Tensor:
+        """Return the logarithms of some agents' deviations, whose gradient is written in place."""
+        if agents == EVERYONE:
+            return self.log_std
+        log_std = nn.Parameter(self.log_std.data[agents])  # the same memory, gradient included
+        log_std.grad = None if self.log_std.grad is None else self.log_std.grad[agents]
+        return log_std
 
     def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
         """Return standard normal noise (*shape, N, A)."""
@@ -299,9 +421,88 @@ class GaussianActor(_NetworkActor):
         return torch.randn(size, generator=generator, device=self.present.device)
 
 
+class CompositeLayout(nn.Module):
+    """The parts of a team's composite actions; its buffers are on the device of its module."""
+
+    columns: Tensor
+    slots: Tensor
+    is_choice: Tensor
+    exists: Tensor
+    is_number: Tensor
+
+    def __init__(self, spec: EnvSpec) -> None:
+        super().__init__()
+        layout = part_layout(spec.action_parts)
+        arrays = {
+            "columns": layout.columns.reshape(spec.num_agents, -1),
+            "slots": layout.slots,
+            "is_choice": layout.is_choice,
+            "exists": layout.exists,
+            "is_number": layout.is_number,
+        }
+        for name, array in arrays.items():
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
+        self.has_numbers = bool(layout.is_number.any())
+
+    def distribution(
+        self,
+        outputs: Float[Tensor, "*L M A"],
+        log_std: Float[Tensor, "M A"],
+        mask: Bool[Tensor, "*L M A"] | None = None,
+        agents: slice = EVERYONE,
+    ) -> Composite:
+        """Return the distribution of some agents' actions, of which `outputs` are the logits and
+        the means."""
+        parts = Parts(self.columns, self.slots, self.is_choice, self.exists).of(agents)
+        numbers = None
+        if self.has_numbers:
+            numbers = Gaussian(outputs, log_std, self.is_number[agents])
+        if mask is not None:
+            outputs = outputs.masked_fill(~mask, torch.finfo(outputs.dtype).min)
+        return Composite(outputs, parts, numbers, mask)
+
+
+class CompositeActor(GaussianActor):
+    """Actions of several parts: choices and numbers.
+
+    The network's outputs are the logits of choices and the means of numbers; the deviations of the
+    latter are learned as those of a `GaussianActor`.
+    """
+
+    def __init__(
+        self, spec: EnvSpec, config: NetworkConfig, norm: TeamNorm, generator: torch.Generator
+    ) -> None:
+        super().__init__(spec, config, norm, generator)
+        self.layout = CompositeLayout(spec)
+
+    def distribution(
+        self,
+        outputs: Float[Tensor, "*L M A"],
+        mask: Bool[Tensor, "*L M A"] | None = None,
+        agents: slice = EVERYONE,
+    ) -> Composite:
+        """Return the softmaxes over the legal options and the Gaussian around the other outputs."""
+        return self.layout.distribution(outputs, self.own_log_std(agents), mask, agents)
+
+    def noise(self, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        """Return noise (*shape, N, A): Gumbel for choices, standard normal for numbers."""
+        empty = torch.empty((*shape, *self.present.shape), device=self.present.device)
+        gumbel = -empty.exponential_(generator=generator).log_()
+        if not self.layout.has_numbers:
+            return gumbel
+        return torch.where(self.layout.is_choice, gumbel, super().noise(shape, generator))
+
+
+ACTORS: dict[str, type[CategoricalActor | GaussianActor]] = {
+    "discrete": CategoricalActor,
+    "continuous": GaussianActor,
+    "composite": CompositeActor,
+}
+"""By `EnvSpec.action_kind`."""
+
+
 def make_actor(
     spec: EnvSpec, config: NetworkConfig, norm: TeamNorm, generator: torch.Generator
 ) -> CategoricalActor | GaussianActor:
     """Return the policy that fits the environment's actions."""
-    kind = CategoricalActor if spec.action_kind == "discrete" else GaussianActor
-    return kind(spec, config, norm, generator)
+    return ACTORS[spec.action_kind](spec, config, norm, generator)

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from marl.data.types import Rollout
-from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
+from marl.learners.actors import CategoricalActor, Distribution, GaussianActor
 from marl.learners.mappo import Mappo, Passes
 from marl.learners.minibatches import Epoch, Rows, unchunked
 from marl.nn.gru import RecurrentBody
@@ -183,7 +183,7 @@ class AgentPasses(Passes):
 
     def distribution(
         self, outputs: Float[Tensor, "*B 1 A"], mask: Bool[Tensor, "*B 1 A"] | None = None
-    ) -> Categorical | Gaussian:
+    ) -> Distribution:
         """Return the agent's distribution of actions; its derivatives reach the agent's part."""
         return self.actor.distribution(outputs, mask, slice(self.agent, self.agent + 1))
 

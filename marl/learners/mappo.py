@@ -17,13 +17,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards, Rollout
-from marl.learners.actors import (
-    Categorical,
-    CategoricalActor,
-    Gaussian,
-    GaussianActor,
-    make_actor,
-)
+from marl.learners.actors import CategoricalActor, Distribution, GaussianActor, make_actor
 from marl.learners.critics import AgentCritics, TeamCritic
 from marl.learners.gae import (
     Inputs,
@@ -52,7 +46,7 @@ from marl.utils.ranks import SINGLE, Ranks
 
 Differentiate = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 """Sets the gradient of a network to that of its loss on a minibatch, and returns metrics."""
-MakePolicy = Callable[[Tensor, Tensor | None], Categorical | Gaussian]
+MakePolicy = Callable[[Tensor, Tensor | None], Distribution]
 """From an actor's outputs and the legal actions to the distribution of actions."""
 
 

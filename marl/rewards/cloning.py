@@ -12,6 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from envs import EnvSpec
+from envs.parts import part_layout, wrong_parts
 from marl.config import RewardConfig
 from marl.data.replay import every_step, sampled
 from marl.data.types import Transitions
@@ -215,6 +216,7 @@ def check_playable(archive: EpisodeArchive, spec: EnvSpec, where: str) -> None:
     """
     sizes = torch.tensor(spec.action_sizes, device=archive.numbers.device)
     own = torch.arange(spec.action_size, device=sizes.device) < sizes[:, None]
+    layout = part_layout(spec.action_parts) if spec.action_kind == "composite" else None
     every = archive.episodes(archive.numbers)
     first = 0
     for steps, weights, _ in every_step(every, reads_history=False):
@@ -223,6 +225,10 @@ def check_playable(archive: EpisodeArchive, spec: EnvSpec, where: str) -> None:
             allowed = own if steps.action_mask is None else own & steps.action_mask
             allowed = allowed.expand(*steps.actions.shape, -1)
             fits = allowed.gather(-1, steps.actions.unsqueeze(-1)).squeeze(-1)
+        elif layout is not None:
+            mask = None if steps.action_mask is None else steps.action_mask.cpu().numpy()
+            wrong_ones = wrong_parts(layout, steps.actions.cpu().numpy(), mask)
+            fits = torch.from_numpy(~wrong_ones).to(sizes.device)
         else:
             fits = ((steps.actions.abs() <= 1.0 + _ROUNDING) | ~own).all(dim=-1)
         wrong = (present & ~fits).nonzero()
@@ -239,6 +245,11 @@ def check_playable(archive: EpisodeArchive, spec: EnvSpec, where: str) -> None:
 
 def _why_not(spec: EnvSpec, agent: int, action: object, *, masked: bool) -> str:
     """Return why no policy can act so, and what to do."""
+    if spec.action_kind == "composite":
+        return (
+            f"and its parts are {spec.action_parts[agent]}: give a legal choice among k one-hot, a "
+            "number (0) in [-1, 1]"
+        )
     if spec.action_kind == "continuous":
         return "and policies act in [-1, 1]: scale the actions to that"
     size = spec.action_sizes[agent]

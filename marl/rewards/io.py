@@ -218,7 +218,7 @@ def sizes(spec: EnvSpec) -> dict[str, int | str]:
         "observation features": spec.obs_size,
         "state features": spec.state_size,
         "kind of action": spec.action_kind,
-        "actions": spec.action_size,
+        "actions": str(spec.action_parts) if spec.action_parts else spec.action_size,
     }
 
 

@@ -24,6 +24,8 @@ from marl.data.types import Rewards, Transitions
 from marl.learners.actors import (
     Categorical,
     CategoricalActor,
+    CompositeLayout,
+    Distribution,
     Gaussian,
     GaussianActor,
     make_actor,
@@ -53,8 +55,8 @@ class Density(Protocol):
 class UniformPolicy(nn.Module):
     """Every legal action alike.
 
-    Continuous ones are those of the Gaussian with mean 0 and the deviation of uniform numbers in
-    [-1, 1]: among Gaussians of one deviation, the ratio to it is 0 where nothing is preferred.
+    Numbers are those of the Gaussian with mean 0 and the deviation of uniform ones in [-1, 1]:
+    among Gaussians of one deviation, the ratio to it is 0 where nothing is preferred.
     """
 
     present: Tensor
@@ -62,6 +64,7 @@ class UniformPolicy(nn.Module):
     def __init__(self, spec: EnvSpec) -> None:
         super().__init__()
         self.is_discrete = spec.action_kind == "discrete"
+        self.layout = CompositeLayout(spec) if spec.action_kind == "composite" else None
         sizes = torch.tensor(spec.action_sizes)
         present = torch.arange(spec.action_size) < sizes[:, None]
         self.register_buffer("present", present, persistent=False)
@@ -76,6 +79,9 @@ class UniformPolicy(nn.Module):
         if not self.is_discrete:
             zero = torch.zeros_like(actions)
             log_std = torch.full_like(zero[(0,) * (zero.ndim - 2)], UNIFORM_LOG_STD)
+            if self.layout is not None:
+                uniform = self.layout.distribution(zero, log_std, mask)
+                return uniform.executed_log_prob(actions)
             return Gaussian(zero, log_std, self.present).executed_log_prob(actions)
         legal = self.present if mask is None else mask & self.present
         return -legal.sum(dim=-1).clamp(min=1).to(obs.dtype).log().expand(obs.shape[:-1])
@@ -169,21 +175,21 @@ def log_probs(
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
     """Return a policy's log-probabilities of the actions taken, and the hidden states after them.
 
-    Those of a Gaussian policy are of the actions that the environment received, clipped to [-1, 1]:
+    Those of numbers are of the actions that the environment received, clipped to [-1, 1]:
     with the unbounded density a mean beyond the bounds would still gain by going further. The
     hidden states are None of a feed-forward policy. `name` is the policy's in `History.hidden`.
     """
     if not isinstance(policy, CategoricalActor | GaussianActor):
         return policy.log_prob(steps.obs, steps.actions, steps.action_mask), None
     distribution, states = distributions(policy, steps, name)
-    if isinstance(distribution, Gaussian):
-        return distribution.executed_log_prob(steps.actions), states
-    return distribution.log_prob(steps.actions), states
+    if isinstance(distribution, Categorical):
+        return distribution.log_prob(steps.actions), states
+    return distribution.executed_log_prob(steps.actions), states
 
 
 def distributions(
     actor: CategoricalActor | GaussianActor, steps: Transitions, name: str
-) -> tuple[Categorical | Gaussian, Float[Tensor, "*L N H"] | None]:
+) -> tuple[Distribution, Float[Tensor, "*L N H"] | None]:
     """Return an actor's distributions at some steps, and the hidden states after them.
 
     As in `log_probs`, they are None of a feed-forward one, and follow `Transitions.history`.
@@ -253,5 +259,5 @@ def _acted_on(spec: EnvSpec) -> dict[str, object]:
         "agents": spec.num_agents,
         "observation features of each": list(spec.obs_sizes),
         "kind of action": spec.action_kind,
-        "actions of each": list(spec.action_sizes),
+        "actions of each": list(spec.action_parts or spec.action_sizes),
     }

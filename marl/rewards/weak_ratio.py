@@ -19,9 +19,15 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, RewardConfig
 from marl.config.preferences import ContrastConfig
-from marl.contrast import PLAUSIBLE, plausible_actions
+from marl.contrast import PLAUSIBLE, check_not_composite, plausible_actions
 from marl.data.types import Rewards, Transitions
-from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
+from marl.learners.actors import (
+    Categorical,
+    CategoricalActor,
+    Distribution,
+    Gaussian,
+    GaussianActor,
+)
 from marl.policy import config_in, restored
 from marl.rewards.base import RewardModel
 from marl.rewards.io import CPU, freeze
@@ -71,7 +77,7 @@ class PlausibleRatio(RewardModel):
 
 
 def plausible_ratio(
-    after: Categorical | Gaussian, before: Categorical | Gaussian, actions: Tensor
+    after: Distribution, before: Distribution, actions: Tensor
 ) -> Float[Tensor, "*L N"]:
     """Return log pi_after - log pi_before of plausible actions, and 0 of others."""
     if isinstance(after, Categorical) and isinstance(before, Categorical):
@@ -106,6 +112,7 @@ def load_weak_ratio(config: ContrastConfig, spec: EnvSpec) -> RewardLearner:
         policy = restored(saved, folder)
         setting = f"preferences.contrast.{name}"
         check_agents_alike(policy.spec, spec, setting, folder)
+        check_not_composite(spec, setting)
         if not isinstance(policy.actor, CategoricalActor | GaussianActor):
             raise ConfigError(
                 f"{setting}: the actor of {folder} (learner.kind = "

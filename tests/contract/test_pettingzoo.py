@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sequence, Space, Text
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Sequence, Space, Text, Tuple
 
 from envs import EnvError, EnvStep, check_env, make_env
 from envs.adapters.pettingzoo import pettingzoo
@@ -254,7 +254,12 @@ def test_rounding_and_absent_agents_are_not_outside(monkeypatch: pytest.MonkeyPa
         ("observation_space", Text(5), "supported are Box, Discrete, MultiDiscrete"),
         ("observation_space", Dict({"a": Sequence(Box(0, 1))}), "arrays of one size"),
         ("observation_space", Dict({"action_mask": MultiBinary(2)}), "arrays of one size"),
-        ("action_space", MultiDiscrete([2, 2]), "supported are Discrete and Box of floats"),
+        (
+            "action_space",
+            Text(5),
+            "supported are Discrete, MultiDiscrete, MultiBinary",
+        ),
+        ("action_space", Tuple([Discrete(2), Box(0, 5, dtype=np.int64)]), "for each integer"),
         ("action_space", Box(-np.inf, np.inf, (1,)), "finite low and high"),
     ],
 )
@@ -265,13 +270,6 @@ def test_spaces_that_are_not_spoken(
     with pytest.raises(EnvError) as caught:
         village()
     assert words in str(caught.value)
-
-
-def test_choosing_and_steering_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
-    spaces = {"elder": Box(-1, 1, (2,)), "child": Discrete(2), "guest": Discrete(2)}
-    monkeypatch.setattr(Village, "action_space", lambda self, agent: spaces[agent])
-    with pytest.raises(EnvError, match="some agents choose"):
-        village()
 
 
 def test_steering_is_scaled_to_the_bounds(monkeypatch: pytest.MonkeyPatch) -> None:

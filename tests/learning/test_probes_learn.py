@@ -48,6 +48,12 @@ def test_mappo_reaches_the_optimum(
     assert last > threshold
 
 
+def test_actions_of_several_parts() -> None:
+    """Optimum 8, random 10 / 3; the number of agent 1 is drawn with a deviation."""
+    _, _, last = trained("probe/composite", "sparse", 12_000)
+    assert last > 7.0
+
+
 @pytest.mark.parametrize(
     ("name", "steps", "optimum", "random", "threshold"),
     [

@@ -5,8 +5,9 @@ Axes: B rows, N agents, A actions.
 
 import dataclasses
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envs import EnvSpec
+from envs.parts import part_layout
 from marl.config import NetworkConfig
 from marl.data.types import EpisodeBatch, Transitions
 from marl.learners.actors import make_actor
@@ -40,19 +42,29 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
 
 
+Kind = Literal["discrete", "continuous", "composite"]
+PARTS = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=4), min_size=1, max_size=3)
+"""Of every agent the parts of its action, as in `EnvSpec.action_parts`."""
+
+
 def random_batch(
-    seed: int, rows: int, sizes: list[int], *, continuous: bool, dies: bool, masks: bool
+    seed: int, rows: int, parts: list[list[int]], kind: Kind, *, dies: bool, masks: bool
 ) -> tuple[Any, SimpleNamespace]:
-    """Return an actor and a minibatch, in double precision; some ratios lie beyond the clip."""
+    """Return an actor and a minibatch, in double precision; some ratios lie beyond the clip.
+
+    Agents of plain kinds have as many choices or numbers as `parts` have columns.
+    """
     source = torch.Generator().manual_seed(seed)
+    sizes = [sum(max(part, 1) for part in each) for each in parts]
     agents, actions = len(sizes), max(sizes)
     spec = EnvSpec(
         name="nowhere",
         num_envs=1,
         obs_sizes=(3,) * agents,
         state_size=2,
-        action_kind="continuous" if continuous else "discrete",
+        action_kind=kind,
         action_sizes=tuple(sizes),
+        action_parts=tuple(map(tuple, parts)) if kind == "composite" else (),
         max_steps=10,
         finite_horizon=True,
     )
@@ -63,8 +75,12 @@ def random_batch(
         return torch.randn(shape, generator=source, dtype=torch.float64)
 
     mask = torch.rand((rows, agents, actions), generator=source) < 0.7 if masks else None
+    if mask is not None and kind == "composite":  # as environments promise it
+        layout = part_layout(spec.action_parts)
+        first = layout.one_hot(np.ones((rows, agents, actions))) > 0
+        mask |= torch.from_numpy(first | layout.is_number)
     parameters = 2.0 * noise(rows, agents, actions)
-    if continuous:
+    if kind != "discrete":
         with torch.no_grad():
             actor.log_std.copy_(0.5 * noise(agents, actions))
     policy = actor.distribution(parameters, mask)
@@ -80,12 +96,12 @@ def random_batch(
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.integers(0, 2**31),
     SIZES,
-    st.lists(SIZES, min_size=1, max_size=3),
-    st.booleans(),
+    PARTS,
+    st.sampled_from(get_args(Kind)),
     st.booleans(),
     st.booleans(),
     st.booleans(),
@@ -93,15 +109,15 @@ def random_batch(
 def test_the_policy_loss(
     seed: int,
     rows: int,
-    sizes: list[int],
-    continuous: bool,
+    parts: list[list[int]],
+    kind: Kind,
     dies: bool,
     masks: bool,
     explores: bool,
 ) -> None:
-    """Both kinds of actions, of different numbers, with illegal ones and with deaths."""
-    masks = masks and not continuous
-    actor, x = random_batch(seed, rows, sizes, continuous=continuous, dies=dies, masks=masks)
+    """All kinds of actions, of different numbers, with illegal ones and with deaths."""
+    masks = masks and kind != "continuous"
+    actor, x = random_batch(seed, rows, parts, kind, dies=dies, masks=masks)
     policy = actor.distribution(x.parameters, x.mask)
     surrogate, log_ratio = clipped_policy_loss(
         policy.log_prob(x.actions), x.old, x.advantages, CLIP
@@ -109,7 +125,8 @@ def test_the_policy_loss(
     loss = masked_mean(surrogate, x.alive)
     if explores:
         loss = loss - ENTROPY * masked_mean(policy.entropy(), x.alive)
-    wanted = [x.parameters, *([actor.log_std] if continuous else [])]
+    has_deviation = kind == "continuous" or (kind == "composite" and actor.layout.has_numbers)
+    wanted = [x.parameters, *([actor.log_std] if has_deviation else [])]
     expected = torch.autograd.grad(loss, wanted)
 
     with torch.no_grad():
@@ -122,7 +139,7 @@ def test_the_policy_loss(
         by_log_prob = clipped_policy_slope(known.log_probs - x.old, x.advantages, CLIP) * shares
         by_entropy = -ENTROPY * shares if explores else None
         assert_close(known.backward(by_log_prob, by_entropy), expected[0])
-    if continuous:
+    if has_deviation:
         assert_close(actor.log_std.grad, expected[1])
 
 

@@ -143,6 +143,15 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
                     f"{path}: spec.{name}: got {one_line(str(count))}, expected at least 1 and at "
                     f"most {_LIMITS[name]:,}"
                 )
+    parts = [sum(max(part, 1) for part in each) for each in spec.action_parts]
+    if parts != (list(spec.action_sizes) if spec.action_kind == "composite" else []) or any(
+        part < 0 for each in spec.action_parts for part in each
+    ):
+        raise DatasetError(
+            f"{path}: spec.action_parts does not fit to spec.action_kind and spec.action_sizes; "
+            "expected the parts of every agent's composite action, k for a choice among k columns "
+            "and 0 for a number, and nothing of other actions"
+        )
     texts = [manifest.environment.name, spec.name, *spec.agent_names]
     texts += [text for fact in spec.facts for text in (fact.name, fact.meaning, fact.unit)]
     for text in texts:
@@ -162,7 +171,7 @@ class EpisodeRecord:
     state: Array
     """(L, S) float32: the team's state before each step."""
     actions: Array
-    """(L, N) int64, or (L, N, A) float32: what was done."""
+    """(L, N) int64, or (L, N, A) float32: what was done; choices of composite actions one-hot."""
     final_obs: Array
     """(N, O) float32: what the last step led to."""
     final_state: Array
