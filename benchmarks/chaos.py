@@ -13,8 +13,8 @@ A trial is one run, command or labelling that is attacked and then has to be as 
 - files: a file of a run, of a dataset or of a fitted reward is cut, flipped, zeroed, emptied,
   deleted, or replaced by a directory or a pipe. Every command ends by itself: well, or with one
   line of error and everything else as it was.
-- servers: a language model's server answers with faults; no run may end of it. Before the first
-  step it may refuse the start, by one line.
+- servers: a language model's server answers with faults; no run may end of it, and no export that
+  asks it. Before the first step it may refuse the start, by one line.
 - code: an environment or labeller raises, exits, hangs, or returns NaN or the wrong shape; the run
   stops with a line and, once that is mended, continues to the numbers of an undisturbed one.
 - signals: Ctrl-C once and twice, SIGTERM, SIGHUP at any moment, imports included; no process and no
@@ -38,6 +38,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ from benchmarks.trials import (
     flags,
     nested,
 )
+from marl.preferences.dataset.answers import AnswerLog
 from marl.reports.recorded import find_runs
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.metrics import read_metrics
@@ -67,6 +69,9 @@ from tests.llm_server import ModelServer
 
 AT_THE_START = 2
 """Questions that are answered well before the faults begin."""
+TRIED = 47
+"""Steps that are played twice to see whether an environment repeats itself. One that fails only the
+second time does not: that is told, and its open episodes are cut when the run is resumed."""
 TURNED_DOWN = {"no key", "not found", "redirect", "bad request"}
 """Answers at the start that only the user can do something about."""
 
@@ -174,6 +179,8 @@ def serve_faults(attack: Attack, plain: Undisturbed) -> int:
     names = attack.rng.sample(sorted(FAULTS), 2)
     chance = attack.rng.choice([0.3, 1.0])
     rng = random.Random(attack.rng.random())
+    if attack.rng.random() < 0.25:
+        return export_by_faults(attack, plain, names, chance)
     faultless = 0
 
     def fault(handler: Any, body: dict[str, Any]) -> bool:
@@ -206,6 +213,42 @@ def serve_faults(attack: Attack, plain: Undisturbed) -> int:
     return 1
 
 
+PAIRS = 12
+"""That a language model labels while episodes are exported."""
+
+
+def export_by_faults(
+    attack: Attack, plain: Undisturbed, names: Sequence[str], chance: float
+) -> int:
+    """Export episodes that a faulty server labels, and again without faults."""
+    model = {name: value for name, value in MODEL.items() if "llm." in name}
+    cache = plain.lab / "cache.sqlite"
+    for left in plain.lab.glob(f"{cache.name}*"):  # of an earlier trial
+        left.unlink()
+    run = plain.run("unasked", model | {"preferences.llm.cache": str(cache)})
+    what, made = f"export by {' and '.join(names)} ({chance:.0%})", attack.lab / "made"
+    rng = random.Random(attack.rng.random())
+
+    def fault(handler: Any, body: dict[str, Any]) -> bool:
+        return rng.random() < chance and FAULTS[rng.choice(names)](handler, body)
+
+    words = ["export", run, made, "--pairs", PAIRS, "--labeller", "llm"]
+    with ModelServer() as server:
+        for is_faulty in (True, False):
+            server.fault = fault if is_faulty else None
+            command = Command(attack.lab, *words, variables={"OPENAI_BASE_URL": server.base_url})
+            may_refuse = is_faulty and bool(TURNED_DOWN & set(names))
+            if not attack.judge(command, what, (0, 1) if may_refuse else (0,)):
+                break
+            if command.status() == 1 and made.exists():
+                attack.note("lost", what, "was refused, and left a dataset")
+            elif command.status() == 0:
+                if (kept := len(AnswerLog(made / "answers.jsonl").answers())) != PAIRS:
+                    attack.note("lost", what, f"answers: {kept} of {PAIRS}")
+                shutil.rmtree(made)
+    return 1
+
+
 def break_code(attack: Attack, plain: Undisturbed) -> int:
     """Let an environment or a labeller fail in the middle of a run, mend it, and resume."""
     rng, lab = attack.rng, attack.lab
@@ -215,7 +258,7 @@ def break_code(attack: Attack, plain: Undisturbed) -> int:
         changes: dict[str, object] = {"preferences.labeller": "tests.fragile:Judge"}
         changes |= {"total_steps": 800}
     else:
-        who, fault, fails_at = f"{workers} workers", rng.choice(ENV_FAULTS), rng.randint(1, 50)
+        who, fault, fails_at = f"{workers} workers", rng.choice(ENV_FAULTS), rng.randint(1, TRIED)
         changes = {"env.name": "tests.fragile:told", "env.options": {"workers": workers}}
         changes |= {"learner.rollout_steps": 6, "total_steps": 240, "checkpoint_every": 72}
     alone = plain.run(who, changes)

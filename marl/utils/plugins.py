@@ -85,12 +85,12 @@ def labeller_paths(preferences: PreferenceConfig) -> dict[str, str]:
 
 
 def endpoint_settings(preferences: PreferenceConfig) -> dict[str, str]:
-    """Return by name where a language model is asked, with which key and files.
+    """Return by name where a language model is asked, with which key and files; empty: none is."""
+    return _endpoint(preferences) if "llm" in preferences.labellers else {}
 
-    Empty where none is asked; settings that have their defaults are left out.
-    """
-    if "llm" not in preferences.labellers:
-        return {}
+
+def _endpoint(preferences: PreferenceConfig) -> dict[str, str]:
+    """Return the settings of a language model's endpoint that have not their defaults."""
     defaults = LlmConfig()
     names = ("base_url", "api_key_env", "prompt", "cache")
     given = {name: getattr(preferences.llm, name) for name in names}
@@ -204,7 +204,7 @@ def _entry(identity: str, config: Config) -> str:
 
 def _named(config: Config) -> dict[str, str]:
     """Return all settings that take trust."""
-    return import_paths(config) | endpoint_settings(config.preferences)
+    return import_paths(config) | _endpoint(config.preferences)
 
 
 def _remembered() -> set[str]:

@@ -225,7 +225,7 @@ def test_what_is_no_answer_gets_a_sentence(folder: Path, body: str, words: str) 
     assert answers(folder) == []
 
 
-@pytest.mark.parametrize("body", ["[" * 100_000, "1" * 5000, "\xff"])
+@pytest.mark.parametrize("body", ["[" * 60_000, "1" * 5000, "\xff"])
 def test_what_is_no_json_is_refused(folder: Path, body: str) -> None:
     headers = {"content-type": "application/json"}
     reply = client(folder).post("/api/answer", content=body.encode("latin-1"), headers=headers)

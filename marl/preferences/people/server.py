@@ -44,6 +44,8 @@ SECURITY_HEADERS = (
     (b"cache-control", b"no-store"),
 )
 _GZIP = {"content-encoding": "gzip"}
+_MAX_POST = 2**16
+"""Bytes of a request; an answer has about a hundred."""
 
 
 def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp:
@@ -65,6 +67,8 @@ def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp
 
 class Guard:
     """Refuses foreign hosts (421), foreign origins (403) and, under ``/api``, a wrong token (403).
+
+    So it does with what is too large (413).
 
     A foreign host is how a web page reaches a server on its reader's own machine by giving its
     domain that machine's address. A web page cannot send the token's header to another origin
@@ -98,6 +102,8 @@ class Guard:
             return _refused(HTTPStatus.MISDIRECTED_REQUEST, reason)
         if "upgrade" in headers:
             return _refused(HTTPStatus.BAD_REQUEST, "this server takes no other protocol than HTTP")
+        if not is_small(headers):
+            return _refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "what is sent here is no answer")
         if not path.isprintable():
             return _refused(HTTPStatus.NOT_FOUND, "there is no such page")
         is_api = path.startswith("/api/")
@@ -108,6 +114,16 @@ class Guard:
         if is_api and not hmac.compare_digest(token, self._token):
             return _refused(HTTPStatus.FORBIDDEN, "the token is missing or of an earlier server")
         return None
+
+
+def is_small(headers: Headers) -> bool:
+    """Return whether a request says that it is no longer than an answer can be.
+
+    The server reads no more than it says.
+    """
+    size = headers.get("content-length", "0")
+    is_number = size.isdecimal() and len(size) < 10
+    return "transfer-encoding" not in headers and is_number and int(size) <= _MAX_POST
 
 
 class AnswerPost(BaseModel):
