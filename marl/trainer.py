@@ -90,41 +90,7 @@ class Trainer:
         self.reward: RewardLearner | None = None
         self.ensemble: Ensemble | None = None
         if config.learns_reward:
-            with together(ranks):
-                self.feedback = FeedbackPipeline(
-                    spec,
-                    config.learner.rollout_steps,
-                    own.preferences,
-                    own.fitted_reward,
-                    self.seeds,
-                    self.device,
-                    num_iterations=config.num_iterations,
-                    uses_labels=config.learns_from_labels,
-                    uses_returns=config.learns_from_returns,
-                    reads_history=config.reads_history,
-                    people=self.people,
-                    given=labeller,
-                    run=run,
-                    ranks=ranks,
-                )
-            self.reward = make_reward_learner(
-                spec,
-                config,
-                self.norm,
-                self.seeds.torch("reward"),
-                self.device,
-                ranks,
-                self.learner.actor,
-            )
-            self.ensemble = make_ensemble(
-                self.reward,
-                spec,
-                config,
-                self.norm,
-                self.seeds.torch("ensemble"),
-                self.device,
-                ranks,
-            )
+            self._make_reward(labeller)
         self.evaluations: dict[int, float] = {}
         """Mean greedy returns of the evaluations while training, by step (``eval.every``)."""
         self.init_notes: list[str] = []
@@ -136,6 +102,44 @@ class Trainer:
             except BaseException:
                 self.close()
                 raise
+
+    def _make_reward(self, labeller: Callable[..., Any] | None) -> None:
+        """Make what a learned reward takes: the pipeline of answers, the model, an ensemble."""
+        with together(self.ranks):
+            self.feedback = FeedbackPipeline(
+                self.env.spec,
+                self.config.learner.rollout_steps,
+                self.share.preferences,
+                self.share.fitted_reward,
+                self.seeds,
+                self.device,
+                num_iterations=self.config.num_iterations,
+                uses_labels=self.config.learns_from_labels,
+                uses_returns=self.config.learns_from_returns,
+                reads_history=self.config.reads_history,
+                people=self.people,
+                given=labeller,
+                run=self.run,
+                ranks=self.ranks,
+            )
+        self.reward = make_reward_learner(
+            self.env.spec,
+            self.config,
+            self.norm,
+            self.seeds.torch("reward"),
+            self.device,
+            self.ranks,
+            self.learner.actor,
+        )
+        self.ensemble = make_ensemble(
+            self.reward,
+            self.env.spec,
+            self.config,
+            self.norm,
+            self.seeds.torch("ensemble"),
+            self.device,
+            self.ranks,
+        )
 
     @property
     def env_options(self) -> dict[str, Any]:

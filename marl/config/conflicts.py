@@ -115,6 +115,12 @@ def _check_reward(config: "Config") -> None:
             "reward.sample_steps: got 1, but reward.unbiased_regression estimates a variance; it "
             "takes at least 2"
         )
+    _check_recurrent_reward(config)
+
+
+def _check_recurrent_reward(config: "Config") -> None:
+    """Raise `ConfigError` for a recurrent reward that there is not, or that its V cannot have."""
+    asked, choice = config.reward, config.reward_choice
     if asked.recurrence != "none" and choice.model not in ("factored", "policy_ratio"):
         raise ConfigError(
             f'reward.recurrence: got {asked.recurrence!r}, but only reward.model = "factored" and '

@@ -163,20 +163,7 @@ def fit_reward(
     difference of the dataset's demonstrations and its other episodes, and to no answers.
     """
     preferences = data if isinstance(data, PreferenceDataset) else PreferenceDataset(data)
-    if steps < 1 or holdout_every < 2:
-        raise ConfigError(
-            f"steps is {steps} and holdout_every {holdout_every}; expected at least 1 and 2"
-        )
-    if reference and model != "dpo":
-        raise ConfigError(
-            f"reference: got {reference!r}, but model {model} is fitted against none; leave it out "
-            "or fit model dpo"
-        )
-    if demonstrations and model == "dpo":
-        raise ConfigError(
-            "demonstrations: model dpo is fitted to preferences; `marl imitate` fits a policy to "
-            "demonstrations"
-        )
+    _check_options(model, steps, holdout_every, reference, demonstrations)
     folder = None if out is None else Path(out)
     with nullcontext() if folder is None else whole_folder(folder, _OTHER_FOLDER) as partial:
         config = _config(preferences, model, seed, reward or RewardConfig(), steps)
@@ -193,9 +180,9 @@ def fit_reward(
         batches: DatasetBatches | DemonstrationBatches
         num_demonstrations = 0
         if demonstrations:
-            num_demonstrations = len(archive.demonstrations())
-            num_demonstrations += len(archive.demonstrations(held_out=True))
             batches = DemonstrationBatches(archive, config.reward, spec.max_steps, generator, where)
+            sides = [archive.demonstrations(held_out=held_out) for held_out in (False, True)]
+            num_demonstrations = sum(map(len, sides))
         else:
             batches = DatasetBatches(
                 archive, answers, config.fitted_reward, spec.max_steps, generator
@@ -230,6 +217,26 @@ def fit_reward(
             write_fit(folder, partial, content, config, spec, learner, actor=actor, fitted=fitted)
             _draw(report, partial / "calibration.png")
     return report
+
+
+def _check_options(
+    model: str, steps: int, holdout_every: int, reference: str, demonstrations: bool
+) -> None:
+    """Raise `ConfigError` for options that are out of range or contradict each other."""
+    if steps < 1 or holdout_every < 2:
+        raise ConfigError(
+            f"steps is {steps} and holdout_every {holdout_every}; expected at least 1 and 2"
+        )
+    if reference and model != "dpo":
+        raise ConfigError(
+            f"reference: got {reference!r}, but model {model} is fitted against none; leave it out "
+            "or fit model dpo"
+        )
+    if demonstrations and model == "dpo":
+        raise ConfigError(
+            "demonstrations: model dpo is fitted to preferences; `marl imitate` fits a policy to "
+            "demonstrations"
+        )
 
 
 def _draw(report: FitReport, path: Path) -> None:

@@ -11,7 +11,7 @@ from rich.console import Console
 from torch import Tensor
 
 from envs import EnvSpec
-from marl.config import ConfigError, EnvConfig, NetworkConfig, RewardConfig
+from marl.config import Config, ConfigError, EnvConfig, NetworkConfig, RewardConfig
 from marl.config.io import load_config
 from marl.nn.normalisation import TeamNorm
 from marl.policy import config_in, spec_in
@@ -114,14 +114,7 @@ def imitate(
         shown = shown_in(data, console)
         archive, spec, seeds = shown.archive, shown.spec, Seeds(seed)
         check_playable(archive, spec, str(_place(data)))
-        config = load_config(overrides={"algorithm": "dpo", "seed": seed})
-        asked = reward or RewardConfig()
-        config = replace(
-            config,
-            env=EnvConfig(name=shown.environment.name, options=shown.environment.options),
-            network=network or NetworkConfig(),
-            reward=replace(asked, ratio=replace(asked.ratio, reference_period=0)),
-        )
+        config = _config(shown, seed, reward or RewardConfig(), network or NetworkConfig())
         norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
         update_norm(norm, archive, shown.numbers)
         actor, config = start_policy(reference, spec, config, norm, seeds, "--reference")
@@ -195,6 +188,16 @@ def _check_options(objective: str, reference: str, steps: int, holdout_every: in
             f"reference: got {CLONED!r}, which is what nll fits; imitate by nll first, and name "
             "the folder of that fit"
         )
+
+
+def _config(shown: Shown, seed: int, reward: RewardConfig, network: NetworkConfig) -> Config:
+    """Return the settings of a run whose policy would be this one."""
+    return replace(
+        load_config(overrides={"algorithm": "dpo", "seed": seed}),
+        env=EnvConfig(name=shown.environment.name, options=shown.environment.options),
+        network=network,
+        reward=replace(reward, ratio=replace(reward.ratio, reference_period=0)),
+    )
 
 
 def shown_in(data: PreferenceDataset | Path | str, console: Console | None = None) -> Shown:
