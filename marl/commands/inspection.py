@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
     from marl.policy import Policy
-    from marl.reports.video import Film
+    from marl.reports.video import WrittenFilm
 
 
 @settings("--")
@@ -213,7 +213,7 @@ class Watch:
         return steer(1.0 if self.strength is None else self.strength)
 
 
-def summary(film: "Film") -> str:
+def summary(film: "WrittenFilm") -> str:
     """Return what a film shows, in words."""
     lines = [
         f"{film.path}: {film.frames} frames of an episode of {film.episode_steps:,} steps, "

@@ -14,7 +14,7 @@ from rich.text import Text
 from marl.config import ConfigError
 from marl.config.io import load_run_config
 from marl.reports.audit_sources import (
-    Asked,
+    CachedAnswers,
     JudgeReport,
     Kept,
     Person,
@@ -158,7 +158,7 @@ def audit(
     )
 
 
-def _asked_by(path: Path, run: Path) -> Asked:
+def _asked_by(path: Path, run: Path) -> CachedAnswers:
     """Return what the answer cache holds of a run, or raise `ConfigError` that says where it is."""
     if path.is_file():
         return read_asked(path, identity_of(run))

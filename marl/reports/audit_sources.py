@@ -76,7 +76,7 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class CachedAnswers:
     """What an answer cache knows of one run."""
 
     pairs: tuple[Pair, ...]
@@ -111,7 +111,7 @@ class JudgeReport:
     """None where the cache has no attempt of this prompt and model."""
 
 
-def read_asked(path: Path, run: str) -> Asked:
+def read_asked(path: Path, run: str) -> CachedAnswers:
     """Return what was asked for a run.
 
     The file is only read. Raises `CacheError` if it cannot be.
@@ -121,7 +121,7 @@ def read_asked(path: Path, run: str) -> Asked:
         pairs = database.execute("SELECT * FROM labels WHERE run = ? ORDER BY at, id", (run,))
         calls = database.execute("SELECT * FROM calls WHERE run = ? ORDER BY id", (run,))
         try:
-            return Asked(
+            return CachedAnswers(
                 pairs=tuple(map(_pair, pairs)),
                 costs=_costs(list(calls)),
             )
@@ -176,7 +176,7 @@ def _cost(prompt: str, model: str, rows: Sequence[sqlite3.Row]) -> Cost:
     )
 
 
-def judges(asked: Asked) -> list[JudgeReport]:
+def judges(asked: CachedAnswers) -> list[JudgeReport]:
     """Return each prompt and model that a run has used, in order of their names."""
     groups: dict[tuple[str, str], list[Pair]] = {}
     for pair in asked.pairs:

@@ -86,7 +86,7 @@ class FilmOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Film:
+class WrittenFilm:
     """What was written."""
 
     path: Path
@@ -123,7 +123,7 @@ def film_run(
     options: FilmOptions,
     console: Console | None = None,
     steer: Callable[[Policy], Policy] | None = None,
-) -> Film:
+) -> WrittenFilm:
     """Play one episode with a run's newest checkpoint and write it to a .gif or .mp4 file.
 
     `steer` returns the policy that plays in its stead, such as its contrast to another.
@@ -148,7 +148,7 @@ def film_team(
     path: Path,
     options: FilmOptions,
     console: Console,
-) -> Film:
+) -> WrittenFilm:
     """Play one episode with a policy and write it, beside it what `reward` says, to a file."""
     check_film(path)
     with console.status("playing"):
@@ -175,7 +175,7 @@ def film_team(
     )
     with output(path, _REMEDY), atomic_path(path) as temporary:
         write_movie(temporary, movie_format(path), iter(drawing), frame_ms)
-    return Film(
+    return WrittenFilm(
         path=path,
         frames=len(steps),
         steps=steps[-1] + 1,

@@ -55,7 +55,7 @@ StepLoss = Callable[[Steps], tuple[Tensor, Tensor]]
 """Returns the weighted sum of a loss over some steps, and the sum of the weights."""
 
 
-class EpisodeDraws:
+class StepDraws:
     """Random steps of some episodes to train on, and all steps of others to measure with."""
 
     def __init__(
@@ -151,7 +151,7 @@ def hellinger(u: Float[Tensor, "*L"]) -> Float[Tensor, "*L"]:
 def fit_steps(
     actor: NetworkActor,
     loss: StepLoss,
-    draws: EpisodeDraws,
+    draws: StepDraws,
     *,
     steps: int,
     learning_rate: float,

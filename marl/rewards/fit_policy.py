@@ -30,7 +30,7 @@ from marl.preferences.dataset import EpisodeArchive
 from marl.rewards import RatioLearner, RewardLearner, make_reward_learner
 from marl.rewards.base import Batches, check_episode_length
 from marl.rewards.budget import BLOCKS, FitResult, descend
-from marl.rewards.cloning import EpisodeDraws, cloning_loss, fit_steps, mean_entropy, steps_of
+from marl.rewards.cloning import StepDraws, cloning_loss, fit_steps, mean_entropy, steps_of
 from marl.rewards.factored import FactoredReward
 from marl.rewards.ratio import NetworkActor, check_comparable
 from marl.utils.seeding import Seeds
@@ -149,10 +149,10 @@ def start_policy(
 
 def draws_of(
     archive: EpisodeArchive, config: Config, spec: EnvSpec, seeds: Seeds, *, history: bool
-) -> EpisodeDraws:
+) -> StepDraws:
     """Return what draws steps of all episodes of a dataset; `history` reads them in order."""
     reward = replace(config.reward, recurrence="gru" if history else "none")
-    return EpisodeDraws(
+    return StepDraws(
         archive,
         archive.available(),
         archive.available(held_out=True),

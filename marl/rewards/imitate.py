@@ -25,8 +25,8 @@ from marl.preferences.dataset import (
 from marl.preferences.dataset.export import record_of
 from marl.rewards import make_reward_learner
 from marl.rewards.cloning import (
-    EpisodeDraws,
     Objective,
+    StepDraws,
     check_playable,
     cloning_loss,
     divergence_loss,
@@ -134,7 +134,7 @@ def imitate(
             loss = cloning_loss(actor)
         else:
             loss = divergence_loss(learner.model, objective)
-        draws = EpisodeDraws(
+        draws = StepDraws(
             archive, train, held_out, config.fitted_reward, spec, seeds.torch("cloning")
         )
         with progress_bar(steps, console) as progress:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from marl.reports.audit import judge_rows
-from marl.reports.audit_sources import Asked, Cost, judges
+from marl.reports.audit_sources import CachedAnswers, Cost, judges
 from marl.reports.statistics import (
     Pair,
     Share,
@@ -73,7 +73,7 @@ def test_bias_and_reasons_of_a_pairwise_judge() -> None:
         money=0.5,
         seconds=(1.0, 2.0, 9.0),
     )
-    (judge,) = judges(Asked(pairs=pairs, costs=(cost,)))
+    (judge,) = judges(CachedAnswers(pairs=pairs, costs=(cost,)))
     assert (judge.pairs, judge.answered, judge.ties) == (5, 3, 1)
     assert judge.unanswered == Counter(low_mass=1, timeout=1)
     assert judge.flips == Share(part=3, whole=4)
@@ -94,7 +94,7 @@ def test_bias_and_reasons_of_a_pairwise_judge() -> None:
 def test_a_pointwise_judge_has_no_order_and_counts_each_episode_once() -> None:
     pointwise = replace(PAIRWISE, form="pointwise", prompt="pointwise@1:bb", odds=(2.0, -1.0))
     others = replace(pointwise, texts=("x", "z"), odds=(2.0, 3.0), masses=(0.9, 0.8))
-    asked = Asked(pairs=(pointwise, others, PAIRWISE), costs=())
+    asked = CachedAnswers(pairs=(pointwise, others, PAIRWISE), costs=())
     pairwise, judge = judges(asked)
     assert pairwise.prompt == "pairwise@1:aa"
     assert judge.flips.whole == 0

@@ -10,14 +10,14 @@ from rich.console import Console
 
 from marl.reports.audit import Report, plain, show, to_json
 from marl.reports.audit_html import page
-from marl.reports.audit_sources import Asked, judges
+from marl.reports.audit_sources import CachedAnswers, judges
 from marl.reports.statistics import Pair, Share
 
 EVIL = "<script>alert('x')</script><img src=x onerror=alert(1)>\"'&[bold]"
 
 
 def report_of(pairs: list[Pair], text: str = "plain") -> Report:
-    asked = Asked(pairs=tuple(pairs), costs=())
+    asked = CachedAnswers(pairs=tuple(pairs), costs=())
     return Report(
         run=text,
         env=text,

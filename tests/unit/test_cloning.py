@@ -20,7 +20,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.preferences.dataset import DatasetError, EpisodeRecord, PreferenceDataset
 from marl.rewards.cloning import (
     MIN_LOG_STD,
-    EpisodeDraws,
+    StepDraws,
     Steps,
     check_playable,
     cloning_loss,
@@ -92,9 +92,9 @@ def dataset(folder: Path, name: str, count: int = 24) -> PreferenceDataset:
     return made
 
 
-def draws_of(made: PreferenceDataset, **reward: Any) -> EpisodeDraws:
+def draws_of(made: PreferenceDataset, **reward: Any) -> StepDraws:
     archive = made.archive(holdout_every=4)
-    return EpisodeDraws(
+    return StepDraws(
         archive,
         archive.available(),
         archive.available(held_out=True),
