@@ -98,7 +98,7 @@ class LearnerConfig:
     """Largest gradient norm of each network."""
     local_weight: Annotated[float, Range(0, 1)] = 0.5
     """omega: share of the local advantages in the actors' advantage; 0 is shared, 1 local only."""
-    absence: Absence = "ends"
+    absence: Absence = "alive_mean"
     """What an agent that is absent (dead) earns in its local stream. ``ends``: nothing, and its
     stream ends when it leaves; where local rewards are positive in the mean, to die then costs an
     agent all that was still to come. With the others its stream goes on to the end of the episode.

@@ -14,6 +14,7 @@ from marl.config import LearnerConfig
 from marl.data.types import Rewards
 from marl.nn.layers import masked_mean
 from tests.learners import (
+    ONE_STEP,
     assert_same,
     changed,
     collect,
@@ -25,6 +26,8 @@ from tests.learners import (
     with_unit_values,
 )
 from tests.scripted import ScriptedEnv
+
+ENDS = dataclasses.replace(ONE_STEP, absence="ends")
 
 
 @pytest.mark.parametrize("absence", ["ends", "alive_mean", "team_share", "centred"])
@@ -58,7 +61,7 @@ def test_dead_agents_leave_every_part_of_the_update(absence: Any) -> None:
 def test_a_death_ends_an_agents_stream_of_rewards() -> None:
     """Its last living step is followed by nothing: no value and no trace."""
     env = ScriptedEnv([[8]], agents_die=True)  # agent 0 lives in step 0, agent 1 in steps 0 and 1
-    mappo = with_unit_values(make_mappo(env.spec))
+    mappo = with_unit_values(make_mappo(env.spec, ENDS))
     rollout = collect(mappo, env, steps=6)
     rewards = random_rewards(rollout)
     assert rewards.local is not None
@@ -90,7 +93,8 @@ def test_an_absence_ends_an_agents_stream_though_it_returns(
     gae_lambda: float, expected: list[float], always_there: list[float]
 ) -> None:
     mappo = make_mappo(
-        ScriptedEnv([[3]], agents_die=True).spec, LearnerConfig(gamma=0.5, gae_lambda=gae_lambda)
+        ScriptedEnv([[3]], agents_die=True).spec,
+        dataclasses.replace(ENDS, gamma=0.5, gae_lambda=gae_lambda),
     )
     assert "local" in mappo.critics
     for parameter in mappo.critics["local"].parameters():
@@ -111,7 +115,7 @@ def test_an_absence_ends_an_agents_stream_though_it_returns(
 def test_who_dies_in_the_last_step_of_an_interrupted_episode_has_no_future(tells: bool) -> None:
     # Episodes of 2 steps, the second one truncated: agent 1 acts in its last step and dies by it.
     env = ScriptedEnv([[2]], agents_die=True, tells_final_alive=tells)
-    mappo = with_unit_values(make_mappo(env.spec))
+    mappo = with_unit_values(make_mappo(env.spec, ENDS))
     rollout = collect(mappo, env, steps=4)
     assert rollout.truncated.flatten().tolist() == [False, False, False, True]
     rewards, critic = random_rewards(rollout), mappo.critics["local"]
@@ -143,7 +147,7 @@ def test_an_absence_leaves_the_teams_stream() -> None:
 
 def test_dead_rows_of_a_rollout_leave_the_value_statistics() -> None:
     env = ScriptedEnv([[8]], agents_die=True)
-    mappo = make_mappo(env.spec)
+    mappo = make_mappo(env.spec, ENDS)
     rollout = collect(mappo, env)
     alive, critic = rollout.transitions.alive, mappo.critics["local"]
     assert alive is not None

@@ -254,12 +254,14 @@ def test_loading_continues_an_update_bit_for_bit(
     )
 
 
-@pytest.mark.parametrize("dies", [True, False])
+@pytest.mark.parametrize(
+    ("dies", "absence"), [(True, "ends"), (True, "alive_mean"), (False, "alive_mean")]
+)
 @pytest.mark.parametrize("continuous", [True, False])
 @pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["none", "gru"])
 @pytest.mark.parametrize("kind", [Mappo, Ippo])
 def test_the_gradients_of_an_update_are_those_of_its_losses(
-    kind: type[Mappo], network: NetworkConfig, continuous: bool, dies: bool
+    kind: type[Mappo], network: NetworkConfig, continuous: bool, dies: bool, absence: Any
 ) -> None:
     """Of the losses written out over the whole rollout, with ratios on both sides of the clip."""
     env = ScriptedEnv(
@@ -270,7 +272,12 @@ def test_the_gradients_of_an_update_are_those_of_its_losses(
         action_sizes=(1, 1) if continuous else (3, 3),
     )
     settings = dataclasses.replace(
-        ONE_STEP, entropy_coef=0.1, max_grad_norm=1e9, chunk_length=12, local_weight=0.25
+        ONE_STEP,
+        entropy_coef=0.1,
+        max_grad_norm=1e9,
+        chunk_length=12,
+        local_weight=0.25,
+        absence=absence,
     )
     mappo = make_mappo(env.spec, settings, network=network, kind=kind)
     rollout = collect(mappo, env, steps=10)  # a chunk of twelve steps is filled up
@@ -304,11 +311,12 @@ def test_the_gradients_of_an_update_are_those_of_its_losses(
     assert_gradients(mappo.actor, before.actor, loss)
     for name, stream in streams.items():
         # Where the absent have a value, too, their critic sees zeros.
-        hides = kind is Ippo and name == "team"
+        everyone = name == "team" or absence != "ends"
+        hides = everyone and (kind is Ippo or name == "local")
         obs = steps.obs * alive.unsqueeze(-1) if hides else steps.obs
         values = read(before.critics[name], rollout, obs, steps.state)
         errors = 0.5 * (values - stream.targets) ** 2
-        loss = errors[alive].mean() if name == "local" else errors.mean()
+        loss = errors.mean() if everyone else errors[alive].mean()
         assert metrics[f"value/loss_{name}"] == pytest.approx(loss.item(), rel=1e-4)
         assert_gradients(mappo.critics[name], before.critics[name], loss)
 
