@@ -161,6 +161,19 @@ class HasFrames(Protocol):
         ...
 
 
+@runtime_checkable
+class HasPictures(Protocol):
+    """An environment that draws itself, in pixels."""
+
+    def show_pictures(self) -> None:
+        """Draw from the next reset on."""
+        ...
+
+    def picture(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """Return an environment's own (H, W, 3) picture of its state; None if it draws none."""
+        ...
+
+
 def frame_of(env: VecEnv, index: int, step: EnvStep, actions: npt.NDArray[Any]) -> Frame:
     """Return what an environment looks like now, or else its observations and coming actions.
 

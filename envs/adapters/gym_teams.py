@@ -24,6 +24,7 @@ from envs.adapters.quirks import (
     joint_reward,
     own_limit,
     time_limit,
+    with_pictures,
 )
 from envs.adapters.spaces import AgentSpaces
 from envs.adapters.team import TeamView
@@ -70,7 +71,6 @@ def gym_team(
     options |= own_limit(_creator(registered), make, options, max_steps)
     team = partial(
         TupleTeam,
-        partial(make, options),
         name=f"gym/{env_id}",
         max_steps=max_steps,
         finite_horizon=finite_horizon,
@@ -80,7 +80,14 @@ def gym_team(
         remake=remake,
         action_limit=action_limit,
     )
-    return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
+    return TeamEnv(
+        partial(team, partial(make, options)),
+        num_envs,
+        workers=workers,
+        timeout=timeout,
+        repeats=repeats,
+        drawn=partial(team, partial(with_pictures, make, options)),
+    )
 
 
 class TupleTeam(ThirdPartyTeam):

@@ -1,5 +1,6 @@
 """Any PettingZoo `ParallelEnv` as an environment. Axes are those of `envs.base`."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -14,6 +15,7 @@ from envs.adapters.quirks import (
     joint_reward,
     own_limit,
     time_limit,
+    with_pictures,
 )
 from envs.adapters.spaces import AgentSpaces
 from envs.adapters.team import TeamView
@@ -62,7 +64,6 @@ def pettingzoo(
     options |= own_limit(factory, make, options, max_steps)
     team = partial(
         ParallelEnvTeam,
-        partial(make, options),
         name=name,
         max_steps=max_steps,
         finite_horizon=finite_horizon,
@@ -74,7 +75,14 @@ def pettingzoo(
         remake=remake,
         action_limit=action_limit,
     )
-    return TeamEnv(team, num_envs, workers=workers, timeout=timeout, repeats=repeats)
+    return TeamEnv(
+        partial(team, partial(make, options)),
+        num_envs,
+        workers=workers,
+        timeout=timeout,
+        repeats=repeats,
+        drawn=partial(team, partial(with_pictures, make, options)),
+    )
 
 
 class OwnState:
@@ -261,7 +269,8 @@ class ParallelEnvTeam(ThirdPartyTeam):
 
 
 def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:
-    """Return what the factory makes, if it is a `ParallelEnv`."""
+    """Return the `ParallelEnv` that the factory makes, or an AEC environment as one; see
+    `in_parallel`."""
     env = called(
         name,
         "it takes no num_envs, so it was called as the factory of a PettingZoo ParallelEnv; "
@@ -269,12 +278,9 @@ def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any
         factory,
         options,
     )
-    missing = [member for member in _MEMBERS if not hasattr(env, member)]
     if hasattr(env, "agent_iter"):
-        raise EnvError(
-            f"{name} made an AEC environment, whose agents act in turn; name its parallel_env, or "
-            "a function that wraps it with pettingzoo.utils.conversions.aec_to_parallel"
-        )
+        env = in_parallel(name, env)
+    missing = [member for member in _MEMBERS if not hasattr(env, member)]
     if missing:
         raise EnvError(
             f"{name} takes no num_envs, so it was taken for the factory of a PettingZoo "
@@ -282,6 +288,27 @@ def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any
             "an environment of your own is called as Class(num_envs=..., **options)"
         )
     return env
+
+
+def in_parallel(name: str, env: Any) -> Any:
+    """Return an AEC environment as a `ParallelEnv`, by PettingZoo's own wrapper.
+
+    Nothing is lost where its metadata say ``is_parallelizable``: nothing changes there before the
+    last agent of a round has acted. Elsewhere an agent sees what those before it did, which a team
+    that acts at once would not; that is refused.
+    """
+    if not env.metadata.get("is_parallelizable", False):
+        raise EnvError(
+            f"{name} made an AEC environment whose agents act in turn, each seeing what those "
+            "before it did: asked all at once, they would not. If it has a parallel_env, name "
+            "that; if nothing changes before the last of a round has acted, say so: "
+            "metadata['is_parallelizable'] = True"
+        )
+    from pettingzoo.utils.conversions import aec_to_parallel  # only AEC environments need it
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that it has no render_mode
+        return aec_to_parallel(env)
 
 
 def answered_reset(answer: Any) -> tuple[Any, Any]:

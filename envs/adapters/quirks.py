@@ -7,11 +7,13 @@ an end at that limit is the limit's, which `envs.base.split_ends` reads as every
 
 import inspect
 import re
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
+import numpy.typing as npt
 
 from envs.adapters.spaces import AgentSpaces, ObsBounds
 from envs.adapters.team import joined_columns
@@ -172,6 +174,20 @@ def found_time_limit(env: Any) -> FoundLimit | None:
                 return FoundLimit(name, int(limit))
         layers += [inner for name in _INNER if (inner := getattr(layer, name, None)) is not None]
     return None
+
+
+def with_pictures(make: Callable[[dict[str, Any]], Any], options: dict[str, Any]) -> Any:
+    """Return the environment that `make` makes with the options, drawing itself if it can."""
+    env = make(options)
+    modes = getattr(env, "metadata", {}).get("render_modes", ())
+    if "render_mode" in options or "rgb_array" not in modes:
+        return env
+    try:
+        drawn = make(options | {"render_mode": "rgb_array"})
+    except Exception:  # whatever speaks against it, it can be played
+        return env
+    env.close()
+    return drawn
 
 
 def time_limit(name: str, env: Any, max_steps: int | None) -> int:
@@ -349,6 +365,20 @@ class ThirdPartyTeam:
     def source(self) -> Any:
         """The user's own environment, for messages."""
         return self._source.source
+
+    def picture(self) -> npt.NDArray[np.uint8] | None:
+        """Return the environment's own (H, W, 3) picture of its state; None if it draws none."""
+        env = self._source.env
+        if getattr(env, "render_mode", None) != "rgb_array":
+            return None
+        try:
+            picture = np.asarray(env.render())
+        except Exception as error:  # a missing display must not end the film
+            warnings.warn(f"{self._spec.name}: render raised {failure(error)}", stacklevel=2)
+            return None
+        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != np.uint8:
+            return None
+        return picture
 
     def close(self) -> None:
         """Close the environment."""

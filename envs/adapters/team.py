@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -68,6 +68,15 @@ class Team(Protocol):
 
     def close(self) -> None:
         """Release what the environment holds."""
+        ...
+
+
+@runtime_checkable
+class DrawnTeam(Protocol):
+    """A `Team` whose environment may draw itself."""
+
+    def picture(self) -> npt.NDArray[np.uint8] | None:
+        """Return the environment's own (H, W, 3) picture of its state; None if it draws none."""
         ...
 
 
@@ -182,6 +191,11 @@ class Block:
                 with self._named(row, "reset"):
                     self._restart(row)
         return self.records
+
+    def picture(self, row: int) -> npt.NDArray[np.uint8] | None:
+        """Return an environment's own picture of its state, if it draws any."""
+        team = self._teams[row]
+        return team.picture() if isinstance(team, DrawnTeam) else None
 
     def close(self) -> None:
         """Release what the environments hold."""

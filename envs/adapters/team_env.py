@@ -47,13 +47,15 @@ class TeamEnv:
         workers: int | None = None,
         timeout: float = 120.0,
         repeats: bool | None = None,
+        drawn: TeamMaker | None = None,
     ) -> None:
         """`workers`: processes, at most one per environment; 0: this process; None: what a short
         measurement advises.
 
         `timeout` is how many seconds one reset or step of one environment in a worker may take.
         `repeats` is whether an episode is the same again under the same seed and actions; None:
-        a few steps are played twice to find out, when a state is first asked for.
+        a few steps are played twice to find out, when a state is first asked for. `drawn` makes
+        the same team, drawing itself if it can (`show_pictures`).
         """
         team = make_team()
         self._spec = replace(team.spec, num_envs=num_envs)
@@ -63,6 +65,7 @@ class TeamEnv:
         team.close()
         _check_options(self._spec, workers, timeout)
         self._make_team = make_team
+        self._drawn = drawn
         self._timeout = timeout
         self._repeats = repeats
         self._cut_off = False
@@ -157,6 +160,16 @@ class TeamEnv:
     def cut_open_episodes(self) -> None:
         """Let `load_state_dict` truncate the open episodes from now on, not repeat them."""
         self._cut_next = True
+
+    def show_pictures(self) -> None:
+        """Let the environments draw themselves, in this process, from the next reset on."""
+        self.close()
+        if self._drawn is not None:
+            self._make_team, self.workers = self._drawn, 0
+
+    def picture(self, index: int) -> npt.NDArray[np.uint8] | None:
+        """Return an environment's own (H, W, 3) picture of its state; None if it draws none."""
+        return self._runner.picture(index) if isinstance(self._runner, Block) else None
 
     def close(self) -> None:
         """End the workers and release what the environments hold; `reset` starts them again."""

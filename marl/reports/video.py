@@ -5,6 +5,7 @@ GIFs need nothing more than what is installed anyway, MP4s the extra ``video``.
 Axes: T steps of the episode, N agents.
 """
 
+import io
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from rich.console import Console
 from rich.progress import track
 
 from envs import EnvError, EnvSpec, EnvStep, Frame, HasHiddenRewards, VecEnv
-from envs.frames import INK, agent_colour, frame_of
+from envs.frames import INK, HasPictures, agent_colour, frame_of
+from envs.sparse import unwrapped
 from marl.config import ConfigError
 from marl.data.rollout import Collector
 from marl.policy import Policy, restored
@@ -115,6 +117,8 @@ class Play:
     """(T, N) learned local rewards in running deviations; None: the model has none."""
     agents: tuple[str, ...]
     """(N,) what they are called."""
+    pictures: tuple[bytes | None, ...]
+    """(T,) the environment's own pictures (PNG) of the frames; None: it draws none."""
 
 
 def film_run(
@@ -208,7 +212,12 @@ def paint(
     for step in steps:
         bars = None if local is None else local[step].tolist()
         picture = Image.new("RGB", (width, height))
-        picture.paste(paint_scene(shown.frames[step], bars, scene_width, height))
+        own, size = shown.pictures[step], (scene_width, height)
+        if own is None:
+            scene = paint_scene(shown.frames[step], bars, *size)
+        else:
+            scene = ImageOps.pad(Image.open(io.BytesIO(own)), size, color=_PAPER)
+        picture.paste(scene)
         picture.paste(panel.paint(step, height), (scene_width, 0))
         yield picture
 
@@ -261,6 +270,7 @@ def play(
         team=team,
         local=None if local is None else local.double().numpy(),
         agents=tuple(policy.spec.agent_name(agent) for agent in range(policy.spec.num_agents)),
+        pictures=tuple(recorder.pictures),
     )
 
 
@@ -269,6 +279,12 @@ class Recorder:
 
     def __init__(self, env: VecEnv, episode: int) -> None:
         self.frames: list[Frame] = []
+        self.pictures: list[bytes | None] = []
+        """Of every frame, the environment's own picture as PNG; they would be large as arrays."""
+        inner = unwrapped(env)
+        self._drawn = inner if isinstance(inner, HasPictures) else None
+        if self._drawn is not None:
+            self._drawn.show_pictures()
         self.rewards: list[float] = []
         """The dense rewards where the environment hides some, otherwise the task's."""
         self.hidden = env if isinstance(env, HasHiddenRewards) else None
@@ -291,6 +307,8 @@ class Recorder:
         assert self._step is not None, "step before reset"
         if self._left == 0:
             self.frames.append(frame_of(self._env, 0, self._step, actions))
+            own = None if self._drawn is None else self._drawn.picture(0)
+            self.pictures.append(None if own is None else _png(own))
         self._step = self._env.step(actions)
         source = self._step.rewards if self.hidden is None else self.hidden.hidden_rewards()
         self.rewards.append(float(source[0]))
@@ -304,6 +322,13 @@ class Recorder:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the environment from its state."""
         self._env.load_state_dict(state)
+
+
+def _png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """Return an (H, W, 3) picture as a PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -293,5 +293,14 @@ def test_by_import_path() -> None:
 
 
 def test_turn_based_environments_are_refused() -> None:
-    with pytest.raises(EnvError, match="aec_to_parallel"):
-        make_env("tests.contract.turn_based:env", 2, max_steps=6)
+    with pytest.raises(EnvError, match="agents act in turn, each seeing what those"):
+        make_env("tests.contract.turn_based:in_turn", 2, max_steps=6)
+
+
+def test_others_of_their_kind_are_converted() -> None:
+    env = make_env("tests.contract.turn_based:at_once", 2, max_steps=4, workers=0)
+    assert check_env(env, steps=12) == []
+    expected = make_env("tests.workshop:Workshop", 2, workers=0)
+    for one, other in zip(played(env, 10), played(expected, 10), strict=True):
+        for name in ("obs", "rewards", "terminated", "truncated", "final_obs"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

@@ -9,6 +9,7 @@ from gymnasium.spaces import Dict, Space
 from gymnasium.spaces.utils import flatten
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import marl
 from envs import EnvError, check_env
@@ -171,7 +172,12 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert run("train", *flags, "--total-steps=96", f"--run-dir={run_dir}") == 0
     assert run("resume", str(run_dir), "--total-steps=160") == 0
     assert run("evaluate", str(run_dir), "--episodes=4") == 0
-    assert run("watch", str(run_dir)) == 0
+    assert run("watch", str(run_dir), "--width=400") == 0
+    with Image.open(run_dir / "episode.gif") as movie:
+        movie.seek(3)  # the environment's own picture, after three steps
+        red, green, blue = movie.convert("RGB").getpixel((100, 110))
+    assert abs(green - 180) <= 8
+    assert max(red, blue) <= 8
     assert run("export", str(run_dir), str(data), "--pairs=4") == 0
     capsys.readouterr()
     assert run("evaluate", str(run_dir), "--contrast", str(run_dir)) == 1

@@ -47,6 +47,7 @@ def a_play(steps: int = 8, *, learned: bool = True, local: bool = True) -> Play:
         team=rising if learned else None,
         local=np.stack([rising, -rising], axis=1) if learned and local else None,
         agents=("agent 0", "wolf"),
+        pictures=(None,) * steps,
     )
 
 
