@@ -190,7 +190,7 @@ def new_run_folder(config: Config) -> AbstractContextManager[Path]:
 def _says(path: Path, text: str) -> bool:
     """Return whether a file holds a line, and nothing else."""
     with suppress(OSError, UnicodeDecodeError):
-        return path.read_text(encoding="utf-8").strip() == text
+        return path.is_file() and path.read_text(encoding="utf-8").strip() == text
     return False
 
 

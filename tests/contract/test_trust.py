@@ -2,6 +2,8 @@
 
 import shutil
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import marl
 from marl.config import ConfigError
 from marl.config.io import load_config, save_config
 from marl.utils.checkpoint import load_checkpoint, save_checkpoint
+from marl.utils.plugins import IDENTITY, check_trusted, endpoint_settings, remember
 from tests.command_line import QUICK, run
 from tests.llm_server import ModelServer
 
@@ -74,12 +77,6 @@ def strange(theirs: Path, folder: Path) -> Path:
 def trained(*flags: str) -> Path:
     assert run("train", *QUICK, "--run-dir=run", *flags) == 0
     return Path("run")
-
-
-def forget(folder: Path) -> None:
-    """Make the run a stranger's: nothing of it was imported, and it is on no list."""
-    sys.modules.pop("theirs", None)
-    (folder / "imported").unlink(missing_ok=True)
 
 
 def foreign(run_folder: Path, **settings: Any) -> None:
@@ -222,28 +219,23 @@ def test_ones_own_run_is_trusted_until_its_code_changes() -> None:
     assert run("evaluate", "run", "--episodes=1", "--num-envs=1") == 1
 
 
-@pytest.mark.usefixtures("folder")
-def test_shipped_names_need_no_trust(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    trained()
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
-    assert run("evaluate", "run", "--episodes=1", "--num-envs=1") == 0
-    assert not (tmp_path / "elsewhere").exists()
+def test_shipped_names_need_no_trust(strange: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(strange / "elsewhere"))
+    assert run("evaluate", "run", *FEW.split()) == 0
+    assert not (strange / "elsewhere").exists()
 
 
-def test_trust_is_a_flag(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained("--env.name=theirs:env")
-    forget(folder)
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "elsewhere"))
-    few = ("--episodes=1", "--num-envs=1")
-    assert run("evaluate", "run", *few) == 1
-    assert not (folder / "imported").exists()
-    assert run("evaluate", "run", *few, "--trust") == 0
-    assert (folder / "imported").exists()
+def test_trust_is_a_flag(strange: Path) -> None:
+    foreign(Path("run"), **ENVIRONMENT)
+    assert run("evaluate", "run", *FEW.split()) == 1
+    assert not (strange / "imported").exists()
+    assert run("evaluate", "run", *FEW.split(), "--trust") == 0
+    assert (strange / "imported").exists()
 
 
 @pytest.mark.parametrize(("answer", "status"), [("y\n", 0), ("\n", 1), ("n\n", 1)])
 def test_a_terminal_is_asked(
-    answer: str, status: int, folder: Path, monkeypatch: pytest.MonkeyPatch
+    answer: str, status: int, strange: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Terminal:
         def isatty(self) -> bool:
@@ -252,18 +244,18 @@ def test_a_terminal_is_asked(
         def readline(self) -> str:
             return answer
 
-    trained("--env.name=theirs:env")
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "elsewhere"))
+    foreign(Path("run"), **ENVIRONMENT)
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    assert run("evaluate", "run", "--episodes=1", "--num-envs=1") == status
+    assert run("evaluate", "run", *FEW.split()) == status
+    assert (strange / "imported").exists() == (status == 0)
 
 
 def test_a_file_of_settings_is_asked_about_what_the_command_line_does_not_name(
     folder: Path,
 ) -> None:
     (folder / "found.toml").write_text('[env]\nname = "theirs:env"\n')
-    rest = [*QUICK[1:], "--config=found.toml"]
+    rest = [*QUICK[1:], "--total-steps=100", "--config=found.toml"]
     assert run("train", *rest, "--run-dir=a") == 2
     assert not (folder / "imported").exists()
     assert run("train", *rest, "--run-dir=b", "--env.name", "theirs:env") == 0
@@ -271,28 +263,35 @@ def test_a_file_of_settings_is_asked_about_what_the_command_line_does_not_name(
 
 
 def test_a_labelling_run_is_asked_about_its_model(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    strange: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    trained("--reward.model=theirs:Model")
-    forget(folder)
+    foreign(Path("run"), **MODEL)
     labels = ["--preferences.labeller=model", "--preferences.model.run=run"]
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "elsewhere"))
     assert run("train", *QUICK, *labels, "--run-dir=second") == 1
     assert "reward.model = 'theirs:Model'" in capsys.readouterr().err
-    assert not (folder / "imported").exists()
+    assert not (strange / "imported").exists()
 
 
-def test_a_strangers_policy_acts_without_its_environment(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trained("--env.name=theirs:env")
-    forget(folder)
-    monkeypatch.setenv("XDG_STATE_HOME", str(folder / "elsewhere"))
+def test_a_strangers_policy_acts_without_its_environment(strange: Path) -> None:
+    foreign(Path("run"), **ENVIRONMENT)
     policy = marl.load("run")
     spec = policy.spec
     policy.act([[0.0] * spec.obs_size] * spec.num_agents)
     with pytest.raises(ConfigError, match="trust=True"):
         policy.open_env(1)
-    assert not (folder / "imported").exists()
+    assert not (strange / "imported").exists()
     with marl.load("run", trust=True).open_env(1) as env:
         assert env.spec.num_envs == 1
+
+
+def test_a_run_is_ones_own_with_the_language_model_that_it_names(tmp_path: Path) -> None:
+    settings = {"preferences.llm.model": "stand-in", "preferences.llm.cache": "mine.sqlite"}
+    (tmp_path / IDENTITY).write_text("its id")
+    config = load_config(overrides=settings)
+    remember("its id", config)
+    for cache, is_own in (("mine.sqlite", True), ("other.sqlite", False)):
+        now = load_config(overrides=settings | {"preferences.llm.cache": cache})
+        asked = endpoint_settings(replace(now.preferences, labeller="llm"))
+        assert asked == {"preferences.llm.cache": cache}
+        with nullcontext() if is_own else pytest.raises(ConfigError, match="a language model"):
+            check_trusted({}, tmp_path, now, asked)
