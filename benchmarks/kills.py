@@ -62,6 +62,12 @@ def two_processes(lab: Path, run: Path, training: list[str]) -> list[Command]:
     return commands
 
 
+def _wait_for_training(run: Path, commands: list[Command]) -> None:
+    """Wait until the processes have met and train, or have ended."""
+    while not is_held(run / LOCK) and commands[0].status(0.02) is None:
+        pass
+
+
 def kill_process(attack: Attack, plain: Undisturbed) -> int:
     """Kill one of a run's two processes up to four times, let it end; return the kills.
 
@@ -70,8 +76,10 @@ def kill_process(attack: Attack, plain: Undisturbed) -> int:
     training, run = flags(SMALL, KINDS["queries"]), attack.lab / "run"
     alone = plain.lab / "of two"
     if not alone.exists():
+        commands = two_processes(plain.lab, alone, training)
+        _wait_for_training(alone, commands)
         since = time.monotonic()
-        for command in two_processes(plain.lab, alone, training):
+        for command in commands:
             if command.status() != 0:
                 raise RuntimeError(f"undisturbed: {command.said}")
         plain.seconds["of two"] = time.monotonic() - since
@@ -79,8 +87,7 @@ def kill_process(attack: Attack, plain: Undisturbed) -> int:
     for _ in range(attack.rng.randint(1, 4)):
         commands = two_processes(attack.lab, run, training)
         rank = attack.rng.randrange(2)
-        while not is_held(run / LOCK) and commands[0].status(0.02) is None:
-            pass
+        _wait_for_training(run, commands)
         moment = attack.rng.uniform(0.0, 0.9) * plain.seconds["of two"]
         is_over = commands[rank].status(moment) is not None
         if not is_over:

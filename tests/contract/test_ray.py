@@ -81,7 +81,7 @@ def begin(cluster: Cluster | None, cwd: Path, *arguments: object) -> "subprocess
 
 def ended(process: "subprocess.Popen[str]", status: int = 0) -> tuple[str, str]:
     """Return what a command has printed and said, having ended with a status."""
-    printed, said = process.communicate(timeout=300)
+    printed, said = process.communicate(timeout=900)
     assert process.returncode == status, (printed, said)
     return printed, said
 
