@@ -42,6 +42,8 @@ T = TypeVar("T")
 
 _PRECEDENCE = 0.5
 """Seconds that process 0 has to be the first to tell what all have."""
+_STORE_SECONDS = 10.0
+"""Seconds in which the store answers."""
 JOIN_SECONDS = 300.0
 """Seconds in which all processes must have met."""
 
@@ -85,10 +87,19 @@ class ProcessRanks(Ranks):
 
     def is_first_to_say(self, text: str) -> bool:
         """Return whether no other process has said this before; True if it cannot be asked."""
-        with suppress(RuntimeError):
+        answers: list[bool] = []
+
+        def ask(store: Store) -> None:
             key = hashlib.sha256(text.encode()).hexdigest()
-            return self.store is None or self.store.add(f"said/{key}", 1) == 1
-        return True
+            with suppress(RuntimeError):
+                answers.append(store.add(f"said/{key}", 1) == 1)
+
+        if self.store is not None:
+            # Where the network is cut, the store would not answer before TCP gives up.
+            asking = threading.Thread(target=ask, args=(self.store,), daemon=True)
+            asking.start()
+            asking.join(_STORE_SECONDS)
+        return not answers or answers[0]
 
     def _exchange(self, operation: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> None:
         assert threading.get_ident() == self.thread, "operations of two threads would get mixed up"
@@ -136,7 +147,9 @@ def joined(
             f"they do not connect ({_reason(error)}); if a machine has several networks, name the "
             "interface to use by the environment variable GLOO_SOCKET_IFNAME"
         ) from None
-    store.set_timeout(timedelta(seconds=10.0))  # from here on it only carries who said what
+    store.set_timeout(
+        timedelta(seconds=_STORE_SECONDS)
+    )  # from here on it only carries who said what
     ranks = ProcessRanks(
         rank=launch.rank,
         size=launch.size,

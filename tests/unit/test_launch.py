@@ -1,5 +1,8 @@
 """What one of several processes has of a run's settings, of its questions, and of its patience."""
 
+import threading
+import time
+
 import pytest
 
 from marl.config import Config, ConfigError
@@ -80,3 +83,28 @@ def test_processes_wait_for_a_labeller_of_the_user_s() -> None:
     assert waits(labeller="mine:f", deadline=60.0) == 960.0
     assert waits(labeller="mine:f", deadline=0.0) > 10**6
     assert waits(deadline=60.0) == 900.0
+
+
+class SilentStore:
+    """A store behind a network that is cut: it answers only once the test is over."""
+
+    def __init__(self) -> None:
+        self.is_over = threading.Event()
+
+    def add(self, key: str, amount: int) -> int:
+        self.is_over.wait(30.0)
+        return 2
+
+
+def test_an_error_is_told_though_the_store_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from marl.utils import distributed
+
+    monkeypatch.setattr(distributed, "_STORE_SECONDS", 0.05)
+    store = SilentStore()
+    ranks = distributed.ProcessRanks(rank=1, size=2, store=store)  # type: ignore[arg-type]
+    began = time.monotonic()
+    assert ranks.is_first_to_say("lost")
+    assert time.monotonic() - began < 10.0
+    store.is_over.set()
+    monkeypatch.setattr(distributed, "_STORE_SECONDS", 30.0)
+    assert not ranks.is_first_to_say("lost")
