@@ -4,6 +4,7 @@ Axes are those of `envs.base`.
 """
 
 import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -29,22 +30,51 @@ from envs.validation import (
 Actions = npt.NDArray[Any]
 
 
+Digests = dict[str, int]
+"""Of every array of a step, a checksum; pictures of whole runs would not fit into memory."""
+
+_STEPS, _STEPS_OF_LARGE = 200, 25
+_LARGE = 32e6
+"""Bytes of a step from which on fewer are played: pictures of a whole team."""
+_CHECKS = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayedStep:
+    """What is kept of a step."""
+
+    digests: Digests
+    rewards: npt.NDArray[Any]
+    terminated: npt.NDArray[Any]
+    truncated: npt.NDArray[Any]
+    lacks_final_alive: bool
+    is_final: dict[str, npt.NDArray[np.bool_]]
+    """(E,) for ``obs`` and ``state``: whether they equal ``final_obs`` and ``final_state``."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """One run from a reset, copied step by step."""
+    """One run from a reset."""
 
     first: EnvStep
     actions: list[Actions]
-    steps: list[EnvStep]
+    steps: list[PlayedStep]
     hidden: list[npt.NDArray[Any]]
     """(E,) hidden rewards per step; empty if the environment has none."""
 
 
-def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
+def check_env(
+    env: VecEnv,
+    steps: int | None = None,
+    seed: int = 0,
+    progress: Callable[[str, float], None] | None = None,
+) -> list[str]:
     """Return what is wrong with an environment, one sentence each; empty if nothing is.
 
     Plays random legal actions for `steps` steps, or until every environment must have ended once if
-    that is longer, and replays parts of it. Sentences that begin with "warning: " may be meant.
+    that is longer, and replays parts of it. If not given, steps are 200, or 25 where one holds more
+    than 32 MB. Sentences that begin with "warning: " may be meant. `progress` is told what is
+    checked next, and the share of the checks that are done.
     The environment is left wherever the last check ended: reset it before use.
     """
     name = type(env).__name__
@@ -54,13 +84,35 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[str]:
     problems = Problems(env.spec.name)
     check_spec(env.spec, problems)
     if not len(problems):
+        if steps is None:
+            steps = _STEPS_OF_LARGE if _step_bytes(env.spec) > _LARGE else _STEPS
         with _bounds_counted(env.spec, problems):
-            _check(env, steps, seed, problems)
+            _check(env, steps, seed, problems, progress)
     return problems.sentences()
 
 
-def _check(env: VecEnv, steps: int, seed: int, problems: Problems) -> None:
+def _step_bytes(spec: EnvSpec) -> int:
+    """Return the bytes of what is seen in a step, and at its end."""
+    return 2 * 4 * spec.num_envs * (spec.num_agents * spec.obs_size + spec.state_size)
+
+
+def _check(
+    env: VecEnv,
+    steps: int,
+    seed: int,
+    problems: Problems,
+    progress: Callable[[str, float], None] | None,
+) -> None:
     """Note what is wrong with an environment whose spec is sound."""
+    begun = 0
+
+    def _attempt(doing: str, problems: Problems, check: Callable[..., Any], *given: Any) -> Any:
+        nonlocal begun
+        if progress is not None:
+            progress(doing, begun / _CHECKS)
+        begun += 1
+        return _attempted(doing, problems, check, *given)
+
     played = _attempt("playing random legal actions", problems, _play, env, steps, seed, problems)
     if played is None:
         return
@@ -68,7 +120,7 @@ def _check(env: VecEnv, steps: int, seed: int, problems: Problems) -> None:
     _check_rewards(played, problems)
     _check_deaths(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
-    if _is_unrepeatable(env, problems):
+    if _attempt("repeating an episode", problems, _is_unrepeatable, env, problems):
         return
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
     _attempt("trying other actions", problems, _check_actions, env, steps, seed, played, problems)
@@ -90,7 +142,7 @@ def _bounds_counted(spec: EnvSpec, problems: Problems) -> Iterator[None]:
             )
 
 
-def _attempt(doing: str, problems: Problems, check: Callable[..., Any], *arguments: Any) -> Any:
+def _attempted(doing: str, problems: Problems, check: Callable[..., Any], *arguments: Any) -> Any:
     """Return what the check returns, or note the exception that the environment raised."""
     try:
         with explained(doing, "accept every legal action in any order of calls"):
@@ -114,23 +166,22 @@ def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | No
             return None
         actions = random_actions(spec, rng, mask)
         given = actions.copy()
-        step = _copied(env.step(given))
+        step = env.step(given)
         check_step(spec, step, f"step {t}", problems)
         if not np.array_equal(given, actions):
             problems.add("actions", f"step {t} wrote into the actions; copy them first")
         played.actions.append(actions)
-        played.steps.append(step)
+        if not len(problems):  # else shapes may be wrong
+            played.steps.append(_kept(step))
         if isinstance(env, HasHiddenRewards):
             played.hidden.append(_hidden(env, spec, f"step {t}", problems))
-        mask = step.action_mask
+        mask = None if step.action_mask is None else step.action_mask.copy()
     return None if len(problems) else played
 
 
 def _check_deaths(played: Played, problems: Problems) -> None:
     """Warn if it is not known which agents were alive when an episode was truncated."""
-    if any(
-        s.truncated.any() and s.alive is not None and s.final_alive is None for s in played.steps
-    ):
+    if any(step.truncated.any() and step.lacks_final_alive for step in played.steps):
         problems.warn(
             "final_alive",
             "agents die and episodes are truncated, but final_alive is missing: an agent that dies "
@@ -155,7 +206,7 @@ def _hidden(
 
 def _check_replay(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:
     """Note a reset that does not start over, and steps that the seed does not determine."""
-    field = _difference(env.reset(seed), played.first)
+    field = _difference(_digests(env.reset(seed)), _digests(played.first))
     if field:
         problems.add(
             "reset",
@@ -165,8 +216,7 @@ def _check_replay(env: VecEnv, steps: int, seed: int, played: Played, problems: 
         return
     for t in range(steps):
         given = played.actions[t].copy()
-        step = env.step(given)
-        field = _difference(step, played.steps[t])
+        field = _difference(_digests(env.step(given)), played.steps[t].digests)
         if field:
             problems.add(
                 "deterministic",
@@ -199,10 +249,10 @@ def _is_unrepeatable(env: VecEnv, problems: Problems) -> bool:
 
 def _check_seeds(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:
     """Warn if another seed changes nothing, or all environments do the same."""
-    first = played.first
-    same = _difference(env.reset(seed + 1), first) is None
+    same = _difference(_digests(env.reset(seed + 1)), _digests(played.first)) is None
     for t in range(steps if same else 0):
-        if _difference(env.step(played.actions[t].copy()), played.steps[t]):
+        step = env.step(played.actions[t].copy())
+        if _difference(_digests(step), played.steps[t].digests):
             same = False
             break
     if same:
@@ -225,7 +275,7 @@ def _check_actions(env: VecEnv, steps: int, seed: int, played: Played, problems:
     step = env.reset(seed)
     for t in range(steps):
         step = env.step(random_actions(env.spec, rng, step.action_mask))
-        if _difference(step, played.steps[t]):
+        if _difference(_digests(step), played.steps[t].digests):
             return
     problems.warn(
         "influence",
@@ -257,16 +307,17 @@ def _check_resume(env: VecEnv, steps: int, seed: int, problems: Problems) -> Non
     state = env.state_dict()
     _check_content(state, "state_dict()", problems)
     actions: list[Actions] = []
-    expected: list[EnvStep] = []
+    expected: list[Digests] = []
     for _ in range(steps):
         actions.append(random_actions(env.spec, rng, mask))
-        expected.append(_copied(env.step(actions[-1].copy())))
-        mask = expected[-1].action_mask
+        step = env.step(actions[-1].copy())
+        expected.append(_digests(step))
+        mask = None if step.action_mask is None else step.action_mask.copy()
 
     env.reset(seed + 1)
     env.load_state_dict(state)
     for t in range(steps):
-        field = _difference(env.step(actions[t].copy()), expected[t])
+        field = _difference(_digests(env.step(actions[t].copy())), expected[t])
         if field:
             problems.add(
                 "resume",
@@ -297,15 +348,42 @@ def _copied(step: EnvStep) -> EnvStep:
     return EnvStep(**arrays)
 
 
-def _difference(step: EnvStep, other: EnvStep) -> str | None:
-    """Return the first field in which two steps differ, or None."""
+def _kept(step: EnvStep) -> PlayedStep:
+    """Return what is kept of a step, whose arrays the next call may reuse."""
+    return PlayedStep(
+        digests=_digests(step),
+        rewards=step.rewards.copy(),
+        terminated=step.terminated.copy(),
+        truncated=step.truncated.copy(),
+        lacks_final_alive=step.alive is not None and step.final_alive is None,
+        is_final={
+            name: (now == final).reshape(len(now), -1).all(axis=1)
+            for name, now, final in (
+                ("obs", step.obs, step.final_obs),
+                ("state", step.state, step.final_state),
+            )
+        },
+    )
+
+
+def _digests(step: EnvStep) -> Digests:
+    """Return a checksum of every array that is given; 0.0 and -0.0 count as different."""
+    digests: Digests = {}
     for field in fields(EnvStep):
-        ours, theirs = getattr(step, field.name), getattr(other, field.name)
-        if (ours is None) != (theirs is None):
-            return field.name
-        if ours is not None and not np.array_equal(ours, theirs):
-            return field.name
-    return None
+        array = getattr(step, field.name)
+        if array is not None:
+            digests[field.name] = 0
+            for row in array:  # one environment's, which is in one piece
+                digests[field.name] = zlib.crc32(
+                    np.ascontiguousarray(row).data, digests[field.name]
+                )
+    return digests
+
+
+def _difference(step: Digests, other: Digests) -> str | None:
+    """Return the first field in which two steps differ, or None."""
+    names = [field.name for field in fields(EnvStep)]
+    return next((name for name in names if step.get(name) != other.get(name)), None)
 
 
 def _check_start(first: EnvStep, problems: Problems) -> None:
@@ -367,12 +445,10 @@ def _check_final(field: str, played: Played, problems: Problems) -> None:
     An array that is the same all along, as in a matrix game, cannot show the next episode.
     """
     ends = shown_next = 0
-    constant = True
+    first = _digests(played.first)[field]
+    constant = all(step.digests[field] == first for step in played.steps)
     for t, step in enumerate(played.steps):
-        now, final = getattr(step, field), getattr(step, f"final_{field}")
-        done = step.terminated | step.truncated
-        constant &= np.array_equal(now, getattr(played.first, field))
-        same = (now == final).reshape(len(done), -1).all(axis=1)
+        done, same = step.terminated | step.truncated, step.is_final[field]
         wrong = np.flatnonzero(~same & ~done)
         if wrong.size:
             problems.add(

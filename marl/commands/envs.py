@@ -11,7 +11,7 @@ from marl.config.validation import Range, settings
 from marl.utils.text import LiteralConsole
 
 if TYPE_CHECKING:
-    from envs import EnvSpec
+    from envs import EnvSpec, VecEnv
 
 
 @settings("--")
@@ -53,12 +53,12 @@ class Check:
     """Keyword arguments of the environment, as `marl train` takes them."""
     num_envs: Annotated[int, Range(1, 1e6)] = 4
     """Environments in a batch."""
-    steps: Annotated[int, Range(1, 1e9)] = 200
-    """Steps to play."""
+    steps: Annotated[int, Range(1, 1e9)] | None = None
+    """Steps to play; 200 if not given, or 25 where a step holds more than 32 MB."""
 
     def run(self) -> int:
         """Print what is wrong; return 1 if anything keeps the environment from being trained in."""
-        from envs import check_env, open_env
+        from envs import open_env
         from envs.adapters.team_env import TeamEnv
         from envs.sparse import SparseRewards, unwrapped
 
@@ -66,7 +66,7 @@ class Check:
             inner = unwrapped(env)
             if isinstance(inner, TeamEnv) and "workers" not in self.options:
                 inner.workers = max(inner.workers, 1)  # where one that hangs is noticed
-            problems = check_env(env, steps=self.steps)
+            problems = self._checked(env)
         for problem in problems:
             print(f"- {problem}")
         faults = len([p for p in problems if not p.startswith("warning: ")])
@@ -81,6 +81,24 @@ class Check:
             given = f" --env.options {given}" if given else ""
             print(f"it keeps the contract; train with: marl train --env.name {self.env}{given}")
         return 1 if faults or unfit else 0
+
+    def _checked(self, env: "VecEnv") -> list[str]:
+        """Return what is wrong, after showing what is looked at."""
+        from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+        from envs import check_env
+
+        console = LiteralConsole(stderr=True)
+        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+        with Progress(
+            *columns, console=console, transient=True, disable=not console.is_terminal
+        ) as bar:
+            task = bar.add_task("", total=1.0)
+
+            def progress(doing: str, share: float) -> None:
+                bar.update(task, description=doing, completed=share)
+
+            return check_env(env, steps=self.steps, progress=progress)
 
     def _memory_fault(self, spec: "EnvSpec") -> str:
         """Return why training with the default settings needs too much memory; empty if not."""

@@ -1,6 +1,7 @@
 """`check_env` finds each kind of fault in an environment that is broken in one place."""
 
 import re
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -84,6 +85,44 @@ def test_the_wrapper_alone_is_sound() -> None:
     assert check_env(Broken()) == []
     assert check_env(Broken("probe/masked")) == []
     assert check_env(Broken("probe/dying")) == []
+
+
+def test_progress_is_told_and_large_steps_are_fewer(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[tuple[str, float]] = []
+    env = Broken("probe/dying")
+    assert check_env(env, progress=lambda doing, share: told.append((doing, share))) == []
+    assert [doing for doing, _ in told] == [
+        "playing random legal actions",
+        "replaying the same seed",
+        "repeating an episode",
+        "trying another seed",
+        "trying other actions",
+        "saving and loading",
+    ]
+    assert [share for _, share in told] == pytest.approx([k / 6 for k in range(6)])
+    # The last check plays 100 steps of 200, or 12 of 25, then 200 or 25 again.
+    counts = [env.t]
+    monkeypatch.setattr("envs.checker._LARGE", 100.0)
+    assert check_env(env) == []
+    counts.append(env.t)
+    assert counts == [300, 37]
+
+
+def test_a_long_run_is_not_kept_in_memory() -> None:
+    pictures = [np.zeros((3, 2, 40_000), np.float32) for _ in range(2)]  # a megabyte each
+
+    def shown(step: EnvStep, t: int) -> EnvStep:
+        wide = pictures[t % 2]
+        wide[...] = t
+        if (step.terminated | step.truncated).any():
+            return replace(step, obs=wide, final_obs=wide - 1)
+        return replace(step, obs=wide, final_obs=wide.copy())
+
+    env = Broken(fault=shown, spec={"obs_sizes": (40_000,) * 2})
+    tracemalloc.start()
+    check_env(env, steps=100)
+    assert tracemalloc.get_traced_memory()[1] < 20e6
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
