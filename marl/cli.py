@@ -91,6 +91,6 @@ def _overview() -> str:
     """Return what there is, a line for each command."""
     lines = ["Train teams whose reward comes only at the end.", "", "usage: marl COMMAND ...", ""]
     for name, kind in COMMANDS.items():
-        lines.append(f"  {name:<12}{(kind.__doc__ or '').strip().splitlines()[0]}")
+        lines.append(f"  {name:<15}{(kind.__doc__ or '').strip().splitlines()[0]}")
     lines += ["", "`marl COMMAND --help` explains one; `marl --version` prints the version."]
     return "\n".join(lines)

@@ -19,7 +19,7 @@ from marl.config.io import flat, to_dict
 from marl.data.rollout import Collector, executed
 from marl.data.types import FinishedEpisodes, Rewards, Rollout, Transitions
 from marl.learners.base import make_learner
-from marl.nn.layers import correlation
+from marl.nn.layers import correlation, masked_mean
 from marl.nn.normalisation import TeamNorm
 from marl.preferences import FeedbackPipeline
 from marl.preferences.factory import with_given_labeller
@@ -219,6 +219,8 @@ class Trainer:
         clock.lap("policy")
 
         self.iteration += 1
+        surprise = masked_mean(-rollout.log_probs, rollout.transitions.alive)
+        metrics["policy/entropy"] = float(surprise)  # of the actions drawn, in nats
         if self.config.diagnose_hidden and hidden_rewards is not None and rewards is not None:
             similarity = correlation(rewards.team, hidden_rewards)
             metrics["benchmark/reward_correlation"] = float(similarity)

@@ -26,6 +26,7 @@ from marl.commands.envs import Check, Envs
 from marl.commands.export_policy import ExportPolicy
 from marl.commands.inspection import Evaluate, Labels, Watch
 from marl.commands.label import Label
+from marl.commands.new import New
 from marl.commands.runs import Compare, Runs
 from marl.commands.sample import Sample
 from marl.commands.sweep import Sweep
@@ -60,6 +61,7 @@ COMMANDS: dict[str, type[Command]] = {
     "labels": Labels,
     "check": Check,
     "envs": Envs,
+    "new": New,
 }
 
 OTHER_WORDS = {

@@ -280,6 +280,11 @@ def _run(
         steps = config.total_steps // config.env.num_envs
         print(f"{progress.no_episode}, and this run took {steps:,}; raise --total-steps")
     print(f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}")
+    if not resume and config == Config():  # a first look
+        print(
+            f"then try: marl watch {folder}, a film; marl envs, what else there is to train in; "
+            "marl new my_env, an environment of your own"
+        )
     if config.asks_people:
         print(f"learn from all that was answered with: marl fit-reward {folder / 'people'}")
     return 0

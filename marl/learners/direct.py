@@ -11,7 +11,6 @@ from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards, Rollout
 from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
-from marl.nn.layers import masked_mean
 from marl.nn.normalisation import TeamNorm
 from marl.utils.ranks import SINGLE, Ranks
 
@@ -45,12 +44,8 @@ class DirectLearner:
         return make_actor(spec, network, norm, generator)
 
     def update(self, rollout: Rollout, rewards: Rewards, remaining: float) -> dict[str, float]:
-        """Return what the rollout says of the policy, which is improved already.
-
-        ``policy/entropy`` is the mean of -log pi(a | o) over the actions drawn, in nats.
-        """
-        surprise = -rollout.log_probs
-        return {"policy/entropy": float(masked_mean(surprise, rollout.transitions.alive))}
+        """Return no metrics: the policy is improved already."""
+        return {}
 
     def advance(self, rollout: Rollout) -> None:
         """Do nothing: no hidden state but the actor's, which the collector carries on."""

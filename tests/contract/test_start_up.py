@@ -47,6 +47,7 @@ print("imported", [name for name in {HEAVY} if name in sys.modules], file=sys.st
         (["sweep", "--help"], 0),
         (["envs", "--help"], 0),
         (["envs"], 0),
+        (["new", "no-name"], 1),
         (["trian"], 2),
         (["train", "--learner.gama=1"], 2),
         (["train", "--learner.gamma=2"], 2),

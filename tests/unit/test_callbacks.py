@@ -68,6 +68,8 @@ def test_without_a_folder(tmp_path: Path) -> None:
     rows = list(train(config_of(), callbacks=[noting, Csv(tmp_path)]))
     assert noting.told == [("start", 0, False, False), 80, 160, ("end", "NoneType")]
     assert "return/mean" in rows[0]
+    # Of five moves an untrained policy takes each about equally often: log 5 nats.
+    assert rows[0]["policy/entropy"] == pytest.approx(math.log(5), abs=0.02)
     metrics = read_metrics(tmp_path)
     np.testing.assert_array_equal(metrics["return/mean"], [row["return/mean"] for row in rows])
 
