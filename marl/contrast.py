@@ -25,7 +25,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.learners.actors import Categorical, Distribution, Gaussian
+from marl.learners.distributions import Categorical, Distribution, Gaussian
 from marl.policy import Policy
 from marl.rewards.factored import FactoredReward
 from marl.rewards.learner import RewardLearner

@@ -26,7 +26,7 @@ from envs.parts import part_layout
 from marl import UserError
 from marl.config import ConfigError
 from marl.data.rollout import executed
-from marl.learners.actors import Categorical, Composite, Gaussian
+from marl.learners.distributions import Categorical, Composite, Gaussian
 from marl.policy import Policy
 from marl.utils.files import atomic_path, check_writable, output
 

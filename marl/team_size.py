@@ -20,7 +20,7 @@ from envs import EnvSpec
 from marl.config import Config, ConfigError
 from marl.contrast import GuidedActor, SteeredActor, TellsDistribution, telling
 from marl.data.types import Transitions
-from marl.learners.actors import Categorical, Distribution, Gaussian
+from marl.learners.distributions import Categorical, Distribution, Gaussian
 from marl.policy import Policy
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from marl.data.types import Rollout
-from marl.learners.actors import CategoricalActor, Distribution, GaussianActor
+from marl.learners.actors import CategoricalActor, GaussianActor
+from marl.learners.distributions import Distribution
 from marl.learners.mappo import Mappo, Passes
 from marl.learners.minibatches import Epoch, Rows, unchunked
 from marl.nn.gru import RecurrentBody

@@ -17,8 +17,9 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import LearnerConfig, NetworkConfig
 from marl.data.types import Rewards, Rollout
-from marl.learners.actors import CategoricalActor, Distribution, GaussianActor, make_actor
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
 from marl.learners.critics import AgentCritics, TeamCritic
+from marl.learners.distributions import Distribution
 from marl.learners.gae import (
     Inputs,
     Stream,

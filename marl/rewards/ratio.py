@@ -21,15 +21,8 @@ from torch import Tensor, nn
 from envs import EnvSpec
 from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.data.types import Rewards, Transitions
-from marl.learners.actors import (
-    Categorical,
-    CategoricalActor,
-    CompositeLayout,
-    Distribution,
-    Gaussian,
-    GaussianActor,
-    make_actor,
-)
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.distributions import Categorical, CompositeLayout, Distribution, Gaussian
 from marl.nn.gru import RecurrentBody
 from marl.nn.normalisation import TeamNorm
 from marl.policy import Policy

@@ -21,13 +21,8 @@ from marl.config import Config, ConfigError, RewardConfig
 from marl.config.preferences import ContrastConfig
 from marl.contrast import PLAUSIBLE, check_not_composite, plausible_actions
 from marl.data.types import Rewards, Transitions
-from marl.learners.actors import (
-    Categorical,
-    CategoricalActor,
-    Distribution,
-    Gaussian,
-    GaussianActor,
-)
+from marl.learners.actors import CategoricalActor, GaussianActor
+from marl.learners.distributions import Categorical, Distribution, Gaussian
 from marl.policy import config_in, restored
 from marl.rewards.base import RewardModel
 from marl.rewards.io import CPU, freeze

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from marl.learners.actors import CategoricalActor, Gaussian, GaussianActor, make_actor
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.distributions import Gaussian
 from marl.nn.normalisation import TeamNorm
 from tests.learners import LENGTHS, NETWORK, collect, generator, make_mappo, random_rewards
 from tests.scripted import ScriptedEnv

@@ -13,7 +13,8 @@ from envs.parts import part_layout
 from envs.rng import random_actions
 from envs.validation import Problems, check_spec, checked_actions
 from marl.config import NetworkConfig
-from marl.learners.actors import Categorical, CompositeActor, Gaussian, make_actor
+from marl.learners.actors import CompositeActor, make_actor
+from marl.learners.distributions import Categorical, Gaussian
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.ratio import UniformPolicy
 from tests.reward_models import generator

@@ -23,7 +23,8 @@ from marl.contrast import (
     most_strength,
 )
 from marl.evaluation import evaluate
-from marl.learners.actors import Categorical, CategoricalActor, Gaussian, GaussianActor
+from marl.learners.actors import CategoricalActor, GaussianActor
+from marl.learners.distributions import Categorical, Gaussian
 from marl.nn.normalisation import TeamNorm
 from marl.rewards import CentralReward, FactoredReward, RewardLearner
 from tests.reward_models import CPU, generator

@@ -15,7 +15,8 @@ from envs import EnvSpec
 from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.config.io import load_config
 from marl.data.types import History, Rewards, Rollout, Transitions
-from marl.learners.actors import CategoricalActor, Gaussian, GaussianActor, make_actor
+from marl.learners.actors import CategoricalActor, GaussianActor, make_actor
+from marl.learners.distributions import Gaussian
 from marl.nn.normalisation import TeamNorm
 from marl.policy import Policy
 from marl.rewards.learner import RewardLearner

@@ -13,7 +13,8 @@ from envs import make_env
 from marl.config import Config, ConfigError, EnvConfig
 from marl.contrast import contrasted
 from marl.evaluation import evaluate
-from marl.learners.actors import Gaussian, GaussianActor
+from marl.learners.actors import GaussianActor
+from marl.learners.distributions import Gaussian
 from marl.team_size import ResizedActor, fold, resized, unfold
 from tests.reward_models import generator
 from tests.teams import Recurrence, observations, team

@@ -16,7 +16,7 @@ import marl
 from envs import make_env
 from marl.config import ConfigError, ContrastConfig
 from marl.data.types import History, Transitions
-from marl.learners.actors import Categorical, Gaussian
+from marl.learners.distributions import Categorical, Gaussian
 from marl.rewards.ratio import PolicyRatio
 from marl.rewards.weak_ratio import PlausibleRatio, load_weak_ratio, plausible_ratio
 from marl.utils.checkpoint import list_checkpoints
