@@ -109,9 +109,12 @@ def test_ctrl_c_while_it_starts_says_nothing(tmp_path: Path, delay: float) -> No
         stderr=subprocess.PIPE,
         text=True,
     )
-    time.sleep(delay)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    try:
+        time.sleep(delay)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()  # a run that goes on is not left behind
     assert "Traceback" not in errors or "site.py" in errors  # Python itself may not be up yet
     assert process.returncode in (130, -signal.SIGINT)
 
@@ -122,11 +125,14 @@ def test_a_terminal_that_is_closed_ends_training_saved(tmp_path: Path) -> None:
         [*MARL, "train", *QUICK, "--total-steps=1000000", "--run-dir=run"], cwd=tmp_path
     )
     metrics = tmp_path / "run" / "metrics.csv"
-    while not metrics.exists() or b"\n1" not in metrics.read_bytes():
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGHUP)
-    assert process.wait(timeout=60) == 129
+    try:
+        while not metrics.exists() or b"\n1" not in metrics.read_bytes():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(timeout=60) == 129
+    finally:
+        process.kill()
     assert len(list_checkpoints(tmp_path / "run" / "checkpoints")) == 1
 
 
