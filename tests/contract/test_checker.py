@@ -163,7 +163,7 @@ def test_missing_member() -> None:
 @pytest.mark.parametrize(
     ("spec", "words"),
     [
-        ({"action_kind": "both"}, "say 'discrete' or 'continuous'"),
+        ({"action_kind": "both"}, "say 'discrete', 'continuous' or 'composite'"),
         ({"max_steps": 0}, "max_steps is 0"),
         ({"obs_sizes": (2, 0, 2, 2)}, "one size of at least 1 per agent"),
         ({"action_sizes": (2, 2)}, "4 obs_sizes and 2 action_sizes"),
