@@ -15,6 +15,8 @@ from marl.data.replay import sampled
 from marl.data.types import EpisodeBatch
 from marl.rewards import FactoredReward, RewardLearner
 from marl.rewards.budget import FitBudget, fit_budget
+from marl.utils.ranks import SINGLE, Ranks
+from tests.ranks import in_ranks
 from tests.reward_models import (
     CPU,
     batch_of,
@@ -62,12 +64,32 @@ def reversed_order() -> EpisodeBatch:
 
 
 def steps_taken(source: Counting, budget: FitBudget, **options: Any) -> float:
-    options = {"gradient_steps": 0, "learning_rate": 1e-2} | options
-    model = make_model(FactoredReward, **options)
-    learner = RewardLearner(model, "", model.config, 10, budget=budget, threads=1, device=CPU)
+    learner = learner_of(budget, **options)
     taken = learner.fit(source, uniform_policy)["reward/gradient_steps"]
     assert taken == learner.num_fits == source.trained
     return taken
+
+
+def learner_of(budget: FitBudget, ranks: Ranks = SINGLE, **options: Any) -> RewardLearner:
+    options = {"gradient_steps": 0, "learning_rate": 1e-2} | options
+    model = make_model(FactoredReward, **options)
+    return RewardLearner(
+        model, "", model.config, 10, budget=budget, threads=1, device=CPU, ranks=ranks
+    )
+
+
+def test_two_processes_use_the_budget_up_together_and_tell_of_both() -> None:
+    def fit(ranks: Ranks) -> dict[str, float]:
+        learner = learner_of(FitBudget(block=2, max_rows=12 * ROWS), ranks)
+        return learner.fit(Counting(ordered()), uniform_policy)
+
+    # A step of both reads twice the rows of one: six steps, not twelve. With the same batch in
+    # both, all metrics are those of six steps of one process.
+    source = Counting(ordered())
+    alone = learner_of(FitBudget(block=2, max_rows=6 * ROWS)).fit(source, uniform_policy)
+    for told in in_ranks(2, fit):
+        assert told["reward/gradient_steps"] == 6
+        assert told == pytest.approx(alone, rel=1e-4)
 
 
 def test_the_held_out_batch_is_drawn_once() -> None:
