@@ -363,6 +363,7 @@ def test_returns_that_differ_are_informative_and_equal_ones_are_not() -> None:
     assert not observed(1, [[4], [4]], **options).is_informative
     assert observed(2, [[4], [4]], **options).is_informative
     assert observed(1, [[2], [2]], **options).is_informative
+    assert not observed(1, [[2], [2]], uses_labels=False).is_informative  # nothing reads returns
 
 
 def test_the_pool_of_candidates_is_a_multiple_of_the_questions() -> None:
