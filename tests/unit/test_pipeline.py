@@ -428,12 +428,21 @@ def test_processes_know_the_returns_of_all() -> None:
         assert deviation == pytest.approx(math.sqrt(1868 / 6 - (86 / 6) ** 2))
 
 
-@pytest.mark.parametrize(("lengths", "expected"), [([[9]], (0.0, 1.0)), ([[4]], (4.0, 1.0))])
-def test_processes_that_know_no_two_returns_take_a_deviation_of_one(
-    lengths: list[list[int]], expected: tuple[float, float]
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        (([[9]], [[9]]), (0.0, 1.0)),  # no episode ends within the four steps
+        (([[9]], [[4]]), (4.0, 1.0)),
+        (([[4]], [[4]]), (4.0, 1.0)),
+        (([[4]], [[3]]), (3.5, 0.5)),
+    ],
+)
+def test_processes_know_the_moments_of_few_returns(
+    lengths: tuple[list[list[int]], list[list[int]]], expected: tuple[float, float]
 ) -> None:
     def work(ranks: Ranks) -> FeedbackPipeline:
-        return observed(1, lengths, uses_labels=False, uses_returns=True, ranks=ranks)
+        own = lengths[ranks.rank]
+        return observed(1, own, uses_labels=False, uses_returns=True, ranks=ranks)
 
     assert [one.return_moments() for one in in_ranks(2, work)] == [expected] * 2
 
