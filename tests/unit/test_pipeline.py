@@ -466,13 +466,22 @@ def test_processes_share_the_questions_by_what_they_can_ask() -> None:
     assert told["memory/replay_mib"] == pytest.approx(sum(mine))
 
 
-def test_pairs_of_two_processes_are_as_many_as_their_episodes_allow() -> None:
+@pytest.mark.parametrize(
+    ("lengths", "asked"),
+    [
+        (([[1]] * 4, [[1]] * 4), [3, 2]),
+        (([[1]], [[1]] * 4), [2, 3]),  # four episodes are two pairs
+        (([[1, 1, 1, 9]], [[1, 1, 1, 9]]), [1, 1]),  # three are one
+    ],
+)
+def test_questions_are_shared_as_equally_as_the_episodes_of_two_processes_allow(
+    lengths: tuple[list[list[int]], list[list[int]]], asked: list[int]
+) -> None:
     def work(ranks: Ranks) -> FeedbackPipeline:
-        # Three episodes to train on in each: one pair of different ones, whatever may be asked.
-        lengths = [[1, 1, 1, 9]]
-        return observed(1, lengths, queries_per_iteration=40, holdout_every=40, ranks=ranks)
+        own = lengths[ranks.rank]
+        return observed(1, own, queries_per_iteration=5, holdout_every=40, ranks=ranks)
 
-    assert [len(pipeline.buffer) for pipeline in in_ranks(2, work)] == [1, 1]
+    assert [len(pipeline.buffer) for pipeline in in_ranks(2, work)] == asked
 
 
 def test_people_are_asked_by_process_0_alone() -> None:
