@@ -65,6 +65,24 @@ def cluster() -> Iterator[Cluster]:
         made.shutdown()
 
 
+def add_node(cluster: Cluster) -> Any:
+    """Return a new node, on which a run or one of two processes has room.
+
+    Its address is not that of the command's node, to which the command would else belong by chance.
+    """
+    address = f"127.0.0.{len(cluster.worker_nodes) + len(_lost) + 2}"
+    return cluster.add_node(num_cpus=1, node_ip_address=address)
+
+
+def lose(cluster: Cluster, node: Any) -> None:
+    """Kill a node."""
+    _lost.append(node)
+    cluster.remove_node(node, allow_graceful=False)
+
+
+_lost: list[Any] = []
+
+
 def begin(cluster: Cluster | None, cwd: Path, *arguments: object) -> "subprocess.Popen[str]":
     """Start `marl ARGUMENTS` in a cluster, or in one that it starts itself."""
     address = {} if cluster is None else {"RAY_ADDRESS": cluster.address}
@@ -107,7 +125,7 @@ def test_two_nodes_come_to_what_torchrun_comes_to(
     cluster: Cluster, by_torchrun: Path, tmp_path: Path
 ) -> None:
     for _ in range(2):
-        cluster.add_node(num_cpus=1)
+        add_node(cluster)
     run = tmp_path / "runs" / "of two"
     training = ["train", *flags(SMALL), "--ray-workers", 2, "--run-dir", run]
     printed, said = ended(begin(cluster, tmp_path, *training))
@@ -134,7 +152,7 @@ def test_two_nodes_come_to_what_torchrun_comes_to(
 def test_a_run_goes_on_when_a_node_is_lost(
     cluster: Cluster, by_torchrun: Path, tmp_path: Path
 ) -> None:
-    lost, other = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
+    lost, other = add_node(cluster), add_node(cluster)
     assert other is not lost
     longer = SMALL | {"total_steps": 2000}
     run = tmp_path / "run"
@@ -144,8 +162,8 @@ def test_a_run_goes_on_when_a_node_is_lost(
     while not list_checkpoints(run / "checkpoints"):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    cluster.remove_node(lost, allow_graceful=False)
-    cluster.add_node(num_cpus=1)
+    lose(cluster, lost)
+    add_node(cluster)
     ended(process)
     alone = tmp_path / "alone"
     training = ["train", *flags(longer), "--ray-workers", 2, "--run-dir", alone]
@@ -168,8 +186,8 @@ def test_ctrl_c_saves_and_a_cluster_of_this_machine_is_ended(tmp_path: Path) -> 
 
 
 def test_a_sweep_ends_complete_though_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
-    cluster.add_node(num_cpus=1)
-    lost = cluster.add_node(num_cpus=1)
+    add_node(cluster)
+    lost = add_node(cluster)
     file = tmp_path / "mine.toml"
     file.write_text(SWEEP)
     process = begin(cluster, tmp_path, "sweep", file, "--ray", "--out", "out")
@@ -177,7 +195,7 @@ def test_a_sweep_ends_complete_though_a_node_is_killed(cluster: Cluster, tmp_pat
     while sum(1 for run in find_runs(trials) if read_run(run, ()).steps) < 2:
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    cluster.remove_node(lost, allow_graceful=False)
+    lose(cluster, lost)
     printed, _ = ended(process)
     assert "8 of 8 runs finished" in printed
     for run in find_runs(trials):
