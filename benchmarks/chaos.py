@@ -232,7 +232,7 @@ def export_by_faults(
     def fault(handler: Any, body: dict[str, Any]) -> bool:
         return rng.random() < chance and FAULTS[rng.choice(names)](handler, body)
 
-    words = ["export", run, made, "--pairs", PAIRS, "--labeller", "llm"]
+    words = ["export", run, made, "--pairs", PAIRS, "--labeller", "llm", "--trust"]
     with ModelServer() as server:
         for is_faulty in (True, False):
             server.fault = fault if is_faulty else None

@@ -11,10 +11,16 @@ import pytest
 from envs import EnvError, EnvSpec, EnvStep, Frame, HasFrames, env_names, make_env
 from envs.frames import Polygon, frame_of, observation_frame
 from envs.registry import FAMILIES
+from envs.rng import random_actions
 
 
 def some_actions(spec: EnvSpec, step: EnvStep) -> npt.NDArray[Any]:
-    """Return legal actions: choice 1, or what the mask allows first, or half of each range."""
+    """Return legal actions: choice 1, or what the mask allows first, or half of each range.
+
+    Composite ones are random.
+    """
+    if spec.action_kind == "composite":
+        return random_actions(spec, np.random.default_rng(0), step.action_mask)
     if spec.action_kind == "continuous":
         return np.full((spec.num_envs, spec.num_agents, spec.action_size), 0.5)
     if step.action_mask is None:
