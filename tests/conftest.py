@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ TENSOR_MODULES = [
     "marl.evaluation",
     "marl.learners.actors",
     "marl.learners.critics",
+    "marl.learners.distributions",
     "marl.learners.gae",
     "marl.learners.losses",
     "marl.learners.mappo",
@@ -28,6 +30,27 @@ TENSOR_MODULES = [
 
 install_import_hook(TENSOR_MODULES, "beartype.beartype")
 torch.set_num_threads(1)
+
+PASSED = os.environ.get("MARL_PASSED_TESTS", "")
+"""A file of tests that have passed, which are not run again; those that pass are added."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what has passed before."""
+    if not PASSED or not Path(PASSED).exists():
+        return
+    passed = set(Path(PASSED).read_text().splitlines())
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in passed])
+    items[:] = [item for item in items if item.nodeid not in passed]
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Note what has passed, in the process that hears of all tests."""
+    if not PASSED or "PYTEST_XDIST_WORKER" in os.environ:
+        return
+    if report.when == "call" and report.passed:
+        with open(PASSED, "a") as file:
+            file.write(f"{report.nodeid}\n")
 
 
 @pytest.fixture(autouse=True, scope="session")
