@@ -247,6 +247,8 @@ class Page:
 
     def ask(self, path: str, post: dict[str, Any] | None = None) -> tuple[int, dict[str, Any]]:
         """Return the status and the reply; status 0 where there is none."""
+        if not self.base:  # it was killed before it had an address
+            return 0, {}
         data = None if post is None else json.dumps(post).encode()
         headers = {"x-marl-token": self._token, "content-type": "application/json"}
         request = urllib.request.Request(f"{self.base}{path}", data, headers)
