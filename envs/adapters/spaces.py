@@ -143,7 +143,9 @@ def _gym_space(held: Sequence[tuple[tuple[str | int, ...], Space[Any]]]) -> Spac
     for (key, *rest), space in held:
         inner.setdefault(key, []).append((tuple(rest), space))
     spaces = {key: _gym_space(some) for key, some in inner.items()}
-    return Tuple(list(spaces.values())) if 0 in spaces else Dict(spaces)  # type: ignore[arg-type]
+    if 0 in spaces:
+        return Tuple(list(spaces.values()))
+    return Dict({str(key): space for key, space in spaces.items()})
 
 
 def _leaf_space(leaf: SpaceLeaf) -> Space[Any]:
