@@ -24,7 +24,7 @@ from marl.data.types import (
     step_fields,
     transitions_at,
 )
-from marl.utils.checkpoint import copy_saved
+from marl.utils.checkpoint import check_saved, copy_saved
 
 
 class ReplayBuffer:
@@ -236,32 +236,75 @@ class ReplayBuffer:
         return self._steps["obs"].shape[1]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the rings and their cursors."""
+        """Return the cursors, and the rows of the rings that were written."""
+        steps, episodes = self._rows_written(self.time, self.num_finished)
         return {
             "time": self.time,
             "num_finished": self.num_finished,
             "latest": self.latest,
-            "steps": self._steps,
-            "facts": self._facts,
-            "finals": self._finals,
-            "episodes": self._episodes,
+            "steps": {name: ring[:steps] for name, ring in self._steps.items()},
+            "facts": self._facts[:steps],
+            "finals": {name: final[:episodes] for name, final in self._finals.items()},
+            "episodes": {name: column[:episodes] for name, column in self._episodes.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a buffer with the same settings."""
-        self.time = state["time"]
-        self.num_finished = state["num_finished"]
-        self.latest = state["latest"]
-        self._overwritten.clear()
-        self._before = (self.time, self.num_finished, self.latest)
-        copy_saved(self._facts, state["facts"])
-        for mine, theirs in (
-            (self._steps, state["steps"]),
-            (self._finals, state["finals"]),
-            (self._episodes, state["episodes"]),
+        self._check_saved(state)
+        steps, episodes = self._load_cursors(state)
+        copy_saved(self._facts[:steps], state["facts"])
+        for mine, theirs, rows in (
+            (self._steps, state["steps"], steps),
+            (self._finals, state["finals"], episodes),
+            (self._episodes, state["episodes"], episodes),
         ):
             for key, tensor in mine.items():
-                copy_saved(tensor, theirs[key])
+                copy_saved(tensor[:rows], theirs[key])
+        self._episodes["start"][episodes:] = -1
+
+    def adopt(self, state: dict[str, Any], device: torch.device) -> None:
+        """Read `state_dict()` of a buffer with the same settings, whose tensors are taken as they
+        are: nothing is allocated, and nothing can be appended.
+
+        For a buffer on the device ``meta``, of settings that nobody has checked.
+        """
+        self._check_saved(state)
+        steps, episodes = self._load_cursors(state)
+        self.device = device
+        self._steps = {name: state["steps"][name] for name in self._steps}
+        self._facts = state["facts"]
+        self._finals = {name: state["finals"][name] for name in self._finals}
+        self._episodes = {name: state["episodes"][name] for name in self._episodes}
+        # Before a ring is full, each row is where it is in a ring of just these rows.
+        self.ring_steps, self.max_episodes = max(1, steps), max(1, episodes)
+
+    def _rows_written(self, time: int, num_finished: int) -> tuple[int, int]:
+        """Return how many rows of the rings hold something, in steps and in episodes."""
+        return min(time, self.ring_steps), min(num_finished, self.max_episodes)
+
+    def _check_saved(self, state: dict[str, Any]) -> None:
+        """Raise `ValueError` unless a state's tensors have the rows and types that they should."""
+        steps, episodes = self._rows_written(state["time"], state["num_finished"])
+        check_saved(self._facts, state["facts"], steps)
+        for mine, theirs, rows in (
+            (self._steps, state["steps"], steps),
+            (self._finals, state["finals"], episodes),
+            (self._episodes, state["episodes"], episodes),
+        ):
+            for name, tensor in mine.items():
+                check_saved(tensor, theirs[name], rows)
+        for name, limit in (("env", self.num_envs - 1), ("length", steps)):
+            column = state["episodes"][name]
+            if len(column) and not 0 <= int(column.min()) <= int(column.max()) <= limit:
+                raise ValueError(f"an episode's {name} lies outside of 0 to {limit}")
+
+    def _load_cursors(self, state: dict[str, Any]) -> tuple[int, int]:
+        """Take the cursors of a state, and return how many rows it has written."""
+        self.time, self.latest = int(state["time"]), int(state["latest"])
+        self.num_finished = int(state["num_finished"])
+        self._overwritten.clear()
+        self._before = (self.time, self.num_finished, self.latest)
+        return self._rows_written(self.time, self.num_finished)
 
 
 def sample_steps(

@@ -17,8 +17,7 @@ from marl.config import Config, PreferenceConfig
 from marl.data.replay import make_replay
 from marl.preferences.factory import make_labeller
 from marl.preferences.labellers import EpisodePairs, checked_labels, load_labeller_state
-from marl.utils.checkpoint import check_enough, copy_saved, restoring
-from marl.utils.memory_check import replay_bytes
+from marl.utils.checkpoint import check_saved, copy_saved, restoring
 from marl.utils.plugins import check_trusted, endpoint_settings, labeller_paths
 from marl.utils.ranks import Ranks
 from marl.utils.seeding import Seeds
@@ -32,6 +31,8 @@ RARE_SHARE, RARE_TURNS = 0.1, 30
 
 class PreferenceBuffer:
     """A ring of answered pairs; unanswered ones are dropped."""
+
+    _COLUMNS = ("first", "second", "labels", "asked_at")
 
     def __init__(self, capacity: int, device: torch.device) -> None:
         self.first = torch.zeros(capacity, dtype=torch.int64, device=device)
@@ -88,14 +89,30 @@ class PreferenceBuffer:
         return self.first[rows], self.second[rows], self.labels[rows]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the ring and its counts."""
-        return dict(vars(self))
+        """Return the rows of the ring that were written, and how many answers there were."""
+        rows = {name: getattr(self, name)[: len(self)] for name in self._COLUMNS}
+        return {"num_answered": self.num_answered} | rows
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a buffer of the same capacity."""
-        for name in ("first", "second", "labels", "asked_at"):
-            copy_saved(getattr(self, name), state[name])
-        self.num_answered = state["num_answered"]
+        rows = self._checked_rows(state)
+        for name in self._COLUMNS:
+            copy_saved(getattr(self, name)[:rows], state[name])
+        self.num_answered = int(state["num_answered"])
+
+    def adopt(self, state: dict[str, Any]) -> None:
+        """Read `state_dict()` of a buffer of the same capacity, whose tensors are taken as they
+        are: nothing is allocated, and nothing can be added. For a buffer on the device ``meta``."""
+        self._checked_rows(state)
+        self.first, self.second, self.labels, self.asked_at = (state[c] for c in self._COLUMNS)
+        self.num_answered = int(state["num_answered"])
+
+    def _checked_rows(self, state: dict[str, Any]) -> int:
+        """Return how many rows a state holds; raise `ValueError` if they are not what they must."""
+        rows = min(int(state["num_answered"]), len(self.labels))
+        for name in self._COLUMNS:
+            check_saved(getattr(self, name), state[name], rows)
+        return rows
 
 
 class Tally:
@@ -211,12 +228,11 @@ class SavedFeedback:
         preferences = config.preferences
         with restoring(folder):
             self._labeller_state = state["labeller"]
-            needed = replay_bytes(config, self._spec) + 28 * preferences.buffer_pairs
-            check_enough(folder, (state["replay"], state["buffer"]), needed)
-            self.replay = make_replay(self._spec, config.learner.rollout_steps, preferences, CPU)
-            self.replay.load_state_dict(state["replay"])
-            self.answers = PreferenceBuffer(preferences.buffer_pairs, CPU)
-            self.answers.load_state_dict(state["buffer"])
+            meta = torch.device("meta")  # sizes in a file are not allocated
+            self.replay = make_replay(self._spec, config.learner.rollout_steps, preferences, meta)
+            self.replay.adopt(state["replay"], CPU)
+            self.answers = PreferenceBuffer(preferences.buffer_pairs, meta)
+            self.answers.adopt(state["buffer"])
             self.tally = Tally(preferences.labeller)
             self.tally.load_state_dict(state["tally"])
 

@@ -208,13 +208,14 @@ def _numbered(held_out: Tensor, every: int) -> tuple[Tensor, int]:
 
 def _replay(replays: Sequence[Mapping[str, Any]], dealt: _Dealt) -> dict[str, Any]:
     """Return the replay buffer of a process."""
+    written = min(dealt.num_finished, dealt.capacity)
     slots = dealt.number % dealt.capacity
 
     def steps(tensors: Sequence[Tensor]) -> Tensor:
         return torch.cat(list(tensors), dim=1)[:, dealt.columns].clone()
 
     def rows(columns: Sequence[Tensor]) -> Tensor:
-        kept = torch.zeros((dealt.capacity, *columns[0].shape[1:]), dtype=columns[0].dtype)
+        kept = torch.zeros((written, *columns[0].shape[1:]), dtype=columns[0].dtype)
         for owner, column in enumerate(columns):
             is_his = dealt.owner == owner
             kept[slots[is_his]] = column[dealt.slot[is_his]]
@@ -224,7 +225,7 @@ def _replay(replays: Sequence[Mapping[str, Any]], dealt: _Dealt) -> dict[str, An
     episodes = {name: rows([table[name] for table in tables]) for name in tables[0]}
     had = replays[0]["facts"].shape[1]
     episodes["env"][slots] += dealt.owner * had - dealt.columns.start
-    is_there = torch.zeros(dealt.capacity, dtype=torch.bool)
+    is_there = torch.zeros(written, dtype=torch.bool)
     is_there[slots] = True
     episodes["start"].masked_fill_(~is_there, _NEVER)
     episodes["returns"].masked_fill_(~is_there, torch.nan)
@@ -263,7 +264,7 @@ def _answers(
     """Return the answered pairs of a process."""
     capacity = share.preferences.buffer_pairs
     standing = _standing(feedbacks, dealt.places)[-capacity:]
-    buffer = PreferenceBuffer(capacity, torch.device("cpu"))
+    buffer = PreferenceBuffer(max(1, len(standing)), torch.device("cpu"))
     for name, column in zip(
         ("asked_at", "first", "second", "labels"), zip(*standing, strict=True), strict=False
     ):

@@ -343,24 +343,24 @@ def check_layer_sizes(where: Path | str, state: Any, widths: Sequence[int]) -> N
         )
 
 
-def check_enough(where: Path | str, state: Any, needed: int) -> None:
-    """Raise `CheckpointError` if `state` holds fewer bytes than its settings speak of.
-
-    It is asked before so many are allocated.
-    """
-    known = sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
-    if needed > known:
-        raise CheckpointError(
-            f"{where}: its settings speak of {needed:,} bytes of episodes, the checkpoint holds "
-            f"{known:,}; it was damaged or made by another program"
-        )
-
-
 def copy_saved(own: torch.Tensor, saved: torch.Tensor) -> None:
     """Copy a saved tensor into one of the same shape; raise `ValueError` for any other."""
     if own.shape != saved.shape:
         raise ValueError(f"a tensor of {tuple(saved.shape)} was saved, not of {tuple(own.shape)}")
     own.copy_(saved)
+
+
+def check_saved(own: torch.Tensor, saved: torch.Tensor, rows: int) -> None:
+    """Raise `ValueError` unless `saved` holds `rows` rows of the kind that `own` has.
+
+    `own` may be on the device ``meta``: it is asked before anything is allocated.
+    """
+    expected = (rows, *own.shape[1:])
+    if tuple(saved.shape) != expected or saved.dtype != own.dtype:
+        raise ValueError(
+            f"a tensor {saved.dtype} of {tuple(saved.shape)} was saved, not {own.dtype} of "
+            f"{expected}"
+        )
 
 
 def check_finite_weights(where: Path | str, network: Any) -> None:

@@ -74,6 +74,24 @@ def test_the_buffer_state_round_trips() -> None:
     assert other.num_answered == 2
 
 
+@pytest.mark.parametrize("count", [0, 2, 3, 5])
+def test_answers_that_are_saved_can_be_read_alone(count: int) -> None:
+    buffer, alone = PreferenceBuffer(3, CPU), PreferenceBuffer(3, torch.device("meta"))
+    numbers = torch.arange(count)
+    buffer.add(numbers, numbers + 1, torch.ones(count))
+    state = copy.deepcopy(buffer.state_dict())
+    assert len(state["labels"]) == len(state["first"]) == min(3, count)
+    alone.adopt(state)
+    assert len(alone) == len(buffer)
+    for theirs, mine in zip(alone.standing(), buffer.standing(), strict=True):
+        assert torch.equal(theirs, mine)
+    for told in (count + 1, -1, 10**30):
+        if min(3, told) != min(3, count):
+            other = PreferenceBuffer(3, torch.device("meta"))
+            with pytest.raises(ValueError, match="was saved, not"):
+                other.adopt(state | {"num_answered": told})
+
+
 def make_source(**options: Any) -> tuple[FeedbackPipeline, ScriptedEnv]:
     """Return a source over four environments with episodes of 1, 2, 3 and 4 steps."""
     env = ScriptedEnv([[1], [2], [3], [4]])

@@ -189,6 +189,68 @@ def test_steps_equal_the_rollouts_they_came_from(tells: bool) -> None:
     assert torch.equal(steps.next_alive[0], next_alive[3:9])
 
 
+@pytest.mark.parametrize("rollouts", [0, 1, 3, 4, 9, 12])
+def test_only_rows_that_were_written_are_saved_and_can_be_read_alone(rollouts: int) -> None:
+    """16 steps of each of two environments are kept; so are 5 episodes, 7 of which end in four
+    rollouts."""
+    kinds = {"tells_facts": True, "agents_die": True, "max_episodes": 5}
+    lengths = [[3, 1, 7], [6, 2]]
+    replay, _ = filled(lengths, rollouts, **kinds)
+    state = copy.deepcopy(replay.state_dict())
+    assert len(state["steps"]["obs"]) == len(state["facts"]) == min(16, STEPS * rollouts)
+    for name in ("finals", "episodes"):
+        assert {len(column) for column in state[name].values()} == {min(5, replay.num_finished)}
+    alone = make_replay(ScriptedEnv(lengths, tells_facts=True, agents_die=True), max_episodes=5)
+    on_meta = ReplayBuffer(
+        ScriptedEnv(lengths, tells_facts=True, agents_die=True).spec,
+        STEPS,
+        max_steps=32,
+        max_episodes=5,
+        holdout_every=1000,
+        device=torch.device("meta"),
+    )
+    on_meta.adopt(state, torch.device("cpu"))
+    alone.load_state_dict(state)
+    numbers = replay.available()
+    known = torch.arange(replay.num_finished)
+    for other in (alone, on_meta):
+        assert torch.equal(other.available(), numbers)
+        assert torch.equal(other.holds(known), replay.holds(known))
+        assert torch.equal(other.returns(), replay.returns())
+        assert torch.equal(other.final_states(numbers), replay.final_states(numbers))
+        theirs, mine = (each.episodes(numbers) for each in (other, replay))
+        assert torch.equal(theirs.facts, mine.facts)
+        if len(numbers):
+            for name, expected in vars(mine.transitions()).items():
+                found = getattr(theirs.transitions(), name)
+                assert expected is found is None or torch.equal(expected, found), name
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda s: s.update(time=7), r"of \(8, 2, 0\) was saved, not torch.float32 of \(7, 2, 0\)"),
+        (lambda s: s.update(time=-8), "was saved, not"),
+        (lambda s: s.update(time=10**30), "was saved, not"),
+        (lambda s: s.update(num_finished=5), "was saved, not"),
+        (lambda s: s["finals"].update(obs=torch.zeros(4, 2, 10**4)), "was saved, not"),
+        (lambda s: s["steps"].update(obs=s["steps"]["obs"].double()), "torch.float64"),
+        (lambda s: s["episodes"]["length"].fill_(10**12), "length lies outside of 0 to 8"),
+        (lambda s: s["episodes"]["env"].fill_(-1), "env lies outside of 0 to 1"),
+    ],
+)
+def test_what_a_file_says_of_sizes_is_not_believed(change: Any, words: str) -> None:
+    replay, _ = filled([[3], [4]], 2)
+    state = copy.deepcopy(replay.state_dict())
+    change(state)
+    for name in ("load_state_dict", "adopt"):
+        other = make_replay(ScriptedEnv([[3], [4]]))
+        options = [torch.device("cpu")] if name == "adopt" else []
+        with pytest.raises(ValueError, match=words):
+            getattr(other, name)(state, *options)
+        assert other.time == 0
+
+
 def test_deaths_in_the_last_step_are_kept_and_saved() -> None:
     # Agent 0 acts in step 0, agent 1 in steps 0 and 1: in episodes of 1 step, agent 0 dies at the
     # end, and in those of 2 steps agent 1 does.
