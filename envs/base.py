@@ -86,6 +86,12 @@ class EnvSpec:
     """The columns of `EnvStep.facts`; empty where it is not given."""
     agent_names: tuple[str, ...] = ()
     """Names of the agents, for messages and films; empty: their numbers."""
+    obs_image: tuple[int, ...] = ()
+    """Height, width and channels where each agent observes one picture of that shape, flattened:
+    `EnvStep.obs` is uint8, 0 to 255, and not standardised. Empty: observations are numbers."""
+    state_images: tuple[int, ...] = ()
+    """Count, height, width and channels where the state is so many pictures, one behind the other,
+    and uint8. Empty: numbers."""
     native_spaces: tuple[NativeSpace, ...] = ()
     """Spaces of the agents in the environment behind this one, if they are others; else empty."""
 
@@ -157,9 +163,9 @@ class EnvStep:
     """
 
     obs: FloatArray
-    """(E, N, O) float32, zero beyond an agent's own size."""
+    """(E, N, O) float32, zero beyond an agent's own size; uint8 with `EnvSpec.obs_image`."""
     state: FloatArray
-    """(E, S) float32."""
+    """(E, S) float32; uint8 with `EnvSpec.state_images`."""
     rewards: FloatArray
     """(E,) the team's task reward for this step; with a sparse task, zero until the end."""
     terminated: BoolArray
@@ -220,6 +226,12 @@ class StepArray:
     """Rewards may have any float type; this is the type in which they are kept."""
     promise: str = ""
     """The field of `EnvSpec` that is true where the array is given; empty: always."""
+    pictures: str = ""
+    """The field of `EnvSpec` that is not empty where the array holds pictures, and is uint8."""
+
+    def dtype_in(self, spec: EnvSpec) -> str:
+        """Return the type of the array in environments of this spec."""
+        return "uint8" if self.pictures and getattr(spec, self.pictures) else self.dtype
 
     def shape(self, spec: EnvSpec) -> tuple[int, ...]:
         """Return the shape in one environment, without E."""
@@ -238,13 +250,13 @@ class StepArray:
 
 
 STEP_ARRAYS: dict[str, StepArray] = {
-    "obs": StepArray("NO", "float32"),
-    "state": StepArray("S", "float32"),
+    "obs": StepArray("NO", "float32", pictures="obs_image"),
+    "state": StepArray("S", "float32", pictures="state_images"),
     "rewards": StepArray("", "float64"),
     "terminated": StepArray("", "bool"),
     "truncated": StepArray("", "bool"),
-    "final_obs": StepArray("NO", "float32"),
-    "final_state": StepArray("S", "float32"),
+    "final_obs": StepArray("NO", "float32", pictures="obs_image"),
+    "final_state": StepArray("S", "float32", pictures="state_images"),
     "action_mask": StepArray("NA", "bool", "masks_actions"),
     "alive": StepArray("N", "bool", "agents_die"),
     "final_alive": StepArray("N", "bool", "agents_die"),

@@ -3,11 +3,11 @@
 Axes are those of `envs.base`.
 """
 
+import time
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, Replays, Vec
 from envs.plugins import explained
 from envs.rng import random_actions
 from envs.sparse import unwrapped
+from envs.traces import Actions, Digests, Played, copied, difference, digests, kept
 from envs.validation import (
     MEMBERS,
     Problems,
@@ -27,40 +28,12 @@ from envs.validation import (
     missing_members,
 )
 
-Actions = npt.NDArray[Any]
-
-
-Digests = dict[str, int]
-"""Of every array of a step, a checksum; pictures of whole runs would not fit into memory."""
-
-_STEPS, _STEPS_OF_LARGE = 200, 25
-_LARGE = 32e6
-"""Bytes of a step from which on fewer are played: pictures of a whole team."""
+_STEPS, _FEWEST = 200, 25
+_TIMED = 5
+"""Steps by which it is measured how many can be played."""
+_SECONDS = 30.0
+"""What all checks may take about, before fewer steps are played than `_STEPS`."""
 _CHECKS = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class PlayedStep:
-    """What is kept of a step."""
-
-    digests: Digests
-    rewards: npt.NDArray[Any]
-    terminated: npt.NDArray[Any]
-    truncated: npt.NDArray[Any]
-    lacks_final_alive: bool
-    is_final: dict[str, npt.NDArray[np.bool_]]
-    """(E,) for ``obs`` and ``state``: whether they equal ``final_obs`` and ``final_state``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Played:
-    """One run from a reset."""
-
-    first: EnvStep
-    actions: list[Actions]
-    steps: list[PlayedStep]
-    hidden: list[npt.NDArray[Any]]
-    """(E,) hidden rewards per step; empty if the environment has none."""
 
 
 def check_env(
@@ -72,9 +45,10 @@ def check_env(
     """Return what is wrong with an environment, one sentence each; empty if nothing is.
 
     Plays random legal actions for `steps` steps, or until every environment must have ended once if
-    that is longer, and replays parts of it. If not given, steps are 200, or 25 where one holds more
-    than 32 MB. Sentences that begin with "warning: " may be meant. `progress` is told what is
-    checked next, and the share of the checks that are done.
+    that is longer, and replays parts of it. If not given, steps are 200 or, where those would take
+    longer than about half a minute, fewer, but at least 25. Sentences that begin with "warning: "
+    may be meant. `progress` is told what is checked next, and the share of the checks that are
+    done.
     The environment is left wherever the last check ended: reset it before use.
     """
     name = type(env).__name__
@@ -84,21 +58,24 @@ def check_env(
     problems = Problems(env.spec.name)
     check_spec(env.spec, problems)
     if not len(problems):
-        if steps is None:
-            steps = _STEPS_OF_LARGE if _step_bytes(env.spec) > _LARGE else _STEPS
         with _bounds_counted(env.spec, problems):
             _check(env, steps, seed, problems, progress)
     return problems.sentences()
 
 
-def _step_bytes(spec: EnvSpec) -> int:
-    """Return the bytes of what is seen in a step, and at its end."""
-    return 2 * 4 * spec.num_envs * (spec.num_agents * spec.obs_size + spec.state_size)
+def _affordable(env: VecEnv, seed: int) -> int:
+    """Return how many steps are played in each check, by how long a few take."""
+    rng, mask = np.random.default_rng(seed), env.reset(seed).action_mask
+    begun = time.perf_counter()
+    for _ in range(_TIMED):
+        mask = env.step(random_actions(env.spec, rng, mask)).action_mask
+    seconds = (time.perf_counter() - begun) / _TIMED
+    return max(_FEWEST, min(_STEPS, int(_SECONDS / (_CHECKS * max(seconds, 1e-9)))))
 
 
 def _check(
     env: VecEnv,
-    steps: int,
+    asked: int | None,
     seed: int,
     problems: Problems,
     progress: Callable[[str, float], None] | None,
@@ -113,6 +90,11 @@ def _check(
         begun += 1
         return _attempted(doing, problems, check, *given)
 
+    steps = asked
+    if steps is None:
+        steps = _attempted("taking the first steps", problems, _affordable, env, seed)
+        if steps is None:
+            return
     played = _attempt("playing random legal actions", problems, _play, env, steps, seed, problems)
     if played is None:
         return
@@ -156,7 +138,7 @@ def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | No
     """Return a run with random legal actions, or None at the first step that does not fit."""
     spec = env.spec
     rng = np.random.default_rng(seed)
-    first = _copied(env.reset(seed))
+    first = copied(env.reset(seed))
     check_step(spec, first, "reset", problems)
     _check_start(first, problems)
     played = Played(first=first, actions=[], steps=[], hidden=[])
@@ -172,7 +154,7 @@ def _play(env: VecEnv, steps: int, seed: int, problems: Problems) -> Played | No
             problems.add("actions", f"step {t} wrote into the actions; copy them first")
         played.actions.append(actions)
         if not len(problems):  # else shapes may be wrong
-            played.steps.append(_kept(step))
+            played.steps.append(kept(step))
         if isinstance(env, HasHiddenRewards):
             played.hidden.append(_hidden(env, spec, f"step {t}", problems))
         mask = None if step.action_mask is None else step.action_mask.copy()
@@ -206,7 +188,7 @@ def _hidden(
 
 def _check_replay(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:
     """Note a reset that does not start over, and steps that the seed does not determine."""
-    field = _difference(_digests(env.reset(seed)), _digests(played.first))
+    field = difference(digests(env.reset(seed)), digests(played.first))
     if field:
         problems.add(
             "reset",
@@ -216,7 +198,7 @@ def _check_replay(env: VecEnv, steps: int, seed: int, played: Played, problems: 
         return
     for t in range(steps):
         given = played.actions[t].copy()
-        field = _difference(_digests(env.step(given)), played.steps[t].digests)
+        field = difference(digests(env.step(given)), played.steps[t].digests)
         if field:
             problems.add(
                 "deterministic",
@@ -249,10 +231,10 @@ def _is_unrepeatable(env: VecEnv, problems: Problems) -> bool:
 
 def _check_seeds(env: VecEnv, steps: int, seed: int, played: Played, problems: Problems) -> None:
     """Warn if another seed changes nothing, or all environments do the same."""
-    same = _difference(_digests(env.reset(seed + 1)), _digests(played.first)) is None
+    same = difference(digests(env.reset(seed + 1)), digests(played.first)) is None
     for t in range(steps if same else 0):
         step = env.step(played.actions[t].copy())
-        if _difference(_digests(step), played.steps[t].digests):
+        if difference(digests(step), played.steps[t].digests):
             same = False
             break
     if same:
@@ -275,7 +257,7 @@ def _check_actions(env: VecEnv, steps: int, seed: int, played: Played, problems:
     step = env.reset(seed)
     for t in range(steps):
         step = env.step(random_actions(env.spec, rng, step.action_mask))
-        if _difference(_digests(step), played.steps[t].digests):
+        if difference(digests(step), played.steps[t].digests):
             return
     problems.warn(
         "influence",
@@ -311,13 +293,13 @@ def _check_resume(env: VecEnv, steps: int, seed: int, problems: Problems) -> Non
     for _ in range(steps):
         actions.append(random_actions(env.spec, rng, mask))
         step = env.step(actions[-1].copy())
-        expected.append(_digests(step))
+        expected.append(digests(step))
         mask = None if step.action_mask is None else step.action_mask.copy()
 
     env.reset(seed + 1)
     env.load_state_dict(state)
     for t in range(steps):
-        field = _difference(_digests(env.step(actions[t].copy())), expected[t])
+        field = difference(digests(env.step(actions[t].copy())), expected[t])
         if field:
             problems.add(
                 "resume",
@@ -337,53 +319,6 @@ def _check_content(content: Any, where: str, problems: Problems) -> None:
             "state_dict",
             f"{where} is a {type(content).__name__}; save arrays, numbers, strings and dicts",
         )
-
-
-def _copied(step: EnvStep) -> EnvStep:
-    """Return the step with arrays of its own, since the next call may reuse them."""
-    arrays: dict[str, Any] = {}
-    for field in fields(EnvStep):
-        array = getattr(step, field.name)
-        arrays[field.name] = array.copy() if isinstance(array, np.ndarray) else array
-    return EnvStep(**arrays)
-
-
-def _kept(step: EnvStep) -> PlayedStep:
-    """Return what is kept of a step, whose arrays the next call may reuse."""
-    return PlayedStep(
-        digests=_digests(step),
-        rewards=step.rewards.copy(),
-        terminated=step.terminated.copy(),
-        truncated=step.truncated.copy(),
-        lacks_final_alive=step.alive is not None and step.final_alive is None,
-        is_final={
-            name: (now == final).reshape(len(now), -1).all(axis=1)
-            for name, now, final in (
-                ("obs", step.obs, step.final_obs),
-                ("state", step.state, step.final_state),
-            )
-        },
-    )
-
-
-def _digests(step: EnvStep) -> Digests:
-    """Return a checksum of every array that is given; 0.0 and -0.0 count as different."""
-    digests: Digests = {}
-    for field in fields(EnvStep):
-        array = getattr(step, field.name)
-        if array is not None:
-            digests[field.name] = 0
-            for row in array:  # one environment's, which is in one piece
-                digests[field.name] = zlib.crc32(
-                    np.ascontiguousarray(row).data, digests[field.name]
-                )
-    return digests
-
-
-def _difference(step: Digests, other: Digests) -> str | None:
-    """Return the first field in which two steps differ, or None."""
-    names = [field.name for field in fields(EnvStep)]
-    return next((name for name in names if step.get(name) != other.get(name)), None)
 
 
 def _check_start(first: EnvStep, problems: Problems) -> None:
@@ -445,7 +380,7 @@ def _check_final(field: str, played: Played, problems: Problems) -> None:
     An array that is the same all along, as in a matrix game, cannot show the next episode.
     """
     ends = shown_next = 0
-    first = _digests(played.first)[field]
+    first = digests(played.first)[field]
     constant = all(step.digests[field] == first for step in played.steps)
     for t, step in enumerate(played.steps):
         done, same = step.terminated | step.truncated, step.is_final[field]

@@ -6,6 +6,7 @@ Axis: A, the choices and numbers of an action.
 """
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,48 @@ import numpy.typing as npt
 from envs.errors import EnvError
 
 Vector = npt.NDArray[Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """How a picture of bytes is read: made smaller by the mean of squares of pixels, or grey."""
+
+    height: int
+    """In pixels, of what the environment shows."""
+    width: int
+    channels: int
+    """0: the environment's array has no axis of them."""
+    channels_first: bool = False
+    """Whether that axis is the first, not the last."""
+    shrink: int = 1
+    """Side in pixels of the squares; what is left over at the edges is cut off."""
+    grey: bool = False
+    """Whether the mean of the channels is taken."""
+
+    @property
+    def reduced(self) -> tuple[int, int, int]:
+        """Height, width and channels of what is read."""
+        channels = 1 if self.grey else max(1, self.channels)
+        return self.height // self.shrink, self.width // self.shrink, channels
+
+    def read(self, array: Vector) -> Vector:
+        """Return the `reduced` picture of an array of the environment's, uint8."""
+        height, width, _ = self.reduced
+        side, given = self.shrink, array
+        if self.channels_first:
+            given = np.moveaxis(given, 0, -1)
+        elif not self.channels:
+            given = given[..., None]
+        if side == 1 and not self.grey:
+            return np.ascontiguousarray(given)
+        # Rows first: a sum along an axis that is not the last is of whole rows of bytes at once.
+        cut = np.ascontiguousarray(given[: height * side, : width * side])
+        rows = cut.reshape(height, side, -1).sum(axis=1, dtype=np.uint32)
+        total = rows.reshape(height, width, side, -1).sum(axis=2, dtype=np.uint32)
+        count = side * side
+        if self.grey:
+            total, count = total.sum(axis=2, keepdims=True, dtype=np.uint32), count * cut.shape[2]
+        return ((total + count // 2) // count).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,10 +81,14 @@ class SpaceLeaf:
     """Upper bounds."""
     dtype: str = "float32"
     """NumPy's name for the type of an action's array."""
+    picture: Picture | None = None
+    """How the array is read as a picture; None: it is none, or read as numbers."""
 
     @cached_property
     def size(self) -> int:
         """How many features or columns it becomes: every integer is one-hot, numbers stay."""
+        if self.picture is not None:
+            return math.prod(self.picture.reduced)
         return sum(self.choices) if self.choices else int(np.prod(self.shape))
 
     @property
@@ -80,6 +127,13 @@ class SpaceLeaf:
                 f"observed {described(seen)}{self.place}; its space promises {what} of shape "
                 f"{self.shape}"
             )
+        if self.picture is not None:
+            if array.dtype != np.uint8:
+                raise EnvError(
+                    f"observed a picture of {array.dtype}{self.place}; its space promises uint8"
+                )
+            out[:] = self.picture.read(array).reshape(-1)
+            return
         if not self.choices:
             out[:] = array.reshape(-1)
             return
@@ -154,8 +208,10 @@ class NativeSpace:
         return tuple(part for leaf in self.act for part in (leaf.choices or (0,) * leaf.size))
 
     def features(self, obs: Any) -> Vector:
-        """Return an observation as a vector; raise `EnvError` with what was expected."""
-        features = np.zeros(self._features[-1][1], np.float32)
+        """Return an observation as a vector, a picture as bytes; raise `EnvError` with what was
+        expected."""
+        kind = np.float32 if self.obs[0].picture is None else np.uint8
+        features: Vector = np.zeros(self._features[-1][1], kind)
         for leaf, (begin, end) in zip(self.obs, self._features, strict=True):
             leaf.write(obs, features[begin:end])
         return features

@@ -4,6 +4,7 @@
 `fitting_step` on the first one, environments use `checked_actions` on every call.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, get_args
 
@@ -82,6 +83,16 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
         sizes = getattr(spec, field)
         if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
             problems.add(field, f"spec.{field} is {sizes!r}; give one size of at least 1 per agent")
+    for field, shape, axes, sizes in (
+        ("obs_image", spec.obs_image, 3, set(spec.obs_sizes)),
+        ("state_images", spec.state_images, 4, {spec.state_size}),
+    ):
+        if shape and (len(shape) != axes or min(shape) < 1 or sizes != {math.prod(shape)}):
+            problems.add(
+                field,
+                f"spec.{field} is {shape!r}, which does not fit sizes of {sorted(sizes)}; give "
+                f"{axes} numbers whose product is the size, or nothing",
+            )
     if len(spec.obs_sizes) != len(spec.action_sizes):
         problems.add(
             "num_agents",
@@ -187,7 +198,7 @@ def _check_arrays(spec: EnvSpec, step: EnvStep, where: str, problems: Problems) 
                 f"spec.{member} is {getattr(spec, member)}; make the two agree",
             )
         elif is_given or not member:
-            kind = "float" if field == "rewards" else promised.dtype
+            kind = "float" if field == "rewards" else promised.dtype_in(spec)
             shape = (spec.num_envs, *promised.shape(spec))
             _check_array(field, array, shape, kind, where, problems)
 
@@ -208,6 +219,7 @@ def _check_array(
         return
     fits = {
         "float32": array.dtype == np.float32,
+        "uint8": array.dtype == np.uint8,
         "float": array.dtype.kind == "f",
         "bool": array.dtype == np.bool_,
     }
@@ -217,7 +229,7 @@ def _check_array(
             f"{where}: {field} is {array.dtype} of shape {array.shape}; "
             f"the spec promises {kind} of shape {shape}",
         )
-    elif kind != "bool" and not np.isfinite(array).all():
+    elif kind in ("float", "float32") and not np.isfinite(array).all():
         index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         problems.add(
             field, f"{where}: {field}{list(index)} is {array[index]}; return finite numbers"

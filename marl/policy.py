@@ -22,6 +22,7 @@ from marl.config.io import config_from_dict, plain
 from marl.config.validation import build
 from marl.data.rollout import executed
 from marl.learners.base import Actor, learner_class
+from marl.nn.encoders import input_widths
 from marl.nn.normalisation import TeamNorm
 from marl.utils.checkpoint import (
     CheckpointError,
@@ -134,7 +135,8 @@ class Policy:
         contrast to it of that `strength` (`marl.contrast`); the choice holds for whole episodes.
         """
         spec, team = self.spec, self.spec.num_agents
-        seen = self._checked("obs", obs, (team, spec.obs_size), np.float32)
+        kind = np.uint8 if spec.obs_image else np.float32
+        seen = self._checked("obs", obs, (team, spec.obs_size), kind)
         legal = None
         if mask is not None:
             shape = (*np.shape(obs)[:-1], spec.action_size)
@@ -198,7 +200,8 @@ class Policy:
                 f"{len(agents)} and lacks {sorted(unknown)}; give all names in the environment's "
                 "order, e.g. env.possible_agents"
             )
-        padded = np.zeros((spec.num_agents, spec.obs_size), np.float32)
+        kind = np.uint8 if spec.obs_image else np.float32
+        padded = np.zeros((spec.num_agents, spec.obs_size), kind)
         legal = np.arange(spec.action_size) < np.array(spec.action_sizes)[:, None]
         for index, agent in enumerate(agents):
             if agent not in obs:
@@ -288,8 +291,8 @@ def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
             f"{run} holds a fitted reward model and no policy; `marl fit-reward --model dpo` (or "
             "omapl) and `marl imitate` fit policies"
         )
-    for inputs in (spec.obs_size, spec.state_size):
-        check_layer_sizes(run, saved, (inputs, *config.network.hidden_sizes, spec.action_size))
+    for inputs in input_widths(spec, config.network.encoder):
+        check_layer_sizes(run, saved, (*inputs, *config.network.hidden_sizes, spec.action_size))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     check_trusted(learner_paths(config), run, config)
     learner = learner_class(config.learner.kind)

@@ -23,8 +23,8 @@ from envs.adapters.quirks import (
     called,
     joint_reward,
     own_limit,
+    third_party,
     time_limit,
-    with_pictures,
 )
 from envs.adapters.spaces import AgentSpaces
 from envs.adapters.team import TeamView
@@ -54,6 +54,8 @@ def gym_team(
     limit_terminates: bool | None = None,
     remake: bool | None = None,
     action_limit: float | None = None,
+    shrink: int = 1,
+    grey: bool = False,
     repeats: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
@@ -79,14 +81,11 @@ def gym_team(
         limit_terminates=limit_terminates,
         remake=remake,
         action_limit=action_limit,
+        shrink=shrink,
+        grey=grey,
     )
-    return TeamEnv(
-        partial(team, partial(make, options)),
-        num_envs,
-        workers=workers,
-        timeout=timeout,
-        repeats=repeats,
-        drawn=partial(team, partial(with_pictures, make, options)),
+    return third_party(
+        team, make, options, num_envs, workers=workers, timeout=timeout, repeats=repeats
     )
 
 
@@ -105,6 +104,8 @@ class TupleTeam(ThirdPartyTeam):
         limit_terminates: bool | None,
         remake: bool | None,
         action_limit: float | None,
+        shrink: int,
+        grey: bool,
     ) -> None:
         source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
         env = source.env
@@ -116,13 +117,15 @@ class TupleTeam(ThirdPartyTeam):
             )
         self._names = [f"agent {index}" for index in range(len(spaces[0].spaces))]
         agents = [f"{name}, {agent}" for agent in self._names]
-        own = AgentSpaces(agents, spaces[0].spaces, spaces[1].spaces, action_limit)
+        own = AgentSpaces(agents, spaces[0].spaces, spaces[1].spaces, action_limit, shrink, grey)
         super().__init__(source, own, team_reward, facts)
         self._spec = EnvSpec(
             name=name,
             num_envs=1,
             obs_sizes=self._spaces.obs_sizes,
             state_size=len(self._columns),
+            obs_image=self._spaces.obs_image,
+            state_images=self.joined_images,
             action_kind=self._spaces.action_kind,
             action_sizes=self._spaces.action_sizes,
             action_parts=self._spaces.action_parts,

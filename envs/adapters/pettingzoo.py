@@ -1,5 +1,6 @@
 """Any PettingZoo `ParallelEnv` as an environment. Axes are those of `envs.base`."""
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -14,13 +15,14 @@ from envs.adapters.quirks import (
     called,
     joint_reward,
     own_limit,
+    third_party,
     time_limit,
-    with_pictures,
 )
-from envs.adapters.spaces import AgentSpaces
+from envs.adapters.spaces import AgentSpaces, picture_of
 from envs.adapters.team import TeamView
 from envs.adapters.team_env import TeamEnv
 from envs.base import EnvError, EnvSpec
+from envs.native import Picture
 from envs.plugins import source_of
 
 _MEMBERS = ("possible_agents", "reset", "step", "observation_space", "action_space")
@@ -41,6 +43,8 @@ def pettingzoo(
     limit_terminates: bool | None = None,
     remake: bool | None = None,
     action_limit: float | None = None,
+    shrink: int = 1,
+    grey: bool = False,
     repeats: bool | None = None,
     workers: int | None = None,
     timeout: float = 120.0,
@@ -56,9 +60,10 @@ def pettingzoo(
     separated by commas. Without `own_state`, the observations side by side stand for ``state()``.
     `agents_die = False` promises that no agent leaves before the end. With `remake`, every episode
     gets a new environment, for one whose reset keeps traces of the episode before. Numbers of
-    actions without bounds lie in [-`action_limit`, `action_limit`]. What else is None is what
-    `envs.adapters.quirks` knows of the environment. `workers`, `timeout` and `repeats` are those of
-    `TeamEnv`.
+    actions without bounds lie in [-`action_limit`, `action_limit`]. Of pictures, squares of
+    `shrink` by `shrink` pixels become one, and with `grey` so do their channels. What else is None
+    is what `envs.adapters.quirks` knows of the environment. `workers`, `timeout` and `repeats` are
+    those of `TeamEnv`.
     """
     make = partial(made, name, factory)
     options |= own_limit(factory, make, options, max_steps)
@@ -74,33 +79,37 @@ def pettingzoo(
         limit_terminates=limit_terminates,
         remake=remake,
         action_limit=action_limit,
+        shrink=shrink,
+        grey=grey,
     )
-    return TeamEnv(
-        partial(team, partial(make, options)),
-        num_envs,
-        workers=workers,
-        timeout=timeout,
-        repeats=repeats,
-        drawn=partial(team, partial(with_pictures, make, options)),
+    return third_party(
+        team, make, options, num_envs, workers=workers, timeout=timeout, repeats=repeats
     )
 
 
 class OwnState:
     """The environment's `state()`."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self._shape = shape
-        self.size = int(np.prod(shape))
+    def __init__(self, shape: tuple[int, ...], picture: Picture | None) -> None:
+        self._shape, self._picture = shape, picture
+        self.images: tuple[int, ...] = () if picture is None else (1, *picture.reduced)
+        """`EnvSpec.state_images`."""
+        self.size = math.prod(self.images or shape)
         """S."""
 
     @classmethod
-    def of(cls, env: Any) -> "OwnState | None":
-        """Return the state of an environment that was reset, or None if it has none."""
+    def of(cls, env: Any, read_as: Callable[..., Picture | None]) -> "OwnState | None":
+        """Return the state of an environment that was reset, or None if it has none.
+
+        `read_as` says of a shape and a type how it is read as a picture.
+        """
         try:
             state = np.asarray(env.state())
         except (NotImplementedError, AttributeError):  # PettingZoo's ways of having no state
             return None
-        return cls(state.shape) if state.size and state.dtype.kind in "fiub" else None
+        if not state.size or state.dtype.kind not in "fiub":
+            return None
+        return cls(state.shape, read_as(state.shape, state.dtype))
 
     def write(self, env: Any, view: TeamView, terminated: bool) -> bool:
         """Write the state, whose shape may not change; return whether there is one.
@@ -119,6 +128,8 @@ class OwnState:
                 f"state() had shape {self._shape} after the first reset and has {state.shape} now; "
                 "set `--env.options own_state False`, then the observations stand for it"
             )
+        if self._picture is not None:
+            state = self._picture.read(state)
         view.state[:] = state.reshape(-1)
         return True
 
@@ -140,6 +151,8 @@ class ParallelEnvTeam(ThirdPartyTeam):
         limit_terminates: bool | None,
         remake: bool | None,
         action_limit: float | None,
+        shrink: int,
+        grey: bool,
     ) -> None:
         source = ThirdPartyEnv(make, remake=remake, limit_terminates=limit_terminates)
         env = source.env
@@ -150,15 +163,20 @@ class ParallelEnvTeam(ThirdPartyTeam):
             [env.observation_space(agent) for agent in self._names],
             [env.action_space(agent) for agent in self._names],
             action_limit,
+            shrink,
+            grey,
         )
         super().__init__(source, spaces, team_reward, facts)
-        self._masks_in_info, self._own_state = self._looked_at(own_state)
+        read_as = partial(picture_of, shrink=shrink, grey=grey)
+        self._masks_in_info, self._own_state = self._looked_at(own_state, read_as)
         self._acting: list[int] = []
         self._spec = EnvSpec(
             name=name,
             num_envs=1,
             obs_sizes=self._spaces.obs_sizes,
             state_size=self._own_state.size if self._own_state else len(self._columns),
+            obs_image=self._spaces.obs_image,
+            state_images=self._own_state.images if self._own_state else self.joined_images,
             action_kind=self._spaces.action_kind,
             action_sizes=self._spaces.action_sizes,
             action_parts=self._spaces.action_parts,
@@ -256,7 +274,9 @@ class ParallelEnvTeam(ThirdPartyTeam):
         view.alive[:] = False
         view.alive[shown] = True
 
-    def _looked_at(self, own_state: bool) -> tuple[bool, OwnState | None]:
+    def _looked_at(
+        self, own_state: bool, read_as: Callable[..., Picture | None]
+    ) -> tuple[bool, OwnState | None]:
         """Return, from one reset, whether infos hold masks, and the state if there is one."""
         try:
             _, infos = answered_reset(self._source.reset(0))
@@ -265,7 +285,7 @@ class ParallelEnvTeam(ThirdPartyTeam):
         in_info = any(
             isinstance(info, Mapping) and "action_mask" in info for info in infos.values()
         )
-        return in_info, OwnState.of(self._source.env) if own_state else None
+        return in_info, OwnState.of(self._source.env, read_as) if own_state else None
 
 
 def made(name: str, factory: Callable[..., Any], options: dict[str, Any]) -> Any:

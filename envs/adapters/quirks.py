@@ -10,13 +10,15 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from envs.adapters.spaces import AgentSpaces, ObsBounds
-from envs.adapters.team import joined_columns
+from envs.adapters.team import Team, joined_columns
+from envs.adapters.team_env import TeamEnv
 from envs.base import EnvError, EnvSpec, Fact, FloatArray
 from envs.native import described
 from envs.plugins import failure
@@ -190,6 +192,30 @@ def with_pictures(make: Callable[[dict[str, Any]], Any], options: dict[str, Any]
     return drawn
 
 
+def third_party(
+    team: Callable[..., Team],
+    make: Callable[[dict[str, Any]], Any],
+    options: dict[str, Any],
+    num_envs: int,
+    *,
+    workers: int | None,
+    timeout: float,
+    repeats: bool | None,
+) -> TeamEnv:
+    """Return `num_envs` teams of the environments that `make` makes with the options.
+
+    `team` makes a team of what makes its environment; the others are those of `TeamEnv`.
+    """
+    return TeamEnv(
+        partial(team, partial(make, options)),
+        num_envs,
+        workers=workers,
+        timeout=timeout,
+        repeats=repeats,
+        drawn=partial(team, partial(with_pictures, make, options)),
+    )
+
+
 def time_limit(name: str, env: Any, max_steps: int | None) -> int:
     """Return the option if given, else the limit that the environment shows."""
     own = found_time_limit(env)
@@ -352,13 +378,19 @@ class ThirdPartyTeam:
         """Where the agents' own features stand in the flattened observations."""
 
     @property
+    def joined_images(self) -> tuple[int, ...]:
+        """`EnvSpec.state_images` where the agents' observations side by side are the state."""
+        image = self._spaces.obs_image
+        return (len(self._spaces.native), *image) if image else ()
+
+    @property
     def spec(self) -> EnvSpec:
         """The constants of the task, with one environment."""
         return self._spec
 
     @property
-    def obs_bounds(self) -> ObsBounds:
-        """What the observation spaces promise."""
+    def obs_bounds(self) -> ObsBounds | None:
+        """What the observation spaces promise; None of pictures."""
         return self._spaces.obs_bounds
 
     @property

@@ -17,9 +17,11 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Sp
 
 from envs.adapters.team import TeamView
 from envs.base import ActionKind, EnvError, FloatArray
-from envs.native import NativeSpace, SpaceLeaf, described
+from envs.native import NativeSpace, Picture, SpaceLeaf, described
 
 _MASK = "action_mask"
+_MAX_CHANNELS, _LEAST_SIDE = 16, 8
+"""Of what is taken for a picture."""
 _UNBOUNDED = 1e30
 """What is larger is no bound."""
 
@@ -33,15 +35,31 @@ class AgentSpaces:
         obs_spaces: Sequence[Space[Any]],
         action_spaces: Sequence[Space[Any]],
         action_limit: float | None = None,
+        shrink: int = 1,
+        grey: bool = False,
     ) -> None:
-        """`action_limit` is how far numbers of actions without a bound may go; see `bounded`."""
+        """`action_limit` is how far numbers of actions without a bound may go; see `bounded`.
+
+        `shrink` and `grey` say how pictures are read; see `envs.native.Picture`.
+        """
         self._names = names
         self.masked = [_is_masked(space) for space in obs_spaces]
         """Per agent, whether its observation is a dict that holds an action mask."""
-        self.obs_bounds = ObsBounds(names, obs_spaces)
+        leaves = [observed(name, space) for name, space in zip(names, obs_spaces, strict=True)]
+        pictures = pictures_of(obs_spaces, shrink, grey)
+        self.obs_image: tuple[int, ...] = () if pictures is None else pictures[0].reduced
+        """See `EnvSpec.obs_image`."""
+        self.obs_bounds: ObsBounds | None = None
+        """None of pictures, whose bytes cannot leave theirs."""
+        if pictures is None:
+            self.obs_bounds = ObsBounds(names, obs_spaces)
+        else:
+            leaves = [
+                (replace(leaf, picture=p),) for (leaf,), p in zip(leaves, pictures, strict=True)
+            ]
         self.native = tuple(
-            NativeSpace(obs=observed(name, seen), act=acted(name, space, action_limit))
-            for name, seen, space in zip(names, obs_spaces, action_spaces, strict=True)
+            NativeSpace(obs=seen, act=acted(name, space, action_limit))
+            for name, seen, space in zip(names, leaves, action_spaces, strict=True)
         )
         """The agents' own spaces, for `EnvSpec`."""
         self.obs_sizes = tuple(sum(leaf.size for leaf in own.obs) for own in self.native)
@@ -103,6 +121,56 @@ def leaf_spaces(space: Space[Any], path: tuple[str, ...] = ()) -> list[tuple[Any
     else:
         return [(path, space)]
     return [leaf for step, held in inner for leaf in leaf_spaces(held, (*path, step))]
+
+
+def picture_of(shape: tuple[int, ...], dtype: object, shrink: int, grey: bool) -> Picture | None:
+    """Return how arrays of such a shape and type are read as pictures; None: they are none.
+
+    Pictures are bytes in two axes, or in three of which the last or the first are 1 to 16
+    channels, with at least 8 pixels on each side.
+    """
+    if dtype != np.uint8 or len(shape) not in (2, 3):
+        return None
+    if shrink < 1:
+        raise EnvError(f"shrink is {shrink}; give the side of a square of pixels, at least 1")
+    narrow = shape[0] < _LEAST_SIDE or shape[-1] > _MAX_CHANNELS >= shape[0]
+    first = len(shape) == 3 and narrow
+    sides = shape[1:] if first else shape[:2]
+    channels = 0 if len(shape) == 2 else shape[0] if first else shape[2]
+    if min(sides) < _LEAST_SIDE or channels > _MAX_CHANNELS:
+        return None
+    if min(sides) < shrink:
+        raise EnvError(f"shrink is {shrink}, and pictures have {sides[0]} x {sides[1]} pixels")
+    return Picture(
+        height=sides[0],
+        width=sides[1],
+        channels=channels,
+        channels_first=first,
+        shrink=shrink,
+        grey=grey,
+    )
+
+
+def pictures_of(spaces: Sequence[Space[Any]], shrink: int, grey: bool) -> list[Picture] | None:
+    """Return how each agent's observation is read as a picture.
+
+    None unless every agent observes one picture, all of one size, whose values may reach 255.
+    """
+    pictures = []
+    for space in spaces:
+        held = [inner for _, inner in leaf_spaces(space)]
+        if len(held) == 1 and isinstance(held[0], Box) and (held[0].high == 255).all():
+            picture = picture_of(held[0].shape, held[0].dtype, shrink, grey)
+            if picture is not None:
+                pictures.append(picture)
+    if len(pictures) == len(spaces) and len({picture.reduced for picture in pictures}) == 1:
+        return pictures
+    if shrink != 1 or grey:
+        raise EnvError(
+            f"shrink and grey are for teams in which every agent observes one picture, all of one "
+            f"size; here they observe {', '.join(dict.fromkeys(map(str, spaces)))}; leave them out"
+        )
+    return None
 
 
 def space_leaf(path: tuple[str, ...], space: Space[Any]) -> SpaceLeaf | None:
@@ -282,8 +350,8 @@ class BoundedTeam(Protocol):
     """A `Team` whose observation spaces have bounds."""
 
     @property
-    def obs_bounds(self) -> ObsBounds:
-        """The bounds."""
+    def obs_bounds(self) -> ObsBounds | None:
+        """The bounds; None where there is nothing to look at."""
         ...
 
 

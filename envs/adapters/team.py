@@ -34,9 +34,9 @@ class TeamView:
     """
 
     obs: FloatArray
-    """(N, O) float32; zero for an agent that takes no part."""
+    """(N, O) float32, of pictures uint8; zero for an agent that takes no part."""
     state: FloatArray
-    """(S,) float32."""
+    """(S,) float32, of pictures uint8."""
     action_mask: BoolArray
     """(N, A); starts with each agent's own choices legal, left alone by a team without masks."""
     alive: BoolArray
@@ -85,7 +85,7 @@ TeamMaker = Callable[[], Team]
 
 def record_dtype(spec: EnvSpec) -> np.dtype[np.void]:
     """Return the layout of one environment's record: its episode's number, and its step."""
-    arrays = [(name, array.dtype, array.shape(spec)) for name, array in STEP_ARRAYS.items()]
+    arrays = [(name, a.dtype_in(spec), a.shape(spec)) for name, a in STEP_ARRAYS.items()]
     return np.dtype([("episodes", np.int64), *arrays], align=True)
 
 

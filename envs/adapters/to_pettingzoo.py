@@ -52,10 +52,10 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         self.agents: list[str] = []
         self.observation_spaces = dict(zip(self.possible_agents, self._obs_spaces(), strict=True))
         self.action_spaces = dict(zip(self.possible_agents, self._action_spaces(), strict=True))
-        self.state_space = spaces.Box(-np.inf, np.inf, (spec.state_size,), np.float32)
+        self.state_space = _numbers(spec.state_size, bool(spec.state_images))
         self._seeds = np.random.default_rng()
         self._mask: npt.NDArray[np.bool_] | None = None
-        self._state = np.zeros(spec.state_size, np.float32)
+        self._state = np.zeros(spec.state_size, self.state_space.dtype)
 
     def observation_space(self, agent: str) -> spaces.Space[Any]:
         """Return the space of an agent's observations."""
@@ -109,7 +109,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             infos,
         )
 
-    def state(self) -> npt.NDArray[np.float32]:
+    def state(self) -> npt.NDArray[Any]:
         """Return the (S,) state of the team."""
         return self._state
 
@@ -124,7 +124,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
     def _obs_spaces(self) -> list[spaces.Space[Any]]:
         """Return the agents' observation spaces."""
         spec = self.env.spec
-        seen = [spaces.Box(-np.inf, np.inf, (size,), np.float32) for size in spec.obs_sizes]
+        seen = [_numbers(size, bool(spec.obs_image)) for size in spec.obs_sizes]
         if not spec.masks_actions:
             return list(seen)
         choices = [len(own.choice_columns) for own in spec.own_spaces]
@@ -155,7 +155,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         seen: dict[str, Any] = {}
         for agent in agents:
             index = self.possible_agents.index(agent)
-            own = obs[0, index, : spec.obs_sizes[index]].astype(np.float32)
+            own = obs[0, index, : spec.obs_sizes[index]].copy()
             if spec.masks_actions:
                 columns = spec.own_spaces[index].choice_columns
                 legal = np.ones(len(columns), np.int8)
@@ -218,3 +218,10 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             illegal = wrong_parts(layout, joined, self._mask[None])[0]
         joined[0, illegal] = first[illegal]
         return [a for a, wrong in zip(self.possible_agents, illegal, strict=True) if wrong]
+
+
+def _numbers(size: int, are_pixels: bool) -> spaces.Box:
+    """Return the space of a vector of numbers, or of the pixels of pictures."""
+    if are_pixels:
+        return spaces.Box(0, 255, (size,), np.uint8)
+    return spaces.Box(-np.inf, np.inf, (size,), np.float32)

@@ -54,7 +54,7 @@ class Check:
     num_envs: Annotated[int, Range(1, 1e6)] = 4
     """Environments in a batch."""
     steps: Annotated[int, Range(1, 1e9)] | None = None
-    """Steps to play; 200 if not given, or 25 where a step holds more than 32 MB."""
+    """Steps to play; if not given 200, or fewer where those would take too long."""
 
     def run(self) -> int:
         """Print what is wrong; return 1 if anything keeps the environment from being trained in."""
@@ -71,7 +71,8 @@ class Check:
             print(f"- {problem}")
         faults = len([p for p in problems if not p.startswith("warning: ")])
         print(f"{self.env}: {faults} faults, {len(problems) - faults} warnings")
-        if unfit := self._memory_fault(env.spec) if not faults else "":
+        flags, unfit = fitting_flags(env.spec) if not faults else ("", "")
+        if unfit:
             print(f"it keeps the contract, but {unfit}")
         elif not faults:
             options = dict(self.options)
@@ -79,7 +80,8 @@ class Check:
                 options.setdefault("reward_mode", "episodic")
             given = " ".join(f"{key} {value}" for key, value in options.items())
             given = f" --env.options {given}" if given else ""
-            print(f"it keeps the contract; train with: marl train --env.name {self.env}{given}")
+            keeps = f"it keeps the contract{', in less memory' if flags else ''}; train with"
+            print(f"{keeps}: marl train --env.name {self.env}{given}{flags}")
         return 1 if faults or unfit else 0
 
     def _checked(self, env: "VecEnv") -> list[str]:
@@ -100,15 +102,38 @@ class Check:
 
             return check_env(env, steps=self.steps, progress=progress)
 
-    def _memory_fault(self, spec: "EnvSpec") -> str:
-        """Return why training with the default settings needs too much memory; empty if not."""
-        from marl.config import ConfigError
-        from marl.config.io import load_config
-        from marl.utils.memory_check import check_memory
 
-        config = load_config()
+def fitting_flags(spec: "EnvSpec") -> tuple[str, str]:
+    """Return the flags with which training fits into memory, and why it does with none of them.
+
+    Both are empty where the default settings fit. Else fewer environments with shorter rollouts are
+    tried, and a replay buffer that holds a few times what it must.
+    """
+    from marl.config import ConfigError
+    from marl.config.io import load_config
+    from marl.utils.memory_check import check_memory
+
+    default = load_config()
+    unfit, tried = "", [""]
+    for num_envs in (16, 8, 4, 2, 1):
+        for rollout_steps in (125, 50):
+            for times in (4, 1):
+                replay_steps = times * num_envs * (spec.max_steps + 2 * rollout_steps)
+                if replay_steps < default.preferences.replay_steps:
+                    tried.append(
+                        f" --env.num-envs {num_envs} --learner.rollout-steps {rollout_steps} "
+                        f"--preferences.replay-steps {replay_steps} "
+                        "--preferences.replay-episodes 256"
+                    )
+    for flags in tried:
+        words = flags.split()
+        named = dict(zip(words[::2], map(int, words[1::2]), strict=True))
+        overrides = {key.removeprefix("--").replace("-", "_"): v for key, v in named.items()}
+        config = load_config(overrides=overrides)
         try:
             check_memory(config, replace(spec, num_envs=config.env.num_envs))
         except ConfigError as error:
-            return str(error)
-        return ""
+            unfit = unfit or str(error)
+        else:
+            return flags, ""
+    return "", unfit

@@ -54,6 +54,12 @@ class NetworkConfig:
     """One actor and one local critic for all agents, told apart by a one-hot id; or one each."""
     normalise_inputs: bool = True
     """Standardise observations and states by their running mean and deviation."""
+    encoder: str = ""
+    """What reads an agent's observation before the hidden layers of actors and critics. Empty: of
+    pictures a small convolutional network, of anything else nothing. ``entities``: attention over
+    the entities of a list, where the environment tells which features are whose. An import path
+    ``package.module:Class``: yours, made as ``Class(spec)``, a `torch.nn.Module` from (rows,
+    features) to (rows, any number). The state is read as it is, pictures by convolutions."""
     recurrence: Literal["none", "gru"] = "none"
     """``gru``: the second hidden layer of actors and critics (the only one, if there is one) is a
     gated recurrent unit, whose hidden state sums up the episode so far."""
@@ -255,6 +261,10 @@ class RewardConfig:
     """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
     share_parameters: bool = True
     """One utility network for all agents, told apart by a one-hot id; or one each."""
+    encoder: str = ""
+    """What reads an agent's observation in the model, as ``network.encoder`` does in the policy:
+    in q_i and v_i of a factored reward, and in the policy of a ``policy_ratio``. Pictures are read
+    by convolutions in a central reward, too."""
     recurrence: Literal["none", "gru"] = "none"
     """``gru``, for ``imap`` and ``slf``: the second hidden layer of q_i and v_i (the only one, if
     there is one) is a gated recurrent unit. q_i then depends on all that its agent saw and did in

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
 from envs import EnvSpec
@@ -186,7 +186,7 @@ class ReplayBuffer:
         missing = returns.isnan()  # where a run was dealt out to other processes
         return returns[~missing] if bool(missing.any()) else returns
 
-    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Num[Tensor, "M S"]:
         """Return the team's state at the end of each episode."""
         return self._finals["state"][numbers % self.max_episodes]
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
 from envs import EnvSpec
@@ -35,13 +35,14 @@ class History:
 class Transitions:
     """Steps as a reward model sees them: no reward field, so none can leak into what it learns."""
 
-    obs: Float[Tensor, "*L N O"]
-    state: Float[Tensor, "*L S"]
+    obs: Num[Tensor, "*L N O"]
+    """Pictures are uint8 (`EnvSpec.obs_image`), and so are states of them."""
+    state: Num[Tensor, "*L S"]
     actions: Int64[Tensor, "*L N"] | Float[Tensor, "*L N A"]
     """What the environment received: continuous actions are clipped to [-1, 1]."""
-    next_obs: Float[Tensor, "*L N O"]
+    next_obs: Num[Tensor, "*L N O"]
     """What the step led to; at an episode's end the real final observation, never the reset."""
-    next_state: Float[Tensor, "*L S"]
+    next_state: Num[Tensor, "*L S"]
     terminated: Bool[Tensor, "*L"]
     alive: Bool[Tensor, "*L N"] | None = None
     """Agents that acted in this step. None: all."""
@@ -203,7 +204,7 @@ class EpisodeReplay(Protocol):
         """Return mean and standard deviation of the returns; a deviation of zero as 1."""
         ...
 
-    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Num[Tensor, "M S"]:
         """Return the team's state at the end of each episode."""
         ...
 
@@ -282,7 +283,7 @@ def step_fields(spec: EnvSpec) -> dict[str, Field]:
     """Return the fields that one step of an environment fills, by their name in `Transitions`."""
     arrays = {name: STEP_ARRAYS[name] for name in ("obs", "state", "alive", "action_mask")}
     fields: dict[str, Field] = {
-        name: (array.shape(spec), getattr(torch, array.dtype))
+        name: (array.shape(spec), getattr(torch, array.dtype_in(spec)))
         for name, array in arrays.items()
         if array.is_given(spec)
     }

@@ -1,11 +1,11 @@
 """Policies of all agents, of discrete, continuous and composite actions.
 
-Axes: T time, E environments, N agents, M of them, O observation features, A actions, H hidden
-units; ``*L`` any leading axes, ``*B`` those between time and agents.
+Axes: T time, E environments, N agents, M of them, O observation, F encoded features, A
+actions, H hidden units; ``*L`` any leading axes, ``*B`` those between time and agents.
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
@@ -18,6 +18,7 @@ from marl.learners.distributions import (
     Distribution,
     Gaussian,
 )
+from marl.nn.encoders import make_encoder
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp
 from marl.nn.mlp import ExplicitMLP, has_explicit_passes
@@ -34,18 +35,27 @@ class _NetworkActor(nn.Module):
     ) -> None:
         super().__init__()
         self.norm = norm
+        self.encoder = make_encoder(
+            spec,
+            config.encoder,
+            "network.encoder",
+            shared=config.share_parameters,
+            generator=generator,
+        )
+        inputs = spec.obs_size if self.encoder is None else self.encoder.features
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
-            spec.obs_size,
+            inputs,
             config.hidden_sizes,
             spec.action_size,
             shared=config.share_parameters,
             output_gain=0.01,
             generator=generator,
-            ids_at=spec.obs_size,
+            ids_at=inputs,
         )
-        self.passes = ExplicitMLP(self.body) if has_explicit_passes(self.body) else None
+        is_explicit = self.encoder is None and has_explicit_passes(self.body)
+        self.passes = ExplicitMLP(self.body) if is_explicit else None
         sizes = torch.tensor(spec.action_sizes)
         present = torch.arange(spec.action_size) < sizes[:, None]
         self.register_buffer("present", present, persistent=False)
@@ -60,18 +70,22 @@ class _NetworkActor(nn.Module):
         """Return the distribution of actions that the outputs of some `agents` stand for."""
         raise NotImplementedError
 
-    def forward(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
+    def forward(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
         """Return the network's outputs for standardised observations."""
-        return (self.passes or self.body)(obs)
+        return (self.passes or self.body)(self.encoded(obs))
+
+    def encoded(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N F"]:
+        """Return what the layers read of standardised observations."""
+        return obs if self.encoder is None else self.encoder(obs)
 
     def unroll(
         self,
-        obs: Float[Tensor, "T *B N O"],
+        obs: Num[Tensor, "T *B N O"],
         hidden: Float[Tensor, "*B N H"],
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N A"], Float[Tensor, "T *B N H"]]:
         """Return the outputs of successive steps and the hidden state after each."""
-        return self.body(obs, hidden, starts)
+        return self.body(self.encoded(obs), hidden, starts)
 
     def initial_hidden(self, num_envs: int) -> Float[Tensor, "E N H"] | None:
         """Return the hidden state at the start of an episode; None for a feed-forward policy."""
@@ -79,7 +93,7 @@ class _NetworkActor(nn.Module):
 
     def act(
         self,
-        obs: Float[Tensor, "*L N O"],
+        obs: Num[Tensor, "*L N O"],
         hidden: Float[Tensor, "*L N H"] | None = None,
         mask: Bool[Tensor, "*L N A"] | None = None,
         noise: Tensor | None = None,
@@ -91,7 +105,7 @@ class _NetworkActor(nn.Module):
 
     def step_distribution(
         self,
-        obs: Float[Tensor, "*L N O"],
+        obs: Num[Tensor, "*L N O"],
         hidden: Float[Tensor, "*L N H"] | None = None,
         mask: Bool[Tensor, "*L N A"] | None = None,
     ) -> tuple[Distribution, Float[Tensor, "*L N H"] | None]:
@@ -101,7 +115,7 @@ class _NetworkActor(nn.Module):
 
     def log_prob(
         self,
-        obs: Float[Tensor, "*L N O"],
+        obs: Num[Tensor, "*L N O"],
         actions: Tensor,
         mask: Bool[Tensor, "*L N A"] | None = None,
     ) -> Float[Tensor, "*L N"]:
@@ -116,7 +130,7 @@ class _NetworkActor(nn.Module):
             return self(obs), None
         if hidden is None:
             hidden = self.body.gru.weight_hidden.new_zeros(len(obs), *self.body.hidden_shape)
-        return self.body.step(obs, hidden)
+        return self.body.step(self.encoded(obs), hidden)
 
 
 class CategoricalActor(_NetworkActor):

@@ -5,11 +5,12 @@ states of a critic (1 or N); ``*L`` any leading axes and ``*B`` those between ti
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import NetworkConfig
+from marl.nn.encoders import make_encoder, make_state_encoder
 from marl.nn.gru import RecurrentBody
 from marl.nn.layers import agent_mlp, mlp, with_team
 from marl.nn.mlp import ExplicitMLP, has_explicit_passes
@@ -22,29 +23,34 @@ class TeamCritic(nn.Module):
     def __init__(self, spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.value_norm = ValueNorm()
+        self.encoder = make_state_encoder(spec, generator)
         self.body: nn.Module
-        inputs, hidden = spec.state_size, config.hidden_sizes
+        inputs = spec.state_size if self.encoder is None else self.encoder.features
+        hidden = config.hidden_sizes
         if config.recurrence == "gru":
             self.body = RecurrentBody(
                 1, inputs, hidden, 1, shared=True, output_gain=1.0, generator=generator
             )
         else:
             self.body = mlp(inputs, hidden, 1, output_gain=1.0, generator=generator)
-        self.passes = ExplicitMLP(self.body) if has_explicit_passes(self.body) else None
+        is_explicit = self.encoder is None and has_explicit_passes(self.body)
+        self.passes = ExplicitMLP(self.body) if is_explicit else None
 
     def forward(
-        self, obs: Float[Tensor, "*L N O"] | None, state: Float[Tensor, "*L S"]
+        self, obs: Num[Tensor, "*L N O"] | None, state: Num[Tensor, "*L S"]
     ) -> Float[Tensor, "*L"]:
+        state = state if self.encoder is None else self.encoder(state)
         return (self.passes or self.body)(state).squeeze(-1)
 
     def unroll(
         self,
-        obs: Float[Tensor, "T *B N O"] | None,
-        state: Float[Tensor, "T *B S"],
+        obs: Num[Tensor, "T *B N O"] | None,
+        state: Num[Tensor, "T *B S"],
         hidden: Float[Tensor, "*B M H"],
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B"], Float[Tensor, "T *B 1 H"]]:
         """Return the values of successive steps and the hidden state after each."""
+        state = state if self.encoder is None else self.encoder(state)
         values, hidden_states = self.body(state.unsqueeze(-2), hidden, starts)
         return values.squeeze(-1).squeeze(-1), hidden_states
 
@@ -63,33 +69,54 @@ class AgentCritics(nn.Module):
         super().__init__()
         self.sees_state = sees_state
         self.value_norm = ValueNorm()
+        self.encoder = make_encoder(
+            spec,
+            config.encoder,
+            "network.encoder",
+            shared=config.share_parameters,
+            generator=generator,
+        )
+        self.state_encoder = make_state_encoder(spec, generator) if sees_state else None
+        own = spec.obs_size if self.encoder is None else self.encoder.features
+        team = spec.state_size if self.state_encoder is None else self.state_encoder.features
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
-            spec.obs_size + (spec.state_size if sees_state else 0),
+            own + (team if sees_state else 0),
             config.hidden_sizes,
             1,
             shared=config.share_parameters,
             output_gain=1.0,
             generator=generator,
-            ids_at=spec.obs_size,
+            ids_at=own,
         )
-        self.passes = ExplicitMLP(self.body) if has_explicit_passes(self.body) else None
+        is_explicit = self.encoder is None and self.state_encoder is None
+        is_explicit = is_explicit and has_explicit_passes(self.body)
+        self.passes = ExplicitMLP(self.body) if is_explicit else None
 
     def forward(
-        self, obs: Float[Tensor, "*L N O"], state: Float[Tensor, "*L S"] | None
+        self, obs: Num[Tensor, "*L N O"], state: Num[Tensor, "*L S"] | None
     ) -> Float[Tensor, "*L N"]:
         body = self.passes or self.body
+        obs, state = self._encoded(obs, state)
         return (body(obs, state) if self.sees_state else body(obs)).squeeze(-1)
+
+    def _encoded(self, obs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Return what the layers read."""
+        obs = obs if self.encoder is None else self.encoder(obs)
+        if state is not None and self.state_encoder is not None:
+            state = self.state_encoder(state)
+        return obs, state
 
     def unroll(
         self,
-        obs: Float[Tensor, "T *B N O"],
-        state: Float[Tensor, "T *B S"] | None,
+        obs: Num[Tensor, "T *B N O"],
+        state: Num[Tensor, "T *B S"] | None,
         hidden: Float[Tensor, "*B M H"],
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N"], Float[Tensor, "T *B N H"]]:
         """Return the values of successive steps and the hidden state after each."""
+        obs, state = self._encoded(obs, state)
         inputs = with_team(obs, state) if self.sees_state and state is not None else obs
         values, hidden_states = self.body(inputs, hidden, starts)
         return values.squeeze(-1), hidden_states

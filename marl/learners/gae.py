@@ -10,7 +10,7 @@ states of a critic: one or N.
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
 from marl.config import LearnerConfig
@@ -111,17 +111,18 @@ def dual_advantages(
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What the networks read of a rollout, standardised once for all gradient steps."""
+    """What the networks read of a rollout, standardised once for all gradient steps; pictures as
+    they are."""
 
-    obs: Float[Tensor, "T E N I"]
-    state: Float[Tensor, "T E S"]
+    obs: Num[Tensor, "T E N I"]
+    state: Num[Tensor, "T E S"]
     starts: Bool[Tensor, "T E"]
     """See `Rollout.starts`."""
     ends: Int64[Tensor, "D"]
     """Rows of (T * E) whose next row does not continue the episode."""
-    end_obs: Float[Tensor, "D N I"]
+    end_obs: Num[Tensor, "D N I"]
     """What those steps really led to."""
-    end_state: Float[Tensor, "D S"]
+    end_state: Num[Tensor, "D S"]
 
 
 @dataclass(frozen=True, kw_only=True)

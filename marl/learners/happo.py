@@ -166,13 +166,15 @@ class AgentPasses(Passes):
     def outputs(self, batch: dict[str, Tensor]) -> Float[Tensor, "*B 1 A"]:
         """Return the agent's outputs of the tensors ``obs``, ``hidden`` and ``starts``."""
         body, agent = self.actor.body, self.agent
+        encoder, obs = self.actor.encoder, batch["obs"]
+        obs = obs if encoder is None else encoder.of_agent(obs, agent)
         if not isinstance(body, RecurrentBody):
             assert isinstance(body, nn.Sequential)
             first = body[0]
             assert isinstance(first, AgentLinear)
-            x = self._with_id(batch["obs"], first.ids_at)
+            x = self._with_id(obs, first.ids_at)
             return own_outputs(body, x, agent).unsqueeze(-2)
-        x = own_outputs(body.before, self._with_id(batch["obs"], body.ids_at), agent)
+        x = own_outputs(body.before, self._with_id(obs, body.ids_at), agent)
         group = 0 if body.gru.shared else agent
         hidden = batch["hidden"].squeeze(-2)
         keep = (~batch["starts"]).to(x.dtype).unsqueeze(-1)

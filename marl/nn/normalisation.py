@@ -4,7 +4,7 @@ Axes: B rows, N agents, O observation, S state features; ``*L`` any leading axes
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
@@ -90,26 +90,27 @@ class TeamNorm(nn.Module):
 
     def __init__(self, spec: EnvSpec, *, enabled: bool) -> None:
         super().__init__()
-        self.enabled = enabled
-        self.obs_norm = InputNorm(spec.num_agents, spec.obs_size)
-        self.state_norm = InputNorm(spec.state_size)
+        self.standardises_obs = enabled and not spec.obs_image
+        self.standardises_state = enabled and not spec.state_images
+        self.obs_norm = InputNorm(spec.num_agents, 0 if spec.obs_image else spec.obs_size)
+        self.state_norm = InputNorm(0 if spec.state_images else spec.state_size)
 
-    def obs(self, obs: Float[Tensor, "*L N O"]) -> Float[Tensor, "*L N O"]:
-        """Return standardised observations."""
-        return self.obs_norm(obs) if self.enabled else obs
+    def obs(self, obs: Num[Tensor, "*L N O"]) -> Num[Tensor, "*L N O"]:
+        """Return standardised observations; pictures as they are, which encoders read."""
+        return self.obs_norm(obs) if self.standardises_obs else obs
 
-    def state(self, state: Float[Tensor, "*L S"]) -> Float[Tensor, "*L S"]:
-        """Return standardised states."""
-        return self.state_norm(state) if self.enabled else state
+    def state(self, state: Num[Tensor, "*L S"]) -> Num[Tensor, "*L S"]:
+        """Return standardised states; those of pictures as they are."""
+        return self.state_norm(state) if self.standardises_state else state
 
     def update(self, transitions: Transitions, ranks: Ranks = SINGLE) -> None:
         """Take all processes' rollouts into the statistics; the dead do not count."""
-        if not self.enabled:
-            return
         alive = transitions.alive
         living = None if alive is None else alive.flatten(0, 1)
-        self.obs_norm.update(transitions.obs.flatten(0, 1), living, ranks)
-        self.state_norm.update(transitions.state.flatten(0, 1), None, ranks)
+        if self.standardises_obs:
+            self.obs_norm.update(transitions.obs.flatten(0, 1), living, ranks)
+        if self.standardises_state:
+            self.state_norm.update(transitions.state.flatten(0, 1), None, ranks)
 
 
 class ValueNorm(nn.Module):

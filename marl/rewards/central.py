@@ -7,12 +7,13 @@ import copy
 import itertools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
-from marl.config import RewardConfig
+from marl.config import ConfigError, RewardConfig
 from marl.data.types import BatchShares, Rewards, Transitions
+from marl.nn.encoders import make_state_encoder
 from marl.nn.layers import masked_mean, mlp
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import PolicySampler, TeamValue, ValueBasedReward, polyak_update
@@ -40,11 +41,15 @@ class CentralReward(ValueBasedReward):
         self.norm = norm
         self.is_discrete = spec.action_kind == "discrete"
         self.action_size = spec.action_size
+        if config.encoder:
+            raise ConfigError(
+                f"reward.encoder: got {config.encoder!r}, which reads observations, and a central "
+                'reward reads the state; leave it out, or choose reward.model = "factored"'
+            )
         hidden = matched_hidden(spec, config, gamma, norm)
-        joint = spec.state_size + spec.num_agents * spec.action_size
-        self.q = mlp(joint, hidden, 1, output_gain=0.1, generator=generator)
+        self.q = StateNetwork(spec, spec.num_agents * spec.action_size, hidden, generator)
         if gamma > 0.0:
-            self.v = mlp(spec.state_size, hidden, 1, output_gain=0.1, generator=generator)
+            self.v = StateNetwork(spec, 0, hidden, generator)
             self.target_v = copy.deepcopy(self.v).requires_grad_(False)
 
     def q_tot(self, steps: Transitions) -> TeamValue:
@@ -69,9 +74,9 @@ class CentralReward(ValueBasedReward):
 
     def _joint_q(self, state: Tensor, actions: Tensor, alive: Tensor | None) -> Tensor:
         if self.is_discrete:
-            actions = nn.functional.one_hot(actions, self.action_size).to(state.dtype)
+            actions = nn.functional.one_hot(actions, self.action_size).to(torch.float32)
         actions = actions if alive is None else actions * alive.unsqueeze(-1)
-        return self.q(torch.cat((state, actions.flatten(-2)), dim=-1)).squeeze(-1)
+        return self.q(state, actions.flatten(-2)).squeeze(-1)
 
     def value_parameters(self) -> list[nn.Parameter]:
         """Return what `value_loss` trains."""
@@ -104,6 +109,26 @@ class CentralReward(ValueBasedReward):
         return polyak_update(self.v, self.target_v, rate)
 
 
+class StateNetwork(nn.Module):
+    """A tanh network of the state and, behind it, the joint action; pictures are encoded first."""
+
+    def __init__(
+        self, spec: EnvSpec, actions: int, hidden: tuple[int, ...], generator: torch.Generator
+    ) -> None:
+        """`actions` counts the columns of the joint action; 0: it is not read."""
+        super().__init__()
+        self.encoder = make_state_encoder(spec, generator)
+        seen = spec.state_size if self.encoder is None else self.encoder.features
+        self.layers = mlp(seen + actions, hidden, 1, output_gain=0.1, generator=generator)
+
+    def forward(
+        self, state: Num[Tensor, "*L S"], actions: Float[Tensor, "*L A"] | None = None
+    ) -> Float[Tensor, "*L 1"]:
+        x = state if self.encoder is None else self.encoder(state)
+        out: Tensor = self.layers(x if actions is None else torch.cat((x, actions), dim=-1))
+        return out
+
+
 def as_team_value(total: Float[Tensor, "*L"]) -> TeamValue:
     """Return a value that is not decomposed as that of a team of one."""
     part = total.unsqueeze(-1)
@@ -117,13 +142,18 @@ def matched_hidden(
 ) -> tuple[int, ...]:
     """Return the layer widths that give a central reward a factored one's parameters.
 
-    Comparisons are fair only at equal size; all layers are widened by one factor.
+    Comparisons are fair only at equal size; all layers are widened by one factor. Encoders of
+    pictures, which both have, do not count.
     """
     generator = torch.Generator().manual_seed(0)
     factored = FactoredReward(spec, config, gamma, norm, generator)
-    wanted = sum(p.numel() for p in factored.parameters() if p.requires_grad)
-    joint = spec.state_size + spec.num_agents * spec.action_size
-    inputs = [joint] if gamma == 0.0 else [joint, spec.state_size]
+    wanted = sum(
+        p.numel() for n, p in factored.named_parameters() if p.requires_grad and "encoder" not in n
+    )
+    encoder = make_state_encoder(spec, generator)
+    state = spec.state_size if encoder is None else encoder.features
+    joint = state + spec.num_agents * spec.action_size
+    inputs = [joint] if gamma == 0.0 else [joint, state]
 
     def size(hidden: tuple[int, ...]) -> int:
         layers = [(i, *hidden, 1) for i in inputs]

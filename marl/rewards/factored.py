@@ -3,8 +3,8 @@
 Read top-down as the equations of IMAP (arXiv 2509.21828): the rewards, the mixer of the agents'
 utilities (O-MAPL, arXiv 2501.18944), and the networks of the utilities themselves.
 
-Axes: T time, N agents, I inputs, O observation, S state features, H hidden units; ``*L`` any
-leading axes.
+Axes: T time, N agents, I inputs, O observation, S state, A action features, H hidden units; ``*L``
+any leading axes.
 """
 
 import copy
@@ -12,15 +12,16 @@ import math
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import RewardConfig
 from marl.data.types import BatchShares, History, Rewards, Transitions
+from marl.nn.encoders import EncodedBody, StateEncoder, make_encoder, make_state_encoder
 from marl.nn.gru import RecurrentBody, initial_hidden
 from marl.nn.layers import agent_mlp, masked_mean, mlp
-from marl.nn.mlp import ExplicitMLP, explicit
+from marl.nn.mlp import explicit
 from marl.nn.normalisation import TeamNorm
 from marl.rewards.base import (
     PolicySampler,
@@ -64,22 +65,22 @@ class FactoredReward(ValueBasedReward):
         self.norm = norm
         self.is_discrete = spec.action_kind == "discrete"
         self.action_size = spec.action_size
-        mixer = LinearMixer if config.mixer == "linear" else TwoLayerMixer
-        size = (spec.state_size, spec.num_agents, config.mixer_hidden)
-        self.q = make_utility(spec, config, spec.obs_size + spec.action_size, generator)
-        self.q_mixer = mixer(*size, generator)
-        self.passes = {"q": explicit(self.q)}
+        self.q = make_utility(spec, config, spec.action_size, generator)
+        self.q_mixer = make_mixer(spec, config, generator)
+        self.readers = {"q": Reader(self.q, norm)}
         if gamma > 0.0:
-            self.v = make_utility(spec, config, spec.obs_size, generator)
-            self.v_mixer = self.q_mixer if config.shared_mixer else mixer(*size, generator)
+            self.v = make_utility(spec, config, 0, generator)
+            self.v_mixer = self.q_mixer
+            if not config.shared_mixer:
+                self.v_mixer = make_mixer(spec, config, generator)
             self.target_v = copy.deepcopy(self.v).requires_grad_(False)
             self.target_mixer = copy.deepcopy(self.v_mixer).requires_grad_(False)
-            self.passes |= {"v": explicit(self.v), "target_v": explicit(self.target_v)}
+            self.readers |= {"v": Reader(self.v, norm), "target_v": Reader(self.target_v, norm)}
 
     def q_tot(self, steps: Transitions) -> TeamValue:
         """Return Q_tot(s, a) = sum_i w_i(s) q_i(o_i, a_i) + b(s) and its parts."""
-        inputs = self._q_inputs(steps.obs, steps.actions)
-        q, hidden = utility_values(self.passes["q"], inputs, steps.history, "q")
+        actions = self._features(steps.actions)
+        q, hidden = utility_values(self.readers["q"], steps.obs, steps.history, "q", actions)
         q = q if steps.alive is None else q * steps.alive
         return replace(self.q_mixer(self.norm.state(steps.state), q), hidden=hidden)
 
@@ -88,7 +89,7 @@ class FactoredReward(ValueBasedReward):
         """Return gamma_R (1 - terminated) V_tot(s') and its parts; None where gamma_R is 0."""
         if self.gamma == 0.0:
             return None
-        next_v, hidden = next_utility_values(self.passes["target_v"], self.norm, steps, "v")
+        next_v, hidden = next_utility_values(self.readers["target_v"], steps, "v")
         next_v = next_v if steps.next_alive is None else next_v * steps.next_alive
         value = self.target_mixer(self.norm.state(steps.next_state), next_v)
         discount = self.gamma * (~steps.terminated).to(next_v.dtype)
@@ -145,7 +146,7 @@ class FactoredReward(ValueBasedReward):
         Gradients reach v only, and the mixer of V where it is a separate one, whose bias is drawn
         to that of Q.
         """
-        v, _ = utility_values(self.passes["v"], self.norm.obs(steps.obs), steps.history, "v")
+        v, _ = utility_values(self.readers["v"], steps.obs, steps.history, "v")
         local_q, log_probs = q.utilities.detach(), None
         if self.config.value_loss == "soft":
             actions, log_probs = policy(steps)
@@ -181,38 +182,45 @@ class FactoredReward(ValueBasedReward):
         if self.gamma == 0.0 or not self.config.shared_mixer:
             raise ValueError("there is no v_i on the scale of q_i; it takes gamma_R > 0")
         q = self.q_tot(steps)
-        v, _ = utility_values(self.passes["v"], self.norm.obs(steps.obs), steps.history, "v")
+        v, _ = utility_values(self.readers["v"], steps.obs, steps.history, "v")
         v = v if steps.alive is None else v * steps.alive
         return q.weights * (q.utilities - v)
 
     def local_q(
-        self, obs: Float[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
+        self, obs: Num[Tensor, "*L N O"], actions: Tensor, alive: Tensor | None
     ) -> Float[Tensor, "*L N"]:
         """Return q_i(o_i, a_i) of a feed-forward model; a dead agent's is zero."""
-        q = self.q(self._q_inputs(obs, actions)).squeeze(-1)
-        return q if alive is None else q * alive
+        q = self.readers["q"].body(self.readers["q"].inputs(obs, self._features(actions)))
+        return q.squeeze(-1) if alive is None else q.squeeze(-1) * alive
 
-    def _q_inputs(self, obs: Float[Tensor, "*L N O"], actions: Tensor) -> Float[Tensor, "*L N I"]:
-        """Return standardised observations with the actions behind them."""
-        if self.is_discrete:
-            actions = nn.functional.one_hot(actions, self.action_size).to(obs.dtype)
-        return torch.cat((self.norm.obs(obs), actions), dim=-1)
+    def _features(self, actions: Tensor) -> Float[Tensor, "*L N A"]:
+        """Return actions as numbers, choices one-hot."""
+        if not self.is_discrete:
+            return actions
+        return nn.functional.one_hot(actions, self.action_size).to(torch.float32)
 
 
 class LinearMixer(nn.Module):
     """Q_tot = sum_i w_i(s) q_i + b(s) with w_i >= 0 (O-MAPL, arXiv 2501.18944)."""
 
     def __init__(
-        self, state_size: int, num_agents: int, hidden: int, generator: torch.Generator
+        self,
+        inputs: int,
+        num_agents: int,
+        hidden: int,
+        generator: torch.Generator,
+        encoder: StateEncoder | None = None,
     ) -> None:
+        """`inputs` counts the features of the state or, if there is one, of its encoder."""
         super().__init__()
+        self.encoder = encoder
         self.hypernetwork = mlp(
-            state_size, (hidden,), num_agents + 1, output_gain=0.1, generator=generator
+            inputs, (hidden,), num_agents + 1, output_gain=0.1, generator=generator
         )
         self.passes = explicit(self.hypernetwork)
 
-    def forward(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> TeamValue:
-        out = self.passes(state)
+    def forward(self, state: Num[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> TeamValue:
+        out = self.passes(state if self.encoder is None else self.encoder(state))
         weights = nn.functional.softplus(out[..., :-1] + _SOFTPLUS_OF_ONE)
         bias = out[..., -1]
         total = (weights * utilities).sum(dim=-1) + bias
@@ -223,19 +231,24 @@ class TwoLayerMixer(nn.Module):
     """A monotone two-layer network with state-dependent weights (QMIX, arXiv 1803.11485)."""
 
     def __init__(
-        self, state_size: int, num_agents: int, hidden: int, generator: torch.Generator
+        self,
+        inputs: int,
+        num_agents: int,
+        hidden: int,
+        generator: torch.Generator,
+        encoder: StateEncoder | None = None,
     ) -> None:
+        """`inputs` counts the features of the state or, if there is one, of its encoder."""
         super().__init__()
+        self.encoder = encoder
         self.units = 32
         outputs = self.units * (num_agents + 2) + 1
-        self.hypernetwork = mlp(
-            state_size, (hidden,), outputs, output_gain=0.1, generator=generator
-        )
+        self.hypernetwork = mlp(inputs, (hidden,), outputs, output_gain=0.1, generator=generator)
         self.passes = explicit(self.hypernetwork)
 
-    def forward(self, state: Float[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> TeamValue:
+    def forward(self, state: Num[Tensor, "*L S"], utilities: Float[Tensor, "*L N"]) -> TeamValue:
         units, agents = self.units, utilities.shape[-1]
-        out = self.passes(state)
+        out = self.passes(state if self.encoder is None else self.encoder(state))
         first, bias, second, last = out.split((units * agents, units, units, 1), dim=-1)
         first = nn.functional.softplus(first + _SOFTPLUS_OF_ONE) / agents
         first = first.unflatten(-1, (agents, units))
@@ -246,35 +259,74 @@ class TwoLayerMixer(nn.Module):
         return TeamValue(total=total, utilities=utilities, weights=ones, bias=zero)
 
 
+def make_mixer(
+    spec: EnvSpec, config: RewardConfig, generator: torch.Generator
+) -> LinearMixer | TwoLayerMixer:
+    """Return the mixer that the configuration names; it encodes a state of pictures itself."""
+    encoder = make_state_encoder(spec, generator)
+    inputs = spec.state_size if encoder is None else encoder.features
+    kind = LinearMixer if config.mixer == "linear" else TwoLayerMixer
+    return kind(inputs, spec.num_agents, config.mixer_hidden, generator, encoder)
+
+
+class Reader:
+    """How a utility network reads observations: standardised, and through its encoder if it has
+    one. It has no parameters of its own."""
+
+    def __init__(self, network: nn.Module, norm: TeamNorm) -> None:
+        self.norm = norm
+        self.encoder = network.encoder if isinstance(network, EncodedBody) else None
+        body = network.body if isinstance(network, EncodedBody) else network
+        self.body = explicit(body)
+
+    def inputs(
+        self, obs: Num[Tensor, "*L N O"], actions: Float[Tensor, "*L N A"] | None = None
+    ) -> Float[Tensor, "*L N I"]:
+        """Return what the layers read: observations, with the actions behind them."""
+        seen = self.norm.obs(obs)
+        seen = seen if self.encoder is None else self.encoder(seen)
+        return seen if actions is None else torch.cat((seen, actions), dim=-1)
+
+
 def make_utility(
-    spec: EnvSpec, config: RewardConfig, inputs: int, generator: torch.Generator
+    spec: EnvSpec, config: RewardConfig, actions: int, generator: torch.Generator
 ) -> nn.Module:
-    """Return a network of one number per agent, recurrent if the configuration says so."""
+    """Return a network of one number per agent, recurrent if the configuration says so.
+
+    It reads what an agent observes and so many `actions` columns behind.
+    """
     if config.recurrence == "gru":
         check_episode_length(spec, "reward.recurrence")
-    body = RecurrentBody if config.recurrence == "gru" else agent_mlp
-    return body(
+    encoder = make_encoder(
+        spec, config.encoder, "reward.encoder", shared=config.share_parameters, generator=generator
+    )
+    seen = spec.obs_size if encoder is None else encoder.features
+    make = RecurrentBody if config.recurrence == "gru" else agent_mlp
+    body = make(
         spec.num_agents,
-        inputs,
+        seen + actions,
         config.hidden_sizes,
         1,
         shared=config.share_parameters,
         output_gain=0.1,
         generator=generator,
-        ids_at=spec.obs_size,
+        ids_at=seen,
     )
+    return body if encoder is None else EncodedBody(encoder, body)
 
 
 def utility_values(
-    body: nn.Module | ExplicitMLP,
-    x: Float[Tensor, "*L N I"],
+    reader: Reader,
+    obs: Num[Tensor, "*L N O"],
     history: History | None,
     name: str,
+    actions: Float[Tensor, "*L N A"] | None = None,
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
     """Return a network's utilities and the hidden state after each step; None if feed-forward.
 
     `name` is the network's in `History.hidden`.
     """
+    body, x = reader.body, reader.inputs(obs, actions)
     if not isinstance(body, RecurrentBody):
         return body(x).squeeze(-1), None
     if history is None:
@@ -294,8 +346,7 @@ def utility_values(
 
 
 def next_utility_values(
-    body: nn.Module | ExplicitMLP,
-    norm: TeamNorm,
+    reader: Reader,
     steps: Transitions,
     name: str,
 ) -> tuple[Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
@@ -303,9 +354,9 @@ def next_utility_values(
 
     What a step led to is read with the hidden state of its episode up to that step.
     """
-    next_x = norm.obs(steps.next_obs)
+    body, next_x = reader.body, reader.inputs(steps.next_obs)
     if not isinstance(body, RecurrentBody):
         return body(next_x).squeeze(-1), None
-    _, hidden_states = utility_values(body, norm.obs(steps.obs), steps.history, name)
+    _, hidden_states = utility_values(reader, steps.obs, steps.history, name)
     assert hidden_states is not None
     return body.step(next_x, hidden_states)[0].squeeze(-1), hidden_states

@@ -14,6 +14,7 @@ from marl import __version__
 from marl.config import Config, ConfigError
 from marl.config.io import to_dict
 from marl.learners.base import Actor
+from marl.nn.encoders import input_widths
 from marl.nn.normalisation import TeamNorm
 from marl.policy import config_in, saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
@@ -200,7 +201,8 @@ def _new_learner(
     uniform one has no tensors.
     """
     if config.reward_choice.model in ("factored", "central"):
-        check_layer_sizes(folder, state, (spec.obs_size, *config.reward.hidden_sizes))
+        for inputs in input_widths(spec, config.reward.encoder):
+            check_layer_sizes(folder, state, (*inputs, *config.reward.hidden_sizes))
     norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
     uniform = not any(name.startswith("reference.") for name in state["model"])
     return make_reward_learner(spec, config, norm, torch.Generator(), CPU, uniform=uniform)

@@ -15,7 +15,7 @@ import math
 from typing import Protocol, TypeVar, cast, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
@@ -64,7 +64,7 @@ class UniformPolicy(nn.Module):
 
     def log_prob(
         self,
-        obs: Float[Tensor, "*L N O"],
+        obs: Num[Tensor, "*L N O"],
         actions: Tensor,
         mask: Bool[Tensor, "*L N A"] | None = None,
     ) -> Float[Tensor, "*L N"]:
@@ -77,7 +77,7 @@ class UniformPolicy(nn.Module):
                 return uniform.executed_log_prob(actions)
             return Gaussian(zero, log_std, self.present).executed_log_prob(actions)
         legal = self.present if mask is None else mask & self.present
-        return -legal.sum(dim=-1).clamp(min=1).to(obs.dtype).log().expand(obs.shape[:-1])
+        return -legal.sum(dim=-1).clamp(min=1).to(torch.float32).log().expand(obs.shape[:-1])
 
 
 class PolicyRatio(RewardModel):
@@ -150,6 +150,7 @@ class OwnPolicyRatio(PolicyRatio):
             hidden_sizes=config.hidden_sizes,
             share_parameters=config.share_parameters,
             recurrence=config.recurrence,
+            encoder=config.encoder,
         )
         if network.recurrence != "none":
             check_episode_length(spec, "reward.recurrence")

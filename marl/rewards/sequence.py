@@ -77,6 +77,12 @@ class SequenceReward(RewardModel):
                 "the environment a smaller max_steps or choose a model of single steps, such as "
                 '"factored" or "central"'
             )
+        if spec.obs_image or config.encoder:
+            what = f"reward.encoder: got {config.encoder!r}" if config.encoder else "reward.model"
+            raise ConfigError(
+                f"{what}; {type(self).__name__} reads neither pictures nor encoded observations; "
+                'choose reward.model = "factored", or "central" for pictures'
+            )
         self.config = config
         self.norm = norm
         self.num_agents = spec.num_agents

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from envs import EnvSpec
-from marl.config import Config, ConfigError
+from marl.config import Config, ConfigError, NetworkConfig, RewardConfig
 from marl.data.replay import make_replay
 from marl.data.rollout import rollout_buffers
+from marl.nn.encoders import input_widths
 
 
 def check_memory(config: Config, spec: EnvSpec, processes: int = 1) -> None:
@@ -40,19 +41,20 @@ def check_memory(config: Config, spec: EnvSpec, processes: int = 1) -> None:
                 f"{config.preferences.replay_steps:,} and {size_text(rollout)} for a rollout of "
                 f"env.num_envs = {spec.num_envs} environments x "
                 f"learner.rollout_steps = {config.learner.rollout_steps}, but {where} has "
-                f"{size_text(there)} available; lower those three, or wrap the environment so that "
-                "it observes less (images: smaller, grey, or a few features of them)"
+                f"{size_text(there)} available; lower those three, or let "
+                "the team observe less (pictures: `--env.options shrink 8 grey True`)"
             )
 
 
 def _check_networks(config: Config, spec: EnvSpec) -> None:
     """Raise `ConfigError` where parameters, gradients and Adam's moments alone are too many."""
     there = available_bytes()
-    sizes = {"network.hidden_sizes": config.network.hidden_sizes}
+    sections: dict[str, NetworkConfig | RewardConfig] = {"network": config.network}
     if config.learns_reward:
-        sizes["reward.hidden_sizes"] = config.reward.hidden_sizes
-    for setting, hidden in sizes.items():
-        needed = 4 * 4 * least_parameters(hidden, spec)
+        sections["reward"] = config.reward
+    for section, settings in sections.items():
+        hidden, setting = settings.hidden_sizes, f"{section}.hidden_sizes"
+        needed = 4 * 4 * least_parameters(hidden, spec, settings.encoder)
         if there is not None and needed > there:
             raise ConfigError(
                 f"{setting}: got {list(hidden)}, whose parameters with their gradients and Adam's "
@@ -61,9 +63,9 @@ def _check_networks(config: Config, spec: EnvSpec) -> None:
             )
 
 
-def least_parameters(hidden_sizes: Sequence[int], spec: EnvSpec) -> int:
+def least_parameters(hidden_sizes: Sequence[int], spec: EnvSpec, encoder: str = "") -> int:
     """Return the weights of the smallest network with such layers: an agent's observation in."""
-    widths = [spec.obs_size, *hidden_sizes, 1]
+    widths = [*input_widths(spec, encoder)[0], *hidden_sizes, 1]
     return sum(inputs * outputs for inputs, outputs in pairwise(widths))
 
 

@@ -1,8 +1,8 @@
 """Code that settings name by import path, ``package.module:name``: loading it, and whose may run.
 
-Settings may name an environment, a learner, a labeller or a reward model of the user's, and
-importing it runs it. What stands on the command line is yours, and so is a run that you trained on
-this machine: training notes its id and the import paths of its settings in a private list under
+Settings may name an environment, a learner, an encoder, a labeller or a reward model of the user's,
+and importing it runs it. What stands on the command line is yours, and so is a run that you trained
+on this machine: training notes its id and the import paths of its settings in a private list under
 your state folder (``$XDG_STATE_HOME/prefmarl/runs``, by default in ``~/.local/state``). What
 another run names is refused, or asked about on a terminal, unless you grant it. So is the language
 model that another run asks: it would be sent your key, and answers are written to a file.
@@ -65,12 +65,13 @@ def environment_paths(config: Config) -> dict[str, str]:
 
 def learner_paths(config: Config) -> dict[str, str]:
     """Return the part of `import_paths` that making the learner imports."""
-    return _paths({"learner.kind": config.learner.kind})
+    named = {"learner.kind": config.learner.kind, "network.encoder": config.network.encoder}
+    return _paths(named)
 
 
 def reward_paths(config: Config) -> dict[str, str]:
     """Return the part of `import_paths` that making the reward model imports."""
-    return _paths({"reward.model": config.reward.model})
+    return _paths({"reward.model": config.reward.model, "reward.encoder": config.reward.encoder})
 
 
 def labeller_paths(preferences: PreferenceConfig) -> dict[str, str]:

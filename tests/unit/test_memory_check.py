@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from envs import EnvSpec, make_env
+from marl.commands.envs import fitting_flags
 from marl.config import (
     Config,
     ConfigError,
@@ -179,3 +180,24 @@ def test_layers_that_fit_exactly_are_allowed(monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(memory_check, "available_bytes", lambda there=there: there)
         with pytest.raises(ConfigError, match=f"^{setting}"):
             check_memory(config, SMALL)
+
+
+def test_flags_that_fit_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of these pictures has 4.8 MB, and what it leads to as many."""
+    pictures = dataclasses.replace(
+        IMAGES, obs_image=(457, 120, 3), state_images=(1, 560, 880, 3), num_envs=4
+    )
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 10**15)
+    assert fitting_flags(pictures) == ("", "")
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 40 * 10**9)
+    flags, unfit = fitting_flags(pictures)
+    # 9.5 GB of one rollout, 17.2 GB of 16 x (125 + 2 x 50) steps, 1.2 GB of 256 ends.
+    assert flags == (
+        " --env.num-envs 16 --learner.rollout-steps 50 --preferences.replay-steps 3600 "
+        "--preferences.replay-episodes 256"
+    )
+    assert unfit == ""
+    monkeypatch.setattr(memory_check, "available_bytes", lambda: 10**8)
+    flags, unfit = fitting_flags(pictures)
+    assert flags == ""
+    assert "256,000" in unfit

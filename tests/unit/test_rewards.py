@@ -193,7 +193,11 @@ def test_a_central_reward_has_as_many_parameters_as_a_factored_one() -> None:
 
 def widths(model: FactoredReward | CentralReward) -> list[int]:
     """Return the hidden widths of Q."""
-    return [layer.weight.shape[-2] for layer in model.q if hasattr(layer, "weight")][:-1]
+    return [
+        layer.weight.shape[-2]
+        for layer in getattr(model.q, "layers", model.q)
+        if hasattr(layer, "weight")
+    ][:-1]
 
 
 @pytest.mark.parametrize(
@@ -252,11 +256,18 @@ def test_output_layers_begin_with_a_gain_of_a_tenth() -> None:
     central = CentralReward(spec, config, GAMMA, TeamNorm(spec, enabled=False), generator())
     mixer = model.q_mixer.hypernetwork
     other = TwoLayerMixer(S, N, 8, generator()).hypernetwork
-    for last in (model.q[-1], model.v[-1], mixer[-1], central.q[-1], central.v[-1], other[-1]):
+    for last in (
+        model.q[-1],
+        model.v[-1],
+        mixer[-1],
+        central.q.layers[-1],
+        central.v.layers[-1],
+        other[-1],
+    ):
         norm = torch.linalg.matrix_norm(last.weight.detach(), 2)
         assert float(norm) == pytest.approx(0.1, rel=1e-4)
         assert (last.bias == 0).all()
-    for first in (model.q[0], mixer[0], central.q[0]):  # hidden layers, with sqrt 2
+    for first in (model.q[0], mixer[0], central.q.layers[0]):  # hidden layers, with sqrt 2
         norm = torch.linalg.matrix_norm(first.weight.detach(), 2)
         assert float(norm) == pytest.approx(2**0.5, rel=1e-4)
 
