@@ -6,6 +6,7 @@ import re
 import secrets
 import sys
 import webbrowser
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -18,6 +19,8 @@ from marl.config.validation import Range, settings
 from marl.utils.text import LiteralConsole
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from marl.preferences.people.session import Labelling
 
 _PAIRS = 50
@@ -111,7 +114,24 @@ class Subject:
 
 def serve_page(labelling: "Labelling", title: str, port: int, opens: bool) -> None:
     """Serve the page, print its address once and open it."""
-    from marl.preferences.people.server import listening, make_app, serve  # needs the extra
+    from marl.preferences.people.server import make_app  # needs the extra
+
+    serve_app(
+        lambda token, port: make_app(labelling, title, token, port),
+        "label at {}\nCtrl-C ends it; every answer is kept as it is given",
+        port,
+        opens,
+    )
+
+
+def serve_app(
+    make: Callable[[str, int], "ASGIApp"], told: str, port: int, opens: bool, page: str = ""
+) -> None:
+    """Serve an application until Ctrl-C, made of a new token and the port.
+
+    `told` is printed with the address of its `page`, which is opened.
+    """
+    from marl.preferences.people.server import listening, serve  # needs the extra
 
     try:
         listener = listening(port)
@@ -119,9 +139,9 @@ def serve_page(labelling: "Labelling", title: str, port: int, opens: bool) -> No
         raise ConfigError(f"--port {port} cannot be used: {error}; 0 takes a free one") from error
     token = secrets.token_urlsafe(24)
     port = listener.getsockname()[1]
-    address = f"http://127.0.0.1:{port}/#{token}"
-    app = make_app(labelling, title, token, port)
-    print(f"label at {address}\nCtrl-C ends it; every answer is kept as it is given", flush=True)
+    address = f"http://127.0.0.1:{port}/{page}#{token}"
+    app = make(token, port)
+    print(told.format(address), flush=True)
     if opens and _has_a_screen():
         webbrowser.open(address)
     serve(app, listener)

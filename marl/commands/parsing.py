@@ -22,6 +22,7 @@ import tyro
 from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
 
 from marl.commands.dataset import Export, FitReward, Imitate
+from marl.commands.demonstrate import Demonstrate
 from marl.commands.envs import Check, Envs
 from marl.commands.export_policy import ExportPolicy
 from marl.commands.inspection import Evaluate, Labels, Watch
@@ -53,6 +54,7 @@ COMMANDS: dict[str, type[Command]] = {
     "evaluate": Evaluate,
     "watch": Watch,
     "label": Label,
+    "demonstrate": Demonstrate,
     "export": Export,
     "export-policy": ExportPolicy,
     "sample": Sample,

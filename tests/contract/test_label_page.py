@@ -134,7 +134,7 @@ def test_the_served_origin_may_post(folder: Path) -> None:
 
 def test_the_page_and_its_parts_are_served_with_strict_headers(folder: Path) -> None:
     page = client(folder)
-    for path in ("/", "/label.js", "/player.js", "/draw.js", "/label.css", "/icon.svg"):
+    for path in ("/", "/label.js", "/ask.js", "/player.js", "/draw.js", "/label.css", "/icon.svg"):
         reply = page.get(path)
         assert reply.status_code == 200
         assert "default-src 'self'" in reply.headers["content-security-policy"]

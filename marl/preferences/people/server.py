@@ -1,4 +1,4 @@
-"""The page's server: FastAPI on this machine only, for the page itself alone.
+"""The server of the labelling page: FastAPI on this machine only, for the page itself alone.
 
 The page's code is open to any program on this machine; what it shows and stores needs the token in
 the printed address. Handlers never wait for anything but the disk, so that one is done before the
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi import Path as PathParameter
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -50,17 +50,27 @@ _MAX_POST = 2**16
 
 def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp:
     """Return the application for one person and one dataset, behind its guard."""
-    page = Page(labelling, title)
-    app = FastAPI(title="marl label", docs_url=None, redoc_url=None, openapi_url=None)
+    page, app = Page(labelling, title), new_app("marl label")
     app.add_api_route("/api/question", page.question, methods=["GET"])
     app.add_api_route("/api/frames/{number}", page.frames, methods=["GET"])
     app.add_api_route("/api/answer", page.answer, methods=["POST"])
     app.add_api_route("/api/undo", page.undo, methods=["POST"])
     app.add_exception_handler(StaleError, page.stale)
+    return guarded(app, token, port)
+
+
+def new_app(command: str) -> FastAPI:
+    """Return an application without routes that says every error in a sentence."""
+    app = FastAPI(title=command, docs_url=None, redoc_url=None, openapi_url=None)
     app.add_exception_handler(RequestValidationError, _malformed)
     for kind in (DatasetError, OSError):
         app.add_exception_handler(kind, _broken)
     app.add_exception_handler(Exception, _failed)
+    return app
+
+
+def guarded(app: FastAPI, token: str, port: int) -> ASGIApp:
+    """Return an application with the pages' files, behind its guard."""
     app.mount("/", StaticFiles(directory=STATIC, html=True))
     return Guard(app, token, port)
 
@@ -162,7 +172,7 @@ class Page:
         """Return the frames of an episode; 404 where it has none."""
         folder = self._labelling.folder
         if not frames_path(folder, number).exists():
-            return _error(HTTPStatus.NOT_FOUND, f"episode {number} was not filmed")
+            return error_reply(HTTPStatus.NOT_FOUND, f"episode {number} was not filmed")
         content = packed(read_frames(folder, number))
         return Response(content, media_type="application/json", headers=_GZIP)
 
@@ -200,7 +210,8 @@ def _refused(status: HTTPStatus, reason: str) -> JSONResponse:
     return JSONResponse({"refused": reason}, status)
 
 
-def _error(status: HTTPStatus, text: str) -> JSONResponse:
+def error_reply(status: HTTPStatus, text: str) -> JSONResponse:
+    """Return why something could not be done, for a page to show."""
     return JSONResponse({"error": printable(text)}, status)
 
 
@@ -209,18 +220,18 @@ async def _malformed(_: object, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     fault = error.errors()[0]
     place = one_line(".".join(map(str, fault["loc"])))
-    return _error(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}: {one_line(fault['msg'])}")
+    return error_reply(HTTPStatus.UNPROCESSABLE_ENTITY, f"{place}: {one_line(fault['msg'])}")
 
 
 async def _broken(_: object, error: Exception) -> Response:
     """Return what is wrong on the disk, for the page to show."""
-    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+    return error_reply(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
 
 
-async def _failed(_: object, error: Exception) -> Response:
+async def _failed(request: Request, error: Exception) -> Response:
     """Return that this program is at fault; the server prints where."""
-    text = f"marl label has failed ({type(error).__name__}); its terminal says more"
-    return _error(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+    text = f"{request.app.title} has failed ({type(error).__name__}); its terminal says more"
+    return error_reply(HTTPStatus.INTERNAL_SERVER_ERROR, text)
 
 
 def listening(port: int) -> socket.socket:

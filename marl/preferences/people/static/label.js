@@ -1,5 +1,6 @@
 // The page: shows a pair, sends the answer, shows the next one.
 
+import { ask } from "./ask.js";
 import { Film } from "./draw.js";
 import { Player } from "./player.js";
 
@@ -14,13 +15,6 @@ const SAID = {
 const PLAY = "M4 2l9 6-9 6z";
 const PAUSE = "M3 2h4v12H3zM9 2h4v12H9z";
 
-// The token is in the printed address; this tab keeps it, and the address bar does not.
-if (location.hash.length > 1) {
-  sessionStorage.setItem("token", location.hash.slice(1));
-  history.replaceState(null, "", location.pathname);
-}
-const token = sessionStorage.getItem("token") ?? "";
-
 const stages = [$("stage-first"), $("stage-second")];
 const player = new Player(stages, $("scrub"), (isPlaying) => {
   $("play-icon").setAttribute("d", isPlaying ? PAUSE : PLAY);
@@ -32,22 +26,6 @@ let isReady = false; // whether its pair is on the screen and takes an answer
 let shownAt = 0;
 let pollTimer = 0;
 const films = new Map();
-
-async function ask(path, body) {
-  const options = { headers: { "x-marl-token": token } };
-  if (body !== undefined) {
-    options.method = "POST";
-    options.headers["content-type"] = "application/json";
-    options.body = JSON.stringify(body);
-  }
-  const reply = await fetch(path, options);
-  const content = await reply.json();
-  if (reply.ok || reply.status === 409) return { content, isStale: reply.status === 409 };
-  throw Object.assign(new Error(content.error ?? content.refused ?? "it refused"), {
-    isRefused: reply.status === 403 || reply.status === 421,
-    isReply: true,
-  });
-}
 
 async function film(number) {
   if (!films.has(number)) {
