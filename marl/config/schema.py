@@ -128,6 +128,10 @@ class RatioConfig:
     """``dpo``: a move is reference += rate (policy - reference); at 1 it becomes a copy. Every move
     lets the same preferences count anew: where old episodes are trained on, too, a Gaussian policy
     can then run past the best actions."""
+    temperature: Annotated[float, Range(1e-3, 1e6)] = 1.0
+    """``omapl``: of two actions whose w_i (q_i - v_i) are as far apart as their standard deviation
+    over the data, the better one is cloned exp(1 / temperature) times as often. The smaller, the
+    more the reward counts, which pays only where it is right."""
 
 
 @settings("reward.sequence.")

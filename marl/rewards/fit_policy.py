@@ -30,7 +30,14 @@ from marl.preferences.dataset import EpisodeArchive
 from marl.rewards import RatioLearner, RewardLearner, make_reward_learner
 from marl.rewards.base import Batches, check_episode_length
 from marl.rewards.budget import BLOCKS, FitResult, descend
-from marl.rewards.cloning import StepDraws, cloning_loss, fit_steps, mean_entropy, steps_of
+from marl.rewards.cloning import (
+    StepDraws,
+    Steps,
+    cloning_loss,
+    fit_steps,
+    mean_entropy,
+    steps_of,
+)
 from marl.rewards.factored import FactoredReward
 from marl.rewards.ratio import NetworkActor, check_comparable
 from marl.utils.seeding import Seeds
@@ -247,21 +254,28 @@ def extract_policy(
 ) -> PolicyFit:
     """Clone the episodes, each action weighted by what a fitted factored reward thinks of it:
 
-        L_pi = -mean(exp(clip(w_i (q_i - v_i) / beta)) log pi_i)
+        L_pi = -mean(exp(clip(w_i (q_i - v_i) / (tau sd))) log pi_i)
 
-    Where v is the soft value of q under the policy mu of the data, its minimum is mu exp((q - v) /
-    beta), which is normalised. The exponent is clipped at ``reward.exponent_clip``.
+    sd is the deviation of w_i (q_i - v_i) over the data and tau ``reward.ratio.temperature``. Where
+    v is the soft value of q under the policy mu of the data, the minimum is proportional to mu
+    exp((q - v) / (tau sd)). O-MAPL divides by the beta of its value loss instead, in the unit of q;
+    but that unit is the loss's own, and with small q all weights are nearly 1. The exponent is
+    clipped at ``reward.exponent_clip``.
     """
     model, reward = learner.model, config.reward
     assert isinstance(model, FactoredReward)
+    history = config.reads_history or config.network.recurrence != "none"
+    deviation = _advantage_deviation(
+        model, steps_of(archive, archive.available(), reads_history=history)
+    )
+    scale = reward.ratio.temperature * deviation
 
     @torch.no_grad()
     def factors(transitions: Transitions) -> Float[Tensor, "*L N"]:
-        exponents = model.local_advantages(transitions) / reward.beta
+        exponents = model.local_advantages(transitions) / scale
         return exponents.clamp(max=reward.exponent_clip).exp()
 
     actor, config = start_policy(UNIFORM, spec, config, norm, seeds, "model")
-    history = config.reads_history or config.network.recurrence != "none"
     result = fit_steps(
         actor,
         cloning_loss(actor, factors),
@@ -272,6 +286,19 @@ def extract_policy(
         progress=lambda taken: progress("cloning", taken),
     )
     return PolicyFit(actor=actor, learner=learner, config=config, result=result)
+
+
+@torch.no_grad()
+def _advantage_deviation(model: FactoredReward, parts: Iterator[Steps]) -> float:
+    """Return the standard deviation of w_i (q_i - v_i) over all actions of some steps.
+
+    1 where they are all alike.
+    """
+    present = [
+        model.local_advantages(steps.transitions)[steps.by_agent() > 0].double() for steps in parts
+    ]
+    deviation = float(torch.cat(present).std(correction=0))
+    return deviation if deviation > 1e-12 else 1.0
 
 
 def no_policy(transitions: Transitions) -> tuple[Tensor, Tensor]:

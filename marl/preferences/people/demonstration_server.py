@@ -86,15 +86,15 @@ class Page:
         session = self._demonstrating
         turn, spec = session.turn(), session.env.spec
         status = "done" if session.is_done() else "over" if turn.agent is None else "act"
-        named = turn.agent is not None
+        agent = turn.agent
         return {
             "title": self._title,
             "status": status,
             "id": turn.id,
             "step": turn.step,
             "max_steps": spec.max_steps,
-            "agent": printable(spec.agent_name(turn.agent)) if named else None,
-            "colour": agent_colour(turn.agent) if named else None,
+            "agent": None if agent is None else printable(spec.agent_name(agent)),
+            "colour": None if agent is None else agent_colour(agent),
             "moves": [vars(move) for move in turn.moves],
             "frame": turn.frame.to_json(),
             "return": turn.episode_return,
