@@ -59,6 +59,42 @@ SMAX_NAMES: tuple[str, ...] = (
 )
 """JaxMARL's scenarios; those named after SMACv2 draw unit types and positions anew each time."""
 
+OVERCOOKED_LAYOUTS = (
+    "cramped_room",
+    "asymm_advantages",
+    "coord_ring",
+    "forced_coord",
+    "counter_circuit",
+)
+"""The classic kitchens."""
+
+MPE_SCENARIOS = {
+    "simple_spread": "SimpleSpreadMPE",
+    "simple_reference": "SimpleReferenceMPE",
+    "simple_speaker_listener": "SimpleSpeakerListenerMPE",
+}
+"""JaxMARL's cooperative particle tasks, and its classes."""
+
+MABRAX_ROBOTS = {
+    "ant_4x2": "Ant",
+    "halfcheetah_6x1": "HalfCheetah",
+    "hopper_3x1": "Hopper",
+    "humanoid_9|8": "Humanoid",
+    "walker2d_2x3": "Walker2d",
+}
+"""Robots of JaxMARL in Brax, and its classes."""
+
+JAXMARL_TEAMS: dict[str, str] = {
+    **{f"overcooked_{layout}": "" for layout in OVERCOOKED_LAYOUTS},
+    **{f"mpe_{scenario}": "" for scenario in MPE_SCENARIOS},
+    "hanabi_2": "",
+    "switch_riddle_3": "",
+    "coin_game": "",
+    **{f"mabrax_{robot}": "brax" for robot in MABRAX_ROBOTS},
+}
+"""JaxMARL's cooperative tasks beside SMAX, and the package that some need; Hanabi takes up to five
+players, the riddle any number."""
+
 VMAS_NAMES: tuple[str, ...] = (
     "balance",
     "ball_passage",

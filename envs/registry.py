@@ -21,6 +21,7 @@ from envs.base import EnvError, VecEnv, close_env
 from envs.catalogue import (
     FLEET_NAMES,
     GYM_TEAMS,
+    JAXMARL_TEAMS,
     MAMUJOCO_NAMES,
     PARTICLE_NAMES,
     PROBES,
@@ -118,6 +119,14 @@ FAMILIES: dict[str, Family] = {
         reward_mode="episodic",
         needs="jaxmarl",
         names=SMAX_NAMES,
+    ),
+    "jaxmarl": Family(
+        module="envs.jaxmarl.teams",
+        summary="JaxMARL's other cooperative tasks, in JAX: Overcooked, Hanabi, particles",
+        reward_mode="episodic",
+        needs="jaxmarl",
+        names=tuple(JAXMARL_TEAMS),
+        packages=JAXMARL_TEAMS,
     ),
     "vmas": Family(
         module="envs.vmas",

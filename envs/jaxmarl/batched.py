@@ -1,11 +1,12 @@
 """A batch of environments out of the JAX functions of one, compiled for the CPU.
 
-`JaxEnv` is an environment in the sense of `envs.base`; what is simulated is a `JaxTask`, functions of
-a single environment. Run many together, hundreds or more: a step has a cost of its own beside that
-of its environments. JAX's threads work only while `step` waits for them, PyTorch's only between
-steps, so that neither needs to leave the other a core; no setting of JAX or of the process is changed.
+`JaxEnv` is an environment in the sense of `envs.base`; what is simulated is a `JaxTask`, functions
+of a single environment. Run many together, hundreds or more: a step has a cost of its own beside
+that of its environments. JAX's threads work only while `step` waits for them, PyTorch's only
+between steps, so that neither needs to leave the other a core; no setting of JAX or of the process
+is changed.
 
-Importing this module imports JAX. Axes are those of `envs.base`; K: environments restarted together.
+Importing this module imports JAX. Axes are those of `envs.base`; K: episodes begun anew together.
 """
 
 from collections.abc import Callable
@@ -51,7 +52,8 @@ class JaxTask(Protocol):
     ) -> tuple[Any, View, jax.Array, jax.Array]:
         """Return arrays and view one step later, the team's reward, and whether the task is over.
 
-        `actions` are (N,) int32 or (N, A) float32. A limit of time is not the task's: `EnvSpec` has it.
+        `actions` are (N,) int32 or (N, A) float32. A limit of time is not the task's, but in
+        `EnvSpec`.
         """
         ...
 

@@ -113,7 +113,7 @@ class Battle:
     def advance(
         self, key: jax.Array, battle: Any, actions: jax.Array
     ) -> tuple[Any, View, jax.Array, jax.Array]:
-        """Return the battle after a step, its view, the allies' shared reward, and if it is over."""
+        """Return the battle after a step, its view, the allies' reward, and if it is over."""
         agents = self._source.agents
         joint = {agent: actions[index] for index, agent in enumerate(agents)}
         obs, battle, rewards, _, _ = self._source.step_env(typed(key), battle, joint)
