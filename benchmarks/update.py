@@ -25,6 +25,7 @@ CASES: dict[str, tuple[str | None, dict[str, object]]] = {
     "nav_6": ("configs/nav_6.toml", {}),
     "slf_nav_6": ("configs/nav_6.toml", {"algorithm": "slf"}),
     "smax_3m": ("configs/smax_3m.toml", {"env.num_envs": 16, "preferences.replay_steps": 200_000}),
+    "smax_3m_gru": ("configs/smax_3m.toml", {"network.recurrence": "gru"}),
 }
 PARTS = ("physics", "inference", "reward", "policy")
 _LOOP = """

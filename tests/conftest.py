@@ -20,6 +20,7 @@ TENSOR_MODULES = [
     "marl.learners.losses",
     "marl.learners.mappo",
     "marl.nn.gru",
+    "marl.nn.gru_passes",
     "marl.nn.layers",
     "marl.nn.mlp",
     "marl.nn.normalisation",

@@ -20,8 +20,9 @@ from marl.learners.distributions import (
 )
 from marl.nn.encoders import make_encoder
 from marl.nn.gru import RecurrentBody, initial_hidden
+from marl.nn.gru_passes import explicit_passes
 from marl.nn.layers import agent_mlp
-from marl.nn.mlp import ExplicitMLP, has_explicit_passes
+from marl.nn.mlp import ExplicitMLP
 from marl.nn.normalisation import TeamNorm
 
 
@@ -54,8 +55,7 @@ class _NetworkActor(nn.Module):
             generator=generator,
             ids_at=inputs,
         )
-        is_explicit = self.encoder is None and has_explicit_passes(self.body)
-        self.passes = ExplicitMLP(self.body) if is_explicit else None
+        self.passes = explicit_passes(self.body) if self.encoder is None else None
         sizes = torch.tensor(spec.action_sizes)
         present = torch.arange(spec.action_size) < sizes[:, None]
         self.register_buffer("present", present, persistent=False)
@@ -72,7 +72,8 @@ class _NetworkActor(nn.Module):
 
     def forward(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
         """Return the network's outputs for standardised observations."""
-        return (self.passes or self.body)(self.encoded(obs))
+        body = self.passes if isinstance(self.passes, ExplicitMLP) else self.body
+        return body(self.encoded(obs))
 
     def encoded(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N F"]:
         """Return what the layers read of standardised observations."""

@@ -12,8 +12,9 @@ from envs import EnvSpec
 from marl.config import NetworkConfig
 from marl.nn.encoders import make_encoder, make_state_encoder
 from marl.nn.gru import RecurrentBody
+from marl.nn.gru_passes import explicit_passes
 from marl.nn.layers import agent_mlp, mlp, with_team
-from marl.nn.mlp import ExplicitMLP, has_explicit_passes
+from marl.nn.mlp import ExplicitMLP
 from marl.nn.normalisation import ValueNorm
 
 
@@ -33,14 +34,14 @@ class TeamCritic(nn.Module):
             )
         else:
             self.body = mlp(inputs, hidden, 1, output_gain=1.0, generator=generator)
-        is_explicit = self.encoder is None and has_explicit_passes(self.body)
-        self.passes = ExplicitMLP(self.body) if is_explicit else None
+        self.passes = explicit_passes(self.body) if self.encoder is None else None
 
     def forward(
         self, obs: Num[Tensor, "*L N O"] | None, state: Num[Tensor, "*L S"]
     ) -> Float[Tensor, "*L"]:
         state = state if self.encoder is None else self.encoder(state)
-        return (self.passes or self.body)(state).squeeze(-1)
+        body = self.passes if isinstance(self.passes, ExplicitMLP) else self.body
+        return body(state).squeeze(-1)
 
     def unroll(
         self,
@@ -90,14 +91,13 @@ class AgentCritics(nn.Module):
             generator=generator,
             ids_at=own,
         )
-        is_explicit = self.encoder is None and self.state_encoder is None
-        is_explicit = is_explicit and has_explicit_passes(self.body)
-        self.passes = ExplicitMLP(self.body) if is_explicit else None
+        is_plain = self.encoder is None and self.state_encoder is None
+        self.passes = explicit_passes(self.body) if is_plain else None
 
     def forward(
         self, obs: Num[Tensor, "*L N O"], state: Num[Tensor, "*L S"] | None
     ) -> Float[Tensor, "*L N"]:
-        body = self.passes or self.body
+        body = self.passes if isinstance(self.passes, ExplicitMLP) else self.body
         obs, state = self._encoded(obs, state)
         return (body(obs, state) if self.sees_state else body(obs)).squeeze(-1)
 

@@ -400,8 +400,8 @@ class Ippo(Mappo):
 class Passes:
     """The forward and the backward pass of an actor or a critic over a minibatch.
 
-    Those of a tanh network with shared weights are written out (`ExplicitMLP`); of others, which
-    are recurrent or share nothing, autograd records the first and runs the second.
+    Those of networks with shared weights are written out (`ExplicitMLP`, `ExplicitGRU`); of others
+    autograd records the first and runs the second.
     """
 
     def __init__(self, network: Any, reads: tuple[str, ...], optimizer: Optimizer) -> None:
@@ -413,7 +413,8 @@ class Passes:
     def forward(self, batch: dict[str, Tensor]) -> Tensor:
         """Return an actor's outputs (*B, N, A), or a critic's values (*B) or (*B, N)."""
         if explicit := self.network.passes:
-            outputs = explicit.forward(*(batch[name] for name in self.reads))
+            memory = ("hidden", "starts") if "hidden" in batch else ()
+            outputs = explicit.forward(*(batch[name] for name in (*memory, *self.reads)))
             return outputs.squeeze(-1) if self.is_critic else outputs
         self.optimizer.zero_grad()
         inputs = [batch.get(name) for name in (("obs", "state") if self.is_critic else ("obs",))]
@@ -428,7 +429,7 @@ class Passes:
     def backward(self, gradient: Tensor) -> None:
         """Set the network's gradient, given the loss's by what the last `forward` returned."""
         if explicit := self.network.passes:
-            explicit.backward(gradient.unsqueeze(-1) if self.is_critic else gradient)
+            explicit.set_gradients(gradient.unsqueeze(-1) if self.is_critic else gradient)
         else:
             assert self._recorded is not None
             self._recorded.backward(gradient)

@@ -45,8 +45,8 @@ class AgentGRU(nn.Module):
         `hidden` is the state before the first step; it is reset before the steps `starts`.
 
         On a CPU `torch.gru_cell` step by step is as fast as `torch.nn.GRU`, which cannot reset
-        at an episode's start; a gradient written by hand saved 10 to 20 % of it. Indexing `x[t]`
-        instead of unbinding would make the gradient's cost quadratic in the steps.
+        at an episode's start. Indexing `x[t]` instead of unbinding would make the gradient's cost
+        quadratic in the steps.
         """
         keep = (~starts).to(x.dtype).unsqueeze(-1).unsqueeze(-1)
         hidden_states = []
@@ -94,7 +94,6 @@ class RecurrentBody(nn.Module):
     ) -> None:
         super().__init__()
         self.ids_at = ids_at
-        inputs += 0 if ids_at is None else num_agents
         before, after = hidden_sizes[:1], hidden_sizes[2:]
         size = hidden_sizes[min(1, len(hidden_sizes) - 1)]
         self.hidden_shape = (num_agents, size)
@@ -107,9 +106,12 @@ class RecurrentBody(nn.Module):
                 shared=shared,
                 gain=math.sqrt(2.0),
                 generator=generator,
+                ids_at=ids_at,
             )
             self.before.extend((linear, Tanh()))
             inputs = before[0]
+        elif ids_at is not None:
+            inputs += num_agents
         self.gru = AgentGRU(num_agents, inputs, size, shared=shared, generator=generator)
         self.after = agent_mlp(
             num_agents,
@@ -140,7 +142,9 @@ class RecurrentBody(nn.Module):
 
     def _before(self, x: Float[Tensor, "*L N I"]) -> Float[Tensor, "*L N H"]:
         """Return what the unit reads."""
-        return self.before(x if self.ids_at is None else with_ids(x, self.ids_at))
+        if len(self.before) == 0 and self.ids_at is not None:
+            return with_ids(x, self.ids_at)
+        return self.before(x)
 
 
 def initial_hidden(body: nn.Module, num_envs: int) -> Float[Tensor, "E N H"] | None:

@@ -24,7 +24,7 @@ Axes: B rows, N agents (absent where the network is the team's), R = B * N; I, S
 outputs, H units of a layer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import repeat
 from typing import Any
 
@@ -38,21 +38,17 @@ MAX_ROWS = 4096
 """Rows of a pass that nothing is learned from: so many at a time stay in the processor's cache."""
 
 
-class ExplicitMLP:
-    """The two passes of a network that `agent_mlp` (with shared weights) or `mlp` has made.
+class LayerPasses:
+    """The two passes of linear layers with tanh in between.
 
-    It has no parameters of its own: it reads those of the network and writes their ``grad``. Since
-    its memory is used again, it serves one thread at a time, and `backward` belongs to the last
-    `forward`.
+    They have no parameters of their own: they read those of the layers and write their ``grad``.
+    Since the memory is used again, they serve one thread at a time, and `backward` belongs to the
+    last `forward`.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        if not has_explicit_passes(network):
-            raise ValueError(f"no explicit passes for {type(network).__name__}")
-        assert isinstance(network, nn.Sequential)
-        self.network = network
-        self.layers: list[Any] = [layer for layer in network if not isinstance(layer, Tanh)]
-        self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+    def __init__(self, layers: Iterable[Any]) -> None:
+        """Each layer has a ``weight`` and a ``bias``; the first may be an `AgentLinear`."""
+        self.layers = list(layers)
         self._outputs: list[Tensor] = []
         """Outputs of every layer: h_l, at last z_L; allocated for the most rows so far."""
         self._gradients: list[Tensor] = []
@@ -60,28 +56,6 @@ class ExplicitMLP:
         self._inputs: tuple[Tensor, Tensor | None] | None = None
         self.passes = 0
         """Passes forward so far."""
-
-    def __call__(
-        self, x: Float[Tensor, "*L I"], team: Float[Tensor, "*M S"] | None = None
-    ) -> Float[Tensor, "*L A"]:
-        """Return the outputs as the network would, as one node of autograd's graph if it records.
-
-        Where an input is to get a gradient, the network itself is called.
-        """
-        if x.requires_grad or (team is not None and team.requires_grad):
-            return self.network(x) if team is None else self.network(x, team)
-        rows = x.reshape(-1, *x.shape[-2 if _knows_agents(self.layers[0]) else -1 :])
-        of_team = None if team is None else team.reshape(-1, team.shape[-1])
-        out: Tensor
-        if torch.is_grad_enabled():
-            out = _Recorded.apply(self, rows, of_team, *self.parameters)  # type: ignore[no-untyped-call]
-        else:
-            size = max(1, MAX_ROWS // rows.shape[1:-1].numel())
-            teams = repeat(None) if of_team is None else of_team.split(size)
-            parts = zip(rows.split(size), teams, strict=False)
-            outs = [self.forward(part, common).clone() for part, common in parts]
-            out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return out.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
     def forward(
@@ -100,13 +74,16 @@ class ExplicitMLP:
 
     @torch.no_grad()
     def backward(
-        self, gradient: Float[Tensor, "B *N A"], into: Sequence[Tensor] | None = None
+        self,
+        gradient: Float[Tensor, "B *N A"],
+        into: Sequence[Tensor],
+        into_inputs: Float[Tensor, "R I"] | None = None,
     ) -> None:
         """Write the gradients of the parameters, given that of the outputs of the last `forward`.
 
-        They are set, not added to: the parameters' ``grad``, or tensors like the parameters.
+        They are set, not added to: `into` has a tensor for the weight and for the bias of each
+        layer. Plain linear layers can also write the gradient of what they read.
         """
-        into = [p.grad for p in self.parameters] if into is None else into
         weights, biases = into[::2], into[1::2]
         g = gradient.flatten(0, -2)
         rows = len(g)
@@ -121,6 +98,8 @@ class ExplicitMLP:
             g = torch.mm(g, self.layers[index].weight, out=outputs[index - 1])
             torch.ops.aten.tanh_backward.grad_input(g, h, grad_input=g)
         self._first_layer_backward(g, weights[0], biases[0])
+        if into_inputs is not None:
+            torch.mm(g, self.layers[0].weight, out=into_inputs)
 
     def _first_layer(self, x: Tensor, team: Tensor | None, out: Tensor) -> None:
         """Write z_1."""
@@ -166,6 +145,44 @@ class ExplicitMLP:
             self._gradients = []
 
 
+class ExplicitMLP(LayerPasses):
+    """The two passes of a network that `agent_mlp` (with shared weights) or `mlp` has made."""
+
+    def __init__(self, network: nn.Module) -> None:
+        if not has_explicit_passes(network):
+            raise ValueError(f"no explicit passes for {type(network).__name__}")
+        assert isinstance(network, nn.Sequential)
+        super().__init__(linear_layers(network))
+        self.network = network
+        self.parameters = [p for layer in self.layers for p in (layer.weight, layer.bias)]
+
+    def __call__(
+        self, x: Float[Tensor, "*L I"], team: Float[Tensor, "*M S"] | None = None
+    ) -> Float[Tensor, "*L A"]:
+        """Return the outputs as the network would, as one node of autograd's graph if it records.
+
+        Where an input is to get a gradient, the network itself is called.
+        """
+        if x.requires_grad or (team is not None and team.requires_grad):
+            return self.network(x) if team is None else self.network(x, team)
+        rows = x.reshape(-1, *x.shape[-2 if _knows_agents(self.layers[0]) else -1 :])
+        of_team = None if team is None else team.reshape(-1, team.shape[-1])
+        out: Tensor
+        if torch.is_grad_enabled():
+            out = _Recorded.apply(self, rows, of_team, *self.parameters)  # type: ignore[no-untyped-call]
+        else:
+            size = max(1, MAX_ROWS // rows.shape[1:-1].numel())
+            teams = repeat(None) if of_team is None else of_team.split(size)
+            parts = zip(rows.split(size), teams, strict=False)
+            outs = [self.forward(part, common).clone() for part, common in parts]
+            out = outs[0] if len(outs) == 1 else torch.cat(outs)
+        return out.view(*x.shape[:-1], -1)
+
+    def set_gradients(self, gradient: Float[Tensor, "B *N A"]) -> None:
+        """Set the parameters' ``grad``, given the gradient of what the last `forward` returned."""
+        self.backward(gradient, [p.grad for p in self.parameters if p.grad is not None])
+
+
 class _Recorded(torch.autograd.Function):
     """A network as one node of autograd's graph."""
 
@@ -205,6 +222,11 @@ def has_explicit_passes(network: nn.Module) -> bool:
         for layer in network
     )
     return all(known)
+
+
+def linear_layers(network: nn.Sequential) -> list[nn.Module]:
+    """Return the layers of a tanh network that have parameters."""
+    return [layer for layer in network if not isinstance(layer, Tanh)]
 
 
 def _knows_agents(layer: nn.Module) -> bool:

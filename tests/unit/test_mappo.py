@@ -380,28 +380,29 @@ def test_a_loss_that_is_not_finite_stops_the_update() -> None:
 @pytest.mark.parametrize("continuous", [True, False])
 @pytest.mark.parametrize("dies", [True, False])
 @pytest.mark.parametrize("absence", ["ends", "alive_mean"])
+@pytest.mark.parametrize("network", [NETWORK, RECURRENT], ids=["feed-forward", "gru"])
 def test_written_out_gradients_are_those_of_autograd(
-    continuous: bool, dies: bool, absence: Any
+    continuous: bool, dies: bool, absence: Any, network: NetworkConfig
 ) -> None:
     """One gradient step of every network agrees to float noise; Adam's may not hide a scale."""
     env = ScriptedEnv(LENGTHS, agents_die=dies, continuous=continuous, masks_actions=not continuous)
     learner = dataclasses.replace(ONE_STEP, entropy_coef=0.01, absence=absence, max_grad_norm=1e3)
-    mappo = make_mappo(env.spec, learner)
+    mappo = make_mappo(env.spec, learner, network=network)
     rollout = collect(mappo, env)
     rewards = random_rewards(rollout)
     gradients = []
     for explicit in (True, False):
         other = copy.deepcopy(mappo)
-        assert all(network.passes is not None for network in other.networks.values())
+        assert all(each.passes is not None for each in other.networks.values())
         if not explicit:
-            for network in other.networks.values():
-                network.passes = None
+            for each in other.networks.values():
+                each.passes = None
         other.update(rollout, rewards, 1.0)
         gradients.append(
             {
                 f"{name}.{key}": parameter.grad
-                for name, network in other.networks.items()
-                for key, parameter in network.named_parameters()
+                for name, each in other.networks.items()
+                for key, parameter in each.named_parameters()
             }
         )
     for name, expected in gradients[1].items():
