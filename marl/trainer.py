@@ -155,7 +155,7 @@ class Trainer:
             generator=self.seeds.torch("actions", self.device),
             device=self.device,
             hidden_rewards=self.config.sees_hidden,
-            chunk_length=self.config.learner.chunk_length,
+            chunk_length=self.config.learner.chunk_steps,
             callback=None if self.people is None else self.people.camera,
             undoes=True,
         )

@@ -239,7 +239,7 @@ def reward_stream(
     also if it returns later: no action before is credited with a reward after. None: all are.
     """
     steps = rollout.transitions
-    read = read_values(critic, inputs, rollout, hidden, config.chunk_length)
+    read = read_values(critic, inputs, rollout, hidden, config.chunk_steps)
     values = critic.value_norm.denormalise(read.steps)
     end_values = critic.value_norm.denormalise(read.ends)
     cuts = rollout.done.view(*rollout.done.shape, *[1] * (reward.ndim - 2)).expand_as(values)

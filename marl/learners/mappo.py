@@ -299,16 +299,14 @@ class Mappo:
         if not self.is_recurrent:
             return
         for name, inputs in self._critic_inputs(rollout).items():
-            critic, length = self.critics[name], self.config.chunk_length
+            critic, length = self.critics[name], self.config.chunk_steps
             read = read_values(critic, inputs, rollout, self.hidden[name], length)
             self.hidden[name] = read.next_hidden
 
     def _minibatches(self, rollout: Rollout) -> list[Epoch]:
         """Return the rows of every minibatch, epoch by epoch."""
         num_steps, num_envs = rollout.truncated.shape
-        num_rows = num_envs * -(
-            -num_steps // (self.config.chunk_length if self.is_recurrent else 1)
-        )
+        num_rows = num_envs * -(-num_steps // (self.config.chunk_steps if self.is_recurrent else 1))
         size, device = -(-num_rows // self.config.minibatches), self.generator.device
         return [
             torch.randperm(num_rows, generator=self.generator, device=device).split(size)
@@ -359,7 +357,7 @@ class Mappo:
         """Return the rows of tensors `x` for a loss of the shape of `like`."""
         if hidden is None:
             return step_rows(present=present, **x)
-        length = self.config.chunk_length
+        length = self.config.chunk_steps
         if present is None and len(rollout.starts) % length:
             present = torch.ones_like(like, dtype=torch.bool)
         return chunk_rows(hidden, rollout.starts, length, present=present, **x)

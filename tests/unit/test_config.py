@@ -268,3 +268,15 @@ def test_what_no_toml_parser_takes_is_one_line(value: str, tmp_path: Path) -> No
     with pytest.raises(ConfigError, match=r"config\.toml: not valid TOML: ") as caught:
         load_config(file)
     assert "\n" not in str(caught.value)
+
+
+def test_chunks_are_as_few_as_may_be_and_even() -> None:
+    # 32 steps in chunks of at most 10 are four of 8; 125 are thirteen, of 10; 7 are one.
+    for steps, longest, expected in (
+        (32, 10, 8),
+        (125, 10, 10),
+        (7, 10, 7),
+        (13, 5, 5),
+        (12, 5, 4),
+    ):
+        assert LearnerConfig(rollout_steps=steps, chunk_length=longest).chunk_steps == expected
