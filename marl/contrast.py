@@ -1,7 +1,7 @@
 """Steering a trained team when it acts: by its contrast to another policy, or by a learned reward.
 
     contrast    log pi  =  (1 + a) log pi_tuned - a log pi_base  + constant
-    guidance    log pi  =  log pi_tuned + a w_i (q_i - v_i) / beta  + constant
+    guidance    log pi  =  log pi_tuned + a w_i (q_i - v_i) / sd  + constant
 
 Each agent's log-ratio of a tuned policy to what it was before is its part of an implicit reward
 (`marl.rewards.ratio`), and the contrast is the optimal policy for a times that reward more (CoPe,
@@ -33,6 +33,8 @@ from marl.rewards.ratio import check_comparable
 
 PLAUSIBLE = 0.1
 """Share of the likeliest action's probability that an action needs to be kept (CoPe)."""
+_SCALE_OBS, _SCALE_ACTIONS = 256, 16
+"""Draws by which the unit of guidance is measured."""
 
 
 @runtime_checkable
@@ -220,7 +222,7 @@ def _advanced(
 
 
 class GuidedActor(SteeredActor):
-    """Acts by log pi_tuned + a w_i (q_i - v_i) / beta, with q of a factored reward.
+    """Acts by log pi_tuned + a w_i (q_i - v_i) / sd, with q of a factored reward.
 
     w_i (q_i - v_i) is what an agent's action is worth above the others it could take (O-MAPL,
     arXiv 2501.18944); v_i is the same for all of them and drops out. Agents do not see the team's
@@ -228,6 +230,10 @@ class GuidedActor(SteeredActor):
     state. Discrete actions are weighed one by one. Of continuous ones every agent draws K from the
     tuned policy and one of these by its worth; greedy, the best of K fixed ones, the mean among
     them.
+
+    sd is the standard deviation of w_i q_i over an agent's uniform actions, at observations whose
+    features have the reward's own statistics, so that a does not depend on the unit of q: one
+    deviation is worth a nats.
     """
 
     def __init__(
@@ -250,6 +256,7 @@ class GuidedActor(SteeredActor):
         with torch.no_grad():
             mixed = reward.q_mixer(reward.norm.state(state), torch.zeros(num_agents))
         self.weights = mixed.weights
+        self.scale = self._scale(num_agents)
         fixed = torch.Generator().manual_seed(0)
         self._fixed = tuned.noise((candidates,), fixed)
         self._fixed[0] = 0.0
@@ -264,9 +271,29 @@ class GuidedActor(SteeredActor):
         return torch.cat((drawn, -choice.log_()), dim=-1)
 
     def worth(self, obs: Float[Tensor, "*L N O"], actions: Tensor) -> Float[Tensor, "*L N"]:
-        """Return a w_i q_i / beta of some actions."""
+        """Return a w_i q_i / sd of some actions."""
         q = self.reward.local_q(obs, actions, None)
-        return self.strength / self.reward.config.beta * self.weights * q
+        return self.strength / self.scale * self.weights * q
+
+    @torch.no_grad()
+    def _scale(self, num_agents: int) -> float:
+        """Return sd; see the class. 1 where all actions are worth the same."""
+        generator, norm = torch.Generator().manual_seed(0), self.reward.norm.obs_norm
+        shape = (_SCALE_OBS, 1, *norm.mean.shape)
+        obs = norm.mean + torch.randn(shape, generator=generator) * norm.var.sqrt()
+        obs = obs.expand(-1, _SCALE_ACTIONS, -1, -1)
+        draws = (*obs.shape[:2], num_agents)
+        if self.reward.is_discrete:
+            actions = torch.randint(self.reward.action_size, draws, generator=generator)
+        else:
+            uniform = torch.rand((*draws, self.reward.action_size), generator=generator)
+            actions = 2.0 * uniform - 1.0
+            policy = self.tuned.step_distribution(obs[:, 0], self.tuned.initial_hidden(len(obs)))[0]
+            if isinstance(policy, Gaussian) and policy.present is not None:
+                actions = actions * policy.present
+        worth = self.weights * self.reward.local_q(obs, actions, None)
+        deviation = float(worth.var(dim=1).mean().sqrt())
+        return deviation if deviation > 1e-12 else 1.0
 
     def step_distribution(
         self, obs: Tensor, hidden: Tensor | None = None, mask: Tensor | None = None

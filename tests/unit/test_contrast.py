@@ -240,8 +240,8 @@ def reward_of(policy: marl.Policy, kind: type = FactoredReward, **options: Any) 
     return RewardLearner(model, kind.__name__, config, 25, threads=1, device=CPU)
 
 
-def local_worth(learner: RewardLearner, obs: Tensor, actions: Tensor) -> Tensor:
-    """Return w_i (q_i - v_i) / beta, of which w_i is that of the mean state."""
+def local_worth(learner: RewardLearner, obs: Tensor, actions: Tensor, scale: float = 1.0) -> Tensor:
+    """Return w_i (q_i - v_i) / scale, of which w_i is that of the mean state."""
     model: Any = learner.model
     inputs = actions
     if model.is_discrete:
@@ -250,14 +250,15 @@ def local_worth(learner: RewardLearner, obs: Tensor, actions: Tensor) -> Tensor:
     v = model.v(model.norm.obs(obs)).squeeze(-1)
     out = model.q_mixer.hypernetwork(torch.zeros_like(model.norm.state_norm.mean))
     weights = torch.nn.functional.softplus(out[:-1] + math.log(math.e - 1.0))
-    return weights * (q - v) / learner.config.beta
+    return weights * (q - v) / scale
 
 
 def test_guidance_of_discrete_actions_is_the_tilted_policy() -> None:
     tuned = team("particles/nav_3", 0)
-    learner = reward_of(tuned, beta=0.5)
+    learner = reward_of(tuned)
     policy = guided(tuned, learner, 0.7)
     assert isinstance(policy.actor, GuidedActor)
+    scale = policy.actor.scale
     obs = torch.from_numpy(observations(tuned, 4))
     with torch.no_grad():
         found = policy.actor.step_distribution(obs)[0].logits.softmax(dim=-1)  # type: ignore[union-attr]
@@ -265,7 +266,8 @@ def test_guidance_of_discrete_actions_is_the_tilted_policy() -> None:
         log_probs = tuned.actor.step_distribution(obs)[0].logits.log_softmax(dim=-1)  # type: ignore[union-attr]
         count = log_probs.shape[-1]
         worth = torch.stack(
-            [local_worth(learner, obs, torch.full(obs.shape[:-1], a)) for a in range(count)], dim=-1
+            [local_worth(learner, obs, torch.full(obs.shape[:-1], a), scale) for a in range(count)],
+            dim=-1,
         )
         implausible = log_probs < log_probs.amax(dim=-1, keepdim=True) + math.log(0.1)
         expected = (log_probs + 0.7 * worth).masked_fill(implausible, -math.inf).softmax(dim=-1)
@@ -284,7 +286,8 @@ def test_guidance_of_continuous_actions_chooses_among_candidates() -> None:
         policy = tuned.actor.step_distribution(obs)[0]  # type: ignore[attr-defined]
         candidates = [policy.sample(noise[:, k, :, :-1]) for k in range(3)]
         scores = [
-            2.0 * local_worth(learner, obs, candidates[k].clamp(-1, 1)) + noise[:, k, :, -1]
+            2.0 * local_worth(learner, obs, candidates[k].clamp(-1, 1), actor.scale)
+            + noise[:, k, :, -1]
             for k in range(3)
         ]
         actions, log_probs, _ = actor.act(obs, None, None, noise)
@@ -301,12 +304,31 @@ def test_greedy_guidance_is_at_least_as_good_as_the_mean() -> None:
     obs = torch.from_numpy(observations(tuned, 50))
     with torch.no_grad():
         mean = tuned.actor.act(obs)[0]
-        actions = guided(tuned, learner, 1.0).actor.act(obs)[0]
+        actor = guided(tuned, learner, 1.0).actor
+        assert isinstance(actor, GuidedActor)
+        actions, scale = actor.act(obs)[0], actor.scale
         density = tuned.actor.log_prob
-        gain = local_worth(learner, obs, actions.clamp(-1, 1)) + density(obs, actions)
-        least = local_worth(learner, obs, mean.clamp(-1, 1)) + density(obs, mean)
+        gain = local_worth(learner, obs, actions.clamp(-1, 1), scale) + density(obs, actions)
+        least = local_worth(learner, obs, mean.clamp(-1, 1), scale) + density(obs, mean)
     assert (gain >= least - 1e-5).all()
     assert (gain > least + 0.1).any()
+
+
+@pytest.mark.parametrize("name", ["particles/nav_3", "probe/continuous_match"])
+def test_the_strength_of_guidance_does_not_depend_on_the_unit_of_q(name: str) -> None:
+    tuned = team(name, 0)
+    learner, obs = reward_of(tuned), observations(tuned, 6)
+    played = []
+    for factor in (1.0, 20.0):
+        with torch.no_grad():
+            for parameter in list(learner.model.q.parameters())[-2:]:  # type: ignore[union-attr]
+                parameter.mul_(factor)
+        policy = guided(tuned, learner, 1.5)
+        policy.reset(4)
+        played.append(policy.act(obs))
+    np.testing.assert_array_equal(*played)
+    tuned.reset(4)
+    assert (played[0] != tuned.act(obs)).any()
 
 
 def test_guidance_of_strength_0_is_the_tuned_team() -> None:
