@@ -14,17 +14,17 @@ where code or settings have changed. After every cell it writes `transfer.csv`, 
 
 import argparse
 import csv
-import statistics
 import sys
 import tomllib
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from benchmarks.cells import ROOT, Cell, read_results, write_json
 from benchmarks.learning import attempt, pending
 from benchmarks.transfer_cells import QUESTIONS, QUICK, Sizes, TransferTask, quick, run_cell
+from marl.reports.estimates import estimate, shown
 
 TASKS_FILE = ROOT / "benchmarks" / "transfer.toml"
 RESULTS = ROOT / "benchmarks" / "results" / "transfer"
@@ -71,55 +71,110 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a task's table: a row a variant, every seed's number."""
+    """Return a task's table: a row a variant, over its seeds and by seed."""
     if task.question == "contrast":
         return curves(task, cells)
     lines = [
-        "| variant | sampled, by seed | sampled | greedy |",
-        "| --- | --- | --- | --- |",
+        "| variant | seeds | sampled | greedy | sampled, by seed |",
+        "| --- | --- | --- | --- | --- |",
     ]
     for variant in task.variants:
         found = {cell["seed"]: cell for cell in cells if cell["algorithm"] == variant}
         if found:
             by_seed = ", ".join(f"{seed}: {found[seed]['sampled']:.4g}" for seed in sorted(found))
-            sampled, greedy = (
-                statistics.fmean(cell[key] for cell in found.values())
-                for key in ("sampled", "greedy")
-            )
-            lines.append(f"| {variant} | {by_seed} | {sampled:.4g} | {greedy:.4g} |")
+            parts = [over([cell[key] for cell in found.values()]) for key in ("sampled", "greedy")]
+            lines.append(f"| {variant} | {len(found)} | {' | '.join(parts)} | {by_seed} |")
     return lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A way of acting: each seed's measure and second preference."""
+
+    team: str
+    strength: float | None
+    acts: str
+    """How its actions are chosen: sampled or greedy."""
+    values: dict[int, Sequence[float]]
+
+    def mean(self, place: int) -> float:
+        """Return the interquartile mean of the measure (0) or of the second preference (1)."""
+        return estimate([value[place] for value in self.values.values()]).value
 
 
 def curves(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[str]:
-    """Return the table of steered teams: a row a strength, means over the seeds.
-
-    Each cell holds the measure and the second preference.
-    """
+    """Return the table of steered teams beside their controls, and the front of both measures."""
+    rows = steered(task, cells)
+    sign = -1.0 if task.lower_is_better else 1.0
+    points = [(row.mean(0), sign * row.mean(1)) for row in rows]
     lines = [
-        f"Each cell: {task.measured}, and the mean of `{task.fact}`.",
+        f"`{task.fact}`: {'less' if task.lower_is_better else 'more'} is better. Apart from",
+        "sharpening: the measure minus that of sharpening with the same strength, by seed. Front:",
+        "no other row is better at one of both measures and as good at the other, in the mean.",
         "",
-        "| steering | strength | sampled | greedy | sharpened, sampled | seeds |",
-        "| --- | --- | --- | --- | --- | --- |",
+        f"| team | strength | acts | seeds | {task.measured} | `{task.fact}` "
+        "| apart from sharpening | front |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for variant in task.variants:
-        found = [cell for cell in cells if cell["algorithm"] == variant]
-        for place, point in enumerate(found[0]["points"] if found else ()):
-            points = [cell["points"][place] for cell in found]
-            parts = [means([one[key] for one in points]) for key in ("sampled", "greedy")]
-            sharpened = [one["sharpened"] for one in points]
-            parts.append("" if None in sharpened else means(sharpened))
-            lines.append(
-                f"| {variant} | {point['strength']:g} | {' | '.join(parts)} | {len(found)} |"
-            )
-    if cells:
-        before = means([cell["before"] for cell in cells])
-        lines += ["", f"The base, sampled: {before}."]
+    for row, point in zip(rows, points, strict=True):
+        parts = [over([value[place] for value in row.values.values()]) for place in (0, 1)]
+        strength = "" if row.strength is None else f"{row.strength:g}"
+        on_front = "yes" if not any(dominates(other, point) for other in points) else ""
+        cells_of_row = [row.team, strength, row.acts, len(row.values), *parts]
+        lines.append(f"| {' | '.join(map(str, cells_of_row))} | {apart(row, rows)} | {on_front} |")
     return lines
 
 
-def means(values: Sequence[Sequence[float]]) -> str:
-    """Return the means over the seeds of the measure and of the second preference."""
-    return ", ".join(f"{statistics.fmean(column):.4g}" for column in zip(*values, strict=True))
+def steered(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[Row]:
+    """Return the rows of a contrast's table: the base, sharpening, greedy and what is steered."""
+
+    def row(team: str, strength: float | None, acts: str, found: dict[int, Any]) -> list[Row]:
+        known = {seed: value for seed, value in found.items() if value is not None}
+        return [Row(team=team, strength=strength, acts=acts, values=known)] if known else []
+
+    rows = row("the base", None, "sampled", {cell["seed"]: cell["before"] for cell in cells})
+    controls: list[Row] = []
+    for variant in task.variants:
+        found = [cell for cell in cells if cell["algorithm"] == variant]
+        for place, point in enumerate(found[0]["points"] if found else ()):
+            strength = point["strength"]
+            at = {cell["seed"]: cell["points"][place] for cell in found}
+            if variant == task.variants[0]:
+                values = {seed: one["sharpened"] for seed, one in at.items()}
+                controls += row("sharpened", strength, "sampled", values)
+            for acts in ("sampled", "greedy"):
+                values = {seed: one[acts] for seed, one in at.items()}
+                name = "the team itself" if strength == 0.0 else variant
+                if strength != 0.0:
+                    rows += row(name, strength, acts, values)
+                elif variant == task.variants[0]:
+                    controls += row(name, strength, acts, values)
+    kept = [one for one in controls if one.strength != 0.0 or one.team != "sharpened"]
+    return [*rows[:1], *kept, *rows[1:]]
+
+
+def dominates(one: tuple[float, float], other: tuple[float, float]) -> bool:
+    """Return whether a point is better at one of two measures and as good at the other."""
+    return one != other and one[0] >= other[0] and one[1] >= other[1]
+
+
+def apart(row: Row, rows: Sequence[Row]) -> str:
+    """Return how far a sampled row's measure is from sharpening's of the same strength."""
+    if row.acts != "sampled" or row.strength in (None, 0.0) or row.team == "sharpened":
+        return ""
+    controls = {
+        seed: value
+        for one in rows
+        if one.team == "sharpened" and one.strength == row.strength
+        for seed, value in one.values.items()
+    }
+    both = [seed for seed in row.values if seed in controls]
+    return over([row.values[seed][0] - controls[seed][0] for seed in both]) if both else ""
+
+
+def over(values: Sequence[float]) -> str:
+    """Return the interquartile mean over the seeds and its interval, as `value [low, high]`."""
+    return shown(estimate(values), lambda value: f"{value:.4g}")
 
 
 def report(tasks: dict[str, TransferTask], folder: Path) -> None:
@@ -138,7 +193,8 @@ def report(tasks: dict[str, TransferTask], folder: Path) -> None:
         "",
         "`python -m benchmarks.transfer`, one thread; settings in `transfer.toml`, every cell with",
         "its commit in `transfer.csv`. Returns are true ones, over whole episodes after training.",
-        "A seed that is missing is not trained yet.",
+        "Means are interquartile ones over seeds, with 95 % intervals (bootstrap over seeds, from",
+        "three seeds on). A seed that is missing is not trained yet.",
         "",
     ]
     for question, heading in HEADINGS.items():

@@ -42,6 +42,8 @@ class TransferTask(Task):
     """Settings of the run that comes second: of the strong team, or what a team is tuned on."""
     fact: str = ""
     """The second of the two things that a contrast trades, a fact of episodes."""
+    lower_is_better: bool = False
+    """Whether less of it is better."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -79,12 +79,38 @@ def test_tables_show_every_seed(tmp_path: Path) -> None:
     assert rows[0] == ",".join(transfer.COLUMNS)
     assert rows[1] == "calibration_nav_6_m0,none,200,150000,-8.0,-10.0,-9.0,1.0,abc"
     text = (tmp_path / "transfer.md").read_text()
-    assert "| none | 200: -10, 201: -12 | -11 | -8 |" in text
-    assert "| return | 200: -11 | -11 | -8 |" in text
-    assert "| contrast | 0 | -10, 1 | -8, 3 | -9, 2 | 2 |" in text
-    assert "| contrast | 1 | -8, 1 | -6, 5 |  | 2 |" in text
-    assert "The base, sampled: -20, 0.5." in text
+    assert "| none | 2 | -11 | -8 | 200: -10, 201: -12 |" in text
+    assert "| return | 1 | -11 | -8 | 200: -11 |" in text
+    # The team itself: -9 and -11, arrived 1; sharpened is only known at strength 0, where it is it.
+    assert "| the base |  | sampled | 2 | -20 | 0.5 |  |  |" in text
+    assert "| the team itself | 0 | sampled | 2 | -10 | 1 |  |  |" in text
+    assert "| the team itself | 0 | greedy | 2 | -8 | 3 |  |  |" in text
+    assert "| contrast | 1 | sampled | 2 | -8 | 1 |  |  |" in text
+    assert "| contrast | 1 | greedy | 2 | -6 | 5 |  | yes |" in text
+    assert "sharpened |" not in text
     assert "How far does a policy come" not in text
+
+
+def test_a_contrast_stands_beside_sharpening_and_on_a_front(tmp_path: Path) -> None:
+    task = TASKS["contrast_nav_6_effort"]  # less effort is better
+    for seed in range(205, 208):
+        point = {
+            "strength": 1.0,
+            "sampled": [-9.0 - seed % 2, 0.3],
+            "greedy": [-12.0, 0.1],
+            "sharpened": [-8.0, 0.4],
+        }
+        cell = cell_of(task.name, "contrast", seed, -9.0, points=[point], before=[-8.0, 0.5])
+        write_json(Cell(task, "contrast", seed).path(tmp_path / "cells"), cell)
+    assert transfer.main(["--report", "--results", str(tmp_path)]) == 0
+    text = (tmp_path / "transfer.md").read_text()
+    assert "`effort`: less is better." in text
+    assert "| the base |  | sampled | 3 | -8 [-8, -8] | 0.5 [0.5, 0.5] |  |  |" in text
+    assert "| sharpened | 1 | sampled | 3 | -8 [-8, -8] | 0.4 [0.4, 0.4] |  | yes |" in text
+    # -10, -9, -10 by seed, each apart from -8.
+    mean = "-9.667 [-10, -9] | 0.3 [0.3, 0.3] | -1.667 [-2, -1] | yes |"
+    assert f"| contrast | 1 | sampled | 3 | {mean}" in text
+    assert "| contrast | 1 | greedy | 3 | -12 [-12, -12] | 0.1 [0.1, 0.1] |  | yes |" in text
 
 
 TINY = """
