@@ -12,7 +12,6 @@
 import argparse
 import dataclasses
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import torch
 
 import marl
 from benchmarks.cells import ROOT, commit, machine
+from benchmarks.scale import started
 from marl.data.types import Rewards, Rollout
 from marl.utils.distributed import joined
 from marl.utils.ranks import SINGLE, Ranks, mean_metrics
@@ -133,19 +133,6 @@ def rate(config: str, changes: dict[str, Any], device: str, seconds: float) -> f
     return statistics.median(rates[2:])
 
 
-def started(processes: int, *arguments: str) -> str:
-    """Return what this module prints in several processes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    return subprocess.run(
-        [sys.executable, *torchrun, "-m", "benchmarks.gpu", *arguments],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
-    ).stdout
-
-
 def main() -> None:
     """Print Markdown tables; exit with 1 where numbers do not agree."""
     parser = argparse.ArgumentParser(
@@ -169,7 +156,8 @@ def main() -> None:
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else "no GPU"
     print(f"commit {commit()} on {machine()}; {name}")
     agree = compared(device, losses(device))
-    pair = json.loads(started(2, "--part", "losses", "--device", device).splitlines()[-1])
+    part = ("--part", "losses", "--device", device)
+    pair = started(2, *part, module="benchmarks.gpu")
     agree &= compared(f"{device}, two processes", (pair[0], pair[1]))
     print("\n| training loop | CPU, steps/s | device, steps/s |\n| --- | --- | --- |")
     for loop, (config, changes, needs) in LOOPS.items():

@@ -166,13 +166,13 @@ def exchange(ranks: Ranks, repeats: int) -> dict[int, float]:
     return medians
 
 
-def started(processes: int, *arguments: str) -> Any:
-    """Return what process 0 of several prints."""
+def started(processes: int, *arguments: str, module: str = "benchmarks.scale") -> Any:
+    """Return what process 0 of several that run a module prints last, read as JSON."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     torchrun += ["--nproc-per-node", str(processes)]
     command = [sys.executable] if processes == 1 else torchrun
     said = subprocess.run(
-        [*command, "-m", "benchmarks.scale", *arguments],
+        [*command, "-m", module, *arguments],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,

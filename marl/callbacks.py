@@ -21,6 +21,7 @@ from envs import EnvError, EnvSpec
 from marl import UserError
 from marl.config import Config, ConfigError
 from marl.config.io import flat, to_dict
+from marl.utils.files import make_folder
 from marl.utils.metrics import MetricWriter
 
 if TYPE_CHECKING:
@@ -143,7 +144,7 @@ class TensorBoard(Callback):
         from tensorboard.summary.writer.record_writer import RecordWriter  # need not take
 
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._records = RecordWriter(self._path.open("ab"))
         except OSError as error:
             self._give_up(error)

@@ -28,7 +28,7 @@ from marl.config import ConfigError
 from marl.data.rollout import executed
 from marl.learners.distributions import Categorical, Composite, Gaussian
 from marl.policy import Policy
-from marl.utils.files import atomic_path, check_writable, output
+from marl.utils.files import atomic_path, check_writable, make_folder, output
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -135,7 +135,7 @@ def export_policy(policy: Policy, path: Path | str) -> ExportedPolicy:
         _check_extra()
     remedy = "name another file by --out"
     with output(path, remedy):  # told before the work is done
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         check_writable(path)
     team = _Team(policy)
     inputs = _random_inputs(policy, _CHECKED)

@@ -31,7 +31,7 @@ from marl.utils.checkpoint import (
     restoring,
 )
 from marl.utils.encoding import decode, encode
-from marl.utils.files import atomic_write, held, output
+from marl.utils.files import atomic_write, held, make_folder, output
 from marl.utils.launch import LAUNCH, launch_id
 from marl.utils.plugins import IDENTITY, grant, identity_of, remember
 from marl.utils.ranks import SINGLE, Ranks, together
@@ -283,7 +283,7 @@ def _sole_writer(folder: Path) -> Iterator[None]:
             "--run-dir"
         )
     with output(folder, "choose another --run-dir"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
     with held(
         folder / LOCK,
         f"{folder} is being trained in by another process, which alone may write there; nothing "

@@ -105,7 +105,7 @@ def _take_actor(
 
 def _differences(other: Config, config: Config) -> dict[str, Any]:
     """Return by name what shapes actors, as it is there, where it differs here."""
-    names = ("hidden_sizes", "share_parameters", "normalise_inputs", "recurrence")
+    names = ("encoder", "hidden_sizes", "share_parameters", "normalise_inputs", "recurrence")
     found = {
         f"network.{name}": getattr(other.network, name)
         for name in names

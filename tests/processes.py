@@ -17,6 +17,21 @@ from marl import EpisodePairs
 ROOT = Path(__file__).parents[1]
 CALLS_BEFORE_DEATH = 7
 """Of a labeller that is asked twice in an iteration: it dies in the fourth."""
+SIX_ITERATIONS: dict[str, Any] = {
+    "env.name": "particles/nav_3",
+    "env.num_envs": 4,
+    "network.hidden_sizes": [8],
+    "learner.rollout_steps": 25,
+    "learner.epochs": 2,
+    "learner.minibatches": 2,
+    "reward.hidden_sizes": [8],
+    "reward.gradient_steps": 2,
+    "reward.batch_episodes": 8,
+    "preferences.replay_steps": 800,
+    "checkpoint_every": 200,
+    "total_steps": 600,
+}
+"""Settings of six iterations of 100 steps, with a checkpoint every second."""
 _calls = 0
 
 

@@ -16,6 +16,7 @@ from marl.utils.files import free_folder
 from marl.utils.text import LiteralConsole, printable
 
 if TYPE_CHECKING:
+    from marl.config import Config
     from marl.rewards.fit import FitReport, Measured
     from marl.rewards.fit_policy import PolicyReport
 
@@ -102,7 +103,6 @@ class FitReward:
 
     def run(self) -> int:
         """Fit the model and show how good it is."""
-        from marl.config.io import load_config
         from marl.preferences.dataset import PreferenceDataset
         from marl.rewards.fit import fit_reward
         from marl.utils.devices import single_threaded_operations
@@ -110,7 +110,7 @@ class FitReward:
         single_threaded_operations()
         console = LiteralConsole()
         dataset = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
-        settings = load_config(self.config)
+        settings = settings_of_fit(self.config)
         with nullcontext(self.out) if self.out else self._new_folder() as out:
             report = fit_reward(
                 dataset,
@@ -168,7 +168,6 @@ class Imitate:
 
     def run(self) -> int:
         """Fit the policy and say how it went."""
-        from marl.config.io import load_config
         from marl.preferences.dataset import PreferenceDataset
         from marl.rewards.imitate import imitate
         from marl.utils.devices import single_threaded_operations
@@ -178,7 +177,7 @@ class Imitate:
         data: PreferenceDataset | Path = self.folder
         if not (self.folder / "checkpoints").is_dir():
             data = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
-        settings = load_config(self.config)
+        settings = settings_of_fit(self.config)
         with nullcontext(self.out) if self.out else self._new_folder() as out:
             report = imitate(
                 data,
@@ -207,6 +206,18 @@ class Imitate:
     def _new_folder(self) -> AbstractContextManager[Path]:
         """Return a new folder under runs/, named after what is imitated and when."""
         return new_fit_folder("imitate", self.folder, self.objective, self.seed)
+
+
+def settings_of_fit(path: Path | None) -> "Config":
+    """Return the settings of a file, the defaults without one; the code that it names must be
+    trusted."""
+    from marl.config.io import load_config
+    from marl.utils.plugins import check_trusted, fit_paths
+
+    settings = load_config(path)
+    if path is not None:
+        check_trusted(fit_paths(settings), path)
+    return settings
 
 
 def new_fit_folder(kind: str, data: Path, how: str, seed: int) -> AbstractContextManager[Path]:

@@ -141,17 +141,16 @@ def make_encoder(
     """
     make: Callable[[], nn.Module]
     if encoder in ENCODERS:
-        named = ENCODERS[encoder]
-        make = lambda: named(spec, generator)  # noqa: E731
+        make = partial(ENCODERS[encoder], spec, generator)
     elif ":" in encoder:
-        make = lambda: _own_encoder(encoder, spec, setting, generator)  # noqa: E731
+        make = partial(_own_encoder, encoder, spec, setting, generator)
     elif encoder:
         raise ConfigError(
             f"{setting}: got {encoder!r}, expected {', '.join(ENCODERS)}, an import path such as "
             "my_nets:Encoder, or nothing"
         )
     elif spec.obs_image:
-        make = lambda: ImageEncoder(spec.obs_image, generator)  # noqa: E731
+        make = partial(ImageEncoder, spec.obs_image, generator)
     else:
         return None
     encoders = [make() for _ in range(1 if shared else spec.num_agents)]

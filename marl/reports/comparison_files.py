@@ -28,7 +28,7 @@ from marl.reports.comparison import (
 from marl.reports.estimates import band, interpolated
 from marl.reports.plots import INK, figure_of, literal, saved, styled, title
 from marl.reports.recorded import RecordedRun
-from marl.utils.files import atomic_write, output
+from marl.utils.files import atomic_write, make_folder, output
 
 _COLOURS = {
     "imap": "#d1495b",
@@ -62,7 +62,7 @@ def write_comparison(
     writer = csv.writer(table, lineterminator="\n")
     writer.writerows([CSV_COLUMNS, *csv_rows(tasks, level)])
     with output(folder, "choose another --out"):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         draw_tasks(tasks, folder / "comparison.png")
         atomic_write(folder / "comparison.csv", table.getvalue().encode())
         text = page(tasks, level, notes, "comparison.png")

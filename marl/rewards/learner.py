@@ -43,7 +43,7 @@ from marl.utils.devices import TwoThreads
 from marl.utils.plugins import PluginError
 from marl.utils.ranks import SINGLE, Ranks, mean_metrics, mean_over_ranks, together
 
-PATIENCE = 2
+FAILED_BLOCKS = 2
 """Blocks without a new lowest held-out loss after which a fit ends: one may fail by chance."""
 
 
@@ -269,7 +269,7 @@ class RewardLearner:
                 lowest, failed = loss, 0
             else:
                 failed += 1
-            if failed == PATIENCE:
+            if failed == FAILED_BLOCKS:
                 return steps, held_out
 
     def _step(

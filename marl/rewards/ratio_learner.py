@@ -13,7 +13,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, check_episode_length
 from marl.rewards.budget import descend
-from marl.rewards.learner import PATIENCE, Drawn, GradientStep, RewardLearner
+from marl.rewards.learner import FAILED_BLOCKS, Drawn, GradientStep, RewardLearner
 from marl.rewards.ratio import (
     PolicyRatio,
     UniformPolicy,
@@ -83,7 +83,7 @@ class RatioLearner(RewardLearner):
             self.parameters,
             steps=max_rows or block,  # a step has at least one row
             block=block if max_rows else -(-block // MEASUREMENTS),
-            patience=PATIENCE,
+            patience=FAILED_BLOCKS,
         )
         self.kept_steps = result.kept
         return taken, held_out

@@ -29,7 +29,7 @@ from marl.reports.comparison import seed_of
 from marl.reports.estimates import iqm
 from marl.reports.recorded import ERROR, RecordedRun, read_run, smoothed
 from marl.sweeps.plan import Choice, Parameter, Plan, Settings
-from marl.utils.files import atomic_write, check_own_file, output
+from marl.utils.files import atomic_write, check_own_file, make_folder, output
 from marl.utils.text import one_line
 
 SWEEP = "sweep.json"
@@ -140,7 +140,7 @@ class SweepFolder:
         if is_new and path.exists() and (not path.is_dir() or set(os.listdir(path)) - {LOCK}):
             raise ConfigError(f"{path} holds something else than a sweep; choose another --out")
         with output(path, "choose another --out"):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             with FileLock(path / LOCK, timeout=_PATIENCE):  # an array of jobs begins at once
                 content = json.dumps(plan.to_dict(), indent=1)
                 if os.path.lexists(path / SWEEP):
@@ -179,7 +179,7 @@ class SweepFolder:
         """
         content = tomli_w.dumps(to_dict(self.plan.config_of(tried, 0))).encode()
         with output(job.folder.parent, "make room for it there"):
-            job.folder.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(job.folder.parent)
             if not (job.settings.is_file() and job.settings.read_bytes() == content):
                 atomic_write(job.settings, content)
         check_own_file(job.log)
@@ -188,7 +188,7 @@ class SweepFolder:
         """Write what a trial tries, and why it ends early."""
         folder = self.trial_folder(trial)
         with output(folder, "make room for it there"):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             content = {"tried": tried, "ended": ended, **more}
             atomic_write(folder / "trial.json", json.dumps(content, indent=1).encode())
 

@@ -26,7 +26,7 @@ import torch
 from envs import EnvError
 from marl import UserError
 from marl.utils.encoding import UnsupportedStateError, decode, encode
-from marl.utils.files import atomic_path
+from marl.utils.files import atomic_path, make_folder
 from marl.utils.plugins import identity_of
 from marl.utils.ranks import PeerError, Ranks, together
 from marl.utils.text import one_line
@@ -104,7 +104,7 @@ def part_path(checkpoint: Path, rank: int) -> Path:
 
 def _save(path: Path, step: int, state: dict[str, Any]) -> str:
     """Write a file atomically and return its checksum."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     if path.exists() and not path.is_file():
         _set_aside(path)
     encoded = encode({"step": step, "state": state})

@@ -87,7 +87,7 @@ def whole_folder(folder: Path, remedy: str) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with output(folder, remedy):
-            partial.mkdir(parents=True)
+            make_folder(partial)
         yield partial
         with output(folder, remedy):
             with suppress(FileNotFoundError):
@@ -95,6 +95,21 @@ def whole_folder(folder: Path, remedy: str) -> Iterator[Path]:
             os.replace(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Create a folder, and those that it lies in, where they are not there.
+
+    `Path.mkdir` calls itself for each of them, which Python ends at a depth of about 1,000.
+    """
+    missing = []
+    for folder in (path, *path.parents):
+        if folder.exists():
+            break
+        missing.append(folder)
+    for folder in reversed(missing):
+        folder.mkdir(exist_ok=True)
+    path.mkdir(exist_ok=True)  # raises where it is a file
 
 
 @contextmanager
@@ -149,7 +164,7 @@ def free_folder(parent: Path, name: str, remedy: str) -> Iterator[Path]:
     `OutputError` names the remedy.
     """
     with output(parent, remedy):
-        parent.mkdir(parents=True, exist_ok=True)
+        make_folder(parent)
         for number in count(1):
             folder = parent / (name if number == 1 else f"{name}-{number}")
             with suppress(FileExistsError):

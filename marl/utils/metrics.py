@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from marl import UserError
-from marl.utils.files import atomic_write, output
+from marl.utils.files import atomic_write, make_folder, output
 
 TIME_PARTS = ("physics", "inference", "reward", "policy")
 """What an iteration's seconds are divided into, as ``time/physics`` and so on."""
@@ -42,7 +42,7 @@ class MetricWriter:
         file that is damaged is set aside, and rows that are missing are told. Raises `OutputError`
         where the file cannot be written.
         """
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._path = folder / _FILE
         columns, rows = (["step"], []) if after is None else _rows_until(self._path, after)
         self._columns = columns

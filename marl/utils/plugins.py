@@ -71,7 +71,15 @@ def learner_paths(config: Config) -> dict[str, str]:
 
 def reward_paths(config: Config) -> dict[str, str]:
     """Return the part of `import_paths` that making the reward model imports."""
-    return _paths({"reward.model": config.reward.model, "reward.encoder": config.reward.encoder})
+    named = {"reward.model": config.reward.model, "reward.encoder": config.reward.encoder}
+    if config.fits_policy:
+        named["network.encoder"] = config.network.encoder
+    return _paths(named)
+
+
+def fit_paths(config: Config) -> dict[str, str]:
+    """Return the part of `import_paths` that fitting a reward or a policy to a dataset imports."""
+    return reward_paths(config) | _paths({"network.encoder": config.network.encoder})
 
 
 def labeller_paths(preferences: PreferenceConfig) -> dict[str, str]:

@@ -26,25 +26,17 @@ from marl.utils.plugins import PluginError
 from marl.utils.ranks import PeerError, Ranks
 from tests import two_halves
 from tests.llm_server import ModelServer
-from tests.processes import CALLS_BEFORE_DEATH, ROOT, fatal, free_port, in_processes
+from tests.processes import (
+    CALLS_BEFORE_DEATH,
+    ROOT,
+    SIX_ITERATIONS,
+    fatal,
+    free_port,
+    in_processes,
+)
 from tests.ranks import in_ranks
 
-SMALL: dict[str, Any] = {
-    "env.name": "particles/nav_3",
-    "env.num_envs": 4,
-    "network.hidden_sizes": [8],
-    "learner.rollout_steps": 25,
-    "learner.epochs": 2,
-    "learner.minibatches": 2,
-    "reward.hidden_sizes": [8],
-    "reward.gradient_steps": 2,
-    "reward.batch_episodes": 8,
-    "preferences.labeller": "tests.processes:fatal",
-    "preferences.replay_steps": 800,
-    "checkpoint_every": 200,
-    "total_steps": 600,
-}
-"""Six iterations of 100 steps, a checkpoint every second."""
+SMALL = SIX_ITERATIONS | {"preferences.labeller": "tests.processes:fatal"}
 
 
 def everything(ranks: Ranks) -> dict[str, Any]:

@@ -18,27 +18,13 @@ from benchmarks.trials import differences, flags
 from marl.config.io import load_config
 from marl.reports.recorded import find_runs, read_run
 from marl.utils.checkpoint import list_checkpoints
-from tests.processes import ROOT
+from tests.processes import ROOT, SIX_ITERATIONS
 
 pytest.importorskip("ray")
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ |= {"RAY_memory_monitor_refresh_ms": "0"}  # whatever else runs on this machine
 from ray.cluster_utils import Cluster
 
-SMALL: dict[str, Any] = {
-    "env.name": "particles/nav_3",
-    "env.num_envs": 4,
-    "network.hidden_sizes": [8],
-    "learner.rollout_steps": 25,
-    "learner.epochs": 2,
-    "learner.minibatches": 2,
-    "reward.hidden_sizes": [8],
-    "reward.gradient_steps": 2,
-    "reward.batch_episodes": 8,
-    "preferences.replay_steps": 800,
-    "checkpoint_every": 200,
-    "total_steps": 600,
-}
 SWEEP = """
 seeds = [0]
 [settings]
@@ -109,7 +95,7 @@ def by_torchrun(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of a run of two processes that torchrun has started."""
     folder = tmp_path_factory.mktemp("runs") / "torchrun"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    training = ["train", *flags(SMALL), "--run-dir", str(folder)]
+    training = ["train", *flags(SIX_ITERATIONS), "--run-dir", str(folder)]
     subprocess.run(
         [*torchrun, "--nproc-per-node=2", "-m", "marl", *training],
         cwd=folder.parent,
@@ -127,7 +113,7 @@ def test_two_nodes_come_to_what_torchrun_comes_to(
     for _ in range(2):
         add_node(cluster)
     run = tmp_path / "runs" / "of two"
-    training = ["train", *flags(SMALL), "--ray-workers", 2, "--run-dir", run]
+    training = ["train", *flags(SIX_ITERATIONS), "--ray-workers", 2, "--run-dir", run]
     printed, said = ended(begin(cluster, tmp_path, *training))
     assert "2 processes" in printed
     assert printed.count("done; look at") == 1
@@ -154,7 +140,7 @@ def test_a_run_goes_on_when_a_node_is_lost(
 ) -> None:
     lost, other = add_node(cluster), add_node(cluster)
     assert other is not lost
-    longer = SMALL | {"total_steps": 2000}
+    longer = SIX_ITERATIONS | {"total_steps": 2000}
     run = tmp_path / "run"
     process = begin(
         cluster, tmp_path, "train", *flags(longer), "--ray-workers", 2, "--run-dir", run
@@ -174,7 +160,7 @@ def test_a_run_goes_on_when_a_node_is_lost(
 
 def test_ctrl_c_saves_and_a_cluster_of_this_machine_is_ended(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    training = ["train", *flags(SMALL | {"total_steps": 10**7}), "--ray-workers", 2]
+    training = ["train", *flags(SIX_ITERATIONS | {"total_steps": 10**7}), "--ray-workers", 2]
     process = begin(None, tmp_path, *training, "--run-dir", run)
     while not list_checkpoints(run / "checkpoints"):
         assert process.poll() is None, process.communicate()
@@ -214,7 +200,7 @@ def test_what_finds_no_place_is_told(cluster: Cluster, tmp_path: Path) -> None:
         "main()"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, "train", *flags(SMALL), "--ray-workers", "2"],
+        [sys.executable, "-c", code, "train", *flags(SIX_ITERATIONS), "--ray-workers", "2"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT), "RAY_ADDRESS": cluster.address},
         capture_output=True,

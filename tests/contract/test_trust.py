@@ -93,6 +93,8 @@ GYM = {"env.name": "gym/theirs:Team-v0"}
 OUTCOME = {"env.options.reward_mode": "outcome", "env.options.reward_outcome": "theirs:score"}
 LEARNER = {"learner.kind": "theirs:Learner"}
 MODEL = {"reward.model": "theirs:Model"}
+ENCODER = {"network.encoder": "theirs:Encoder"}
+REWARD_ENCODER = {"reward.encoder": "theirs:Encoder"}
 LABELLER = {"preferences.labeller": "theirs:judge"}
 DESCRIBE = {"preferences.llm.model": "stand-in", "preferences.llm.describe": "theirs:score"}
 FEW = "--episodes=2 --num-envs=1"
@@ -119,6 +121,15 @@ FEW = "--episodes=2 --num-envs=1"
         (LEARNER, "export-policy run"),
         (LEARNER, "fit-reward pairs --model dpo --steps 1 --reference run --out fit"),
         (LEARNER, "imitate pairs --steps 1 --reference run --out fit"),
+        (ENCODER, "evaluate run"),
+        (ENCODER, "resume run"),
+        (ENCODER, "export-policy run"),
+        (ENCODER, "imitate pairs --steps 1 --out fit --config run/config.toml"),
+        (ENCODER, "fit-reward pairs --model dpo --steps 1 --out fit --config run/config.toml"),
+        (REWARD_ENCODER, "labels run"),
+        (REWARD_ENCODER, "evaluate own --guide run"),
+        (REWARD_ENCODER, "fit-reward pairs --steps 1 --out fit --config run/config.toml"),
+        (MODEL, "fit-reward pairs --steps 1 --out fit --config run/config.toml"),
         (MODEL, "watch run"),
         (MODEL, "labels run"),
         (MODEL, "evaluate own --guide run"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from marl import UserError
-from marl.utils.files import OutputError, atomic_path, atomic_write, free_folder, held
+from marl.utils.files import OutputError, atomic_path, atomic_write, free_folder, held, make_folder
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -127,3 +127,19 @@ def test_new_folders_take_the_next_free_name(tmp_path: Path) -> None:
         free_folder(parent, "run", "move it"),
     ):
         pass
+
+
+def test_a_folder_may_lie_deep_and_may_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    deep = Path("/".join("d" * 1500))  # deeper than Python's calls may be
+    for _ in range(2):
+        make_folder(deep)
+        assert deep.is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(FileExistsError):
+        make_folder(tmp_path / "file")
+    with pytest.raises(NotADirectoryError):
+        make_folder(tmp_path / "file" / "within")
+    subprocess.run(["rm", "-r", "d"], check=True)  # which pytest's own removal could not

@@ -10,18 +10,17 @@ from envs import Frame
 from envs.frames import Caption, Circle, HealthBar, Polygon, Segment, Shape, agent_colour
 from marl.config import ConfigError
 from marl.reports.drawing import Projection, paint_scene, spread_out
+from marl.reports.movies import movie_format, write_movie
 from marl.reports.video import (
     FilmOptions,
     Panel,
     Play,
     Trace,
     fitting,
-    movie_format,
     pace,
     reward_traces,
     scaled,
     text_width,
-    write_movie,
 )
 
 RED = (255, 0, 0)

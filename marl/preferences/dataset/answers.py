@@ -28,7 +28,7 @@ from marl.preferences.dataset.untrusted import (
     read_file,
     warn_skipped,
 )
-from marl.utils.files import OutputError, atomic_write, check_own_file, sync_folder
+from marl.utils.files import OutputError, atomic_write, check_own_file, make_folder, sync_folder
 from marl.utils.text import one_line
 
 Pair = tuple[int, int]
@@ -242,7 +242,7 @@ def now() -> str:
 
 def write_questions(folder: Path, pairs: list[Pair]) -> None:
     """Write the open questions, the most urgent first."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     text = json.dumps({"open": [list(pair) for pair in pairs]})
     atomic_write(folder / "questions.json", text.encode())
 

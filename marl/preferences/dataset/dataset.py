@@ -33,6 +33,7 @@ from marl.preferences.dataset.format import (
     write_manifest,
 )
 from marl.preferences.dataset.untrusted import DatasetError, warn_skipped
+from marl.utils.files import make_folder
 from marl.utils.memory_check import available_bytes
 
 _BY_STEP = ("obs", "state", "actions", "step_facts", "alive", "action_mask")
@@ -210,7 +211,7 @@ class PreferenceDataset:
         if path.exists() and any(path.iterdir()):
             what = "a preference dataset" if manifest_path(path).exists() else "something"
             raise DatasetError(f"{path} already holds {what}; choose another folder")
-        path.mkdir(parents=True, exist_ok=True)
+        make_folder(path)
         made = DatasetEnvironment(name=environment or spec.name, options=dict(options or {}))
         manifest = Manifest(environment=made, spec=spec, origin=dict(origin or {}))
         write_manifest(path, manifest)

@@ -20,7 +20,7 @@ from marl.preferences.dataset.untrusted import (
     numbers_in,
     read_file,
 )
-from marl.utils.files import atomic_write
+from marl.utils.files import atomic_write, make_folder
 from marl.utils.text import one_line
 
 MOST_FRAMES = 300
@@ -94,7 +94,7 @@ def frames_path(folder: Path, number: int) -> Path:
 def write_frames(folder: Path, number: int, episode: EpisodeFrames | bytes) -> None:
     """Write the frames of an episode, packed or not, into a dataset atomically."""
     path = frames_path(folder, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     atomic_write(path, episode if isinstance(episode, bytes) else packed(episode))
 
 

@@ -29,7 +29,7 @@ from marl.preferences.dataset.untrusted import (
     numbers_in,
     read_file,
 )
-from marl.utils.files import atomic_write
+from marl.utils.files import atomic_write, make_folder
 from marl.utils.text import one_line
 
 FORMAT = 1
@@ -269,7 +269,7 @@ def write_episode(folder: Path, number: int, record: EpisodeRecord) -> None:
     if not 0 <= number <= MAX_NUMBER:
         raise DatasetError(f"{folder}: episode {number} cannot be: numbers begin at 0")
     path = episode_path(folder, number)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     values = {saved: getattr(record, name) for name, saved in _SAVED_AS.items()}
     values["demonstration"] = True if record.demonstration else None
     arrays = {saved: np.asarray(value) for saved, value in values.items() if value is not None}

@@ -28,6 +28,7 @@ from marl.config.preferences import LlmConfig
 from marl.preferences.llm.prompts import Template
 from marl.preferences.llm.protocol import Fault, Reply, Request
 from marl.preferences.llm.verdicts import Score, Verdict
+from marl.utils.files import make_folder
 
 LAYOUT = 3
 """Of the tables; a file of any other is refused."""
@@ -338,7 +339,7 @@ def _locked(path: Path) -> sqlite3.Connection:
     cache itself to readers.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         lock = sqlite3.connect(
             path.with_name(f"{path.name}.lock"),
             timeout=0,

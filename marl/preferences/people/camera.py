@@ -32,7 +32,7 @@ from marl.preferences.dataset.format import (
     write_manifest,
 )
 from marl.preferences.dataset.untrusted import DatasetError
-from marl.utils.files import output
+from marl.utils.files import make_folder, output
 from marl.utils.seeding import Seeds
 
 BoolArray = npt.NDArray[np.bool_]
@@ -133,7 +133,7 @@ class RunDataset:
                 return number
             number += AGAIN
         with output(self.folder, "free some space, or let it be written"):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
             if not manifest_path(self.folder).exists():
                 write_manifest(self.folder, self._manifest)
             write_frames(self.folder, number, film)
