@@ -54,7 +54,7 @@ def cluster() -> Iterator[Cluster]:
 def add_node(cluster: Cluster) -> Any:
     """Return a new node, on which a run or one of two processes has room.
 
-    Its address is not that of the command's node, to which the command would else belong by chance.
+    On one host, Ray takes a command to be on the node that was added last: lose an older one.
     """
     address = f"127.0.0.{len(cluster.worker_nodes) + len(_lost) + 2}"
     return cluster.add_node(num_cpus=1, node_ip_address=address)
@@ -172,8 +172,8 @@ def test_ctrl_c_saves_and_a_cluster_of_this_machine_is_ended(tmp_path: Path) -> 
 
 
 def test_a_sweep_ends_complete_though_a_node_is_killed(cluster: Cluster, tmp_path: Path) -> None:
-    add_node(cluster)
-    lost = add_node(cluster)
+    lost, other = add_node(cluster), add_node(cluster)
+    assert other is not lost
     file = tmp_path / "mine.toml"
     file.write_text(SWEEP)
     process = begin(cluster, tmp_path, "sweep", file, "--ray", "--out", "out")
