@@ -6,7 +6,8 @@
 1. The losses of one update and the rewards of one rollout on the device, against the CPU's.
 2. The same update by two processes on that one device, each on half of the environments.
 3. Steps/s of whole training loops, SMAX 3m with recurrent networks and HalfCheetah 2x3, on the CPU
-   and on the device, and of `benchmarks.jaxmarl_style`, which is wholly in JAX.
+   and on the device, SMAX also with its battles on the device, and of `benchmarks.jaxmarl_style`,
+   which is wholly in JAX.
 """
 
 import argparse
@@ -166,6 +167,10 @@ def main() -> None:
             continue
         both = [rate(config, changes, place, options.seconds) for place in ("cpu", device)]
         print(f"| {loop} | {both[0]:,.0f} | {both[1]:,.0f} |")
+        if needs and device != "cpu":
+            there = changes | {"env.options": {"device": device}}
+            reached = rate(config, there, device, options.seconds)
+            print(f"| {loop}, the environment on the device, too | | {reached:,.0f} |")
     if find_spec("jaxmarl") is not None:
         words = ["3m", "--num-envs", "256", "--width", "64"]
         script = [sys.executable, "-m", "benchmarks.jaxmarl_style", *words]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 from envs.adapters.spaces import ObsBoundsWarning
 from envs.adapters.team_env import DOES_NOT_REPEAT
 from envs.base import EnvError, EnvSpec, EnvStep, HasHiddenRewards, Replays, VecEnv
+from envs.devices import OnHost
 from envs.plugins import explained
 from envs.rng import random_actions
 from envs.sparse import unwrapped
@@ -59,7 +60,7 @@ def check_env(
     check_spec(env.spec, problems)
     if not len(problems):
         with _bounds_counted(env.spec, problems):
-            _check(env, steps, seed, problems, progress)
+            _check(OnHost(env), steps, seed, problems, progress)
     return problems.sentences()
 
 
@@ -74,7 +75,7 @@ def _affordable(env: VecEnv, seed: int) -> int:
 
 
 def _check(
-    env: VecEnv,
+    env: OnHost,
     asked: int | None,
     seed: int,
     problems: Problems,
@@ -102,7 +103,7 @@ def _check(
     _check_rewards(played, problems)
     _check_deaths(played, problems)
     _attempt("replaying the same seed", problems, _check_replay, env, steps, seed, played, problems)
-    if _attempt("repeating an episode", problems, _is_unrepeatable, env, problems):
+    if _attempt("repeating an episode", problems, _is_unrepeatable, env.inner, problems):
         return
     _attempt("trying another seed", problems, _check_seeds, env, steps, seed, played, problems)
     _attempt("trying other actions", problems, _check_actions, env, steps, seed, played, problems)

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import STEP_ARRAYS, ActionKind, BoolArray, EnvError, EnvSpec, EnvStep
+from envs.devices import step_on_host
 from envs.native import described
 from envs.parts import part_layout, wrong_parts
 from envs.plugins import source_of
@@ -139,7 +140,7 @@ def fitting_step(
     if not isinstance(answer, EnvStep):
         return answered(spec, answer, where, called)
     problems = Problems(spec.name)
-    _check_arrays(spec, answer, where, problems)
+    _check_arrays(spec, step_on_host(answer), where, problems)
     if problems:
         advice = f"`marl check` tells all that is wrong with it{_at(called)}"
         raise EnvError("\n".join([*problems.sentences(), advice]))

@@ -25,6 +25,7 @@ from torch import Tensor
 from envs.adapters.quirks import TeamReward, check_team_reward, different_rewards
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, check_num_envs, split_ends
 from envs.catalogue import VMAS_NAMES
+from envs.devices import keeps_arrays
 from envs.registry import Maker
 from envs.validation import checked_actions
 
@@ -82,9 +83,14 @@ class Vmas:
         finite_horizon: bool = False,
         continuous_actions: bool = True,
         team_reward: str = "mean",
+        device: str = "cpu",
         **scenario_options: Any,
     ) -> None:
-        """Prepare the environments; `scenario_options` are those of the VMAS scenario."""
+        """Prepare the environments; `scenario_options` are those of the VMAS scenario.
+
+        On a `device` such as "cuda" or "cuda:1" observations and state stay there
+        (`envs.devices`).
+        """
         if num_envs < 1 or max_steps < 1:
             raise EnvError(
                 f"vmas/{scenario}: num_envs is {num_envs} and max_steps is {max_steps}; "
@@ -94,8 +100,12 @@ class Vmas:
         import vmas
         from vmas.simulator.environment import Environment
 
+        self._device = _usable_device(f"vmas/{scenario}", device)
+        self._keeps_arrays = keeps_arrays(device)
         self._shared_generators: list[Any] = Environment.vmas_random_state
         self._generators = list(self._shared_generators)
+        self._cuda_generator: Tensor | None = None
+        """State of the GPU's generator, which VMAS draws from there but does not keep."""
         self._ready = False
         self._make = partial(
             vmas.make_env,
@@ -104,11 +114,12 @@ class Vmas:
             continuous_actions=continuous_actions,
             max_steps=max_steps,
             terminated_truncated=True,
+            device=self._device,
             **scenario_options,
         )
         with self._own_generators():
             self._env = self._make(seed=0)
-        self._actions = VmasActions(self._env)
+        self._actions = VmasActions(self._env, self._device)
         self._dense: FloatArray = np.zeros(num_envs, np.float32)
         obs_sizes = _obs_sizes(self._env, scenario)
         self._spec = EnvSpec(
@@ -149,6 +160,7 @@ class Vmas:
         with self._own_generators():
             views, rewards, ended, out_of_time, _ = self._env.step(chosen)
             final_obs, final_state = obs, state = self._stacked(views)
+            ended, out_of_time = ended.cpu(), out_of_time.cpu()
             done = (ended | out_of_time).numpy()
             if done.any():
                 obs, state = self._stacked(self._restart(done, views))
@@ -172,18 +184,23 @@ class Vmas:
 
     def state_dict(self) -> dict[str, Any]:
         """Return copies of everything that changes, generators included."""
-        return {
+        state: dict[str, Any] = {
             "objects": saved_objects(self._env),
             "generators": saved_generators(self._generators),
             "dense": self._dense.copy(),
             "ready": self._ready,
         }
+        if self._cuda_generator is not None:
+            state["cuda_generator"] = self._cuda_generator.numpy().copy()
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue exactly from `state_dict()` of an environment made with the same options."""
         check_num_envs(self._spec, len(state["dense"]))
-        load_objects(self._env, state["objects"])
+        load_objects(self._env, state["objects"], self._device)
         self._generators = loaded_generators(state["generators"])
+        if "cuda_generator" in state:
+            self._cuda_generator = torch.from_numpy(state["cuda_generator"].copy())
         self._dense = state["dense"].copy()
         self._ready = bool(state["ready"])
 
@@ -198,7 +215,7 @@ class Vmas:
             get_observations=True, get_rewards=False, get_infos=False, get_dones=False
         )[0]
         # Where an episode goes on, a second look may show other noise: the first one counts.
-        restarted = torch.from_numpy(done)[:, None]
+        restarted = torch.from_numpy(done)[:, None].to(self._device)
         return [torch.where(restarted, new, old) for new, old in zip(fresh, views, strict=True)]
 
     def _stacked(self, views: list[Tensor]) -> tuple[FloatArray, FloatArray]:
@@ -207,11 +224,15 @@ class Vmas:
         sizes, width = self._spec.obs_sizes, self._spec.obs_size
         if min(sizes) == width:
             # The same memory in another shape: neither is written to.
-            return state.view(len(state), len(sizes), width).numpy(), state.numpy()
+            return self._shown(state.view(len(state), len(sizes), width)), self._shown(state)
         obs = state.new_zeros(len(state), len(sizes), width)
         for agent, view in enumerate(views):
             obs[:, agent, : sizes[agent]] = view
-        return obs.numpy(), state.numpy()
+        return self._shown(obs), self._shown(state)
+
+    def _shown(self, tensor: Tensor) -> Any:
+        """Return a tensor as `EnvStep` holds it: of the device, or NumPy's of the same memory."""
+        return tensor if self._keeps_arrays else tensor.numpy()
 
     @contextmanager
     def _own_generators(self) -> Iterator[None]:
@@ -219,15 +240,44 @@ class Vmas:
         others = list(self._shared_generators)
         self._shared_generators[:] = self._generators
         try:
-            yield
+            with self._own_cuda_generator():
+                yield
         finally:
             self._generators = list(self._shared_generators)
             self._shared_generators[:] = others
 
+    @contextmanager
+    def _own_cuda_generator(self) -> Iterator[None]:
+        """The same for the GPU's generator; nothing on the CPU."""
+        if self._device.type != "cuda":
+            yield
+            return
+        others = torch.cuda.get_rng_state(self._device)
+        if self._cuda_generator is not None:
+            torch.cuda.set_rng_state(self._cuda_generator, self._device)
+        try:
+            yield
+        finally:
+            self._cuda_generator = torch.cuda.get_rng_state(self._device)
+            torch.cuda.set_rng_state(others, self._device)
+
+
+def _usable_device(name: str, device: str) -> torch.device:
+    """Return the device of a name; `EnvError` if it is not there."""
+    try:
+        usable = torch.device(device)
+        torch.zeros(1, device=usable)
+    except (RuntimeError, AssertionError):  # a torch without CUDA asserts that it has it
+        raise EnvError(
+            f"{name}: the option device is {device!r}, which PyTorch {torch.__version__} cannot "
+            "use here; leave the option out, or install a PyTorch for the GPU and its driver"
+        ) from None
+    return usable
+
 
 def _joint_rewards(mode: TeamReward, rewards: list[Tensor]) -> FloatArray:
     """Return the (E,) rewards of the team from those of each agent."""
-    paid = torch.stack(rewards).view(len(rewards), -1)
+    paid = torch.stack(rewards).view(len(rewards), -1).cpu()
     if mode == "sum":
         return paid.sum(dim=0).numpy()
     if mode == "error":
@@ -257,23 +307,24 @@ class VmasActions:
     [0, 1]. Discrete: VMAS's own numbers, 0 being to do nothing.
     """
 
-    def __init__(self, env: Any) -> None:
+    def __init__(self, env: Any, device: torch.device) -> None:
+        self._device = device
         self._continuous: bool = env.continuous_actions
         spaces = list(env.action_space)
         if self._continuous:
             self.sizes: tuple[int, ...] = tuple(space.shape[0] for space in spaces)
             """Dimensions or choices of each agent's action."""
-            self._low = [torch.from_numpy(space.low) for space in spaces]
-            self._high = [torch.from_numpy(space.high) for space in spaces]
+            self._low = [torch.from_numpy(space.low).to(device) for space in spaces]
+            self._high = [torch.from_numpy(space.high).to(device) for space in spaces]
         else:
             self.sizes = tuple(int(space.n) for space in spaces)
 
     def split(self, actions: npt.NDArray[Any]) -> list[Tensor]:
         """Return one (E, A) or (E, 1) tensor per agent from legal actions."""
         if not self._continuous:
-            chosen = torch.from_numpy(actions.astype(np.int64))
+            chosen = torch.from_numpy(actions.astype(np.int64)).to(self._device)
             return [chosen[:, agent, None] for agent in range(len(self.sizes))]
-        given = torch.from_numpy(actions.astype(np.float32))
+        given = torch.from_numpy(actions.astype(np.float32)).to(self._device)
         return [
             # VMAS refuses what rounding takes past the ends of a range.
             ((low + high) / 2.0 + given[:, agent, :size] * (high - low) / 2.0).clamp(low, high)
@@ -304,7 +355,7 @@ def saved_objects(env: Any) -> dict[str, Any]:
     }
 
 
-def load_objects(env: Any, saved: dict[str, Any]) -> None:
+def load_objects(env: Any, saved: dict[str, Any], device: torch.device) -> None:
     """Put `saved_objects()` of an environment made with the same options into `env`."""
     objects = _walk(env)
     for path, parts in saved.items():
@@ -313,7 +364,7 @@ def load_objects(env: Any, saved: dict[str, Any]) -> None:
     tensors: dict[str, Tensor] = {}
     for path, parts in saved.items():
         loaded = {
-            key: _loaded(value, f"{path}/{key}", objects, tensors)
+            key: _loaded(value, f"{path}/{key}", objects, tensors, device)
             for key, value in parts.items()
             if not (isinstance(value, str) and value == _CONSTANT)
         }
@@ -368,10 +419,16 @@ def _saved(child: Any, path: str, names: dict[int, str], tensors: dict[int, str]
     return child if isinstance(child, bool | int | float | None) else _CONSTANT
 
 
-def _loaded(value: Any, path: str, objects: dict[str, Any], tensors: dict[str, Tensor]) -> Any:
+def _loaded(
+    value: Any,
+    path: str,
+    objects: dict[str, Any],
+    tensors: dict[str, Tensor],
+    device: torch.device,
+) -> Any:
     """Return the part that was saved as `value`."""
     if isinstance(value, np.ndarray):
-        tensors[path] = torch.from_numpy(value.copy())
+        tensors[path] = torch.from_numpy(value.copy()).to(device)
         return tensors[path]
     if not isinstance(value, str):
         return value

@@ -12,6 +12,7 @@ from pettingzoo import ParallelEnv
 
 from envs.adapters.spaces import gym_space
 from envs.base import EnvError, EnvStep, VecEnv, close_env
+from envs.devices import step_on_host
 from envs.parts import part_layout, wrong_parts
 from envs.registry import make_env
 
@@ -74,7 +75,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
         """
         if seed is not None:
             self._seeds = np.random.default_rng(seed)
-        step = self.env.reset(int(self._seeds.integers(2**63)))
+        step = step_on_host(self.env.reset(int(self._seeds.integers(2**63))))
         self.agents = self._living(step)
         self._state = step.state[0].copy()
         return self._seen(self.agents, step.obs, step.action_mask), self._infos(self.agents, step)
@@ -87,7 +88,7 @@ class ParallelTeam(ParallelEnv):  # type: ignore[misc]  # PettingZoo has no type
             raise EnvError(f"{self.env.spec.name}: the episode is over; call reset first")
         joined = self._joined(actions)
         replaced = self._replace_illegal(joined) if self._replaces else []
-        step = self.env.step(joined)
+        step = step_on_host(self.env.step(joined))
         acted = self.agents
         terminated, truncated = bool(step.terminated[0]), bool(step.truncated[0])
         over = terminated or truncated

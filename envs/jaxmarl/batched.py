@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import EnvError, EnvSpec, EnvStep, check_num_envs, split_ends
+from envs.devices import keeps_arrays
 from envs.rng import env_seeds
 from envs.validation import checked_actions
 
@@ -87,10 +88,15 @@ class Outcome(NamedTuple):
 class JaxEnv:
     """E environments of a task."""
 
-    def __init__(self, spec: EnvSpec, task: JaxTask) -> None:
-        """Prepare the environments; call `reset` before `step`."""
+    def __init__(self, spec: EnvSpec, task: JaxTask, device: str = "cpu") -> None:
+        """Prepare the environments; call `reset` before `step`.
+
+        On a device such as "cuda" or "cuda:1" observations, state and masks stay there
+        (`envs.devices`).
+        """
         self._spec = spec
-        self._device = jax.devices("cpu")[0]
+        self._device = _device(spec.name, device)
+        self._keeps_arrays = keeps_arrays(device)
         self._compiled = Compiled(task, spec.max_steps, finite_horizon=spec.finite_horizon)
         self._running: Any = None
         self._mask: Any = None
@@ -106,10 +112,10 @@ class JaxEnv:
         # The 64 bits of an environment's seed are the two words of its Threefry key.
         keys = env_seeds(seed, num_envs).view(np.uint32).reshape(num_envs, 2)
         self._running, view = self._compiled.begin(jax.device_put(keys, self._device))
-        self._mask = _array(view.action_mask)
+        self._mask = self._shown(view.action_mask)
         return EnvStep.first(
-            obs=np.asarray(view.obs),
-            state=np.asarray(view.state),
+            obs=self._shown(view.obs),
+            state=self._shown(view.state),
             action_mask=self._mask,
             alive=_array(view.alive),
             facts=_array(view.facts),
@@ -118,19 +124,18 @@ class JaxEnv:
     def step(self, actions: npt.NDArray[Any]) -> EnvStep:
         """Return what the joint actions led to; environments that ended show their successors."""
         self._check_begun("step")
-        checked = checked_actions(self._spec, self._mask, actions)
+        checked = checked_actions(self._spec, self._mask_to_check(actions), actions)
         kind = np.int32 if self._spec.action_kind == "discrete" else np.float32
         self._running, outcome = self._compiled.advance(self._running, checked.astype(kind))
-        # On the CPU, NumPy reads JAX's own buffers: nothing is copied.
-        self._mask = _array(outcome.view.action_mask)
+        self._mask = self._shown(outcome.view.action_mask)
         return EnvStep(
-            obs=np.asarray(outcome.view.obs),
-            state=np.asarray(outcome.view.state),
+            obs=self._shown(outcome.view.obs),
+            state=self._shown(outcome.view.state),
             rewards=np.asarray(outcome.rewards),
             terminated=np.asarray(outcome.terminated),
             truncated=np.asarray(outcome.truncated),
-            final_obs=np.asarray(outcome.final.obs),
-            final_state=np.asarray(outcome.final.state),
+            final_obs=self._shown(outcome.final.obs),
+            final_state=self._shown(outcome.final.state),
             action_mask=self._mask,
             alive=_array(outcome.view.alive),
             final_alive=_array(outcome.final.alive),
@@ -147,7 +152,7 @@ class JaxEnv:
         self._check_begun("state_dict")
         leaves, _ = jax.tree_util.tree_flatten_with_path(self._running)
         saved = {jax.tree_util.keystr(path): np.array(leaf) for path, leaf in leaves}
-        mask = {} if self._mask is None else {"action_mask": self._mask.copy()}
+        mask = {} if self._mask is None else {"action_mask": np.array(self._mask)}
         return {"running": saved} | mask
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,12 +167,40 @@ class JaxEnv:
             ),
             self._running,
         )
-        self._mask = state["action_mask"].copy() if "action_mask" in state else None
+        self._mask = None
+        if "action_mask" in state:
+            mask = jax.device_put(state["action_mask"].copy(), self._device)
+            self._mask = self._shown(mask)
+
+    def _shown(self, array: jax.Array | None) -> Any:
+        """Return a large array as `EnvStep` holds it: of the device, or NumPy's."""
+        return array if self._keeps_arrays else _array(array)
+
+    def _mask_to_check(self, actions: npt.NDArray[Any]) -> npt.NDArray[np.bool_] | None:
+        """Return the mask; None where it is on a device that has found all actions legal."""
+        if self._mask is None or isinstance(self._mask, np.ndarray):
+            return self._mask
+        fits = np.shape(actions) == self._mask.shape[:2]
+        is_legal = fits and bool(self._compiled.legal(self._mask, actions))
+        return None if is_legal else np.asarray(self._mask)
 
     def _check_begun(self, what: str) -> None:
         """Raise unless `reset` has been called."""
         if self._running is None:
             raise EnvError(f"{self._spec.name}: {what} before reset; call reset(seed) first")
+
+
+def _device(name: str, device: str) -> Any:
+    """Return JAX's device of a name such as ``cpu``, ``cuda`` or ``cuda:1``."""
+    kind, _, index = device.partition(":")
+    try:
+        return jax.devices(kind)[int(index or 0)]
+    except (RuntimeError, IndexError, ValueError):
+        there = ", ".join(sorted({each.platform for each in jax.devices()}))
+        raise EnvError(
+            f"{name}: the option device is {device!r}, but JAX {jax.__version__} finds {there}; "
+            "install jax[cuda12] for a GPU of NVIDIA's, or leave the option out"
+        ) from None
 
 
 def check_sizes(name: str, num_envs: int, max_steps: int) -> None:
@@ -179,7 +212,7 @@ def check_sizes(name: str, num_envs: int, max_steps: int) -> None:
 
 
 def _array(array: jax.Array | None) -> Any:
-    """Return a view of JAX's memory, of an array that may not be given."""
+    """Return an array that may not be given as NumPy's; on the CPU it is JAX's own memory."""
     return None if array is None else np.asarray(array)
 
 
@@ -199,6 +232,8 @@ class Compiled:
         """(E, 2) keys -> `Running` and its first `View`."""
         self.advance: Callable[..., Any] = jax.jit(self._advance, donate_argnums=0)
         """`Running` and the agents' actions -> the next `Running`, and the `Outcome`."""
+        self.legal: Callable[..., Any] = jax.jit(_legal)
+        """An (E, N, A) mask and (E, N) actions -> whether all of them are legal."""
         self.pick: Callable[..., Any] = jax.jit(_pick)
         """Arrays and an environment's number -> that environment's arrays."""
 
@@ -255,6 +290,12 @@ class Compiled:
 
         _, arrays, view = jax.lax.while_loop(some_left, restart, (done, arrays, view))
         return arrays, view
+
+
+def _legal(mask: jax.Array, actions: jax.Array) -> jax.Array:
+    """Return whether the mask allows every action; one that does not exist is not legal."""
+    chosen = jax.nn.one_hot(actions, mask.shape[-1], dtype=jnp.bool_)
+    return (chosen & mask).any(axis=-1).all()
 
 
 def _pick(arrays: Any, index: int) -> Any:

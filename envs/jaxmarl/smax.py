@@ -55,8 +55,12 @@ class Smax(JaxEnv):
         see_enemy_actions: bool = True,
         walls_cause_death: bool = True,
         won_battle_bonus: float = 1.0,
+        device: str = "cpu",
     ) -> None:
-        """Prepare the battles; call `reset` before `step`. The last five are JaxMARL's options."""
+        """Prepare the battles; call `reset` before `step`.
+
+        `device` is JAX's (`JaxEnv`), the five options before it are JaxMARL's.
+        """
         _check_choice("attack_mode", attack_mode, ("closest", "random"))
         _check_choice("observation_type", observation_type, ("unit_list", "conic"))
         check_sizes(f"smax/{scenario}", num_envs, max_steps)
@@ -84,7 +88,7 @@ class Smax(JaxEnv):
             agents_die=True,
             facts=FACTS,
         )
-        super().__init__(spec, Battle(source))
+        super().__init__(spec, Battle(source), device)
         self._artist = BattleArtist(source)
 
     def frame(self, index: int) -> Frame:

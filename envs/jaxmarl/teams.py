@@ -143,9 +143,10 @@ class JaxMarl(JaxEnv):
         max_steps: int | None = None,
         finite_horizon: bool | None = None,
         shaping: float = 0.0,
+        device: str = "cpu",
         **options: Any,
     ) -> None:
-        """Prepare the environments; `options` are those of JaxMARL's class."""
+        """Prepare the environments; `device` is JAX's, `options` are those of JaxMARL's class."""
         task = task_of(member)
         if task is None:
             raise EnvError(f"there is no environment jaxmarl/{member}")
@@ -171,7 +172,7 @@ class JaxMarl(JaxEnv):
             facts=task.facts,
             agent_names=tuple(map(str, source.agents)),
         )
-        super().__init__(spec, team)
+        super().__init__(spec, team, device)
 
 
 def _make(name: str, task: Task, options: dict[str, Any]) -> Any:

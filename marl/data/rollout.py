@@ -14,9 +14,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from envs import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
+from envs.devices import is_elsewhere, step_on_host
 from envs.plugins import explained, source_of, users_call
 from envs.validation import fitting_step
 from marl.config import ConfigError
+from marl.data.staging import Staging, as_tensor
 from marl.data.types import (
     FINAL_FIELDS,
     FinishedEpisodes,
@@ -108,6 +110,16 @@ class StepCallback(Protocol):
         ...
 
 
+_WRITTEN = {
+    "obs": "obs",
+    "state": "state",
+    "action_mask": "action_mask",
+    "next_obs": "final_obs",
+    "next_state": "final_state",
+}
+"""Buffers that an environment may write on a device, and the fields of `EnvStep` that it gives."""
+
+
 class Collector:
     """Runs the current policy; the tensors of a rollout are reused by the next one."""
 
@@ -143,14 +155,17 @@ class Collector:
         self.device = device
         self.hidden = HiddenStates(num_steps, chunk_length)
         self.seconds = {"physics": 0.0, "inference": 0.0}
-        self._buffers = rollout_buffers(env.spec, num_steps, hidden_rewards)
-        self._arrays = {name: buffer.numpy() for name, buffer in self._buffers.items()}
         self._is_checked = False
         """Whether the first step was compared with the spec; `marl check` compares many."""
         self._resets, self._steps = users_call(env, "reset"), users_call(env, "step")
         with explained(f"{env.spec.name}: reset", blamed=self._resets):
             first = env.reset(seed)
-        self._current = _copied(fitting_step(env.spec, first, "reset", self._resets))
+        fitting_step(env.spec, first, "reset", self._resets)
+        self._current = _copied(first)
+        buffers = rollout_buffers(env.spec, num_steps, hidden_rewards)
+        local = {"actions", "sampled_actions", "log_probs"}
+        local |= {name for name, field in _WRITTEN.items() if is_elsewhere(getattr(first, field))}
+        self._buffers = Staging(buffers, device, local=local)
         self._open_returns = torch.zeros(env.spec.num_envs, dtype=torch.float64)
         self._open_lengths = torch.zeros(env.spec.num_envs, dtype=torch.int64)
         self._steps_before = 0
@@ -198,24 +213,25 @@ class Collector:
         """Return what `collect` does."""
         started = time.perf_counter()
         physics = 0.0
-        spec, buffers = self.env.spec, self._buffers
+        spec, buffers, on_device = self.env.spec, self._buffers, self._buffers.device
+        buffers.begin()
         lead, hidden = (self.num_steps, spec.num_envs), self.hidden
         noise = None if greedy else actor.noise(lead, self.generator)
         hidden.begin(actor, spec.num_envs)
         for t in range(self.num_steps):
             self._record(t, self._current)
-            obs = buffers["obs"][t].to(self.device)
-            mask = buffers["action_mask"][t].to(self.device) if spec.masks_actions else None
+            obs = buffers.send("obs", t)
+            mask = buffers.send("action_mask", t) if spec.masks_actions else None
             hidden.record(t)
             draws = None if noise is None else noise[t]
             actions, log_probs, hidden.current = actor.act(obs, hidden.current, mask, draws)
-            buffers["sampled_actions"][t] = actions
-            buffers["log_probs"][t] = log_probs
+            on_device["sampled_actions"][t] = actions
+            on_device["log_probs"][t] = log_probs
             sent = executed(spec, actions)
-            buffers["actions"][t] = sent
-            taken = sent.cpu().numpy()
+            on_device["actions"][t] = sent
+            taken = buffers.fetch(sent)
             if self.callback is not None:
-                self.callback.before_step(self._current, taken)
+                self.callback.before_step(step_on_host(self._current), taken)
             before = time.perf_counter()
             step = self._stepped(taken, t)
             physics += time.perf_counter() - before
@@ -230,8 +246,7 @@ class Collector:
         self.seconds["physics"] += physics
         self.seconds["inference"] += time.perf_counter() - started - physics
         self._steps_before += self.num_steps
-        hidden_rewards = buffers.get("hidden_rewards")
-        return rollout, None if hidden_rewards is None else hidden_rewards.to(self.device)
+        return rollout, on_device.get("hidden_rewards")
 
     def _stepped(self, actions: npt.NDArray[Any], t: int) -> EnvStep:
         """Return the environment's step; what it raises, or gets wrong at first, is an error."""
@@ -254,34 +269,35 @@ class Collector:
 
     def _record(self, t: int, step: EnvStep) -> None:
         """Store what the agents see before they act."""
-        arrays = self._arrays
-        arrays["obs"][t] = step.obs
-        arrays["state"][t] = step.state
+        write = self._buffers.write
+        write("obs", t, step.obs)
+        write("state", t, step.state)
         if step.action_mask is not None:
-            arrays["action_mask"][t] = step.action_mask
+            write("action_mask", t, step.action_mask)
         if step.alive is not None:
-            arrays["alive"][t] = step.alive
+            write("alive", t, step.alive)
 
     def _record_outcome(self, t: int, step: EnvStep) -> None:
         """Store what their actions led to."""
-        arrays = self._arrays
-        arrays["next_obs"][t] = step.final_obs
-        arrays["next_state"][t] = step.final_state
-        arrays["rewards"][t] = step.rewards
-        arrays["terminated"][t] = step.terminated
-        arrays["truncated"][t] = step.truncated
+        write = self._buffers.write
+        write("next_obs", t, step.final_obs)
+        write("next_state", t, step.final_state)
+        write("rewards", t, step.rewards)
+        write("terminated", t, step.terminated)
+        write("truncated", t, step.truncated)
         if step.alive is not None:
             ended = (step.terminated | step.truncated)[:, None]
-            final = arrays["alive"][t] if step.final_alive is None else step.final_alive
-            arrays["next_alive"][t] = np.where(ended, final, step.alive)
+            before = self._buffers["alive"][t].numpy()
+            final = before if step.final_alive is None else step.final_alive
+            write("next_alive", t, np.where(ended, final, step.alive))
         if step.facts is not None:
-            arrays["facts"][t] = step.facts
+            write("facts", t, step.facts)
         if self.hidden_source is not None:
-            arrays["hidden_rewards"][t] = self.hidden_source.hidden_rewards()
+            write("hidden_rewards", t, self.hidden_source.hidden_rewards())
 
     def _rollout(self) -> Rollout:
         """Return the buffers as a rollout."""
-        tensors = {name: tensor.to(self.device) for name, tensor in self._buffers.items()}
+        tensors = self._buffers.send_rest(sent=("obs", "action_mask"))
         transitions = Transitions(
             obs=tensors["obs"],
             state=tensors["state"],
@@ -337,13 +353,15 @@ class Collector:
     def _check_finite(self, num_steps: int) -> None:
         """Raise `EnvError` if the environment returned NaN or infinity in the first steps."""
         names = ("obs", "state", "next_obs", "next_state", "rewards", "hidden_rewards")
-        arrays = {name: self._arrays[name][:num_steps] for name in names if name in self._arrays}
+        buffers = self._buffers
+        arrays = {name: buffers[name][:num_steps] for name in names if name in buffers}
         # What the reset after the last step shows is in no buffer yet.
-        arrays |= {f"{name} ": getattr(self._current, name)[None] for name in ("obs", "state")}
+        shown = _copied(self._current)
+        arrays |= {f"{name} ": as_tensor(getattr(shown, name))[None] for name in ("obs", "state")}
         for name, array in arrays.items():
-            if np.isfinite(array.sum()) or np.isfinite(array).all():
+            if bool(array.sum().isfinite()) or bool(array.isfinite().all()):
                 continue
-            t, index, *rest = (int(i) for i in np.argwhere(~np.isfinite(array))[0])
+            t, index, *rest = array.isfinite().logical_not().nonzero()[0].tolist()
             t += num_steps if name.endswith(" ") else 0
             spec = self.env.spec
             agent = f", {spec.agent_name(rest[0])}" if name.strip().endswith("obs") else ""
@@ -363,8 +381,8 @@ class Collector:
             return self._undone
         current = {
             name: value
-            for name, value in vars(self._current).items()
-            if isinstance(value, np.ndarray)
+            for name, value in vars(step_on_host(self._current)).items()
+            if value is not None
         }
         state = {
             "env": self.env.state_dict(),
@@ -379,9 +397,8 @@ class Collector:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()` of a collector over the same environment."""
         self.env.load_state_dict(state["env"])
-        seen = {
-            name: _like(getattr(self._current, name), x) for name, x in state["current"].items()
-        }
+        shown = step_on_host(self._current)
+        seen = {name: _like(getattr(shown, name), x) for name, x in state["current"].items()}
         self._current = EnvStep(**seen)
         self._open_returns = _like(self._open_returns, state["open_returns"])
         self._open_lengths = _like(self._open_lengths, state["open_lengths"])
@@ -400,5 +417,9 @@ def _like(own: Any, saved: Any) -> Any:
 
 def _copied(step: EnvStep) -> EnvStep:
     """Return a step that survives the environment's next call."""
-    arrays: dict[str, Any] = {k: None if v is None else np.array(v) for k, v in vars(step).items()}
+    arrays: dict[str, Any] = {
+        name: np.array(value) if isinstance(value, np.ndarray) else as_tensor(value).clone()
+        for name, value in vars(step).items()
+        if value is not None
+    }
     return EnvStep(**arrays)
