@@ -1,7 +1,7 @@
 """Distributions of a team's actions, and their derivatives.
 
 Axes: N agents, M of them, A actions; P choices of a composite action, K options of the largest;
-``*L`` any leading axes.
+``*L`` any leading axes, R their product.
 """
 
 import math
@@ -156,16 +156,32 @@ class Parts:
     exists: Bool[Tensor, "N P"]
     """Whether an agent has so many choices."""
 
-    def by_choice(self, x: Float[Tensor, "*L N A"], fill: float) -> Float[Tensor, "*L N P K"]:
-        """Return columns by the choice they belong to, `fill` where there are none."""
-        padded = nn.functional.pad(x, (0, 1), value=fill)
-        found = padded.gather(-1, self.columns.expand(*x.shape[:-1], -1))
-        return found.unflatten(-1, (self.exists.shape[1], -1))
+    def by_choice(self, x: Float[Tensor, "*L N A"], fill: float) -> Float[Tensor, "N P K R"]:
+        """Return columns by the choice they belong to, `fill` where there are none.
 
-    def by_column(self, x: Float[Tensor, "*L N P K"]) -> Float[Tensor, "*L N A"]:
-        """Return what `by_choice` returned as columns again; zero for numbers."""
-        slots = self.slots.expand(*x.shape[:-2], -1)
-        return x.flatten(-2).gather(-1, slots) * self.is_choice
+        Rows come last: whole rows are gathered, and a softmax along few options is far faster.
+        """
+        agents, size = self.is_choice.shape
+        flat = x.reshape(-1, agents * size).t()
+        padded = torch.cat((flat, flat.new_full((1, flat.shape[1]), fill)))
+        columns = self.columns + size * self._agents()
+        columns = columns.masked_fill(self.columns == size, agents * size)
+        found = padded.index_select(0, columns.flatten())
+        return found.view(agents, self.exists.shape[1], -1, flat.shape[1])
+
+    def by_column(
+        self, x: Float[Tensor, "N P K R"], like: Float[Tensor, "*L N A"]
+    ) -> Float[Tensor, "*L N A"]:
+        """Return what `by_choice` made of a tensor `like` this as columns again; zero for numbers.
+
+        The result may stand in memory as `by_choice` has it.
+        """
+        slots = self.slots + self.columns.shape[1] * self._agents()
+        found = x.flatten(0, 2).index_select(0, slots.flatten())
+        return found.mul_(self.is_choice.view(-1, 1)).t().reshape(like.shape)
+
+    def _agents(self) -> Int64[Tensor, "N 1"]:
+        return torch.arange(len(self.columns), device=self.columns.device).unsqueeze(-1)
 
     def of(self, agents: slice) -> "Parts":
         """Return those of some agents."""
@@ -218,20 +234,22 @@ class Composite:
         """Return log-probabilities and entropy with their derivatives, those of `Categorical` for
         each choice and of `Gaussian` for the numbers."""
         parts = self.parts
-        log_p = self._by_choice(self.logits).log_softmax(dim=-1)
+        log_p = self._by_choice(self.logits).log_softmax(dim=2)
         p = log_p.exp()
-        of_choices = (p * log_p).sum(dim=-1, keepdim=True).neg_()
-        log_probs = (actions * parts.by_column(log_p)).sum(dim=-1)
-        entropy = (of_choices.squeeze(-1) * parts.exists).sum(dim=-1)
+        of_choices = (p * log_p).sum(dim=2, keepdim=True).neg_()
+        log_probs = (actions * parts.by_column(log_p, actions)).sum(dim=-1)
+        entropy = (of_choices.squeeze(2) * parts.exists.unsqueeze(-1)).sum(dim=1)
+        entropy = entropy.t().reshape(log_probs.shape)
         numbers = None if self.numbers is None else self.numbers.explicit(actions)
         if numbers is not None:
             log_probs, entropy = log_probs + numbers.log_probs, entropy + numbers.entropy
 
         def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
-            slope = (actions * parts.is_choice - parts.by_column(p)) * by_log_prob.unsqueeze(-1)
+            chosen = actions * parts.is_choice
+            slope = (chosen - parts.by_column(p, actions)).mul_(by_log_prob.unsqueeze(-1))
             if by_entropy is not None:
-                falls = parts.by_column((log_p + of_choices).mul_(p))
-                slope -= falls * by_entropy.unsqueeze(-1)
+                falls = parts.by_column((log_p + of_choices).mul_(p), actions)
+                slope -= falls.mul_(by_entropy.unsqueeze(-1))
             if self.legal is not None:
                 slope = slope.masked_fill(~self.legal, 0.0)
             return slope if numbers is None else slope + numbers.backward(by_log_prob, by_entropy)
@@ -240,17 +258,18 @@ class Composite:
 
     def log_p(self) -> Float[Tensor, "*L N A"]:
         """Return the log-probability of every option among its choice's; zero for numbers."""
-        return self.parts.by_column(self._by_choice(self.logits).log_softmax(dim=-1))
+        log_p = self._by_choice(self.logits).log_softmax(dim=2)
+        return self.parts.by_column(log_p, self.logits)
 
-    def _by_choice(self, scores: Tensor) -> Float[Tensor, "*L N P K"]:
+    def _by_choice(self, scores: Tensor) -> Float[Tensor, "N P K R"]:
         return self.parts.by_choice(scores, torch.finfo(scores.dtype).min)
 
     def _joined(self, scores: Tensor, numbers: Tensor | None) -> Float[Tensor, "*L N A"]:
         """Return the best options by `scores`, and numbers, in one array."""
         by_choice = self._by_choice(scores)
-        best = by_choice.argmax(dim=-1, keepdim=True)
-        chosen = torch.zeros_like(by_choice).scatter_(-1, best, 1.0)
-        choices = self.parts.by_column(chosen)
+        best = by_choice.argmax(dim=2, keepdim=True)
+        chosen = torch.zeros_like(by_choice).scatter_(2, best, 1.0)
+        choices = self.parts.by_column(chosen, scores)
         return choices if numbers is None else choices + numbers
 
 

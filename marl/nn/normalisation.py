@@ -33,7 +33,7 @@ class InputNorm(nn.Module):
         self.register_buffer("count", torch.zeros((*shape[:-1], 1), dtype=torch.float64))
 
     def forward(self, x: Float[Tensor, "*L F"]) -> Float[Tensor, "*L F"]:
-        return ((x - self.mean) * self.scale).clamp(-_CLIP, _CLIP)
+        return (x - self.mean).mul_(self.scale).clamp_(-_CLIP, _CLIP)  # no further new memory
 
     @torch.no_grad()
     def update(

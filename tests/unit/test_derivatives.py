@@ -206,7 +206,9 @@ def test_the_losses_of_the_reward(
     for passes in (True, False):
         model = make_model(gamma=gamma, continuous=continuous, **options).to(torch.float64)
         if not passes:
-            model.passes = {name: getattr(model, name) for name in model.passes}
+            for reader in model.readers.values():
+                assert isinstance(reader.body, ExplicitMLP)
+                reader.body = reader.body.network
             for part in model.modules():
                 if isinstance(part, LinearMixer | TwoLayerMixer):
                     part.passes = part.hypernetwork
