@@ -95,6 +95,25 @@ JAXMARL_TEAMS: dict[str, str] = {
 """JaxMARL's cooperative tasks beside SMAX, and the package that some need; Hanabi takes up to five
 players, the riddle any number."""
 
+JUMANJI_WAREHOUSES: dict[str, dict[str, int]] = {
+    f"warehouse_{size}_{agents}ag{easy}": {
+        "shelf_rows": rows,
+        "shelf_columns": 3,
+        "column_height": 8,
+        "num_agents": agents,
+        "sensor_range": 1,
+        "request_queue_size": agents * (2 if easy else 1),
+    }
+    for size, rows in (("tiny", 1), ("small", 2))
+    for agents in (2, 4)
+    for easy in ("", "_easy")
+}
+"""Jumanji's warehouses under the names of rware, and their sizes; `easy` asks for twice as many
+shelves at a time."""
+
+JUMANJI_NAMES = (*JUMANJI_WAREHOUSES, "foraging", "connector")
+"""Jumanji's teams."""
+
 VMAS_NAMES: tuple[str, ...] = (
     "balance",
     "ball_passage",

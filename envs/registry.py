@@ -22,6 +22,7 @@ from envs.catalogue import (
     FLEET_NAMES,
     GYM_TEAMS,
     JAXMARL_TEAMS,
+    JUMANJI_NAMES,
     MAMUJOCO_NAMES,
     PARTICLE_NAMES,
     PROBES,
@@ -127,6 +128,13 @@ FAMILIES: dict[str, Family] = {
         needs="jaxmarl",
         names=tuple(JAXMARL_TEAMS),
         packages=JAXMARL_TEAMS,
+    ),
+    "jumanji": Family(
+        module="envs.jumanji",
+        summary="Jumanji's teams, in JAX: robot warehouse, foraging, connector",
+        reward_mode="episodic",
+        needs="jumanji",
+        names=JUMANJI_NAMES,
     ),
     "vmas": Family(
         module="envs.vmas",
@@ -332,6 +340,7 @@ EXTRAS = {
     "lbforaging": "lbforaging",
     "rware": "rware",
     "jaxmarl": "smax",
+    "jumanji": "jumanji",
     "vmas": "vmas",
 }
 """Module, or package of modules, and the extra of this distribution that installs it."""
