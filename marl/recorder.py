@@ -56,6 +56,7 @@ class RunRecorder:
             if self.ranks.rank == 0:
                 (folder / ERROR).unlink(missing_ok=True)
                 self._writer = MetricWriter(folder, after=trainer.steps if resumed else None)
+                trainer.seconds = self._writer.kept("time/total")
 
     def write(self, metrics: dict[str, float]) -> None:
         """Write the metrics of a finished iteration."""

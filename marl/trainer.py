@@ -74,6 +74,8 @@ class Trainer:
                 camera = Camera(self.env, config.preferences.people.filmed_envs)
                 self.people = make_people(config, spec, camera, folder)
         self.iteration = 0
+        self.seconds = 0.0
+        """Wall-clock seconds of all iterations, those before a run was resumed included."""
         self.safe_to_checkpoint = True
         """Whether the state is that after a finished iteration; False from rollout to update.
 
@@ -225,8 +227,10 @@ class Trainer:
             similarity = correlation(rewards.team, hidden_rewards)
             metrics["benchmark/reward_correlation"] = float(similarity)
         metrics |= self._time_metrics(clock.laps)
+        self.seconds += sum(clock.laps.values())
         metrics = {
             "steps": float(self.steps),
+            "time/total": self.seconds,
             **episode_metrics(rollout, self.env.spec.facts, self.ranks),
             **mean_metrics(self.ranks, metrics),
         }

@@ -47,7 +47,14 @@ class MetricWriter:
         columns, rows = (["step"], []) if after is None else _rows_until(self._path, after)
         self._columns = columns
         self._last_step = int(rows[-1]["step"]) if rows else -1
+        self._last_row = rows[-1] if rows else {}
         self._rewrite(rows)
+
+    def kept(self, name: str) -> float:
+        """Return a metric in the newest row that was kept; 0 where there is no number."""
+        with suppress(ValueError):
+            return float(self._last_row.get(name, ""))
+        return 0.0
 
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """Append one row and flush it. `step` counts environment steps and must grow.

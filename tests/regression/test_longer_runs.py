@@ -2,12 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.trials import differences
 from marl import ConfigError, train
 from marl.config.io import MAY_CHANGE, changed, load_config
 from marl.learners.mappo import Mappo
+from marl.utils.metrics import read_metrics
 from tests.command_line import run
 from tests.regression.test_resume import small
 
@@ -38,6 +40,9 @@ def test_the_step_size_is_that_of_a_run_of_the_new_length(
     assert run("resume", tmp_path, "--total-steps", "640") == 0
     # Four of four iterations fall to a quarter; the fifth of eight is at a half.
     assert shares == [1.0, 0.75, 0.5, 0.25, 0.5, 0.375, 0.25, 0.125]
+    seconds = read_metrics(tmp_path)["time/total"]
+    assert seconds[0] > 0.0
+    assert (np.diff(seconds) > 0.0).all()  # the resumed run counts on
 
 
 def test_what_may_change_and_what_may_not(
