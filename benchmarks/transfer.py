@@ -9,7 +9,7 @@ Questions, tasks, variants and seeds stand in `transfer.toml`, what a cell does 
 `transfer_cells.py`. Given again, the command goes on with the cells that are missing, one at a time
 with one thread; what the variants of a seed share lies in `runs/transfer`, which is to be removed
 where code or settings have changed. After every cell it writes `transfer.csv`, a row a cell, and
-`transfer.md`, a table a task.
+`transfer.md`, a table a task with what is read from it, `transfer_verdicts.toml`.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from benchmarks.transfer_cells import QUESTIONS, QUICK, Sizes, TransferTask, qui
 from marl.reports.estimates import estimate, shown
 
 TASKS_FILE = ROOT / "benchmarks" / "transfer.toml"
+VERDICTS_FILE = ROOT / "benchmarks" / "transfer_verdicts.toml"
 RESULTS = ROOT / "benchmarks" / "results" / "transfer"
 WORK = ROOT / "runs" / "transfer"
 COLUMNS = ("task", "variant", "seed", "steps", "greedy", "sampled", "final", "seconds", "commit")
@@ -173,8 +174,11 @@ def apart(row: Row, rows: Sequence[Row]) -> str:
 
 
 def over(values: Sequence[float]) -> str:
-    """Return the interquartile mean over the seeds and its interval, as `value [low, high]`."""
-    return shown(estimate(values), lambda value: f"{value:.4g}")
+    """Return the interquartile mean over the seeds and its interval, as `value [low, high]`.
+
+    Sorted, so that the bootstrap's draws do not depend on the order of the cells.
+    """
+    return shown(estimate(sorted(values)), lambda value: f"{value:.4g}")
 
 
 def report(tasks: dict[str, TransferTask], folder: Path) -> None:
@@ -197,6 +201,7 @@ def report(tasks: dict[str, TransferTask], folder: Path) -> None:
         "three seeds on). A seed that is missing is not trained yet.",
         "",
     ]
+    verdicts = tomllib.loads(VERDICTS_FILE.read_text())
     for question, heading in HEADINGS.items():
         asked = [task for task in tasks.values() if task.question == question]
         if not any(task.name in by_task for task in asked):
@@ -206,6 +211,7 @@ def report(tasks: dict[str, TransferTask], folder: Path) -> None:
             if task.name in by_task:
                 lines += [f"### {task.title}: {task.measured}", ""]
                 lines += [*table(task, by_task[task.name]), ""]
+                lines += [verdicts[task.name].strip(), ""] if task.name in verdicts else []
     (folder / "transfer.md").write_text("\n".join(lines))
 
 
