@@ -1,5 +1,8 @@
 """Measure the training throughput of BenchMARL's MAPPO on MaMuJoCo HalfCheetah 2x3.
 
+With `--until 3000` it measures instead the CPU seconds, from the start of the interpreter, until the
+mean return of the last `--episodes` finished episodes is that much, or `--steps` are done.
+
 Stands alone: it imports nothing of this package and runs in an environment of its own.
 
     python3.11 -m venv benchmarl-env
@@ -23,6 +26,7 @@ import os
 import tempfile
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +44,8 @@ from torchrl.envs import EnvBase
 
 Sampling = Literal["serial", "parallel", "batched"]
 EPISODE_STEPS = 1000
+FINISHED: deque[float] = deque()
+"""Returns of the episodes that ended in this process, the latest last."""
 
 
 class HalfCheetahEnv(EnvBase):
@@ -67,6 +73,7 @@ class HalfCheetahEnv(EnvBase):
         self._obs = np.zeros((len(self.teams), len(self.agents), obs_size), dtype=np.float32)
         self._state = np.zeros((len(self.teams), first.state().size), dtype=np.float32)
         self._seeds = np.random.default_rng(seed)
+        self._returns = np.zeros(len(self.teams))
 
     def _set_seed(self, seed: int | None) -> None:
         self._seeds = np.random.default_rng(seed)
@@ -95,6 +102,10 @@ class HalfCheetahEnv(EnvBase):
                 ended[lead],
                 cut[lead],
             )
+            self._returns[index] += reward[lead]
+            if ended[lead] or cut[lead]:
+                FINISHED.append(float(self._returns[index]))
+                self._returns[index] = 0.0
         outcome = self._observed()
         outcome["reward"] = torch.from_numpy(rewards).reshape(*self.batch_size, 1)
         outcome["terminated"] = torch.from_numpy(terminated).reshape(*self.batch_size, 1)
@@ -159,6 +170,10 @@ class HalfCheetahTask(TaskClass):
         return "mamujoco"
 
 
+class Solved(Exception):  # noqa: N818  # it is no error
+    """Ends the training."""
+
+
 class Stopwatch(Callback):
     """Notes when each training iteration ended, and the memory then held.
 
@@ -166,8 +181,10 @@ class Stopwatch(Callback):
     learner for each of its processes, which would leave the update a single thread.
     """
 
-    def __init__(self, threads: int, iterations: int) -> None:
+    def __init__(self, threads: int, iterations: int, goal: tuple[float, int] | None) -> None:
+        """`goal` is a return and of how many episodes it is the mean."""
         super().__init__()
+        self.goal = goal
         self.threads = threads
         self.iterations = iterations
         self.ends: list[float] = []
@@ -180,6 +197,10 @@ class Stopwatch(Callback):
         self.ends.append(time.perf_counter())
         if len(self.ends) < self.iterations:  # after the last one the processes are going away
             self.peak_rss_mb = peak_rss_mb()
+        if self.goal is not None and len(FINISHED) >= self.goal[1]:
+            level, count = self.goal
+            if np.mean(list(FINISHED)[-count:]) >= level:
+                raise Solved
 
 
 def peak_rss_mb() -> float:
@@ -228,16 +249,28 @@ def measure(arguments: argparse.Namespace) -> dict[str, float | str | int]:
         activation_class=torch.nn.Tanh,
     )
     frames = arguments.num_envs * arguments.rollout
-    stopwatch = Stopwatch(arguments.threads, iterations=1 + -(-arguments.steps // frames))
+    goal = None if arguments.until is None else (arguments.until, arguments.episodes)
+    stopwatch = Stopwatch(arguments.threads, 1 + -(-arguments.steps // frames), goal)
+    solved = False
     with tempfile.TemporaryDirectory() as folder:
-        Experiment(
+        experiment = Experiment(
             task=HalfCheetahTask("halfcheetah_2x3", {"sampling": arguments.sampling}),
             algorithm_config=MappoConfig.get_from_yaml(),
             model_config=network,
             seed=arguments.seed,
             config=experiment_config(arguments, folder),
             callbacks=[stopwatch],
-        ).run()
+        )
+        try:
+            experiment.run()
+        except Solved:
+            solved = True
+    if goal is not None:
+        return {
+            "solved": solved,
+            "steps": len(stopwatch.ends) * frames,
+            "cpu_seconds": round(time.process_time(), 2),
+        }
     steps = (len(stopwatch.ends) - 1) * frames
     seconds = stopwatch.ends[-1] - stopwatch.ends[0]
     return {
@@ -265,6 +298,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rollout", type=int, default=125, help="steps per copy and iteration")
     parser.add_argument("--hidden", type=int, default=64, help="width of the two hidden layers")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, help="return at which the task is solved")
+    parser.add_argument("--episodes", type=int, default=32, help="finished last, with that mean")
     return parser.parse_args()
 
 
