@@ -1,7 +1,7 @@
 """Measure the training throughput of BenchMARL's MAPPO on MaMuJoCo HalfCheetah 2x3.
 
-With `--until 3000` it measures instead the CPU seconds, from the start of the interpreter, until the
-mean return of the last `--episodes` finished episodes is that much, or `--steps` are done.
+With `--until 3000` it measures instead the CPU seconds, from the start of the interpreter, until
+the mean return of the last `--episodes` finished episodes is that much, or `--steps` are done.
 
 Stands alone: it imports nothing of this package and runs in an environment of its own.
 
