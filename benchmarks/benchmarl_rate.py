@@ -3,7 +3,8 @@
 With `--until 3000` it measures instead the CPU seconds, from the start of the interpreter, until
 the mean return of the last `--episodes` finished episodes is that much, or `--steps` are done.
 
-Stands alone: it imports nothing of this package and runs in an environment of its own.
+Stands alone: but for `--sampling ours` it imports nothing of this package, and it runs in an
+environment of its own.
 
     python3.11 -m venv benchmarl-env
     benchmarl-env/bin/pip install -r benchmarks/requirements-benchmarl.txt
@@ -12,8 +13,9 @@ Stands alone: it imports nothing of this package and runs in an environment of i
 `--sampling` says how the environments are advanced. `serial` is BenchMARL's default (one TorchRL
 environment each, one after the other), `parallel` its other choice (one process each), and
 `batched` one TorchRL environment that holds all of them, which is what BenchMARL expects of a
-vectorised simulator. TorchRL's own PettingZoo wrapper cannot be used: it fixes the keys of `info`
-at the reset, and MaMuJoCo returns more of them at every step.
+vectorised simulator; `ours` is that one with this package's environment in it. TorchRL's own
+PettingZoo wrapper cannot be used: it fixes the keys of `info` at the reset, and MaMuJoCo returns
+more of them at every step.
 
 Axes: *batch is () for one copy or (E,) for all of them, N agents, O observation features,
 S state features, A actions.
@@ -23,13 +25,14 @@ import argparse
 import json
 import multiprocessing
 import os
+import sys
 import tempfile
 import time
 import warnings
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -42,7 +45,7 @@ from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Composite, Unbounded
 from torchrl.envs import EnvBase
 
-Sampling = Literal["serial", "parallel", "batched"]
+Sampling = Literal["serial", "parallel", "batched", "ours"]
 EPISODE_STEPS = 1000
 FINISHED: deque[float] = deque()
 """Returns of the episodes that ended in this process, the latest last."""
@@ -125,6 +128,36 @@ class HalfCheetahEnv(EnvBase):
         return TensorDict({"agents": agents, "state": state}, batch)
 
 
+class OurHalfCheetahEnv(HalfCheetahEnv):
+    """The same batch, advanced by this package's environment, which resets finished episodes."""
+
+    def __init__(self, num_envs: int, seed: int | None) -> None:
+        super().__init__(num_envs, seed)  # whose specs are these, too
+        sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+        from envs import make_env
+
+        self.batch = make_env("mamujoco/halfcheetah_2x3", num_envs, reward_mode="dense")
+        self.current: Any = None
+
+    def _reset(self, tensordict: TensorDictBase | None, **kwargs: Any) -> TensorDictBase:
+        if self.current is None:
+            self.current = self.batch.reset(seed=int(self._seeds.integers(2**31)))
+        return self._shown(self.current.obs, self.current.state)
+
+    def _step(self, tensordict: TensorDictBase) -> TensorDictBase:
+        self.current = step = self.batch.step(tensordict["agents", "action"].numpy())
+        outcome = self._shown(step.final_obs, step.final_state)
+        done = step.terminated | step.truncated
+        outcome["reward"] = torch.tensor(step.rewards).unsqueeze(-1)
+        outcome["terminated"] = torch.tensor(step.terminated).unsqueeze(-1)
+        outcome["done"] = torch.tensor(done).unsqueeze(-1)
+        return outcome
+
+    def _shown(self, obs: np.ndarray, state: np.ndarray) -> TensorDictBase:
+        agents = TensorDict({"observation": torch.tensor(obs)}, [*self.batch_size, obs.shape[1]])
+        return TensorDict({"agents": agents, "state": torch.tensor(state)}, self.batch_size)
+
+
 class HalfCheetahTask(TaskClass):
     """HalfCheetah 2x3 as BenchMARL wants a task described: one group, a state for the critic."""
 
@@ -132,6 +165,8 @@ class HalfCheetahTask(TaskClass):
         self, num_envs: int, continuous_actions: bool, seed: int | None, device: Any
     ) -> Callable[[], EnvBase]:
         """Return the maker of one batched environment, or of one copy for BenchMARL to repeat."""
+        if self.config["sampling"] == "ours":
+            return lambda: OurHalfCheetahEnv(num_envs, seed)
         batched = self.config["sampling"] == "batched"
         return lambda: HalfCheetahEnv(num_envs if batched else None, seed)
 
@@ -290,7 +325,7 @@ def parse_arguments() -> argparse.Namespace:
     """Return the command line; the defaults are the settings our own trainer is measured with."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=20_000, help="timed steps, after the warm-up")
-    parser.add_argument("--sampling", choices=["serial", "parallel", "batched"], default="serial")
+    parser.add_argument("--sampling", choices=get_args(Sampling), default="serial")
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2, help="PyTorch's threads in the learner")
     parser.add_argument("--epochs", type=int, default=8)

@@ -1,6 +1,7 @@
-"""Whole training loops on HalfCheetah 2x3 beside raw physics and BenchMARL's MAPPO, in one run.
+r"""Whole training loops on HalfCheetah 2x3 beside raw physics and others, in one run.
 
-    python -m benchmarks.throughput --benchmarl-python benchmarl-env/bin/python
+    python -m benchmarks.throughput --benchmarl-python benchmarl-env/bin/python \
+        --sb3-python sb3-env/bin/python
 
 Every round measures each contender once, one after the other, so that a machine whose speed
 drifts drifts for all of them; the table holds medians over rounds and ratios within a round.
@@ -18,7 +19,12 @@ from benchmarks.cells import ROOT, commit, machine
 from benchmarks.physics import env_rate, raw_physics_rate, record
 
 PARTS = ("physics", "inference", "reward", "policy")
-SAMPLINGS = ("serial", "batched")
+BENCHMARL = {
+    "BenchMARL MAPPO": ("serial", "batched"),
+    "BenchMARL MAPPO with our environment in it": ("ours",),
+}
+"""What is measured as the fastest of which samplings."""
+SB3 = "Stable-Baselines3 PPO, one agent"
 _LOOP = """
 import json, sys, time, torch
 from marl import Trainer, load_config
@@ -64,15 +70,15 @@ def run_loop(algorithm: str, num_envs: int, steps: int, threads: int) -> Loop:
     return Loop(report["rate"], report["split"], report["mib"])
 
 
-def run_benchmarl(python: Path, num_envs: int, sampling: str, threads: int) -> float:
-    """Return BenchMARL's steps per second with the same nets, epochs, minibatches and rollout."""
+def run_other(script: str, python: Path, num_envs: int, sampling: str, threads: int) -> float:
+    """Return another's steps per second with the same nets, epochs, minibatches and rollout."""
     flags = {
         "num-envs": num_envs,
         "sampling": sampling,
         "threads": threads,
         "steps": 8 * 125 * num_envs,
     }
-    command = [str(python), str(ROOT / "benchmarks" / "benchmarl_rate.py")]
+    command = [str(python), str(ROOT / "benchmarks" / script)]
     command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     rate: float = json.loads(done.stdout.splitlines()[-1])["steps_per_second"]
@@ -98,9 +104,18 @@ def measure(options: argparse.Namespace) -> str:
                 rates[name] = loop.steps_per_second
         if options.benchmarl_python is not None:
             for count in num_envs:
-                rates[f"BenchMARL MAPPO, {count} environments"] = max(
-                    run_benchmarl(options.benchmarl_python, count, sampling, threads)
-                    for sampling in SAMPLINGS
+                for name, samplings in BENCHMARL.items():
+                    rates[f"{name}, {count} environments"] = max(
+                        run_other(
+                            "benchmarl_rate.py", options.benchmarl_python, count, how, threads
+                        )
+                        for how in samplings
+                    )
+        if options.sb3_python is not None:
+            for count in num_envs:
+                rates[f"{SB3}, {count} environments"] = max(
+                    run_other("sb3_rate.py", options.sb3_python, count, how, threads)
+                    for how in ("serial", "parallel")
                 )
         for name, rate in rates.items():
             rows.setdefault(name, []).append(rate)
@@ -119,6 +134,8 @@ def report(
         f"at commit {commit()} on {machine()}; {options.threads} threads, {options.rounds} rounds,",
         "medians. Nets 2 x 64 tanh, 125 steps a rollout, 8 epochs of 4 minibatches everywhere.",
         "BenchMARL: the faster of its serial sampling and one that holds all environments.",
+        "Stable-Baselines3: the faster of one process and a process for each environment, on",
+        "gymnasium's HalfCheetah-v5, whose one agent drives all joints; ours are two agents.",
         "",
         "| what | steps/s | lowest, highest |",
         "| --- | --- | --- |",
@@ -128,14 +145,15 @@ def report(
         lines.append(f"| {name} | {statistics.median(rates):,.0f} | {spread} |")
     lines += ["", "| ratio, median over rounds | |", "| --- | --- |"]
     raw = "raw mujoco.rollout, 64 environments"
-    pairs = [(name, raw) for name in rows if name != raw and "BenchMARL" not in name]
+    pairs = [(name, raw) for name in rows if name != raw and not is_other(name)]
     for count in options.num_envs:
         pairs.append((f"IMAP, {count} environments", f"MAPPO, {count} environments"))
-        pairs.append((f"MAPPO, {count} environments", f"BenchMARL MAPPO, {count} environments"))
+        for other in (*BENCHMARL, SB3):
+            pairs.append((f"MAPPO, {count} environments", f"{other}, {count} environments"))
     for top, bottom in pairs:
         if top in rows and bottom in rows:
             ratio = statistics.median(a / b for a, b in zip(rows[top], rows[bottom], strict=True))
-            text = f"{ratio:.1f} times" if "BenchMARL" in bottom else f"{ratio:.0%}"
+            text = f"{ratio:.1f} times" if is_other(bottom) else f"{ratio:.0%}"
             lines.append(f"| {top} / {bottom} | {text} |")
     lines += [
         "",
@@ -150,6 +168,11 @@ def report(
     return "\n".join(lines) + "\n"
 
 
+def is_other(name: str) -> bool:
+    """Return whether a row is another package's."""
+    return name.startswith((*BENCHMARL, SB3))
+
+
 def main() -> None:
     """Measure and print the report; with --output also write it."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -158,6 +181,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100_000, help="timed steps of each loop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--benchmarl-python", type=Path, help="Python of BenchMARL's environment")
+    parser.add_argument("--sb3-python", type=Path, help="Python of Stable-Baselines3's environment")
     parser.add_argument("--output", type=Path, help="Markdown file to write")
     options = parser.parse_args()
     text = measure(options)
