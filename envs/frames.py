@@ -7,14 +7,17 @@ no frame of its own is drawn as its observations and actions, in bars (`observat
 Axes are those of `envs.base`.
 """
 
+import base64
+import io
 import math
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import Any, Protocol, TypeVar, cast, runtime_checkable
+from typing import Annotated, Any, Protocol, TypeVar, cast, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import TypeAdapter, ValidationError
+from PIL import Image
+from pydantic import StringConstraints, TypeAdapter, ValidationError
 
 from envs.base import BoolArray, EnvError, EnvSpec, EnvStep, FloatArray, VecEnv
 
@@ -94,13 +97,26 @@ class HealthBar:
     colour: str
 
 
-Shape = Segment | Circle | Polygon | Caption | HealthBar
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture in pixels that fills a rectangle."""
+
+    corner: Point
+    """Left and bottom."""
+    width: float
+    height: float
+    jpeg: Annotated[str, StringConstraints(pattern=r"^/9j/[A-Za-z0-9+/]+=*$")]
+    """A JPEG in base64."""
+
+
+Shape = Segment | Circle | Polygon | Caption | HealthBar | Picture
 _KINDS: dict[str, type[Shape]] = {
     "segment": Segment,
     "circle": Circle,
     "polygon": Polygon,
     "caption": Caption,
     "health_bar": HealthBar,
+    "picture": Picture,
 }
 _KIND_OF = {cls: kind for kind, cls in _KINDS.items()}
 
@@ -204,6 +220,8 @@ def moved(shape: Shape, by: Point) -> Shape:
             return replace(shape, points=tuple(shifted(point, by) for point in shape.points))
         case Caption() | HealthBar():
             return replace(shape, position=shifted(shape.position, by))
+        case Picture():
+            return replace(shape, corner=shifted(shape.corner, by))
 
 
 def shifted(point: Point, by: Point) -> Point:
@@ -233,6 +251,21 @@ def _of_type(cls: type[T], data: dict[str, Any]) -> T:
 @cache
 def _adapter(cls: Any) -> Any:
     return TypeAdapter(cls)
+
+
+_PICTURE_SIDE = 320
+"""Pixels of the longer side of a picture in a frame; larger ones are shrunk."""
+
+
+def picture_frame(spec: EnvSpec, picture: npt.NDArray[np.uint8]) -> Frame:
+    """Return an environment's own (H, W, 3) picture as a frame; its agents have no places there."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((_PICTURE_SIDE, _PICTURE_SIDE))
+    image.save(buffer, "JPEG", quality=80)
+    (width, height), jpeg = image.size, base64.b64encode(buffer.getvalue()).decode()
+    shown = Picture(corner=(0.0, 0.0), width=float(width), height=float(height), jpeg=jpeg)
+    view = (0.0, 0.0, float(width), float(height))
+    return Frame(shapes=(shown,), view=view, anchors=(None,) * spec.num_agents)
 
 
 _OBS_WIDTH, _ACTION_START, _ACTION_WIDTH, _WIDTH = 6.0, 6.6, 2.4, 10.0

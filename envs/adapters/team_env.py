@@ -162,14 +162,14 @@ class TeamEnv:
         self._cut_next = True
 
     def show_pictures(self) -> None:
-        """Let the environments draw themselves, in this process, from the next reset on."""
+        """Let the environments draw themselves, where they run, from the next reset on."""
         self.close()
         if self._drawn is not None:
-            self._make_team, self.workers = self._drawn, 0
+            self._make_team = self._drawn
 
     def picture(self, index: int) -> npt.NDArray[np.uint8] | None:
         """Return an environment's own (H, W, 3) picture of its state; None if it draws none."""
-        return self._runner.picture(index) if isinstance(self._runner, Block) else None
+        return None if self._runner is None else self._runner.picture(index)
 
     def close(self) -> None:
         """End the workers and release what the environments hold; `reset` starts them again."""

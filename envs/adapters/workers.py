@@ -144,6 +144,18 @@ class Workers:
         rows = rows.reshape(len(self._works), -1, *actions.shape[1:])
         return self._answers(lambda: self._pool.step_async(rows), self._pool.step_wait)
 
+    def picture(self, row: int) -> npt.NDArray[np.uint8] | None:
+        """Return an environment's own picture of its state, if it draws any."""
+        share = len(self._works[0].indices)
+        index, own = divmod(row, share)
+        try:
+            self._pool.parent_pipes[index].send(("_call", ("picture", (own,), {})))
+            self._await(index)
+            drawn, is_sent = self._pool.parent_pipes[index].recv()
+        except (EOFError, ConnectionError):
+            self._raise_death()
+        return drawn if is_sent else None
+
     def close(self) -> None:
         """End the workers, whatever they are doing."""
         self._end()
@@ -287,6 +299,11 @@ class _WorkerEnv(gymnasium.Env[npt.NDArray[np.uint8], npt.NDArray[Any]]):
         except EnvError as error:
             info = {"error": str(error)}
         return self._bytes(self._block), 0.0, False, False, info
+
+    def picture(self, row: int) -> npt.NDArray[np.uint8] | None:
+        """Return the picture that one of the environments draws of itself."""
+        assert self._block is not None
+        return self._block.picture(row)
 
     def close(self) -> None:
         """Close the environments."""

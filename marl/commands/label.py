@@ -21,7 +21,8 @@ from marl.utils.text import LiteralConsole
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
-    from marl.preferences.people.session import Labelling
+    from marl.preferences.people.learned import LearnedAgreement
+    from marl.preferences.people.session import Labelling, Training
 
 _PAIRS = 50
 """Answers after which labelling ends, unless a run asks."""
@@ -53,7 +54,8 @@ class Label:
     name: str = field(default_factory=_user)
     """Who labels."""
     task: str = ""
-    """What the team should achieve, for the page; preferences.people.task if not given."""
+    """What the team should achieve, for the page; preferences.people.task if not given. Where
+    neither is, the page asks."""
     port: Annotated[int, Range(0, 65_535)] = 0
     """Port of the page; 0: a free one."""
     episodes: Annotated[int, Range(2, 10_000)] = 16
@@ -90,8 +92,17 @@ class Label:
         if pairs is None and not subject.asked_by_run:
             pairs = _PAIRS
         plan = LabellingPlan(asked_by_run=subject.asked_by_run, pairs=pairs, repeats=self.repeats)
-        labelling = Labelling(subject.folder, self.name, plan, skip_damaged=self.skip_damaged)
+        labelling = Labelling(
+            subject.folder,
+            self.name,
+            plan,
+            skip_damaged=self.skip_damaged,
+            training=_training(self.run_dir) if self.run_dir and subject.asked_by_run else None,
+            learned=_learned(self.run_dir, subject.folder),
+        )
         with alone(subject.folder, self.name):
+            if subject.task:
+                labelling.set_task(subject.task)
             labelling.question()  # damage is told before the page opens
             labelling.log.check_own()
             serve_page(labelling, subject.title, self.port, self.open)
@@ -108,7 +119,9 @@ class Subject:
 
     folder: Path
     title: str
-    """What it is, and what the team should achieve."""
+    """What it is."""
+    task: str
+    """What the team should achieve; empty: the page asks, if nobody has said it there before."""
     asked_by_run: bool
 
 
@@ -155,9 +168,9 @@ def _of_run(options: Label, run: Path) -> Subject:
     from marl.reports.video import load_team
 
     config, folder = load_run_config(run), run / "people"
-    title = _titled(config.env.name, options.task or config.preferences.people.task)
+    title, task = config.env.name, options.task or config.preferences.people.task
     if config.asks_people:
-        return Subject(folder=folder, title=title, asked_by_run=True)
+        return Subject(folder=folder, title=title, task=task, asked_by_run=True)
     missing = missing_episodes(folder, options.episodes, skip_damaged=options.skip_damaged)
     if missing:
         films = film_episodes(load_team(run)[0], run, folder, missing)
@@ -172,7 +185,7 @@ def _of_run(options: Label, run: Path) -> Subject:
         )
         for _ in shown:
             pass
-    return Subject(folder=folder, title=title, asked_by_run=False)
+    return Subject(folder=folder, title=title, task=task, asked_by_run=False)
 
 
 def _of_dataset(options: Label) -> Subject:
@@ -186,12 +199,30 @@ def _of_dataset(options: Label) -> Subject:
             f"{folder} has {episodes} episodes with frames (frames/000003.json.gz); to compare "
             "them takes at least 2"
         )
-    title = _titled(folder.resolve().name, options.task)
-    return Subject(folder=folder, title=title, asked_by_run=False)
+    title = folder.resolve().name
+    return Subject(folder=folder, title=title, task=options.task, asked_by_run=False)
 
 
-def _titled(name: str, task: str) -> str:
-    return f"{name}: {task}" if task else name
+def _training(run: Path) -> "Callable[[], Training]":
+    """Return what tells how a run stands; one that has not begun yet is running."""
+    from marl.reports.recorded import read_run
+    from marl.utils.files import is_held
+
+    def standing() -> "Training":
+        if is_held(run / ".lock"):
+            return "running"
+        return "ended" if read_run(run).has_ended else "stopped"
+
+    return standing
+
+
+def _learned(run: Path | None, folder: Path) -> "LearnedAgreement | None":
+    """Return what compares answers with the reward that a run has learned, if it learns one."""
+    if run is None or not load_run_config(run).learns_reward:
+        return None
+    from marl.preferences.people.learned import LearnedAgreement
+
+    return LearnedAgreement(run, folder)
 
 
 def check_extra() -> None:

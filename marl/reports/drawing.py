@@ -3,6 +3,8 @@
 Edges are smooth: everything is drawn twice as large and then averaged. Axes: N agents.
 """
 
+import base64
+import io
 import itertools
 from collections.abc import Sequence
 from functools import cache
@@ -16,6 +18,7 @@ from envs.frames import (
     Circle,
     Frame,
     HealthBar,
+    Picture,
     Point,
     Polygon,
     Segment,
@@ -76,6 +79,14 @@ class Canvas:
         self._draw.rounded_rectangle(
             _scaled_box(box), radius * SCALE, fill=colour, outline=outline, width=SCALE
         )
+
+    def picture(self, content: bytes, corner: Point, size: Point) -> None:
+        """Paste an encoded picture; the corner is its top left, the size width and height."""
+        width, height = (max(1, round(side * SCALE)) for side in size)
+        with Image.open(io.BytesIO(content)) as image:
+            pasted = image.convert("RGB").resize((width, height))
+        x, y = corner
+        self._image.paste(pasted, (round(x * SCALE), round(y * SCALE)))
 
     def text(
         self,
@@ -163,6 +174,12 @@ def _paint(canvas: Canvas, shape: Shape, to_pixels: Projection) -> None:
             canvas.polygon(list(map(to_pixels, shape.points)), shape.colour)
         case Caption():
             canvas.text(to_pixels(shape.position), shape.text, shape.colour, 10, "mm")
+        case Picture():
+            canvas.picture(
+                base64.b64decode(shape.jpeg),
+                to_pixels((shape.corner[0], shape.corner[1] + shape.height)),
+                (shape.width * to_pixels.scale, shape.height * to_pixels.scale),
+            )
         case HealthBar():
             _paint_health(canvas, shape, to_pixels)
 

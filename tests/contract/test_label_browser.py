@@ -13,12 +13,14 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from envs import Frame
-from envs.frames import Caption, Circle, HealthBar, Polygon, Segment
+from envs.frames import Caption, Circle, HealthBar, Polygon, Segment, picture_frame
 from marl.preferences.dataset.answers import AnswerLog
 from marl.preferences.dataset.footage import EpisodeFrames, write_frames
 
@@ -250,6 +252,37 @@ def test_both_episodes_are_drawn_and_move(
         pictures.append([tab.evaluate(picture, side) for side in ("first", "second")])
     (first_start, second_start), (first_end, second_end) = pictures
     assert len({first_start, second_start, first_end, second_end}) == 4
+
+
+def test_own_pictures_are_shown_and_what_better_means_is_asked(
+    tmp_path: Path, browser: Any, servers: list[Server]
+) -> None:
+    spec: Any = SimpleNamespace(num_agents=1)
+    for number in range(2):
+        greens = [np.full((30, 40, 3), [0, 40 + 200 * number, 0], np.uint8)] * 2
+        frames = tuple(picture_frame(spec, green) for green in greens)
+        write_frames(tmp_path, number, EpisodeFrames(steps=(0, 1), frames=frames))
+    person = Person(browser.new_context())
+    servers.append(Server(tmp_path))
+    tab = person.open(servers[0].address)
+    shade = (
+        "side => { const canvas = document.querySelector(`#stage-${side} canvas`);"
+        "const at = [canvas.width / 2, canvas.height / 2, 1, 1];"
+        "return canvas.getContext('2d').getImageData(...at).data[1]; }"
+    )
+    greens = sorted(tab.evaluate(shade, side) for side in ("first", "second"))
+    assert abs(greens[0] - 40) <= 8
+    assert abs(greens[1] - 240) <= 8
+    tab.fill("#task", "Be green, skipping nothing.")  # letters are no answers there
+    tab.keyboard.press("Enter")
+    tab.wait_for_selector("#title:has-text('Be green, skipping nothing.')")
+    assert tab.is_hidden("#better")
+    assert stored(tmp_path) == []
+    tab.keyboard.press("b")
+    tab.wait_for_selector("#message:has-text('All done')")
+    (only,) = AnswerLog(tmp_path / "answers.jsonl").answers()
+    assert only.both_bad
+    assert person.errors == []
 
 
 def test_a_page_without_the_token_shows_nothing(

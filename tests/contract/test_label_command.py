@@ -8,7 +8,9 @@ import pytest
 from envs import Frame
 from marl.commands import label as command
 from marl.preferences.dataset import PreferenceDataset
+from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.footage import EpisodeFrames, filmed_episodes, write_frames
+from marl.preferences.people.learned import LearnedAgreement
 from marl.preferences.people.session import Labelling
 from tests.command_line import QUICK, run
 
@@ -42,10 +44,19 @@ def test_episodes_of_any_run_are_played_once_and_kept(
     arguments = ["label", str(folder), "--name", "ann", "--no-open"]
     assert run(*arguments, "--episodes", "3", "--task", "Meet.") == 0
     labelling, title = served[-1]
-    assert title == "particles/nav_3: Meet."
+    assert (title, labelling.task()) == ("particles/nav_3", "Meet.")
     assert not labelling.plan.asked_by_run
     made = PreferenceDataset(folder / "people")
     assert made.numbers() == filmed_episodes(made.folder) == [0, 1, 2]
+    assert labelling.training() is None
+    agreement = LearnedAgreement(folder, made.folder)
+    ones = [
+        Answer(first=a, second=b, label=1.0, source="person:ann", at=now())
+        for a, b in ((0, 1), (1, 0), (0, 2), (2, 0))
+    ]
+    tie = Answer(first=1, second=2, label=0.5, source="person:ann", at=now())
+    assert agreement([*ones, tie]) == (2, 4)  # the reward cannot prefer both of a pair
+    assert agreement([tie]) is None
     before = made.episode(1).obs.tobytes()
     assert run(*arguments, "--episodes", "5") == 0
     assert made.numbers() == [0, 1, 2, 3, 4]
@@ -63,7 +74,8 @@ def test_a_run_with_people_asks_its_own_questions(
     labelling, title = served[-1]
     assert labelling.plan.asked_by_run
     assert labelling.question() is not None
-    assert title == "particles/nav_3: Meet."
+    assert labelling.training() == "ended"
+    assert (title, labelling.task()) == ("particles/nav_3", "Meet.")
 
 
 @pytest.mark.parametrize(

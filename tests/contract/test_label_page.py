@@ -10,7 +10,7 @@ from envs import Frame
 from envs.frames import Circle
 from marl.preferences.dataset.answers import AnswerLog
 from marl.preferences.dataset.footage import EpisodeFrames, frames_path, write_frames
-from marl.preferences.people.session import Labelling, LabellingPlan
+from marl.preferences.people.session import Labelling, LabellingPlan, Training
 
 pytest.importorskip("fastapi", reason="needs the extra people")
 
@@ -63,6 +63,38 @@ def test_answers_are_stored_in_turn_and_the_next_pair_comes_back(folder: Path) -
     assert answers(folder) == [1.0, 0.0, 0.5, None]
     lines = map(json.loads, (folder / "answers.jsonl").read_text().splitlines())
     assert [[line["first"], line["second"]] for line in lines] == seen
+
+
+def test_two_bad_episodes_are_a_tie_that_says_so(folder: Path) -> None:
+    page = client(folder)
+    for choice in ("bad", "tie"):
+        answer(page, page.get("/api/question").json(), choice)
+    first, second = AnswerLog(folder / "answers.jsonl").answers()
+    assert (first.label, first.both_bad) == (0.5, True)
+    assert (second.label, second.both_bad) == (0.5, False)
+
+
+def test_what_better_means_is_kept_for_all_who_label(folder: Path) -> None:
+    page = client(folder)
+    assert page.get("/api/question").json()["task"] == ""
+    assert page.post("/api/task", json={"task": "Meet,\nand soon."}).json()["task"] == (
+        "Meet,\\nand soon."
+    )
+    assert client(folder).get("/api/question").json()["task"] == "Meet,\\nand soon."
+    assert page.post("/api/task", json={"task": ""}).status_code == 422
+    assert page.post("/api/task", json={"task": "x" * 301}).status_code == 422
+
+
+def test_the_page_knows_how_training_stands(folder: Path) -> None:
+    states: list[Training] = ["running", "ended"]
+    plan = LabellingPlan(asked_by_run=True, repeats=0.0)
+    labelling = Labelling(folder, "ann", plan, training=lambda: states[0])
+    app = make_app(labelling, "a run", TOKEN, PORT)
+    page = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", headers=HEADERS)
+    shown = page.get("/api/question").json()
+    assert (shown["status"], shown["training"]) == ("waiting", "running")
+    del states[0]
+    assert page.get("/api/question").json()["training"] == "ended"
 
 
 def test_the_frames_are_those_of_the_set(folder: Path) -> None:

@@ -53,6 +53,8 @@ class Answer:
     """When, in ISO format."""
     seconds: float | None = None
     """How long it took; None: not measured."""
+    both_bad: bool = False
+    """Whether a tie was said to be one of two bad episodes; nothing is trained on it."""
 
     def __post_init__(self) -> None:
         _check_pair(self.first, self.second)
@@ -127,11 +129,11 @@ class AnswerLog:
 
     def append(self, answer: Answer) -> None:
         """Write an answer; it is on the disk when this returns."""
-        self._write(asdict(answer))
+        self._write(_line_of(answer))
 
     def extend(self, answers: Iterable[Answer]) -> None:
         """Write several answers at once; they are on the disk when this returns."""
-        self._write(*map(asdict, answers))
+        self._write(*map(_line_of, answers))
 
     def undo(self, source: str) -> Answer | None:
         """Withdraw the latest answer of a source and return it; None if none is left."""
@@ -233,6 +235,12 @@ class AnswerLog:
                     "by --skip-damaged; all others can then be read"
                 )
         return good
+
+
+def _line_of(answer: Answer) -> dict[str, Any]:
+    """Return an answer as it is written."""
+    line = asdict(answer)
+    return line if answer.both_bad else {k: v for k, v in line.items() if k != "both_bad"}
 
 
 def now() -> str:

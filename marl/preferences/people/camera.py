@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 
 from envs import EnvError, EnvSpec, EnvStep, VecEnv
-from envs.frames import frame_of
+from envs.frames import Frame, HasPictures, frame_of, picture_frame
+from envs.sparse import unwrapped
 from marl.config import Config
 from marl.data.replay import ReplayBuffer
 from marl.data.rollout import Collector
@@ -37,6 +38,9 @@ from marl.utils.seeding import Seeds
 
 BoolArray = npt.NDArray[np.bool_]
 
+MOST_PICTURES = 60
+"""Frames kept of an episode of an environment that draws itself: about 10 KB each."""
+
 AGAIN = 1_000_000
 """Added to the number of an episode where the dataset has another one of that number already."""
 
@@ -52,9 +56,13 @@ class Camera:
         self.filmed_envs = min(filmed_envs, env.spec.num_envs)
         """Environments 0 to `filmed_envs` - 1 are filmed."""
         self._env = env
+        inner = unwrapped(env)
+        self._drawn = inner if isinstance(inner, HasPictures) else None
+        if self._drawn is not None:
+            self._drawn.show_pictures()
         self._time = 0
         """Steps taken in every environment."""
-        self._open = [(0, Footage()) for _ in range(self.filmed_envs)]
+        self._open = [(0, self._footage()) for _ in range(self.filmed_envs)]
         """Per environment, the time at which its episode began, and the frames since."""
         self._films: dict[tuple[int, int], bytes] = {}
         """Packed films of finished episodes, by environment and time of the first step."""
@@ -73,7 +81,7 @@ class Camera:
     def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
         """Add a frame of the state in which the agents are about to act."""
         for index, (_, footage) in enumerate(self._open):
-            footage.take(lambda index=index: frame_of(self._env, index, step, actions))  # type: ignore[misc]  # called at once
+            footage.take(lambda index=index: self._look(index, step, actions))  # type: ignore[misc]  # called at once
 
     def after_step(self, done: BoolArray) -> None:
         """Finish the films of the episodes that ended; `done` is (E,)."""
@@ -81,7 +89,18 @@ class Camera:
         for index in np.flatnonzero(done[: self.filmed_envs]).tolist():
             start, footage = self._open[index]
             self._films[index, start] = packed(footage.episode())
-            self._open[index] = (self._time, Footage())
+            self._open[index] = (self._time, self._footage())
+
+    def _footage(self) -> Footage:
+        """Return an empty film; pictures are much larger than shapes, so fewer are kept."""
+        return Footage() if self._drawn is None else Footage(MOST_PICTURES)
+
+    def _look(self, index: int, step: EnvStep, actions: npt.NDArray[Any]) -> Frame:
+        """Return an environment's own picture if it draws one, or else the usual frame."""
+        picture = None if self._drawn is None else self._drawn.picture(index)
+        if picture is None:
+            return frame_of(self._env, index, step, actions)
+        return picture_frame(self._env.spec, picture)
 
     def film(self, index: int, start: int) -> bytes | None:
         """Return the packed film of the episode of an environment that began at `start`, if any."""
@@ -107,7 +126,7 @@ class Camera:
         self._time = state["time"]
         self._open = []
         for start, saved in state["open"]:
-            footage = Footage()
+            footage = self._footage()
             footage.load_state_dict(saved)
             self._open.append((start, footage))
         self._films = {(index, start): film.tobytes() for index, start, film in state["films"]}

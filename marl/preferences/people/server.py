@@ -11,7 +11,7 @@ import socket
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from marl.preferences.dataset.footage import frames_path, packed, read_frames
 from marl.preferences.dataset.untrusted import MAX_NUMBER, DatasetError
-from marl.preferences.people.session import Labelling, StaleError
+from marl.preferences.people.session import MOST_LETTERS, Choice, Labelling, StaleError
 from marl.utils.text import one_line, printable
 
 STATIC = Path(__file__).parent / "static"
@@ -55,6 +55,7 @@ def make_app(labelling: Labelling, title: str, token: str, port: int) -> ASGIApp
     app.add_api_route("/api/frames/{number}", page.frames, methods=["GET"])
     app.add_api_route("/api/answer", page.answer, methods=["POST"])
     app.add_api_route("/api/undo", page.undo, methods=["POST"])
+    app.add_api_route("/api/task", page.task, methods=["POST"])
     app.add_exception_handler(StaleError, page.stale)
     return guarded(app, token, port)
 
@@ -142,7 +143,7 @@ class AnswerPost(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str
-    choice: Literal["first", "second", "tie", "skip"]
+    choice: Choice
     seconds: float | None = Field(default=None, ge=0.0, allow_inf_nan=False)
 
 
@@ -152,6 +153,14 @@ class UndoPost(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     id: str | None
+
+
+class TaskPost(BaseModel):
+    """What the team should achieve, in the person's words."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    task: str = Field(min_length=1, max_length=MOST_LETTERS)
 
 
 EpisodeNumber = Annotated[int, PathParameter(ge=0, le=MAX_NUMBER)]
@@ -186,6 +195,11 @@ class Page:
         self._labelling.undo(post.id)
         return self._shown()
 
+    async def task(self, post: TaskPost) -> dict[str, Any]:
+        """Keep what the team should achieve."""
+        self._labelling.set_task(printable(one_line(post.task, MOST_LETTERS)))
+        return self._shown()
+
     async def stale(self, *_: object) -> Response:
         """Return, to what belongs to another pair, the current one."""
         return JSONResponse(self._shown(), HTTPStatus.CONFLICT)
@@ -196,6 +210,8 @@ class Page:
         status = "done" if self._labelling.is_done() else "waiting"
         return {
             "title": self._title,
+            "task": printable(self._labelling.task()),
+            "training": self._labelling.training(),
             "status": status if question is None else "ask",
             "id": None if question is None else question.id,
             "episodes": None if question is None else list(question.pair),
@@ -203,6 +219,8 @@ class Page:
             "goal": progress.goal,
             "same": progress.agreement.same,
             "repeats": progress.agreement.repeats,
+            "understood": progress.learned.same,
+            "decided": progress.learned.repeats,
         }
 
 

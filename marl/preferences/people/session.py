@@ -4,7 +4,7 @@ The next pair is a function of the answers so far. Nothing is remembered beside 
 stopping, going on and undoing all lead to the same pairs.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,11 +13,23 @@ from typing import Literal
 
 from marl.preferences.dataset.answers import Answer, AnswerLog, Pair, now, read_questions
 from marl.preferences.dataset.footage import filmed_episodes
-from marl.utils.files import held, output
+from marl.preferences.dataset.untrusted import read_file
+from marl.utils.files import atomic_write, held, output
 
-Choice = Literal["first", "second", "tie", "skip"]
+Choice = Literal["first", "second", "tie", "bad", "skip"]
+Training = Literal["running", "ended", "stopped"]
 
-LABELS: dict[Choice, float | None] = {"first": 1.0, "second": 0.0, "tie": 0.5, "skip": None}
+LABELS: dict[Choice, float | None] = {
+    "first": 1.0,
+    "second": 0.0,
+    "tie": 0.5,
+    "bad": 0.5,
+    "skip": None,
+}
+"""P(first preferred); of two bad episodes, too, neither is better."""
+
+MOST_LETTERS = 300
+"""Of what the team should achieve."""
 
 APART = 5
 """Answers between a pair and its repetition, so that it is judged anew, not remembered."""
@@ -65,6 +77,8 @@ class LabellingProgress:
     goal: int | None
     """None: as many as training asks."""
     agreement: SelfAgreement
+    learned: SelfAgreement
+    """How many of the decided answers the learned reward agrees with; of none: nothing is known."""
 
 
 class Labelling:
@@ -74,9 +88,19 @@ class Labelling:
     """
 
     def __init__(
-        self, folder: Path, name: str, plan: LabellingPlan, *, skip_damaged: bool = False
+        self,
+        folder: Path,
+        name: str,
+        plan: LabellingPlan,
+        *,
+        skip_damaged: bool = False,
+        training: Callable[[], Training] | None = None,
+        learned: Callable[[Sequence[Answer]], tuple[int, int] | None] | None = None,
     ) -> None:
+        """`training` says how the run that asks stands, `learned` is a `LearnedAgreement`."""
         self.folder = folder
+        self._training = training
+        self._learned = learned
         self.source = f"person:{name}"
         self.plan = plan
         self._skip_damaged = skip_damaged
@@ -106,6 +130,7 @@ class Labelling:
                 source=self.source,
                 at=now(),
                 seconds=None if seconds is None else round(seconds, 3),
+                both_bad=choice == "bad",
             )
         )
         self._current = None
@@ -126,6 +151,25 @@ class Labelling:
         """Whether nothing more will be asked; training may always ask more."""
         return self._is_enough(self._mine()) or not self.plan.asked_by_run
 
+    def training(self) -> Training | None:
+        """Return how the run that asks stands; None: no run asks."""
+        return None if self._training is None else self._training()
+
+    def task(self) -> str:
+        """Return what the team should achieve, as it was said last; empty: nobody has said it."""
+        if not self._task_path.exists():
+            return ""
+        return read_file(self._task_path, 8 * MOST_LETTERS).decode(errors="replace")
+
+    def set_task(self, task: str) -> None:
+        """Keep what the team should achieve with the dataset: all who label it should mean one."""
+        with output(self.folder, "free some space, or let it be written"):
+            atomic_write(self._task_path, task[:MOST_LETTERS].encode())
+
+    @property
+    def _task_path(self) -> Path:
+        return self.folder / "task.txt"
+
     def progress(self) -> LabellingProgress:
         """Return how far the person is."""
         mine = self._mine()
@@ -134,7 +178,13 @@ class Labelling:
             episodes = len(self._filmed())
             most = int(episodes * (episodes - 1) / 2 / (1.0 - self.plan.repeats))
             goal = most if goal is None else min(goal, most)
-        return LabellingProgress(answered=len(mine), goal=goal, agreement=self_agreement(mine))
+        same, known = (self._learned(mine) if self._learned else None) or (0, 0)
+        return LabellingProgress(
+            answered=len(mine),
+            goal=goal,
+            agreement=self_agreement(mine),
+            learned=SelfAgreement(same=same, repeats=known),
+        )
 
     def _asked(self, pair: Pair) -> Question:
         lines = self.log.num_lines(self.source)

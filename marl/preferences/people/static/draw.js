@@ -8,6 +8,17 @@ export class Film {
     this.steps = data.steps;
     this.frames = data.frames;
     this.end = this.steps.at(-1);
+    this.images = new Map(); // of the frames that are pictures
+    for (const { shapes } of this.frames) {
+      for (const { kind, jpeg } of shapes) {
+        if (kind !== "picture" || this.images.has(jpeg)) continue;
+        const image = new Image();
+        image.src = `data:image/jpeg;base64,${jpeg}`;
+        this.images.set(jpeg, image);
+      }
+    }
+    this.ready = Promise.all(
+      [...this.images.values()].map((image) => image.decode().catch(() => {})));
     this.secondsPerStep = this.frames[0].seconds_per_step;
   }
 
@@ -35,7 +46,7 @@ export class Film {
 function alike(some, others) {
   return some.length === others.length && some.every((shape, i) => {
     const other = others[i];
-    return shape.kind === other.kind && shape.colour === other.colour &&
+    return shape.kind === other.kind && shape.kind !== "picture" && shape.colour === other.colour &&
       shape.points?.length === other.points?.length;
   });
 }
@@ -47,7 +58,7 @@ function between(a, b, share) {
   return Object.fromEntries(Object.keys(a).map((key) => [key, between(a[key], b[key], share)]));
 }
 
-export function draw(canvas, frame) {
+export function draw(canvas, frame, images = null) {
   const ratio = window.devicePixelRatio || 1;
   const width = canvas.clientWidth;
   const height = canvas.clientHeight;
@@ -64,7 +75,7 @@ export function draw(canvas, frame) {
   const x0 = width / 2 - (scale * (left + right)) / 2;
   const y0 = height / 2 + (scale * (bottom + top)) / 2;
   const place = ([x, y]) => [x0 + scale * x, y0 - scale * y];
-  for (const shape of frame.shapes) PAINTERS[shape.kind]?.(pen, shape, place, scale);
+  for (const shape of frame.shapes) PAINTERS[shape.kind]?.(pen, shape, place, scale, images);
 }
 
 const PAINTERS = {
@@ -95,6 +106,12 @@ const PAINTERS = {
     for (const point of points) pen.lineTo(...place(point));
     pen.closePath();
     pen.fill();
+  },
+  picture(pen, { corner: [left, bottom], width, height, jpeg }, place, scale, images) {
+    const image = images?.get(jpeg);
+    if (!image?.naturalWidth) return;
+    const [x, y] = place([left, bottom + height]);
+    pen.drawImage(image, x, y, width * scale, height * scale);
   },
   caption(pen, { position, text, colour }, place) {
     pen.fillStyle = colour;

@@ -7,10 +7,20 @@ import { Player } from "./player.js";
 const $ = (id) => document.getElementById(id);
 const POLL = 2000;
 const KEYS = {
-  ArrowLeft: "first", ArrowRight: "second", ArrowDown: "tie", s: "skip", S: "skip",
+  ArrowLeft: "first", ArrowRight: "second", ArrowDown: "tie", b: "bad", B: "bad",
+  s: "skip", S: "skip",
 };
 const SAID = {
-  first: "Left is better.", second: "Right is better.", tie: "About the same.", skip: "Skipped.",
+  first: "Left is better.", second: "Right is better.", tie: "About the same.", bad: "Both bad.",
+  skip: "Skipped.",
+};
+const WAITING = {
+  running: ["No open question", "While training runs it asks again by itself, and the pair " +
+    "appears here."],
+  ended: ["Training has ended", "It asks nothing more. Every answer is stored; you can close this " +
+    "page and stop the server with Ctrl-C."],
+  stopped: ["Training is not running", "It has not begun, or was stopped; marl resume goes on with " +
+    "it. Every answer is stored, and a new pair appears here."],
 };
 const PLAY = "M4 2l9 6-9 6z";
 const PAUSE = "M3 2h4v12H3zM9 2h4v12H9z";
@@ -30,7 +40,9 @@ const films = new Map();
 async function film(number) {
   if (!films.has(number)) {
     if (films.size > 8) films.delete(films.keys().next().value);
-    films.set(number, new Film((await ask(`/api/frames/${number}`)).content));
+    const made = new Film((await ask(`/api/frames/${number}`)).content);
+    await made.ready;
+    films.set(number, made);
   }
   return films.get(number);
 }
@@ -47,8 +59,7 @@ async function show(next) {
       message("All done", "Every answer is stored. You can close this page and stop the server " +
         "with Ctrl-C; more pairs come with a larger --pairs.");
     } else {
-      message("No open question", "While training runs it asks again by itself, and the pair " +
-        "appears here.");
+      message(...WAITING[next.training ?? "running"]);
       pollTimer = setTimeout(refresh, POLL);
     }
     return;
@@ -70,14 +81,21 @@ async function show(next) {
   isReady = true;
 }
 
-function showProgress({ title, answered, goal, same, repeats, status }) {
-  $("title").textContent = title;
+function showProgress(
+  { title, task, training, answered, goal, same, repeats, understood, decided, status },
+) {
+  $("title").textContent = task ? `${title}: ${task}` : title;
+  $("better").hidden = Boolean(task);
+  $("training").textContent = status === "ask" && training && training !== "running" ?
+    `${WAITING[training][0]}: answers are kept for when it goes on.` : "";
   $("count").textContent = goal === null ? `${answered} answered` : `${answered} of ${goal}`;
   $("bar").hidden = goal === null;
   $("bar").max = Math.max(goal ?? 1, 1);
   $("bar").value = answered;
   $("agreement").textContent = repeats === 0 ? "" :
     `You agreed with yourself on ${same} of ${repeats} repeated pairs`;
+  $("understood").textContent = decided === 0 ? "" :
+    `What is learned from answers agrees with you on ${understood} of ${decided}`;
   $("undo").disabled = answered === 0;
   document.querySelectorAll("[data-choice]").forEach((button) => {
     button.disabled = status !== "ask";
@@ -125,7 +143,7 @@ async function send(path, body, said) {
 async function answer(choice) {
   if (!isReady || question?.status !== "ask") return;
   if ($("pair").hidden && choice !== "skip") return;
-  const chosen = { first: [0], second: [1], tie: [0, 1], skip: [] }[choice];
+  const chosen = { first: [0], second: [1], tie: [0, 1], bad: [0, 1], skip: [] }[choice];
   chosen.forEach((side) => stages[side].classList.add("chosen"));
   const seconds = (performance.now() - shownAt) / 1000;
   await send("/api/answer", { id: question.id, choice, seconds }, SAID[choice]);
@@ -136,6 +154,18 @@ async function undo() {
   const isBusy = question === null || (question.status === "ask" && !isReady);
   if (isBusy || $("undo").disabled) return;
   await send("/api/undo", { id: question.id }, "The latest answer is withdrawn.");
+}
+
+async function keepTask() {
+  const task = $("task").value.trim();
+  if (!task) return;
+  try {
+    showProgress((await ask("/api/task", { task })).content);
+    say("Kept: everyone who labels here sees it.");
+    $("main").focus();
+  } catch (error) {
+    say(error.isReply ? error.message : "The server does not answer.", true);
+  }
 }
 
 async function refresh() {
@@ -162,6 +192,10 @@ function act(key) {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.altKey || event.metaKey) return;
   const at = event.target;
+  if (at.id === "task") {
+    if (event.key === "Enter") keepTask();
+    return;
+  }
   const isField = at.matches("input, select"); // their own keys move them
   if (isField && /^(Arrow|Backspace| )/.test(event.key)) return;
   if (at.matches("button") && (event.key === " " || event.key === "Enter")) return;
@@ -174,13 +208,14 @@ document.addEventListener("keydown", (event) => {
 
 // After the mouse, keys answer again instead of moving what was clicked.
 document.addEventListener("pointerup", () => {
-  if (!document.activeElement?.matches("select")) document.activeElement?.blur();
+  if (!document.activeElement?.matches("select, #task")) document.activeElement?.blur();
 });
 
 document.querySelectorAll("[data-choice]").forEach((button) => {
   button.addEventListener("click", () => answer(button.dataset.choice));
 });
 $("undo").addEventListener("click", undo);
+$("keep-task").addEventListener("click", keepTask);
 $("play").addEventListener("click", () => player.play(!player.isPlaying));
 $("scrub").addEventListener("input", () => player.seek(Number($("scrub").value)));
 $("speed").addEventListener("change", () => {

@@ -71,7 +71,7 @@ export class Player {
     this.films.forEach((film, side) => {
       const stage = this.stages[side];
       const time = Math.min(this.time, film.end);
-      draw(stage.querySelector("canvas"), film.at(time));
+      draw(stage.querySelector("canvas"), film.at(time), film.images);
       const step = `step ${Math.floor(time) + 1} of ${film.end + 1}`;
       const over = this.time > film.end && film.end < this.end ? ", over" : "";
       stage.querySelector(".step").textContent = step + over;
