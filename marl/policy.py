@@ -33,6 +33,7 @@ from marl.utils.checkpoint import (
 )
 from marl.utils.plugins import check_trusted, environment_paths, grant, learner_paths
 from marl.utils.text import printable
+from marl.zoo import missing
 
 IN_DICT = (".observation",)
 """Where an observation stands that has a mask beside it; see `envs.base.SpaceLeaf.path`."""
@@ -275,6 +276,8 @@ def load(run: Path | str, seed: int = 0, *, best: bool = False, trust: bool = Fa
     ``checkpoints/step_*.ckpt``. The environment is not made, and need not be there. Code that a run
     of another user names, its environment or its learner, is imported only with `trust`.
     """
+    if hint := missing(run):
+        raise ConfigError(hint)
     _, saved, folder = load_saved(run, best=best)
     if trust:
         grant(folder)

@@ -32,6 +32,7 @@ from marl.commands.runs import Compare, Runs
 from marl.commands.sample import Sample
 from marl.commands.sweep import Sweep
 from marl.commands.train import Resume, Train
+from marl.commands.zoo import Zoo
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
 from marl.utils.plugins import check_trusted, import_paths
@@ -64,6 +65,7 @@ COMMANDS: dict[str, type[Command]] = {
     "check": Check,
     "envs": Envs,
     "new": New,
+    "zoo": Zoo,
 }
 
 OTHER_WORDS = {

@@ -1,0 +1,173 @@
+"""A gallery: trained teams and preference datasets that ``marl zoo`` makes in minutes.
+
+Nothing is shipped: a team is a seed, settings and a budget, and training it gives a run like any
+other, in the folder ``zoo`` of where you are, for `marl.load("zoo/nav_6")` and every command.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from marl import UserError
+
+FOLDER = "zoo"
+SEED = 0
+EPISODES = 32
+"""Played with sampled actions to tell what a team reaches."""
+
+
+class ZooError(UserError):
+    """There is no such team or dataset, or what it needs is missing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Team:
+    """How a team is trained."""
+
+    what: str
+    """One line."""
+    settings: dict[str, Any]
+    """What differs from the defaults, by dotted names."""
+    needs: str = ""
+    """Optional package."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Compared episodes of a team's run."""
+
+    team: str
+    pairs: int = 500
+
+    @property
+    def what(self) -> str:
+        """One line."""
+        return f"{self.pairs} pairs of episodes of {self.team} in training, compared by return"
+
+
+_PARTICLES: dict[str, Any] = {
+    "env.num_envs": 64,
+    "learner.rollout_steps": 25,
+    "learner.epochs": 6,
+    "learner.entropy_coef": 0.01,
+    "reward.gradient_steps": 6,
+    "preferences.replay_steps": 64_000,
+}
+TEAMS: dict[str, Team] = {
+    "local_credit": Team(
+        what="a probe in which each agent must find out what it did itself",
+        settings={
+            "env.name": "probe/local_credit",
+            "total_steps": 60_000,
+            "preferences.replay_steps": 20_000,
+        },
+    ),
+    "nav_6": Team(
+        what="six particles that look for their own landmarks",
+        settings={"env.name": "particles/nav_6", "total_steps": 150_000, **_PARTICLES},
+    ),
+    "spread_3": Team(
+        what="three particles that cover three landmarks",
+        settings={"env.name": "particles/spread_3", "total_steps": 150_000, **_PARTICLES},
+    ),
+    "halfcheetah_2x3": Team(
+        what="back legs and front legs of a HalfCheetah, 200 steps",
+        settings={
+            "env.name": "mamujoco/halfcheetah_2x3",
+            "env.options": {"max_steps": 200},
+            "total_steps": 100_000,
+        },
+    ),
+    "hopper_3x1": Team(
+        what="a Hopper, an agent for each joint, 200 steps",
+        settings={
+            "env.name": "mamujoco/hopper_3x1",
+            "env.options": {"max_steps": 200},
+            "total_steps": 100_000,
+        },
+    ),
+    "smax_3m": Team(
+        what="three marines against three, paid by the shaped reward at the end",
+        settings={
+            "env.name": "smax/3m",
+            "env.num_envs": 128,
+            "total_steps": 200_000,
+            "learner.rollout_steps": 32,
+            "learner.epochs": 8,
+            "learner.entropy_coef": 0.003,
+            "reward.gradient_steps": 32,
+            "preferences.replay_steps": 100_000,
+        },
+        needs="jaxmarl",
+    ),
+}
+DATASETS: dict[str, Pairs] = {
+    "nav_6_pairs": Pairs(team="nav_6"),
+    "hopper_3x1_pairs": Pairs(team="hopper_3x1"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a trained team reaches."""
+
+    folder: Path
+    mean: float
+    """Mean return of `EPISODES` episodes, actions sampled."""
+    low: float
+    """Of its 95 % interval."""
+    high: float
+    seconds: float
+    """That training took."""
+
+
+def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: bool = True) -> Made:
+    """Train a team into `folder`/`name`, or go on with that, and film it.
+
+    What is finished is only evaluated. Raises `ZooError` for an unknown name.
+    """
+    from marl.config.io import load_config
+    from marl.evaluation import evaluate
+    from marl.policy import load
+    from marl.reports.recorded import CONFIG, read_run
+    from marl.reports.video import FilmOptions, film_run
+    from marl.runs import train
+
+    team = TEAMS.get(name)
+    if team is None:
+        raise ZooError(f"there is no team {name!r}; there are {', '.join(TEAMS)}")
+    if team.needs and find_spec(team.needs) is None:
+        from envs.registry import install_hint
+
+        raise ZooError(f"zoo/{name}: {install_hint(team.needs)}")
+    run = folder / name
+    config = load_config(overrides=team.settings | {"seed": SEED})
+    begun = (run / CONFIG).exists()
+    if not (begun and read_run(run).has_ended):
+        for _ in train(config, run, resume=begun, tell=tell):
+            pass
+        if film:
+            film_run(run, run / "episode.gif", FilmOptions(max_frames=200))
+    result = evaluate(load(run), greedy=False, episodes=EPISODES, seed=1)
+    seconds = read_run(run, ("return/mean", "time/steps_per_second")).seconds
+    return Made(folder=run, mean=result.mean, low=result.low, high=result.high, seconds=seconds)
+
+
+def make_dataset(name: str, folder: Path, tell: Callable[[str], None]) -> Path:
+    """Write a preference dataset into `folder`/`name`, training its team first if need be."""
+    from marl.preferences.dataset.export import export_run
+
+    chosen = DATASETS[name]
+    if not (folder / name).exists():
+        made = make_team(chosen.team, folder, tell)
+        export_run(made.folder, folder / name, pairs=chosen.pairs, seed=SEED)
+    return folder / name
+
+
+def missing(place: Path | str) -> str:
+    """Return how to make a place of the gallery that is not there; empty: there is no need."""
+    path = Path(place)
+    is_ours = path.parent == Path(FOLDER) and path.name in TEAMS
+    return f"{path} is not made yet: marl zoo {path.name}" if is_ours and not path.exists() else ""
