@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from envs.base import (
+        EntityList,
         EnvError,
         EnvSpec,
         EnvStep,
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from envs.sparse import SparseRewards, unwrapped
 
 __all__ = [
+    "EntityList",
     "EnvError",
     "EnvSpec",
     "EnvStep",
@@ -66,6 +68,7 @@ def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], A
 __getattr__ = lazy_attributes(
     __name__,
     {
+        "EntityList": "envs.base",
         "EnvError": "envs.base",
         "EnvSpec": "envs.base",
         "EnvStep": "envs.base",

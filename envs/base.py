@@ -51,6 +51,23 @@ class Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EntityList:
+    """Where a list of like entities stands in what an agent observes."""
+
+    name: str
+    """What they are, e.g. ``enemies``."""
+    first: int
+    """Index of the first entity's first feature; the others' follow."""
+    count: int
+    """How many there are; an entity whose features are all zero is absent."""
+    size: int
+    """Features of each."""
+    first_action: int = -1
+    """Number of the discrete action that is about the first entity, such as to attack it, where
+    those about the others follow; -1: no action is about any."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class EnvSpec:
     """The constants of an environment.
 
@@ -92,6 +109,9 @@ class EnvSpec:
     state_images: tuple[int, ...] = ()
     """Count, height, width and channels where the state is so many pictures, one behind the other,
     and uint8. Empty: numbers."""
+    entities: tuple[EntityList, ...] = ()
+    """The lists of entities that each agent observes; features outside of them are its own. They
+    are read by ``network.encoder = "entities"``."""
     native_spaces: tuple[NativeSpace, ...] = ()
     """Spaces of the agents in the environment behind this one, if they are others; else empty."""
 

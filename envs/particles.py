@@ -9,13 +9,13 @@ Axes are those of `envs.base`, with N landmarks beside N agents; the last axis o
 coordinates. Frames show agents as discs and landmarks as rings.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from envs.base import BoolArray, EnvError, EnvSpec, Fact, FloatArray
+from envs.base import BoolArray, EntityList, EnvError, EnvSpec, Fact, FloatArray
 from envs.frames import FAINT, TARGET, Circle, Frame, Point, Segment, agent_colour
 from envs.registry import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
@@ -89,7 +89,10 @@ def spread(num_envs: int, *, num_agents: int = 3) -> SimulatedEnv:
     task = _Spread(num_agents)
     obs_size = 4 + 2 * num_agents + 2 * (num_agents - 1)
     spec = _spec(f"spread_{num_agents}", num_envs, num_agents, obs_size, SPREAD_FACTS)
-    return SimulatedEnv(spec, task)
+    landmarks = EntityList(name="landmarks", first=4, count=num_agents, size=2)
+    others = EntityList(name="others", first=4 + 2 * num_agents, count=num_agents - 1, size=2)
+    lists = (landmarks, others) if others.count else (landmarks,)
+    return SimulatedEnv(replace(spec, entities=lists), task)
 
 
 def _spec(

@@ -84,16 +84,7 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
         sizes = getattr(spec, field)
         if not sizes or not all(isinstance(size, int) and size >= 1 for size in sizes):
             problems.add(field, f"spec.{field} is {sizes!r}; give one size of at least 1 per agent")
-    for field, shape, axes, sizes in (
-        ("obs_image", spec.obs_image, 3, set(spec.obs_sizes)),
-        ("state_images", spec.state_images, 4, {spec.state_size}),
-    ):
-        if shape and (len(shape) != axes or min(shape) < 1 or sizes != {math.prod(shape)}):
-            problems.add(
-                field,
-                f"spec.{field} is {shape!r}, which does not fit sizes of {sorted(sizes)}; give "
-                f"{axes} numbers whose product is the size, or nothing",
-            )
+    check_layout(spec, problems)
     if len(spec.obs_sizes) != len(spec.action_sizes):
         problems.add(
             "num_agents",
@@ -111,6 +102,40 @@ def check_spec(spec: EnvSpec, problems: Problems) -> None:
         problems.add(
             "fact names", f"spec.facts are named {names}; give each an identifier of its own"
         )
+
+
+def check_layout(spec: EnvSpec, problems: Problems) -> None:
+    """Note pictures and lists of entities that do not fit the sizes of what is observed."""
+    for field, shape, axes, sizes in (
+        ("obs_image", spec.obs_image, 3, set(spec.obs_sizes)),
+        ("state_images", spec.state_images, 4, {spec.state_size}),
+    ):
+        if shape and (len(shape) != axes or min(shape) < 1 or sizes != {math.prod(shape)}):
+            problems.add(
+                field,
+                f"spec.{field} is {shape!r}, which does not fit sizes of {sorted(sizes)}; give "
+                f"{axes} numbers whose product is the size, or nothing",
+            )
+    for entities in spec.entities:
+        end = entities.first + entities.count * entities.size
+        least = min(
+            entities.first, entities.count - 1, entities.size - 1, entities.first_action + 1
+        )
+        if least < 0 or not spec.obs_sizes or end > min(spec.obs_sizes):
+            problems.add(
+                "entities",
+                f"spec.entities: {entities!r} does not fit into {min(spec.obs_sizes, default=0)} "
+                "observed features",
+            )
+        if entities.first_action >= 0 and (
+            spec.action_kind != "discrete"
+            or entities.first_action + entities.count > min(spec.action_sizes, default=0)
+        ):
+            problems.add(
+                "entity actions",
+                f"spec.entities: {entities!r} names actions that there are not; they are the "
+                "numbers of discrete actions, one for each entity",
+            )
 
 
 def answered(

@@ -17,13 +17,14 @@ import numpy.typing as npt
 import torch
 
 from envs import EnvError, EnvSpec, VecEnv, open_env
+from envs.validation import Problems, check_layout
 from marl.config import Config, ConfigError
 from marl.config.io import config_from_dict, plain
 from marl.config.validation import build
 from marl.data.rollout import executed
 from marl.learners.base import Actor, learner_class
 from marl.nn.encoders import input_widths
-from marl.nn.normalisation import TeamNorm
+from marl.nn.normalisation import team_norm
 from marl.utils.checkpoint import (
     CheckpointError,
     check_finite_weights,
@@ -296,7 +297,7 @@ def restored(saved: dict[str, Any], run: Path | str, seed: int = 0) -> Policy:
         )
     for inputs in input_widths(spec, config.network.encoder):
         check_layer_sizes(run, saved, (*inputs, *config.network.hidden_sizes, spec.action_size))
-    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    norm = team_norm(spec, config.network)
     check_trusted(learner_paths(config), run, config)
     learner = learner_class(config.learner.kind)
     with restoring(run):
@@ -328,7 +329,12 @@ def saved_spec(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_in(saved: dict[str, Any], where: str) -> EnvSpec:
     """Return the spec in a checkpoint that `where` names, without making the environment."""
-    return build(EnvSpec, section(saved, "spec", where), where, "spec.")
+    spec = build(EnvSpec, section(saved, "spec", where), where, "spec.")
+    problems = Problems(where)
+    check_layout(spec, problems)
+    if problems:
+        raise CheckpointError(problems.sentences()[0])
+    return spec
 
 
 def config_in(saved: dict[str, Any], where: str) -> Config:

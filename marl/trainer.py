@@ -20,7 +20,7 @@ from marl.data.rollout import Collector, executed
 from marl.data.types import FinishedEpisodes, Rewards, Rollout, Transitions
 from marl.learners.base import make_learner
 from marl.nn.layers import correlation, masked_mean
-from marl.nn.normalisation import TeamNorm
+from marl.nn.normalisation import team_norm
 from marl.preferences import FeedbackPipeline
 from marl.preferences.factory import with_given_labeller
 from marl.preferences.people import Camera, PeopleLabeller, make_people
@@ -82,7 +82,7 @@ class Trainer:
         An error of the environment leaves it True, since the collector undoes its steps; so does
         one of a plug-in within `restoring`.
         """
-        self.norm = TeamNorm(spec, enabled=config.network.normalise_inputs).to(self.device)
+        self.norm = team_norm(spec, config.network).to(self.device)
         with together(ranks):
             self.collector = self._new_collector()
         self.learner = make_learner(

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from envs.base import EnvError, EnvSpec, Fact
+from envs.base import EntityList, EnvError, EnvSpec, Fact
 from envs.catalogue import SMAX_NAMES
 from envs.frames import Frame
 from envs.jaxmarl.batched import JaxEnv, View, check_sizes, typed
@@ -87,6 +87,7 @@ class Smax(JaxEnv):
             masks_actions=True,
             agents_die=True,
             facts=FACTS,
+            entities=_lists(source) if observation_type == "unit_list" else (),
         )
         super().__init__(spec, Battle(source), device)
         self._artist = BattleArtist(source)
@@ -94,6 +95,21 @@ class Smax(JaxEnv):
     def frame(self, index: int) -> Frame:
         """Return one battle as its units."""
         return self._artist.frame(self.arrays_of(index, "frame").state)
+
+
+def _lists(source: Any) -> tuple[EntityList, ...]:
+    """Return the lists of units that each ally observes; its own features come behind."""
+    size, allies = len(source.unit_features), source.num_allies - 1
+    enemies = EntityList(
+        name="enemies",
+        first=allies * size,
+        count=source.num_enemies,
+        size=size,
+        first_action=source.num_movement_actions,
+    )
+    if not allies:
+        return (enemies,)
+    return (EntityList(name="allies", first=0, count=allies, size=size), enemies)
 
 
 def _check_choice(option: str, got: str, valid: tuple[str, ...]) -> None:

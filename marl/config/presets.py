@@ -9,6 +9,9 @@ its import path is the setting.
 from dataclasses import dataclass, replace
 from typing import Literal
 
+ENTITIES = "entities"
+"""Name of the encoder of lists of entities."""
+
 Algorithm = Literal[
     "imap",
     "slf",

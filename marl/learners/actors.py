@@ -1,7 +1,8 @@
 """Policies of all agents, of discrete, continuous and composite actions.
 
-Axes: T time, E environments, N agents, M of them, O observation, F encoded features, A
-actions, H hidden units; ``*L`` any leading axes, ``*B`` those between time and agents.
+Axes: T time, E environments, N agents, M of them, O observation features, A actions, H hidden
+units, K entities that actions are about, W width of their tokens, Q outputs of the layers; ``*L``
+any leading axes, ``*B`` those between time and agents.
 """
 
 import torch
@@ -44,12 +45,13 @@ class _NetworkActor(nn.Module):
             generator=generator,
         )
         inputs = spec.obs_size if self.encoder is None else self.encoder.features
+        self.about = None if self.encoder is None else self.encoder.about
         body = RecurrentBody if config.recurrence == "gru" else agent_mlp
         self.body: nn.Module = body(
             spec.num_agents,
             inputs,
             config.hidden_sizes,
-            spec.action_size,
+            spec.action_size if self.about is None else self.about.outputs,
             shared=config.share_parameters,
             output_gain=0.01,
             generator=generator,
@@ -73,11 +75,20 @@ class _NetworkActor(nn.Module):
     def forward(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N A"]:
         """Return the network's outputs for standardised observations."""
         body = self.passes if isinstance(self.passes, ExplicitMLP) else self.body
-        return body(self.encoded(obs))
+        read, tokens = self._read(obs)
+        return self.of_actions(body(read), tokens)
 
-    def encoded(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N F"]:
-        """Return what the layers read of standardised observations."""
-        return obs if self.encoder is None else self.encoder(obs)
+    def _read(self, obs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return what the layers read of standardised observations, and the tokens of entities."""
+        return (obs, None) if self.encoder is None else self.encoder.with_tokens(obs)
+
+    def of_actions(
+        self, outputs: Float[Tensor, "*L Q"], tokens: Float[Tensor, "*L K W"] | None
+    ) -> Float[Tensor, "*L A"]:
+        """Return the outputs by action: those about entities come from the entities' tokens."""
+        if self.about is None or tokens is None:
+            return outputs
+        return self.about.logits(outputs, tokens)
 
     def unroll(
         self,
@@ -86,7 +97,9 @@ class _NetworkActor(nn.Module):
         starts: Bool[Tensor, "T *B"],
     ) -> tuple[Float[Tensor, "T *B N A"], Float[Tensor, "T *B N H"]]:
         """Return the outputs of successive steps and the hidden state after each."""
-        return self.body(self.encoded(obs), hidden, starts)
+        read, tokens = self._read(obs)
+        outputs, states = self.body(read, hidden, starts)
+        return self.of_actions(outputs, tokens), states
 
     def initial_hidden(self, num_envs: int) -> Float[Tensor, "E N H"] | None:
         """Return the hidden state at the start of an episode; None for a feed-forward policy."""
@@ -131,7 +144,9 @@ class _NetworkActor(nn.Module):
             return self(obs), None
         if hidden is None:
             hidden = self.body.gru.weight_hidden.new_zeros(len(obs), *self.body.hidden_shape)
-        return self.body.step(self.encoded(obs), hidden)
+        read, tokens = self._read(obs)
+        outputs, hidden = self.body.step(read, hidden)
+        return self.of_actions(outputs, tokens), hidden
 
 
 class CategoricalActor(_NetworkActor):

@@ -167,13 +167,16 @@ class AgentPasses(Passes):
         """Return the agent's outputs of the tensors ``obs``, ``hidden`` and ``starts``."""
         body, agent = self.actor.body, self.agent
         encoder, obs = self.actor.encoder, batch["obs"]
-        obs = obs if encoder is None else encoder.of_agent(obs, agent)
+        tokens = None
+        if encoder is not None:
+            obs, tokens = encoder.of_agent(obs, agent)
         if not isinstance(body, RecurrentBody):
             assert isinstance(body, nn.Sequential)
             first = body[0]
             assert isinstance(first, AgentLinear)
             x = self._with_id(obs, first.ids_at)
-            return own_outputs(body, x, agent).unsqueeze(-2)
+            outputs = own_outputs(body, x, agent)
+            return self.actor.of_actions(outputs, tokens).unsqueeze(-2)
         x = own_outputs(body.before, self._with_id(obs, body.ids_at), agent)
         group = 0 if body.gru.shared else agent
         hidden = batch["hidden"].squeeze(-2)
@@ -182,7 +185,8 @@ class AgentPasses(Passes):
         for step, kept in zip(x.unbind(0), keep.unbind(0), strict=True):
             hidden = body.gru.cell(group, step, hidden * kept)
             states.append(hidden)
-        return own_outputs(body.after, torch.stack(states), agent).unsqueeze(-2)
+        outputs = own_outputs(body.after, torch.stack(states), agent)
+        return self.actor.of_actions(outputs, tokens).unsqueeze(-2)
 
     def distribution(
         self, outputs: Float[Tensor, "*B 1 A"], mask: Bool[Tensor, "*B 1 A"] | None = None

@@ -4,8 +4,8 @@ Pictures are read by convolutions; `ENCODERS` names what else there is, and an i
 yours. An encoder reads one agent's observation at a time and does not know whose it is: the one-hot
 ids come behind it.
 
-Axes: B rows, N agents, O observation, S state, F encoded features, C channels; ``*L`` any leading
-axes.
+Axes: B rows, N agents, O observation, S state, F encoded features, C channels, K entities that
+actions are about, W width of their tokens; ``*L`` any leading axes.
 """
 
 import math
@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from envs import EnvError, EnvSpec
 from envs.plugins import explained
 from marl.config import ConfigError
+from marl.config.presets import ENTITIES
+from marl.nn.entities import WIDTH, EntityActions, EntityEncoder
 from marl.nn.layers import Tanh, linear
 from marl.utils.plugins import PluginError, load
 
@@ -85,22 +87,42 @@ class ImageEncoder(nn.Module):
 class AgentEncoder(nn.Module):
     """One encoder for all agents, or one each."""
 
-    def __init__(self, encoders: list[nn.Module], features: int) -> None:
+    def __init__(
+        self, encoders: list[nn.Module], features: int, about: EntityActions | None = None
+    ) -> None:
+        """`about` says which actions are about entities, whose tokens stand behind the features."""
         super().__init__()
         self.encoders = nn.ModuleList(encoders)
-        self.features = features
+        self.about = about
+        self.features = features - (0 if about is None else about.num_tokens * WIDTH)
         """F."""
 
     def forward(self, obs: Num[Tensor, "*L N O"]) -> Float[Tensor, "*L N F"]:
-        if len(self.encoders) == 1:
-            return self.encoders[0](obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])
-        agents = range(obs.shape[-2])
-        return torch.stack([self.of_agent(obs[..., i, :], i) for i in agents], dim=-2)
+        return self.with_tokens(obs)[0]
 
-    def of_agent(self, obs: Num[Tensor, "*L O"], agent: int) -> Float[Tensor, "*L F"]:
-        """Return the features of what one agent observes."""
+    def with_tokens(
+        self, obs: Num[Tensor, "*L N O"]
+    ) -> tuple[Float[Tensor, "*L N F"], Float[Tensor, "*L N K W"] | None]:
+        """Return the features, and the tokens of the entities that actions are about."""
+        if len(self.encoders) == 1:
+            return self.of_agent(obs, 0)
+        agents = range(obs.shape[-2])
+        parts = [self.of_agent(obs[..., i, :], i) for i in agents]
+        tokens = None
+        if self.about is not None:
+            tokens = torch.stack([part[1] for part in parts if part[1] is not None], dim=-3)
+        return torch.stack([part[0] for part in parts], dim=-2), tokens
+
+    def of_agent(
+        self, obs: Num[Tensor, "*L O"], agent: int
+    ) -> tuple[Float[Tensor, "*L F"], Float[Tensor, "*L K W"] | None]:
+        """Return the same of what one agent observes."""
         encoder = self.encoders[agent if len(self.encoders) > 1 else 0]
-        return encoder(obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])
+        out = encoder(obs.flatten(0, -2)).unflatten(0, obs.shape[:-1])
+        if self.about is None:
+            return out, None
+        features, tokens = out.tensor_split((self.features,), dim=-1)
+        return features, tokens.unflatten(-1, (self.about.num_tokens, WIDTH))
 
 
 class EncodedBody(nn.Module):
@@ -127,7 +149,7 @@ class StateEncoder(nn.Module):
         return self.encoder(pictures).view(*state.shape[:-1], self.features)
 
 
-ENCODERS: dict[str, Callable[[EnvSpec, torch.Generator], nn.Module]] = {}
+ENCODERS: dict[str, Callable[[EnvSpec, torch.Generator], nn.Module]] = {ENTITIES: EntityEncoder}
 """By the name in ``network.encoder`` and ``reward.encoder``: (B, O) in, (B, F) out."""
 
 
@@ -154,7 +176,9 @@ def make_encoder(
     else:
         return None
     encoders = [make() for _ in range(1 if shared else spec.num_agents)]
-    return AgentEncoder(encoders, _features(encoders[0], spec, encoder, setting))
+    about = EntityActions(spec) if encoder == ENTITIES else None
+    about = about if about is not None and about.num_tokens else None
+    return AgentEncoder(encoders, _features(encoders[0], spec, encoder, setting), about)
 
 
 def make_state_encoder(spec: EnvSpec, generator: torch.Generator) -> StateEncoder | None:

@@ -8,6 +8,8 @@ from jaxtyping import Bool, Float, Num
 from torch import Tensor, nn
 
 from envs import EnvSpec
+from marl.config import NetworkConfig
+from marl.config.presets import ENTITIES
 from marl.data.types import Transitions
 from marl.utils.ranks import SINGLE, Ranks, merge_moments
 
@@ -88,9 +90,10 @@ class TeamNorm(nn.Module):
     that acted.
     """
 
-    def __init__(self, spec: EnvSpec, *, enabled: bool) -> None:
+    def __init__(self, spec: EnvSpec, *, enabled: bool, keeps_obs: bool = False) -> None:
+        """With `keeps_obs`, observations are left as they are."""
         super().__init__()
-        self.standardises_obs = enabled and not spec.obs_image
+        self.standardises_obs = enabled and not spec.obs_image and not keeps_obs
         self.standardises_state = enabled and not spec.state_images
         self.obs_norm = InputNorm(spec.num_agents, 0 if spec.obs_image else spec.obs_size)
         self.state_norm = InputNorm(0 if spec.state_images else spec.state_size)
@@ -111,6 +114,16 @@ class TeamNorm(nn.Module):
             self.obs_norm.update(transitions.obs.flatten(0, 1), living, ranks)
         if self.standardises_state:
             self.state_norm.update(transitions.state.flatten(0, 1), None, ranks)
+
+
+def team_norm(spec: EnvSpec, network: NetworkConfig) -> TeamNorm:
+    """Return the norm that the settings ask for.
+
+    An encoder of entities reads observations as they are: it sees by zeros who is absent, and all
+    places of a list have to be on one scale.
+    """
+    keeps_obs = network.encoder == ENTITIES
+    return TeamNorm(spec, enabled=network.normalise_inputs, keeps_obs=keeps_obs)
 
 
 class ValueNorm(nn.Module):

@@ -283,8 +283,11 @@ class Reader:
         self, obs: Num[Tensor, "*L N O"], actions: Float[Tensor, "*L N A"] | None = None
     ) -> Float[Tensor, "*L N I"]:
         """Return what the layers read: observations, with the actions behind them."""
-        seen = self.norm.obs(obs)
-        seen = seen if self.encoder is None else self.encoder(seen)
+        seen, tokens = self.norm.obs(obs), None
+        if self.encoder is not None:
+            seen, tokens = self.encoder.with_tokens(seen)
+            if actions is not None and tokens is not None and self.encoder.about is not None:
+                actions = self.encoder.about.described(actions, tokens)
         return seen if actions is None else torch.cat((seen, actions), dim=-1)
 
 
@@ -301,6 +304,8 @@ def make_utility(
         spec, config.encoder, "reward.encoder", shared=config.share_parameters, generator=generator
     )
     seen = spec.obs_size if encoder is None else encoder.features
+    if actions and encoder is not None and encoder.about is not None:
+        actions = encoder.about.columns
     make = RecurrentBody if config.recurrence == "gru" else agent_mlp
     body = make(
         spec.num_agents,

@@ -19,7 +19,7 @@ from envs import EnvSpec
 from marl.config import Config, ConfigError, EnvConfig, NetworkConfig, RewardConfig
 from marl.config.io import load_config
 from marl.config.presets import PRESETS
-from marl.nn.normalisation import TeamNorm
+from marl.nn.normalisation import team_norm
 from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceDataset
 from marl.preferences.dataset.dataset import DatasetBatches
 from marl.rewards import RewardLearner, make_reward_learner
@@ -291,7 +291,7 @@ def _fitted(
     progress: StepProgress,
 ) -> tuple[RewardLearner, PolicyFit | None]:
     """Return the fitted reward model and, of models ``dpo`` and ``omapl``, the policy."""
-    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    norm = team_norm(spec, config.network)
     update_norm(norm, archive, archive.available())
     if model == "dpo":
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from envs import EnvSpec
 from marl.config import Config, ConfigError, EnvConfig, NetworkConfig, RewardConfig
 from marl.config.io import load_config
-from marl.nn.normalisation import TeamNorm
+from marl.nn.normalisation import team_norm
 from marl.policy import config_in, spec_in
 from marl.preferences.buffer import SavedFeedback
 from marl.preferences.dataset import (
@@ -115,7 +115,7 @@ def imitate(
         archive, spec, seeds = shown.archive, shown.spec, Seeds(seed)
         check_playable(archive, spec, str(_place(data)))
         config = _config(shown, seed, reward or RewardConfig(), network or NetworkConfig())
-        norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+        norm = team_norm(spec, config.network)
         update_norm(norm, archive, shown.numbers)
         actor, config = start_policy(reference, spec, config, norm, seeds, "--reference")
         train, held_out = _split(shown.numbers, holdout_every)

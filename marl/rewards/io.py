@@ -15,7 +15,7 @@ from marl.config import Config, ConfigError
 from marl.config.io import to_dict
 from marl.learners.base import Actor
 from marl.nn.encoders import input_widths
-from marl.nn.normalisation import TeamNorm
+from marl.nn.normalisation import team_norm
 from marl.policy import config_in, saved_spec, spec_in
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.utils.checkpoint import (
@@ -203,7 +203,7 @@ def _new_learner(
     if config.reward_choice.model in ("factored", "central"):
         for inputs in input_widths(spec, config.reward.encoder):
             check_layer_sizes(folder, state, (*inputs, *config.reward.hidden_sizes))
-    norm = TeamNorm(spec, enabled=config.network.normalise_inputs)
+    norm = team_norm(spec, config.network)
     uniform = not any(name.startswith("reference.") for name in state["model"])
     return make_reward_learner(spec, config, norm, torch.Generator(), CPU, uniform=uniform)
 

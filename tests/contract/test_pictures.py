@@ -96,16 +96,12 @@ def test_pictures_take_a_quarter_of_the_memory_of_numbers() -> None:
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"algorithm": "sparse"},
-        {"algorithm": "imap"},
         {"algorithm": "imap", "network__recurrence": "gru", "reward__recurrence": "gru"},
         {"algorithm": "slf", "reward__mixer": "two_layer", "reward__local_form": "plain"},
         {"algorithm": "ipl"},
-        {"algorithm": "rrd", "learner__kind": "ippo"},
         {"algorithm": "imap", "learner__kind": "happo", "network__share_parameters": False},
-        {"algorithm": "dpo"},
         {"algorithm": "imap", "reward__model": "policy_ratio", "reward__gamma": None},
-        {"algorithm": "ircr"},
+        {"algorithm": "ircr", "learner__kind": "ippo"},
     ],
 )
 def test_every_kind_of_network_reads_them(overrides: dict[str, Any]) -> None:

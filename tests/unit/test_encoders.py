@@ -63,7 +63,7 @@ def test_an_encoder_is_one_for_all_agents_or_one_each() -> None:
         for agent in range(N):
             own = made.encoders[agent % count](obs[:, agent])
             torch.testing.assert_close(out[:, agent], own)
-            torch.testing.assert_close(made.of_agent(obs[:, agent], agent), own)
+            torch.testing.assert_close(made.of_agent(obs[:, agent], agent)[0], own)
     weights = [e.layer.weight for e in encoder("Squares", shared=False).encoders]
     assert not torch.equal(weights[0], weights[1])
     again = [e.layer.weight for e in encoder("Squares", shared=False).encoders]

@@ -16,6 +16,7 @@ import numpy as np
 import tomli_w
 
 from envs import EnvSpec
+from envs.validation import Problems, check_layout
 from marl.config import ConfigError, Option
 from marl.config.io import TOML_FAULTS, plain
 from marl.config.validation import build
@@ -152,7 +153,12 @@ def _check_manifest(manifest: Manifest, path: Path) -> None:
             "expected the parts of every agent's composite action, k for a choice among k columns "
             "and 0 for a number, and nothing of other actions"
         )
+    problems = Problems(str(path))
+    check_layout(spec, problems)
+    if problems:
+        raise DatasetError(one_line(problems.sentences()[0], 1000))
     texts = [manifest.environment.name, spec.name, *spec.agent_names]
+    texts += [of_list.name for of_list in spec.entities]
     texts += [text for fact in spec.facts for text in (fact.name, fact.meaning, fact.unit)]
     for text in texts:
         if len(text) > _MAX_TEXT or not text.isprintable():
