@@ -18,7 +18,8 @@ from marl import load
 from marl.commands import demonstrate as command
 from marl.preferences.dataset import PreferenceDataset
 from marl.preferences.people.demonstration import Demonstrating
-from tests.command_line import QUICK, run
+from tests.command_line import run
+from tests.teams import team
 
 pytest.importorskip("fastapi", reason="needs the extra people")
 
@@ -105,15 +106,14 @@ def test_agents_wait_in_turn_and_an_episode_can_be_begun_again(tmp_path: Path) -
 
 
 def test_a_team_drives_the_other_agents(tmp_path: Path) -> None:
-    assert run("train", *QUICK, "--run-dir", str(tmp_path / "run")) == 0
-    team = load(tmp_path / "run")
+    trained = team("particles/nav_3", 0)
     session = session_of(
-        "particles/nav_3", tmp_path / "shown", driven=(1,), others=team, greedy=True, episodes=1
+        "particles/nav_3", tmp_path / "shown", driven=(1,), others=trained, greedy=True, episodes=1
     )
     play(page_of(session), lambda turn: 3)
     record = PreferenceDataset(tmp_path / "shown").episode(0)
-    team.reset(0)
-    expected = np.stack([team.act(obs, greedy=True) for obs in record.obs])
+    trained.reset(0)
+    expected = np.stack([trained.act(obs, greedy=True) for obs in record.obs])
     expected[:, 1] = 3
     assert np.array_equal(record.actions, expected)
 
