@@ -51,7 +51,7 @@ class Port:
 
     name: str
     kind: str
-    """``float32``, ``int64`` or ``bool``."""
+    """``float32``, ``int64`` or ``bool``; ``uint8`` of pictures."""
     shape: tuple[int, ...]
     """For one team; a leading axis counts the teams."""
     meaning: str
@@ -201,7 +201,10 @@ def _random_inputs(policy: Policy, teams: int) -> dict[str, Tensor]:
     """Return random observations, masks and hidden states, those that the policy takes."""
     spec, random = policy.spec, np.random.default_rng(0)
     shape = (teams, spec.num_agents)
-    obs = random.normal(size=(*shape, spec.obs_size)).astype(np.float32)
+    if spec.obs_image:
+        obs = random.integers(256, size=(*shape, spec.obs_size), dtype=np.uint8)
+    else:
+        obs = random.normal(size=(*shape, spec.obs_size)).astype(np.float32)
     inputs = {"obs": torch.from_numpy(obs)}
     if spec.masks_actions:
         mask = random.random((*shape, spec.action_size)) < 0.5

@@ -148,6 +148,9 @@ def with_layers(*sizes: int) -> Callable[[dict[str, Any]], None]:
     return lambda state: state["config"]["network"].update(hidden_sizes=list(sizes))
 
 
+LONG_LIST = {"name": "all", "first": 0, "count": 10**9, "size": 1, "first_action": -1}
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -160,6 +163,9 @@ def with_layers(*sizes: int) -> Callable[[dict[str, Any]], None]:
         (lambda state: state["trainer"].update(iteration="third"), "does not fit its settings"),
         (with_spec(obs_sizes=[10**9] * 3), "a layer of"),
         (with_spec(state_size=10**12), "a layer of"),
+        (with_spec(obs_image=[5]), "spec.obs_image is (5,), which does not fit"),
+        (with_spec(state_images=[1, 1, -1, -18]), "spec.state_images is (1, 1, -1, -18)"),
+        (with_spec(entities=[LONG_LIST]), "does not fit into 6 observed features"),
         (with_layers(10**6, 10**6), "a layer of 1,000,000,000,000 weights"),
         (with_spec(action_kind="telepathy"), "action_kind"),
     ],

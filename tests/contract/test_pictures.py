@@ -20,6 +20,7 @@ from envs.native import Picture
 from marl.config import ConfigError
 from marl.data.rollout import rollout_buffers
 from marl.data.types import step_fields
+from marl.export import export_policy
 from marl.nn.encoders import FEATURES, ImageEncoder
 from marl.utils.checkpoint import load_checkpoint
 from marl.utils.memory_check import replay_bytes
@@ -129,6 +130,9 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     with policy.open_env(3) as env:
         actions = policy.act(env.reset(0).obs, greedy=True)
     assert actions.shape == (3, 2)
+    exported = export_policy(policy, tmp_path / "team.pt2")
+    assert exported.difference < 1e-5
+    assert exported.inputs[0].kind == "uint8"
 
 
 def test_a_large_batch_is_read_in_parts_with_the_same_gradient(
