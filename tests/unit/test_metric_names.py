@@ -90,11 +90,15 @@ def test_every_name_in_the_table_is_in_the_source() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"algorithm": "imap", "eval.every": 160, "eval.episodes": 4, "eval.num_envs": 4},
-        {"algorithm": "imap", "learner.kind": "happo", "reward.calibration": 0.5},
+        {
+            "learner.kind": "happo",
+            "reward.calibration": 0.5,
+            "eval.every": 240,
+            "eval.episodes": 4,
+            "eval.num_envs": 4,
+        },
         {"algorithm": "dpo"},
-        {"algorithm": "tar2", "learner.kind": "ippo"},
-        {"algorithm": "rrd", "diagnose_hidden": True, "preferences.query": "stratified"},
+        {"algorithm": "tar2", "learner.kind": "ippo", "diagnose_hidden": True},
     ],
 )
 def test_what_runs_report_is_in_the_table_once(changes: dict[str, object]) -> None:
