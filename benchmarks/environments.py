@@ -61,8 +61,8 @@ def command(*arguments: str) -> str:
         except SystemExit as end:
             status = end.code
     lines = [line for line in out.getvalue().splitlines() if line.strip()]
-    faults = [line for line in lines if line.startswith(("- ", "marl: "))] or lines[-1:]
-    return "yes" if not status else faults[0].removeprefix("- ").removeprefix("marl: ")
+    faults = [line for line in lines if line.startswith(("- ", "error: "))] or lines[-1:]
+    return "yes" if not status else faults[0].removeprefix("- ").removeprefix("error: ")
 
 
 def random_returns(row: dict[str, Any]) -> Any:
@@ -166,7 +166,8 @@ def table(folder: Path) -> str:
         for name in ("check", "train", "evaluate", "watch"):
             said = cell.get(name, "?")
             if said not in ("yes", "?"):
-                notes.append(f"- `{row['name']}`, {name}: {said}")
+                if not (notes and notes[-1].endswith(f": {said}")):  # the same for each command
+                    notes.append(f"- `{row['name']}`, {name}: {said}")
                 said = "**no**"
             marks.append(said)
         done, learned = done + 1, learned + bool(cell.get("learned"))
@@ -180,6 +181,9 @@ def table(folder: Path) -> str:
     commits = {json.loads(cell_path(row, folder).read_text())["commit"] for row in rows()
                if cell_path(row, folder).exists()}  # fmt: skip
     lines += [f"Commits: {', '.join(sorted(commits))}.", ""]
+    left = [row["name"] for row in rows() if not cell_path(row, folder).exists()]
+    if left:
+        lines += [f"Not run yet: {', '.join(f'`{name}`' for name in left)}.", ""]
     if notes:
         lines += ["What failed:", "", *notes, ""]
     return "\n".join(lines)
