@@ -166,14 +166,22 @@ class Camera(Faulty):
         return {agent: np.full((400, 400), self.t, np.float32) for agent in self.possible_agents}
 
 
-def test_the_check_says_that_training_would_not_fit(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_check_says_that_training_would_not_fit(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     options = ["--env.options", "max_steps", "4", "workers", "0"]
     name = "tests.contract.test_faults:Camera"
+    monkeypatch.setattr("marl.utils.memory_check.available_bytes", lambda: 10**9)
     assert run("check", name, "--num-envs", "1", "--steps", "4", *options) == 1
     shown = capsys.readouterr().out
     assert "it keeps the contract, but environment tests.contract.test_faults:Camera" in shown
     assert "for preferences.replay_steps = " in shown
     assert "train with" not in shown
+    monkeypatch.setattr("marl.utils.memory_check.available_bytes", lambda: 10**11)
+    assert run("check", name, "--num-envs", "1", "--steps", "4", *options) == 0
+    shown = capsys.readouterr().out
+    assert "it keeps the contract, in less memory; train with: marl train" in shown
+    assert "--env.num-envs 16 --learner.rollout-steps 125" in shown
 
 
 @pytest.mark.parametrize("name", ["tests.contract.test_faults:Seedless", "gym/SeedlessDuo-v0"])

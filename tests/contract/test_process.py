@@ -42,10 +42,12 @@ _WITHOUT_POSIX = """
 import importlib.util, math, pathlib, pkgutil, sys
 import anyio, filelock, gymnasium.vector, matplotlib.pyplot, mujoco, pydantic, rich.console
 import torch.optim.adam, torch.utils.tensorboard, tenacity, tyro  # all of others
-extras = ("envs.smac", "envs.jaxmarl", "envs.vmas", "marl.preferences.people.server")
+extras = ("envs.smac", "envs.jaxmarl", "envs.jumanji", "envs.vmas")
 if importlib.util.find_spec("uvicorn") and importlib.util.find_spec("fastapi"):
     import starlette.applications, uvicorn
-    extras = extras[:-1]
+else:
+    people = "marl.preferences.people."
+    extras += (people + "server", people + "demonstration_server")
 for name in ("resource", "fcntl", "termios", "pwd", "grp"):
     sys.modules[name] = None  # importing it raises ImportError
 sys.platform = "win32"
