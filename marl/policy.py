@@ -41,7 +41,10 @@ IN_DICT = (".observation",)
 
 
 class Policy:
-    """A trained team. Its random draws come from a generator of its own."""
+    """A trained team. Its random draws come from a generator of its own.
+
+    For one thread at a time, since its networks reuse their memory: load one for each.
+    """
 
     def __init__(
         self,

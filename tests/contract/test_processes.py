@@ -249,13 +249,12 @@ def test_people_are_asked_about_episodes_of_process_0(tmp_path: Path) -> None:
 
 
 def test_all_processes_evaluate(alone: Path) -> None:
-    policy = marl.load(alone)
-
     def work(ranks: Ranks) -> Evaluation:
+        policy = marl.load(alone)  # its networks have buffers that threads cannot share
         return evaluate(policy, greedy=False, episodes=7, seed=3, num_envs=4, ranks=ranks)
 
     first, second = in_ranks(2, work)
-    own = evaluate(policy, greedy=False, episodes=4, seed=3, num_envs=2)
+    own = evaluate(marl.load(alone), greedy=False, episodes=4, seed=3, num_envs=2)
     assert first.returns.tolist() == second.returns.tolist()
     assert first.returns[:4].tolist() == own.returns.tolist()
     assert len(set(first.returns.tolist())) == len(first.returns) == 8
