@@ -70,12 +70,12 @@ class Staging:
         return row
 
     def fetch(self, tensor: Tensor) -> npt.NDArray[Any]:
-        """Return a tensor of the device as an array, valid until the next call."""
+        """Return a tensor of the device as an array, which whoever is given it may keep."""
         if self._is_host:
             return tensor.numpy()
         if self._fetched is None:
             self._fetched = self._locked(torch.empty_like(tensor, device="cpu"))
-        return self._fetched.copy_(tensor).numpy()
+        return self._fetched.copy_(tensor).numpy().copy()
 
     def send_rest(self, sent: Iterable[str]) -> dict[str, Tensor]:
         """Return all buffers on the device, after sending those that no step has `sent`."""

@@ -18,6 +18,7 @@ from envs.adapters.to_pettingzoo import ParallelTeam
 from envs.devices import KEPT, is_elsewhere, step_on_host
 from envs.rng import random_actions
 from envs.sparse import unwrapped
+from marl.data.staging import Staging
 from marl.trainer import Trainer
 from tests.small_runs import small
 
@@ -95,6 +96,14 @@ def test_tensors_of_an_environment_change_no_number(request: pytest.FixtureReque
     whole = outcome(Trainer(small()))
     request.getfixturevalue("on_device")
     assert same(outcome(Trainer(small())), whole)
+
+
+@pytest.mark.usefixtures("split")
+def test_fetched_actions_may_be_kept() -> None:
+    staging = Staging({"actions": torch.zeros(2, 3)}, torch.device("cpu"), local=["actions"])
+    first = staging.fetch(torch.zeros(3))
+    staging.fetch(torch.ones(3))
+    assert first.tolist() == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.usefixtures("split", "on_device")
