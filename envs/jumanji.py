@@ -14,6 +14,8 @@ import jax.numpy as jnp
 
 from envs.base import EnvError, EnvSpec, Fact
 from envs.catalogue import JUMANJI_WAREHOUSES
+from envs.frames import Frame
+from envs.grid_artist import connector_frame, foraging_frame, warehouse_frame
 from envs.jaxmarl.batched import JaxEnv, View, check_sizes
 from envs.registry import Maker
 
@@ -32,6 +34,8 @@ class Task:
     facts: tuple[Fact, ...]
     tell: Callable[[jax.Array, Any, jax.Array], jax.Array]
     """(F,) facts before a step, the state and the team's reward after it -> the facts after it."""
+    draw: Callable[[Any, Any], Frame]
+    """Jumanji's environment and a state of it -> what it looks like."""
 
 
 def maker(member: str) -> Maker | None:
@@ -49,6 +53,7 @@ def task_of(member: str) -> Task:
             look=lambda obs: obs.agents_view,
             facts=(Fact(name="delivered", meaning="shelves delivered", higher_is_better=True),),
             tell=lambda facts, state, reward: facts + reward,
+            draw=warehouse_frame,
         )
     if member == "foraging":
         sizes = {"grid_size": 8, "fov": 8, "num_agents": 2, "num_food": 2, "force_coop": True}
@@ -58,6 +63,7 @@ def task_of(member: str) -> Task:
             look=lambda obs: obs.agents_view,
             facts=(Fact(name="eaten", meaning="share of the food eaten", higher_is_better=True),),
             tell=lambda facts, state, reward: state.food_items.eaten.mean()[None],
+            draw=foraging_frame,
         )
     return Task(
         make=_maker_of("connector", "Connector", {"grid_size": 10, "num_agents": 5}),
@@ -65,6 +71,7 @@ def task_of(member: str) -> Task:
         look=_own_and_others,
         facts=(Fact(name="connected", meaning="all agents connected", is_success=True),),
         tell=lambda facts, state, reward: state.agents.connected.all()[None],
+        draw=connector_frame,
     )
 
 
@@ -136,6 +143,11 @@ class Jumanji(JaxEnv):
             facts=task.facts,
         )
         super().__init__(spec, team)
+        self._source, self._draw = source, task.draw
+
+    def frame(self, index: int) -> Frame:
+        """Return one environment as it looks now."""
+        return self._draw(self._source, self.arrays_of(index, "frame")[0])
 
 
 class Team:

@@ -9,6 +9,7 @@ Axes are those of `envs.base`, with N landmarks beside N agents; the last axis o
 coordinates. Frames show agents as discs and landmarks as rings.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from envs.base import BoolArray, EntityList, EnvError, EnvSpec, Fact, FloatArray
-from envs.frames import FAINT, TARGET, Circle, Frame, Point, Segment, agent_colour
+from envs.frames import FAINT, TARGET, WALL, Circle, Frame, Point, Segment, agent_colour
 from envs.registry import Maker
 from envs.simulated import Arrays, SimulatedEnv, View
 
@@ -137,7 +138,8 @@ class _Navigation:
     def frame(self, arrays: Arrays, index: int) -> Frame:
         """Return agents, drawn small as they do not touch, on their way to their rings."""
         places = arrays["positions"][index], arrays["landmarks"][index]
-        return particle_frame(*places, AGENT_RADIUS / 2.0, TIME_STEP, own_landmarks=True)
+        own = [(agent, agent) for agent in range(self.num_agents)]
+        return particle_frame(*places, AGENT_RADIUS / 2.0, TIME_STEP, ways=own)
 
     def advance(
         self, arrays: Arrays, steps: npt.NDArray[np.int64], actions: npt.NDArray[Any]
@@ -187,7 +189,7 @@ class _Spread:
     def frame(self, arrays: Arrays, index: int) -> Frame:
         """Return agents among rings, which belong to no agent."""
         places = arrays["positions"][index], arrays["landmarks"][index]
-        return particle_frame(*places, AGENT_RADIUS, TIME_STEP, own_landmarks=False)
+        return particle_frame(*places, AGENT_RADIUS, TIME_STEP)
 
     def advance(
         self, arrays: Arrays, steps: npt.NDArray[np.int64], actions: npt.NDArray[Any]
@@ -277,19 +279,22 @@ def particle_frame(
     radius: float,
     seconds_per_step: float,
     *,
-    own_landmarks: bool,
+    ways: Sequence[tuple[int, int]] = (),
 ) -> Frame:
-    """Return (N, 2) agents and (N, 2) landmarks, each agent tied to its own if it has one.
+    """Return (N, 2) agents and (M, 2) landmarks; `ways` are agents, each tied to its own landmark.
 
     The view is the square they start in with a margin, and grows with agents that leave it.
     """
     places, goals = _points(positions), _points(landmarks)
     colours = [agent_colour(agent) for agent in range(len(places))]
-    of_goals = colours if own_landmarks else [TARGET] * len(goals)
+    of_goals = [WALL if ways else TARGET] * len(goals)
+    for agent, goal in ways:
+        of_goals[goal] = colours[agent]
     corners = zip(_SQUARE, (*_SQUARE[1:], _SQUARE[0]), strict=True)
     border = [Segment(start=start, end=end, colour=FAINT) for start, end in corners]
-    pairs = zip(places, goals, colours, strict=True)
-    ways = [Segment(start=place, end=goal, colour=colour) for place, goal, colour in pairs]
+    lines = [
+        Segment(start=places[agent], end=goals[goal], colour=colours[agent]) for agent, goal in ways
+    ]
     rings = [
         Circle(centre=goal, radius=radius, colour=colour, filled=False)
         for goal, colour in zip(goals, of_goals, strict=True)
@@ -300,7 +305,7 @@ def particle_frame(
     ]
     half = max(1.0, float(np.abs(positions).max())) + _MARGIN
     return Frame(
-        shapes=(*border, *(ways if own_landmarks else ()), *rings, *agents),
+        shapes=(*border, *lines, *rings, *agents),
         view=(-half, -half, half, half),
         anchors=tuple(places),
         seconds_per_step=seconds_per_step,

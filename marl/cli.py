@@ -9,7 +9,7 @@ from rich.text import Text
 
 from envs.base import EnvError
 from marl import UserError, __version__
-from marl.commands.parsing import COMMANDS, parse
+from marl.commands.parsing import COMMANDS, GROUPS, parse
 from marl.utils.launch import before_joining
 from marl.utils.plugins import grant
 from marl.utils.text import LiteralConsole, accept_any_encoding, printable, reader_has_gone
@@ -89,8 +89,14 @@ def _formatted_warning(
 
 def _overview() -> str:
     """Return what there is, a line for each command."""
-    lines = ["Train teams whose reward comes only at the end.", "", "usage: marl COMMAND ...", ""]
-    for name, kind in COMMANDS.items():
-        lines.append(f"  {name:<15}{(kind.__doc__ or '').strip().splitlines()[0]}")
-    lines += ["", "`marl COMMAND --help` explains one; `marl --version` prints the version."]
+    lines = ["Train teams whose reward comes only at the end.", "", "usage: marl COMMAND ..."]
+    for title, group in GROUPS.items():
+        lines += ["", f"{title}:"]
+        for name, kind in group.items():
+            lines.append(f"  {name:<15}{(kind.__doc__ or '').strip().splitlines()[0]}")
+    lines += [
+        "",
+        "`marl train` alone trains a first team, in minutes. `marl COMMAND --help` explains one;",
+        "`marl --version` prints the version.",
+    ]
     return "\n".join(lines)

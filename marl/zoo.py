@@ -5,12 +5,14 @@ other, in the folder ``zoo`` of where you are, for `marl.load("zoo/nav_6")` and 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from marl import UserError
+from marl.config import Config
+from marl.config.io import load_config, shipped_configs
 
 FOLDER = "zoo"
 SEED = 0
@@ -24,14 +26,21 @@ class ZooError(UserError):
 
 @dataclass(frozen=True, kw_only=True)
 class Team:
-    """How a team is trained."""
+    """How a team is trained: by a file of ``configs``, and what is different here."""
 
     what: str
     """One line."""
-    settings: dict[str, Any]
-    """What differs from the defaults, by dotted names."""
+    file: str = ""
+    """Name in ``configs``, without its ending; empty: the defaults."""
+    changes: dict[str, Any] = field(default_factory=dict)
+    """Settings in place of the file's, by dotted names."""
     needs: str = ""
     """Optional package."""
+
+    def config(self) -> Config:
+        """Return all settings."""
+        path = shipped_configs() / f"{self.file}.toml" if self.file else None
+        return load_config(path, self.changes | {"seed": SEED})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,57 +56,38 @@ class Pairs:
         return f"{self.pairs} pairs of episodes of {self.team} in training, compared by return"
 
 
-_PARTICLES: dict[str, Any] = {
-    "env.num_envs": 64,
-    "learner.rollout_steps": 25,
-    "learner.epochs": 6,
-    "learner.entropy_coef": 0.01,
-    "reward.gradient_steps": 6,
-    "preferences.replay_steps": 64_000,
-}
 TEAMS: dict[str, Team] = {
     "local_credit": Team(
         what="a probe in which each agent must find out what it did itself",
-        settings={
+        changes={
             "env.name": "probe/local_credit",
             "total_steps": 60_000,
             "preferences.replay_steps": 20_000,
         },
     ),
-    "nav_6": Team(
-        what="six particles that look for their own landmarks",
-        settings={"env.name": "particles/nav_6", "total_steps": 150_000, **_PARTICLES},
-    ),
+    "nav_6": Team(what="six particles that look for their own landmarks", file="nav_6"),
     "spread_3": Team(
         what="three particles that cover three landmarks",
-        settings={"env.name": "particles/spread_3", "total_steps": 150_000, **_PARTICLES},
+        file="spread_3",
+        changes={"total_steps": 150_000},
     ),
     "halfcheetah_2x3": Team(
         what="back legs and front legs of a HalfCheetah, 200 steps",
-        settings={
-            "env.name": "mamujoco/halfcheetah_2x3",
-            "env.options": {"max_steps": 200},
-            "total_steps": 100_000,
-        },
+        file="halfcheetah_2x3",
+        changes={"env.options": {"max_steps": 200}, "total_steps": 100_000},
     ),
     "hopper_3x1": Team(
         what="a Hopper, an agent for each joint, 200 steps",
-        settings={
-            "env.name": "mamujoco/hopper_3x1",
-            "env.options": {"max_steps": 200},
-            "total_steps": 100_000,
-        },
+        file="hopper_3x1",
+        changes={"env.options": {"max_steps": 200}, "total_steps": 100_000},
     ),
     "smax_3m": Team(
         what="three marines against three, paid by the shaped reward at the end",
-        settings={
-            "env.name": "smax/3m",
+        file="smax_3m",
+        changes={
             "env.num_envs": 128,
             "total_steps": 200_000,
-            "learner.rollout_steps": 32,
-            "learner.epochs": 8,
-            "learner.entropy_coef": 0.003,
-            "reward.gradient_steps": 32,
+            "checkpoint_every": 50_000,
             "preferences.replay_steps": 100_000,
         },
         needs="jaxmarl",
@@ -128,7 +118,6 @@ def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: boo
 
     What is finished is only evaluated. Raises `ZooError` for an unknown name.
     """
-    from marl.config.io import load_config
     from marl.evaluation import evaluate
     from marl.policy import load
     from marl.reports.recorded import CONFIG, read_run
@@ -143,7 +132,7 @@ def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: boo
 
         raise ZooError(f"zoo/{name}: {install_hint(team.needs)}")
     run = folder / name
-    config = load_config(overrides=team.settings | {"seed": SEED})
+    config = team.config()
     begun = (run / CONFIG).exists()
     if not (begun and read_run(run).has_ended):
         for _ in train(config, run, resume=begun, tell=tell):

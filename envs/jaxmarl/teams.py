@@ -10,11 +10,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from envs.base import ActionKind, EnvError, EnvSpec, Fact
 from envs.catalogue import MABRAX_ROBOTS, MPE_SCENARIOS, OVERCOOKED_LAYOUTS
+from envs.frames import Frame
+from envs.grid_artist import coins_frame, kitchen_frame
 from envs.jaxmarl.batched import JaxEnv, View, check_sizes, typed
 from envs.jaxmarl.quiet import import_quietly
+from envs.particles import particle_frame
 from envs.registry import Maker
 
 Tell = Callable[[jax.Array, Any, jax.Array], jax.Array]
@@ -40,6 +44,8 @@ class Task:
     facts: tuple[Fact, ...] = ()
     tell: Tell | None = None
     """How facts follow from a step; they begin at 0."""
+    draw: Callable[[Any, Any], Frame] | None = None
+    """The source and a state of it -> what it looks like; None: its observations are shown."""
 
 
 SOUPS = Fact(name="soups", meaning="soups served", higher_is_better=True)
@@ -63,6 +69,16 @@ def _riddle(facts: jax.Array, state: Any, reward: jax.Array) -> jax.Array:
     return (reward > 0)[None]
 
 
+def _particles(source: Any, state: Any) -> Frame:
+    """Return agents among landmarks; whoever is to find one is tied to it."""
+    agents, places = source.num_agents, np.asarray(state.p_pos, np.float64)
+    goals = [] if state.goal is None else np.atleast_1d(state.goal).tolist()
+    ways = list(
+        zip(range(agents - len(goals), agents), goals, strict=True)
+    )  # a speaker comes first
+    return particle_frame(places[:agents], places[agents:], float(source.rad[0]), 0.1, ways=ways)
+
+
 def task_of(member: str) -> Task | None:
     """Return the task of a name such as `overcooked_cramped_room`; None where there is none."""
     kind, _, rest = member.partition("_")
@@ -75,10 +91,13 @@ def task_of(member: str) -> Task | None:
             ends=False,
             facts=(SOUPS,),
             tell=_soups,
+            draw=kitchen_frame,
         )
     if kind == "mpe" and rest in MPE_SCENARIOS:
         source = MPE_SCENARIOS[rest]
-        return Task(source=source, max_steps=25, limit={"max_steps": 0}, ends=False)
+        return Task(
+            source=source, max_steps=25, limit={"max_steps": 0}, ends=False, draw=_particles
+        )
     if kind == "hanabi" and rest in ("2", "3", "4", "5"):
         return Task(
             source="Hanabi",
@@ -107,6 +126,7 @@ def task_of(member: str) -> Task | None:
             max_steps=25,
             limit={"num_inner_steps": 1},  # its own last step shows and pays nothing
             ends=False,
+            draw=coins_frame,
         )
     if kind == "mabrax" and rest in MABRAX_ROBOTS:
         return Task(
@@ -173,6 +193,13 @@ class JaxMarl(JaxEnv):
             agent_names=tuple(map(str, source.agents)),
         )
         super().__init__(spec, team, device)
+        self._source, self._draw = source, task.draw
+
+    def frame(self, index: int) -> Frame | None:
+        """Return one environment as it looks now; None where only its observations can be shown."""
+        if self._draw is None:
+            return None
+        return self._draw(self._source, self.arrays_of(index, "frame")[0])
 
 
 def _make(name: str, task: Task, options: dict[str, Any]) -> Any:

@@ -218,11 +218,11 @@ def _training(run: Path) -> "Callable[[], Training]":
 
 def _learned(run: Path | None, folder: Path) -> "LearnedAgreement | None":
     """Return what compares answers with the reward that a run has learned, if it learns one."""
-    if run is None or not load_run_config(run).learns_reward:
+    if run is None or not (config := load_run_config(run)).learns_reward:
         return None
     from marl.preferences.people.learned import LearnedAgreement
 
-    return LearnedAgreement(run, folder)
+    return LearnedAgreement(run, folder, learns_from_them=config.asks_people)
 
 
 def check_extra() -> None:

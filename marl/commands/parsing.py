@@ -35,7 +35,7 @@ from marl.commands.train import Resume, Train
 from marl.commands.zoo import Zoo
 from marl.config import ConfigError, Option
 from marl.config.io import load_config
-from marl.utils.plugins import check_trusted, import_paths
+from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
 
 
 class Command(Protocol):
@@ -46,27 +46,21 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: dict[str, type[Command]] = {
-    "train": Train,
-    "resume": Resume,
-    "runs": Runs,
-    "compare": Compare,
-    "sweep": Sweep,
-    "evaluate": Evaluate,
-    "watch": Watch,
-    "label": Label,
-    "demonstrate": Demonstrate,
-    "export": Export,
-    "export-policy": ExportPolicy,
-    "sample": Sample,
-    "fit-reward": FitReward,
-    "imitate": Imitate,
-    "labels": Labels,
-    "check": Check,
-    "envs": Envs,
-    "new": New,
-    "zoo": Zoo,
+GROUPS: dict[str, dict[str, type[Command]]] = {
+    "to begin": {"envs": Envs, "new": New, "check": Check, "zoo": Zoo},
+    "training": {"train": Train, "resume": Resume, "sweep": Sweep},
+    "what came of it": {"runs": Runs, "compare": Compare, "evaluate": Evaluate, "watch": Watch},
+    "people and labels": {"label": Label, "demonstrate": Demonstrate, "labels": Labels},
+    "datasets": {
+        "export": Export,
+        "sample": Sample,
+        "fit-reward": FitReward,
+        "imitate": Imitate,
+    },
+    "elsewhere": {"export-policy": ExportPolicy},
 }
+"""The commands as the overview lists them."""
+COMMANDS = {name: kind for group in GROUPS.values() for name, kind in group.items()}
 
 OTHER_WORDS = {
     "batch-size": "minibatches",
@@ -115,7 +109,7 @@ def parse(arguments: Sequence[str]) -> Command:
     if isinstance(command, Train):
         command = _with_options_of_file(command, train.settings.env.options)
         if path is not None and not command.trust:
-            _check_code_in(path, command, arguments)
+            _check_trust_in(path, command, arguments)
     made: Command = command
     return made
 
@@ -158,14 +152,20 @@ def _with_options_of_file(command: Train, options: Mapping[str, Option]) -> Trai
     return dataclasses.replace(command, settings=dataclasses.replace(command.settings, env=merged))
 
 
-def _check_code_in(path: Path, command: Train, arguments: Sequence[str]) -> None:
-    """Raise `ConfigError` unless the code named by a file of settings may run.
+def _check_trust_in(path: Path, command: Train, arguments: Sequence[str]) -> None:
+    """Raise `ConfigError` unless the code and the language model that a file of settings names are
+    trusted.
 
     What is named on the command line, too, is the user's.
     """
     given = {part for word in arguments for part in (word, word.partition("=")[2])}
-    named = import_paths(command.settings)
-    check_trusted({name: code for name, code in named.items() if code not in given}, path)
+
+    def of_file(named: Mapping[str, str]) -> dict[str, str]:
+        return {name: value for name, value in named.items() if value not in given}
+
+    settings = command.settings
+    endpoint = of_file(endpoint_settings(settings.preferences))
+    check_trusted(of_file(import_paths(settings)), path, endpoint=endpoint)
 
 
 def _unknown(words: Sequence[str], name: str) -> str:

@@ -37,7 +37,10 @@ class Runs:
         folders = find_runs(self.folder)
         if not folders:
             there = "" if self.folder.is_dir() else f": {self.folder} is no folder"
-            raise RunFolderError(f"no run in {self.folder}{there}; name a folder that holds runs")
+            begin = "; marl train makes one there" if self.folder == Path("runs") else ""
+            raise RunFolderError(
+                f"no run in {self.folder}{there}; name a folder that holds runs{begin}"
+            )
         table = Table(box=None, pad_edge=False)
         for name in _HEADINGS:
             numeric = name in ("seed", "steps", "best", "last", "time")

@@ -12,7 +12,7 @@ from marl.commands.train import StopSignal
 from marl.config import ConfigError
 from marl.config.validation import Range, settings
 from marl.utils.files import held
-from marl.utils.plugins import check_trusted, import_paths
+from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
 
 if TYPE_CHECKING:
     from marl.sweeps.folder import SweepFolder
@@ -42,7 +42,8 @@ class Sweep:
     """Run the seeds of this trial only, from 0, e.g. one of an array of Slurm jobs; afterwards the
     command without it makes the table."""
     trust: bool = False
-    """Import code that FILE names, and whatever the runs in the sweep's folder name."""
+    """Import code that FILE names, ask a language model that it names, and import whatever the runs
+    in the sweep's folder name."""
 
     def run(self) -> int:
         """Run what is missing, say how it goes, and write the table."""
@@ -52,7 +53,7 @@ class Sweep:
 
         plan = load_plan(self.file)
         if not self.trust:
-            _check_code_in(plan, self.file)
+            _check_trust_in(plan, self.file)
         if self.trial is not None and self.trial >= plan.num_trials:
             raise ConfigError(
                 f"--trial: got {self.trial}, but the sweep has {plan.num_trials:,} trials, from 0"
@@ -156,19 +157,24 @@ class Sweep:
             print(f"learning curves are in {folder.path / 'comparison.png'}")
 
 
-def _check_code_in(plan: "Plan", file: Path) -> None:
-    """Raise `ConfigError` unless the code that any trial would import may run."""
+def _check_trust_in(plan: "Plan", file: Path) -> None:
+    """Raise `ConfigError` unless the code that any trial would import, and the language model that
+    it would ask, are trusted."""
     from marl.sweeps.plan import tried_values
 
-    named = import_paths(plan.config_of({}, 0))
+    configs, named = [plan.config_of({}, 0)], {}
     for parameter in plan.parameters:
         for value in tried_values(parameter):
             try:
-                named |= import_paths(plan.config_of({parameter.name: value}, 0))
+                configs.append(plan.config_of({parameter.name: value}, 0))
             except ConfigError:  # it takes other values of the search
                 for text in filter(lambda text: ":" in text, _texts(value)):
                     named[parameter.name] = text
-    check_trusted(named, file)
+    endpoint: dict[str, str] = {}
+    for config in configs:
+        named |= import_paths(config)
+        endpoint |= endpoint_settings(config.preferences)
+    check_trusted(named, file, endpoint=endpoint)
 
 
 def _texts(value: Any) -> Iterator[str]:

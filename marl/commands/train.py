@@ -49,8 +49,8 @@ class Train:
     run_dir: Path | None = None
     """Where the run is recorded; a new folder under runs/ if not given."""
     trust: bool = False
-    """Import code that --config names, and not only what stands on the command line; also what a
-    run names that labels for this one."""
+    """Import code, and ask a language model, that --config names, and not only what stands on the
+    command line; also import what a run names that labels for this one."""
     track: tuple[Tracker, ...] = ()
     """Also report to wandb (Weights & Biases), mlflow, or both; each needs the extra so named."""
     ray_workers: Annotated[int, Range(1, 10_000)] | None = None

@@ -38,7 +38,7 @@ class Zoo:
             made = make_team(name, self.folder, print, film=self.film)
             print(
                 f"{made.folder}: return {made.mean:.2f} [{made.low:.2f}, {made.high:.2f}] after "
-                f"{TEAMS[name].settings['total_steps']:,} steps in {made.seconds:.0f} s; "
+                f"{TEAMS[name].config().total_steps:,} steps in {made.seconds:.0f} s; "
                 f"curve.png, episode.gif; marl.load({str(made.folder)!r})",
                 flush=True,
             )

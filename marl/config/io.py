@@ -68,6 +68,13 @@ def save_config(config: Config, path: Path) -> None:
     atomic_write(path, tomli_w.dumps(to_dict(config)).encode())
 
 
+def shipped_configs() -> Path:
+    """Return the folder ``configs``: inside a wheel, or of the checkout."""
+    package = Path(__file__).parents[1]
+    installed = package / "configs"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
 def load_config(path: str | Path | None = None, overrides: dict[str, Any] | None = None) -> Config:
     """Return the defaults, changed by a TOML file and then by dotted `overrides`.
 

@@ -260,7 +260,7 @@ def novelty(episodes: Episodes) -> Float[Tensor, "M"]:
     """
     replay = episodes.replay
     known = torch.cat((replay.available(), replay.available(held_out=True)))
-    others = replay.final_states(known)
+    others = replay.final_states(known).to(torch.float32)  # pictures are bytes
     scale = others.std(dim=0, correction=0)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     mine, places = episodes.numbers.unique(return_inverse=True)

@@ -77,11 +77,15 @@ class SequenceReward(RewardModel):
                 "the environment a smaller max_steps or choose a model of single steps, such as "
                 '"factored" or "central"'
             )
-        if spec.obs_image or config.encoder:
-            what = f"reward.encoder: got {config.encoder!r}" if config.encoder else "reward.model"
+        if spec.obs_image:
             raise ConfigError(
-                f"{what}; {type(self).__name__} reads neither pictures nor encoded observations; "
-                'choose reward.model = "factored", or "central" for pictures'
+                f"reward.model: {type(self).__name__} does not read pictures, which the agents of "
+                f'{spec.name} see; choose "factored" or "central"'
+            )
+        if config.encoder:
+            raise ConfigError(
+                f"reward.encoder: {type(self).__name__} reads no encoded observations, got "
+                f'{config.encoder!r}; leave it out, or choose reward.model = "factored"'
             )
         self.config = config
         self.norm = norm

@@ -20,7 +20,7 @@ from marl.sweeps.folder import Job, SweepFolder
 from marl.sweeps.plan import Settings
 from marl.utils.child import child_command, python_flags
 from marl.utils.files import is_held
-from marl.utils.plugins import import_paths
+from marl.utils.plugins import named_for_trust
 from marl.utils.text import one_line
 
 _POLL = 0.2
@@ -118,7 +118,7 @@ class Worker:
         granted = str(job.settings)
         if (job.folder / CONFIG).exists():
             command = ["resume", str(job.folder)]
-            granted = str(job.folder) if _names_same_code(job.folder, config) else ""
+            granted = str(job.folder) if _needs_same_trust(job.folder, config) else ""
         else:
             command = ["train", "--config", str(job.settings), "--seed", str(job.seed)]
             command += ["--run-dir", str(job.folder)]
@@ -200,10 +200,10 @@ def run_jobs(
             worker.wait()
 
 
-def _names_same_code(folder: Path, config: Config) -> bool:
-    """Return whether a run's settings name the code that others do, which may run, and no more."""
+def _needs_same_trust(folder: Path, config: Config) -> bool:
+    """Return whether a run's settings name what others do, which is trusted, and no more."""
     try:
-        return import_paths(load_run_config(folder)) == import_paths(config)
+        return named_for_trust(load_run_config(folder)) == named_for_trust(config)
     except ConfigError:  # the run's process will say so
         return False
 

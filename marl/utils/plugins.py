@@ -4,8 +4,9 @@ Settings may name an environment, a learner, an encoder, a labeller or a reward 
 and importing it runs it. What stands on the command line is yours, and so is a run that you trained
 on this machine: training notes its id and the import paths of its settings in a private list under
 your state folder (``$XDG_STATE_HOME/prefmarl/runs``, by default in ``~/.local/state``). What
-another run names is refused, or asked about on a terminal, unless you grant it. So is the language
-model that another run asks: it would be sent your key, and answers are written to a file.
+another run, or a file of settings, names is refused, or asked about on a terminal, unless you grant
+it. So is the language model that it asks: it would be sent your key, and answers are written to a
+file.
 """
 
 import hashlib
@@ -188,7 +189,7 @@ def remember(identity: str, config: Config) -> None:
     A state folder that cannot be written costs a question later, not the run.
     """
     entry = _entry(identity, config)
-    if not _named(config) or entry in _remembered():
+    if not named_for_trust(config) or entry in _remembered():
         return
     path = _list_of_runs()
     try:
@@ -207,12 +208,12 @@ def _entry(identity: str, config: Config) -> str:
 
     So a run that came back with other code under the same id is not trusted.
     """
-    named = json.dumps(_named(config), sort_keys=True)
+    named = json.dumps(named_for_trust(config), sort_keys=True)
     return f"{identity} {hashlib.sha256(named.encode()).hexdigest()}"
 
 
-def _named(config: Config) -> dict[str, str]:
-    """Return all settings that take trust."""
+def named_for_trust(config: Config) -> dict[str, str]:
+    """Return all settings that take trust, by name: code, and a language model's endpoint."""
     return import_paths(config) | _endpoint(config.preferences)
 
 

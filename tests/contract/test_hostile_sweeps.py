@@ -21,6 +21,7 @@ SHARED = '[settings]\nenv.name = "particles/nav_3"\n'
 GRID = f"{SHARED}[search]\nlearner.epochs = [1, 2]\n"
 OPTUNA = 'method = "optuna"\ntrials = 2\n' + GRID.replace("[1, 2]", "{ low = 1, high = 3 }")
 THEIRS = {"env.name": "theirs:Env"}
+ENDPOINT = {"preferences.llm.base_url": "http://127.0.0.1:9/v1"}
 DEEP = "[" * 100_000
 
 
@@ -48,6 +49,18 @@ def test_code_within_a_value_must_be_trusted(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_language_model_must_be_trusted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "sweep.toml"
+    asked = 'labeller = "llm"\npreferences.queries_per_iteration = 1\npreferences.llm.model = "m"'
+    urls = 'preferences.llm.base_url = ["http://127.0.0.1:9/v1", "http://127.0.0.1:8/v1"]'
+    file.write_text(f"{SHARED}preferences.{asked}\n[search]\n{urls}\n")
+    assert run("sweep", file, "--out", tmp_path / "out") == 1
+    assert "names a language model that would be asked" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.fixture
 def started(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Return what processes of runs are started with; none is."""
@@ -64,7 +77,7 @@ def test_a_run_that_lies_in_the_folder_is_granted_nothing_of_its_own(
     folder.prepare(job, folder.plan.settings_of(0))
     runner.Worker(job, config)
     job.folder.mkdir()
-    for changes in ({}, THEIRS):
+    for changes in ({}, THEIRS, ENDPOINT):
         save_config(load_config(job.settings, changes), job.folder / "config.toml")
         runner.Worker(job, config)
     runner.Worker(job, config, trust=True)
@@ -73,7 +86,7 @@ def test_a_run_that_lies_in_the_folder_is_granted_nothing_of_its_own(
     assert begun == [
         [str(job.settings), *train],
         [str(job.folder), "resume", str(job.folder)],
-        ["", "resume", str(job.folder)],
+        *[["", "resume", str(job.folder)]] * 2,
         ["", "resume", str(job.folder), "--trust"],
     ]
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from envs import EnvError, VecEnv, check_env, env_names, make_env
+from envs.frames import FAINT, Caption, Segment
 from envs.rng import env_seeds, random_actions
 
 jax = pytest.importorskip("jax", reason="the extra smax is not installed")
@@ -33,6 +34,8 @@ def test_contract(riddle: VecEnv) -> None:
 def test_a_riddle_is_won_lost_or_out_of_time(riddle: VecEnv) -> None:
     assert riddle.spec.successes == ("won",)
     riddle.reset(0)
+    assert riddle.frame(0) is None  # type: ignore[attr-defined]
+    riddle.reset(0)
     step = riddle.step(
         np.full((3, 3), 2)
     )  # whoever is in the room tells on the first day: too soon
@@ -58,6 +61,9 @@ def test_a_soup_is_cooked_and_served() -> None:
     assert [fact.name for fact in env.spec.facts] == ["soups"]
     step = env.reset(3)
     assert step.obs.shape == (2, 2, 4 * 5 * 26)
+    shown = env.frame(1)  # type: ignore[attr-defined]
+    captions = sorted(shape.text for shape in shown.shapes if isinstance(shape, Caption))
+    assert captions == ["0 of 3", "onions", "onions", "plates", "serve"]
     served = [*ONION * 3, *PLATE, *[STAY] * (COOKING - len(PLATE)), *SERVE]
     rewards, soups = [], []
     for t in range(60):
@@ -93,6 +99,10 @@ def test_steps_equal_the_source(member: str) -> None:
     obs, state = jax.jit(jax.vmap(source.reset))(resets)
     step = env.reset(5)
     np.testing.assert_array_equal(step.obs, padded(obs))
+    if member == "mpe_simple_speaker_listener":
+        way = next(s for s in env.frame(1).shapes if isinstance(s, Segment) and s.colour != FAINT)
+        np.testing.assert_allclose(way.start, state.p_pos[1, 1])  # the listener's, to its landmark
+        np.testing.assert_allclose(way.end, state.p_pos[1, 2 + int(state.goal[1])])
     for t in range(30):
         actions = random_actions(env.spec, draw, step.action_mask).astype(np.int32)
         keys, steps = split(keys)

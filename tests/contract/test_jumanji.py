@@ -20,6 +20,7 @@ def test_contract(foraging: VecEnv) -> None:
 def test_what_is_eaten_is_paid_and_told(foraging: VecEnv) -> None:
     """A team that always loads where it can eats what it happens to stand beside together."""
     step, rng = foraging.reset(0), np.random.default_rng(0)
+    assert len(foraging.frame(7).anchors) == 2  # type: ignore[attr-defined]
     eaten, sums, told = 0, np.zeros(8), np.zeros(8)
     for _ in range(300):
         assert step.action_mask is not None

@@ -1,6 +1,9 @@
 """`marl label` says what it cannot do, and prepares what it shows."""
 
+import os
 import sys
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -11,7 +14,8 @@ from marl.preferences.dataset import PreferenceDataset
 from marl.preferences.dataset.answers import Answer, now
 from marl.preferences.dataset.footage import EpisodeFrames, filmed_episodes, write_frames
 from marl.preferences.people.learned import LearnedAgreement
-from marl.preferences.people.session import Labelling
+from marl.preferences.people.session import Labelling, first_to_decide
+from marl.utils.checkpoint import list_checkpoints
 from tests.command_line import QUICK, run
 
 
@@ -49,7 +53,7 @@ def test_episodes_of_any_run_are_played_once_and_kept(
     made = PreferenceDataset(folder / "people")
     assert made.numbers() == filmed_episodes(made.folder) == [0, 1, 2]
     assert labelling.training() is None
-    agreement = LearnedAgreement(folder, made.folder)
+    agreement = LearnedAgreement(folder, made.folder, learns_from_them=False)
     ones = [
         Answer(first=a, second=b, label=1.0, source="person:ann", at=now())
         for a, b in ((0, 1), (1, 0), (0, 2), (2, 0))
@@ -57,10 +61,38 @@ def test_episodes_of_any_run_are_played_once_and_kept(
     tie = Answer(first=1, second=2, label=0.5, source="person:ann", at=now())
     assert agreement([*ones, tie]) == (2, 4)  # the reward cannot prefer both of a pair
     assert agreement([tie]) is None
+    assert_judged_before_they_are_learned(folder, ones)
     before = made.episode(1).obs.tobytes()
     assert run(*arguments, "--episodes", "5") == 0
     assert made.numbers() == [0, 1, 2, 3, 4]
     assert made.episode(1).obs.tobytes() == before != made.episode(2).obs.tobytes()
+
+
+def assert_judged_before_they_are_learned(run_folder: Path, answers: list[Answer]) -> None:
+    """Of a run that asks people, an answer counts if it is younger than the checkpoint."""
+    agreement = LearnedAgreement(run_folder, run_folder / "people", learns_from_them=True)
+    newest = list_checkpoints(run_folder / "checkpoints")[0]
+    given = datetime.fromisoformat(answers[0].at).timestamp()
+    written_at(newest, given + 60)
+    assert agreement(answers) is None  # the checkpoint may have learned from all of them
+    written_at(newest, given - 60)
+    first = answers[0]
+    judged = agreement([first])
+    assert judged is not None
+    assert judged[1] == 1
+    later = newest.with_name("step_999999999999.ckpt")
+    later.write_bytes(newest.read_bytes())
+    written_at(later, given + 60)
+    # What was judged stays so; what came before the later checkpoint was not judged in time, and
+    # nothing is said of a pair of which it may have learned, whoever changes the answer.
+    assert agreement(answers) == judged
+    changed = replace(first, label=0.0, at=datetime.fromtimestamp(given + 90, UTC).isoformat())
+    assert agreement([changed]) is None
+    later.unlink()
+
+
+def written_at(path: Path, time: float) -> None:
+    os.utime(path, (time, time))
 
 
 def test_a_run_with_people_asks_its_own_questions(
@@ -76,6 +108,21 @@ def test_a_run_with_people_asks_its_own_questions(
     assert labelling.question() is not None
     assert labelling.training() == "ended"
     assert (title, labelling.task()) == ("particles/nav_3", "Meet.")
+
+
+def test_only_the_first_answer_to_a_pair_tells_what_was_learned() -> None:
+    rows = [
+        (0, 1, None, "ann"),
+        (1, 0, 1.0, "bob"),
+        (0, 1, 0.0, "ann"),
+        (2, 1, 0.5, "ann"),
+        (1, 2, 1.0, "ann"),
+    ]
+    answers = [
+        Answer(first=first, second=second, label=label, source=f"person:{who}", at=now())
+        for first, second, label, who in rows
+    ]
+    assert first_to_decide(answers) == [answers[1], answers[3]]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,10 @@ from marl.data.rollout import rollout_buffers
 from marl.data.types import step_fields
 from marl.export import export_policy
 from marl.nn.encoders import FEATURES, ImageEncoder
+from marl.preferences.dataset import DatasetError, PreferenceDataset
+from marl.preferences.dataset.export import export_run
+from marl.preferences.labellers import novelty
+from marl.rewards.fit import fit_reward
 from marl.utils.checkpoint import load_checkpoint
 from marl.utils.memory_check import replay_bytes
 from tests.pictures import STEPS
@@ -111,9 +115,10 @@ def test_every_kind_of_network_reads_them(overrides: dict[str, Any]) -> None:
     assert metrics[-1]["steps"] == 120
 
 
-def test_models_of_whole_episodes_say_that_they_do_not() -> None:
-    with pytest.raises(ConfigError, match="reads neither pictures nor encoded observations"):
-        trained(algorithm="arel")
+@pytest.mark.parametrize("algorithm", ["arel", "stas", "tar2", "rudder"])
+def test_models_of_whole_episodes_say_that_they_do_not(algorithm: str) -> None:
+    with pytest.raises(ConfigError, match=r"model: \w+ does not read pictures, .* tests.pictures"):
+        trained(algorithm=algorithm)
 
 
 def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
@@ -133,6 +138,23 @@ def test_a_run_goes_on_bit_for_bit(tmp_path: Path) -> None:
     exported = export_policy(policy, tmp_path / "team.pt2")
     assert exported.difference < 1e-5
     assert exported.inputs[0].kind == "uint8"
+    assert_a_dataset_keeps_bytes(whole, tmp_path / "pairs")
+
+
+def assert_a_dataset_keeps_bytes(run: Path, folder: Path) -> None:
+    """A run's episodes stay bytes on the disk and in memory, and a reward is fitted to them."""
+    export_run(run, folder, pairs=30)
+    made = PreferenceDataset(folder)
+    first = made.numbers()[0]
+    record = made.episode(first)
+    seen = [record.obs, record.state, record.final_obs, record.final_state]
+    assert [array.dtype for array in seen] == [np.uint8] * 4
+    episodes = made.archive().episodes(torch.tensor([first]))
+    assert episodes.transitions().next_obs.dtype == torch.uint8
+    assert novelty(episodes).isfinite().all()
+    assert fit_reward(made, steps=2).train.pairs > 0
+    with pytest.raises(DatasetError, match="obs has dtype float32, expected uint8"):
+        made.add_episode(replace(record, obs=record.obs.astype(np.float32)))
 
 
 def test_a_large_batch_is_read_in_parts_with_the_same_gradient(

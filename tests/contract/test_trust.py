@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 import marl
+from marl.commands.parsing import parse
 from marl.config import ConfigError
 from marl.config.io import load_config, save_config
 from marl.utils.checkpoint import load_checkpoint, save_checkpoint
@@ -271,6 +272,23 @@ def test_a_file_of_settings_is_asked_about_what_the_command_line_does_not_name(
     assert not (folder / "imported").exists()
     assert run("train", *rest, "--run-dir=b", "--env.name", "theirs:env") == 0
     assert run("train", *rest, "--run-dir=c", "--trust") == 0
+
+
+def test_a_file_of_settings_sends_no_key_where_the_command_line_does_not(folder: Path) -> None:
+    """What `parse` returns would be trained; nothing is."""
+    (folder / "found.toml").write_text(
+        '[preferences]\nlabeller = "llm"\nqueries_per_iteration = 1\n[preferences.llm]\n'
+        'model = "m"\nbase_url = "http://127.0.0.1:9/v1"\napi_key_env = "SOMETHING"\n'
+    )
+    train = ["train", "--config=found.toml"]
+    url = "--preferences.llm.base-url=http://127.0.0.1:9/v1"
+    with pytest.raises(ConfigError, match=r"found\.toml names a language model .* base_url = "):
+        parse(train)
+    with pytest.raises(ConfigError, match=r"sent your key.*: preferences\.llm\.api_key_env = 'S"):
+        parse([*train, url])
+    for more in ([url, "--preferences.llm.api-key-env", "SOMETHING"], ["--trust"]):
+        parse([*train, *more])
+    parse([*train, "--preferences.labeller", "return"])  # nothing is asked
 
 
 def test_a_labelling_run_is_asked_about_its_model(

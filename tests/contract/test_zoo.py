@@ -8,7 +8,6 @@ import pytest
 import marl
 from envs.registry import FAMILIES
 from marl import zoo
-from marl.config.io import load_config
 from tests.command_line import run
 
 
@@ -16,7 +15,7 @@ def test_every_team_has_settings_that_are_accepted() -> None:
     assert len(zoo.TEAMS) == 6
     assert {pairs.team for pairs in zoo.DATASETS.values()} <= set(zoo.TEAMS)
     for team in zoo.TEAMS.values():
-        config = load_config(overrides=team.settings)
+        config = team.config()
         assert config.learns_reward
         family = FAMILIES[config.env.name.partition("/")[0]]
         assert family.needs == team.needs
@@ -26,8 +25,8 @@ def test_a_team_and_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    short = zoo.TEAMS["local_credit"].settings | {"total_steps": 12_000}
-    team = replace(zoo.TEAMS["local_credit"], settings=short)
+    short = zoo.TEAMS["local_credit"].changes | {"total_steps": 12_000}
+    team = replace(zoo.TEAMS["local_credit"], changes=short)
     monkeypatch.setitem(zoo.TEAMS, "local_credit", team)
     monkeypatch.setitem(zoo.DATASETS, "few", zoo.Pairs(team="local_credit", pairs=20))
     with pytest.raises(marl.UserError, match="zoo/local_credit is not made yet: marl zoo local"):

@@ -15,7 +15,7 @@ fact); and ``[origin]``, free words on where the data comes from. A newer format
 An episode is a NumPy archive (read without pickles) of L steps of N agents, named by its number in
 the dataset. Numbers may have gaps; those of an exported run are the run's own.
 
-    obs (L, N, O), state (L, S)       float32: before each step; padded with zeros
+    obs (L, N, O), state (L, S)       float32: before each step; padded with zeros; pictures uint8
     actions (L, N) or (L, N, A)       int64 choices, or float32
     step_facts (L, F)                 float32: after each step, in the order of [[spec.facts]]
     alive (L, N)                      bool: only where agents die

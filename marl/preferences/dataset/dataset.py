@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Int64, Num
 from rich import get_console
 from rich.progress import track
 from torch import Tensor
@@ -106,7 +106,7 @@ class EpisodeArchive:
         returns = self._returns.to(torch.float64)
         return float(returns.mean()), float(returns.std(correction=0)) or 1.0
 
-    def final_states(self, numbers: Int64[Tensor, "M"]) -> Float[Tensor, "M S"]:
+    def final_states(self, numbers: Int64[Tensor, "M"]) -> Num[Tensor, "M S"]:
         """Return the team's state at the end of each episode."""
         return self._finals["state"][self._places(numbers)]
 

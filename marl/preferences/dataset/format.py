@@ -173,15 +173,16 @@ class EpisodeRecord:
     """A finished episode as arrays, in the types that `EnvStep` and `Transitions` have."""
 
     obs: Array
-    """(L, N, O) float32: what each agent saw before each step, zero beyond its own size."""
+    """(L, N, O) float32: what each agent saw before each step, zero beyond its own size; pictures
+    (`EnvSpec.obs_image`) uint8."""
     state: Array
-    """(L, S) float32: the team's state before each step."""
+    """(L, S) float32: the team's state before each step; `EnvSpec.state_images` uint8."""
     actions: Array
     """(L, N) int64, or (L, N, A) float32: what was done; choices of composite actions one-hot."""
     final_obs: Array
-    """(N, O) float32: what the last step led to."""
+    """(N, O), as `obs`: what the last step led to."""
     final_state: Array
-    """(S) float32."""
+    """(S), as `state`."""
     episode_return: float
     """Sum of the task's rewards."""
     terminated: bool
@@ -226,7 +227,7 @@ _OF_ONE = (
 _ENDS = {"facts": "step_facts", "final_alive": "alive"}
 """What may be left out, and whose last row stands for it."""
 _KINDS: dict[type[np.generic], str] = {np.float32: "fiu", np.int64: "iu", np.bool_: "b"}
-"""Kinds of NumPy types that may stand for each of the format's."""
+"""Kinds of NumPy types that may stand for each of the format's; for uint8 none other may."""
 _MAX_RETURN = float(np.finfo(np.float32).max)
 
 _Type = tuple[tuple[int, ...], type[np.generic]]
@@ -342,12 +343,14 @@ def _expected(spec: EnvSpec, length: int) -> dict[str, _Type]:
     """Return shape and type of each array of an episode of so many steps."""
     team = (length, spec.num_agents)
     discrete = spec.action_kind == "discrete"
+    seen: type[np.generic] = np.uint8 if spec.obs_image else np.float32
+    whole: type[np.generic] = np.uint8 if spec.state_images else np.float32
     types: dict[str, _Type] = {
-        "obs": ((*team, spec.obs_size), np.float32),
-        "state": ((length, spec.state_size), np.float32),
+        "obs": ((*team, spec.obs_size), seen),
+        "state": ((length, spec.state_size), whole),
         "actions": (team, np.int64) if discrete else ((*team, spec.action_size), np.float32),
-        "final_obs": ((spec.num_agents, spec.obs_size), np.float32),
-        "final_state": ((spec.state_size,), np.float32),
+        "final_obs": ((spec.num_agents, spec.obs_size), seen),
+        "final_state": ((spec.state_size,), whole),
         "step_facts": ((length, len(spec.facts)), np.float32),
         "facts": ((len(spec.facts),), np.float32),
     }
@@ -380,7 +383,7 @@ def _checked_types(
                 f"{where}: {name} has shape {array.shape}, expected {shape}"
                 + (_OF_ONE if _is_of_one(name, array.shape, shape) else "")
             )
-        if array.dtype.kind not in _KINDS[dtype]:
+        if array.dtype != dtype and array.dtype.kind not in _KINDS.get(dtype, ""):
             raise DatasetError(
                 f"{where}: {name} has dtype {array.dtype}, expected {np.dtype(dtype)}"
             )

@@ -15,7 +15,7 @@ from typing import Any, Protocol, get_args, runtime_checkable
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.config.io import TOML_FAULTS
+from marl.config.io import TOML_FAULTS, shipped_configs
 from marl.config.preferences import AskForm
 from marl.data.types import Episodes
 from marl.preferences.describe import describe, describe_whole
@@ -111,10 +111,8 @@ class Template:
 
 
 def shipped_prompts() -> Path:
-    """Return the folder of the shipped templates: inside a wheel, or of the checkout."""
-    package = Path(__file__).parents[2]
-    installed = package / "prompts"
-    return installed if installed.is_dir() else package.parent / "configs" / "prompts"
+    """Return the folder of the shipped templates."""
+    return shipped_configs() / "prompts"
 
 
 def load_template(prompt: str, form: AskForm) -> Template:

@@ -78,7 +78,8 @@ class LabellingProgress:
     """None: as many as training asks."""
     agreement: SelfAgreement
     learned: SelfAgreement
-    """How many of the decided answers the learned reward agrees with; of none: nothing is known."""
+    """With how many of the answers that it has not learned from the learned reward agrees; of none:
+    nothing is known."""
 
 
 class Labelling:
@@ -172,13 +173,15 @@ class Labelling:
 
     def progress(self) -> LabellingProgress:
         """Return how far the person is."""
-        mine = self._mine()
+        everyone = self.log.answers()
+        mine = self._of_me(everyone)
         goal = self.plan.pairs
         if not self.plan.asked_by_run:
             episodes = len(self._filmed())
             most = int(episodes * (episodes - 1) / 2 / (1.0 - self.plan.repeats))
             goal = most if goal is None else min(goal, most)
-        same, known = (self._learned(mine) if self._learned else None) or (0, 0)
+        new = self._of_me(first_to_decide(everyone))
+        same, known = (self._learned(new) if self._learned else None) or (0, 0)
         return LabellingProgress(
             answered=len(mine),
             goal=goal,
@@ -191,7 +194,10 @@ class Labelling:
         return Question(id=f"{lines}-{pair[0]}-{pair[1]}", pair=pair)
 
     def _mine(self) -> list[Answer]:
-        return [answer for answer in self.log.answers() if answer.source == self.source]
+        return self._of_me(self.log.answers())
+
+    def _of_me(self, answers: Sequence[Answer]) -> list[Answer]:
+        return [answer for answer in answers if answer.source == self.source]
 
     def _is_enough(self, mine: list[Answer]) -> bool:
         return self.plan.pairs is not None and len(mine) >= self.plan.pairs
@@ -267,6 +273,18 @@ def self_agreement(answers: Sequence[Answer]) -> SelfAgreement:
         else:
             before[_key(answer)] = forward
     return SelfAgreement(same=same, repeats=repeats)
+
+
+def first_to_decide(answers: Sequence[Answer]) -> list[Answer]:
+    """Return the first answer to each pair that is no skip, whoever gave it: a run learns from it.
+
+    A later answer to the same pair tells nothing new of what was learned.
+    """
+    first: dict[frozenset[int], Answer] = {}
+    for answer in answers:
+        if answer.label is not None:
+            first.setdefault(_key(answer), answer)
+    return list(first.values())
 
 
 def _shown_once(answers: Sequence[Answer]) -> list[Answer]:

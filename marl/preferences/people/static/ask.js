@@ -1,4 +1,4 @@
-// What a page asks its server, with the token of the printed address.
+// What every page does: it asks its server, with the token of the printed address, and tells.
 
 // This tab keeps the token, and the address bar does not.
 if (location.hash.length > 1) {
@@ -21,4 +21,21 @@ export async function ask(path, body) {
     isRefused: reply.status === 403 || reply.status === 421,
     isReply: true,
   });
+}
+
+const asked = document.querySelector("main > section"); // a page's first section
+const at = (id) => document.getElementById(id);
+
+// Shows a message in place of what is asked; without a title, what is asked again.
+export function message(title, text = "") {
+  asked.hidden = title !== null;
+  at("message").hidden = title === null;
+  at("message-title").textContent = title ?? "";
+  at("message-text").textContent = text;
+}
+
+// Shows a line below what is asked.
+export function say(text, isAlarm = false) {
+  at("status").textContent = text;
+  at("status").classList.toggle("alarm", isAlarm);
 }

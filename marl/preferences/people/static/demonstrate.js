@@ -1,6 +1,6 @@
 // The page on which a person plays: shows whose turn it is, sends the action, shows the next turn.
 
-import { ask } from "./ask.js";
+import { ask, message, say } from "./ask.js";
 import { draw } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
@@ -49,18 +49,6 @@ function button({ key, action, name }) {
   made.append(cap, ` ${name}`);
   made.addEventListener("click", () => act(action));
   return made;
-}
-
-function message(title, text = "") {
-  $("turn").hidden = title !== null;
-  $("message").hidden = title === null;
-  $("message-title").textContent = title ?? "";
-  $("message-text").textContent = text;
-}
-
-function say(text, isAlarm = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("alarm", isAlarm);
 }
 
 function failed(error) {

@@ -1,6 +1,6 @@
 // The page: shows a pair, sends the answer, shows the next one.
 
-import { ask } from "./ask.js";
+import { ask, message, say } from "./ask.js";
 import { Film } from "./draw.js";
 import { Player } from "./player.js";
 
@@ -95,23 +95,12 @@ function showProgress(
   $("agreement").textContent = repeats === 0 ? "" :
     `You agreed with yourself on ${same} of ${repeats} repeated pairs`;
   $("understood").textContent = decided === 0 ? "" :
-    `What is learned from answers agrees with you on ${understood} of ${decided}`;
+    `The learned reward agrees with ${understood} of ${decided} answers of yours that it had ` +
+    "not learned from";
   $("undo").disabled = answered === 0;
   document.querySelectorAll("[data-choice]").forEach((button) => {
     button.disabled = status !== "ask";
   });
-}
-
-function message(title, text = "") {
-  $("pair").hidden = title !== null;
-  $("message").hidden = title === null;
-  $("message-title").textContent = title ?? "";
-  $("message-text").textContent = text;
-}
-
-function say(text, isAlarm = false) {
-  $("status").textContent = text;
-  $("status").classList.toggle("alarm", isAlarm);
 }
 
 function failed(error, otherwise) {
