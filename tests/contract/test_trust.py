@@ -282,7 +282,7 @@ def test_a_file_of_settings_sends_no_key_where_the_command_line_does_not(folder:
     )
     train = ["train", "--config=found.toml"]
     url = "--preferences.llm.base-url=http://127.0.0.1:9/v1"
-    with pytest.raises(ConfigError, match=r"found\.toml names a language model .* base_url = "):
+    with pytest.raises(ConfigError, match=r"found\.toml names a language model .*\.base_url = "):
         parse(train)
     with pytest.raises(ConfigError, match=r"sent your key.*: preferences\.llm\.api_key_env = 'S"):
         parse([*train, url])
