@@ -3,8 +3,8 @@
 With `--until 3000` it measures instead the CPU seconds, from the start of the interpreter, until
 the mean return of the last `--episodes` finished episodes is that much, or `--steps` are done.
 
-Stands alone: but for `--sampling ours` it imports nothing of this package, and it runs in an
-environment of its own.
+But for `--sampling ours` it imports nothing of this package, and it runs in an environment of its
+own.
 
     python3.11 -m venv benchmarl-env
     benchmarl-env/bin/pip install -r benchmarks/requirements-benchmarl.txt
@@ -37,9 +37,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from benchmarl.algorithms import MappoConfig
-from benchmarl.environments.common import TaskClass
 from benchmarl.experiment import Callback, Experiment, ExperimentConfig
 from benchmarl.models.mlp import MlpConfig
+from benchmarl_team import OneTeam  # the file beside this one
 from gymnasium_robotics import mamujoco_v1
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Bounded, Composite, Unbounded
@@ -158,8 +158,10 @@ class OurHalfCheetahEnv(HalfCheetahEnv):
         return TensorDict({"agents": agents, "state": torch.tensor(state)}, self.batch_size)
 
 
-class HalfCheetahTask(TaskClass):
-    """HalfCheetah 2x3 as BenchMARL wants a task described: one group, a state for the critic."""
+class HalfCheetahTask(OneTeam):
+    """HalfCheetah 2x3."""
+
+    continuous = True
 
     def get_env_fun(
         self, num_envs: int, continuous_actions: bool, seed: int | None, device: Any
@@ -170,39 +172,8 @@ class HalfCheetahTask(TaskClass):
         batched = self.config["sampling"] == "batched"
         return lambda: HalfCheetahEnv(num_envs if batched else None, seed)
 
-    def supports_continuous_actions(self) -> bool:
-        return True
-
-    def supports_discrete_actions(self) -> bool:
-        return False
-
     def max_steps(self, env: EnvBase) -> int:
         return EPISODE_STEPS
-
-    def has_render(self, env: EnvBase) -> bool:
-        return False
-
-    def group_map(self, env: EnvBase) -> dict[str, list[str]]:
-        return {"agents": ["agent_0", "agent_1"]}
-
-    def observation_spec(self, env: EnvBase) -> Composite:
-        return Composite(agents=env.observation_spec_unbatched["agents"].clone())
-
-    def info_spec(self, env: EnvBase) -> None:
-        return None
-
-    def state_spec(self, env: EnvBase) -> Composite:
-        return Composite(state=env.observation_spec_unbatched["state"].clone())
-
-    def action_spec(self, env: EnvBase) -> Composite:
-        return env.full_action_spec_unbatched
-
-    def action_mask_spec(self, env: EnvBase) -> None:
-        return None
-
-    @staticmethod
-    def env_name() -> str:
-        return "mamujoco"
 
 
 class Solved(Exception):  # noqa: N818  # it is no error

@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 import marl
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
+from marl.utils.origin import commit, machine
 
 ENCODERS = {"plain layers": "", "entities": "entities"}
 EPISODES = 256

@@ -28,8 +28,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
 from marl.utils.files import atomic_write
+from marl.utils.origin import commit, machine
 
 ROWS = ROOT / "benchmarks" / "environments.toml"
 RESULTS = ROOT / "benchmarks" / "results"

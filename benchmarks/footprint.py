@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.cells import commit, machine
 from marl import Trainer, load_config
 from marl.recorder import save_trainer
+from marl.utils.origin import commit, machine
 
 
 def main() -> None:

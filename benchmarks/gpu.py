@@ -25,10 +25,11 @@ from typing import Any
 import torch
 
 import marl
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
 from benchmarks.scale import started
 from marl.data.types import Rewards, Rollout
 from marl.utils.distributed import joined
+from marl.utils.origin import commit, machine
 from marl.utils.ranks import SINGLE, Ranks, mean_metrics
 
 ONE_STEP: dict[str, Any] = {

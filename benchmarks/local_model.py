@@ -24,7 +24,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.cells import commit, machine
 from envs import EnvSpec, make_env
 from marl.config import NetworkConfig
 from marl.config.preferences import AskForm, LlmConfig
@@ -39,6 +38,7 @@ from marl.preferences.queries import disjoint_pairs
 from marl.reports.audit import judge_rows
 from marl.reports.audit_sources import JudgeReport, judges, read_asked
 from marl.reports.statistics import Share, quantile
+from marl.utils.origin import commit, machine
 from marl.utils.seeding import Seeds
 from tests.local_server import ALIAS, HOW_TO_INSTALL, has_server, model_file, start_server
 

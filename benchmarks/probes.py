@@ -13,8 +13,8 @@ import time
 import numpy as np
 import torch
 
-from benchmarks.cells import commit, machine
 from marl import Trainer, load_config
+from marl.utils.origin import commit, machine
 
 TASKS = {
     "keys": (8_000, 1.0, 0.25),

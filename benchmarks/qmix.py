@@ -1,4 +1,4 @@
-"""Train BenchMARL's QMIX on the discrete tasks of the learning benchmark: a reference from outside.
+"""Train BenchMARL's QMIX on discrete tasks of the reference benchmark: a reference from outside.
 
 Imports the environments of this package and nothing else of it, and runs beside BenchMARL:
 
@@ -9,8 +9,8 @@ Imports the environments of this package and nothing else of it, and runs beside
 QMIX (Rashid et al., 2018, arXiv 1803.11485) sees what every other algorithm sees: the sparse task
 reward. Networks are 2 x 64 tanh and shared, the discount is the task's, the mixer reads the
 state; the rest is BenchMARL's default but for what `SETTINGS` names. Choose `--lr` on other seeds
-than those that are reported. A cell is one task and one seed; given again, the command goes on
-with those that are missing. Axes: E environments, N agents.
+than those that are reported. Every run is kept as a group `qmix` beside those of `marl sweep`;
+given again, the command goes on with those that are missing. Axes: E environments, N agents.
 """
 
 import argparse
@@ -20,15 +20,16 @@ import time
 import tomllib
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from benchmarl.algorithms import QmixConfig
-from benchmarl.environments.common import TaskClass
 from benchmarl.experiment import Experiment, ExperimentConfig
 from benchmarl.models.mlp import MlpConfig
+from benchmarl_team import OneTeam  # the file beside this one
 from tensordict import TensorDict, TensorDictBase
 from torchrl.data import Categorical, Composite, Unbounded
 from torchrl.envs import EnvBase
@@ -36,8 +37,8 @@ from torchrl.envs.utils import ExplorationType, set_exploration_type
 
 from envs import EnvStep, HasHiddenRewards, VecEnv, make_env
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "learning" / "cells"
+STUDIES = Path(__file__).resolve().parent / "studies"
+RESULTS = STUDIES.parent / "results" / "reference"
 SETTINGS: dict[str, Any] = {
     "lr": 5e-5,
     "off_policy_collected_frames_per_batch": 2_000,
@@ -62,8 +63,9 @@ class Copies(EnvBase):
         batch = torch.Size([spec.num_envs])
         super().__init__(device=torch.device("cpu"), batch_size=batch)
         self.env, self.seed = env, seed
-        self.finished: list[tuple[float, float]] = []
-        """True return and success of every episode that ended."""
+        self.finished: list[tuple[int, float, float]] = []
+        """Step, true return and success of every episode that ended."""
+        self._steps = 0
         self._sums = np.zeros(spec.num_envs)
         self._step_of: EnvStep | None = None
         team = torch.Size([*batch, spec.num_agents])
@@ -104,6 +106,7 @@ class Copies(EnvBase):
 
     def _count(self, step: EnvStep) -> None:
         """Note the true returns, and the first success among the facts, of what has ended."""
+        self._steps += self.env.spec.num_envs
         hidden = isinstance(self.env, HasHiddenRewards)
         self._sums += self.env.hidden_rewards() if hidden else step.rewards
         spec = self.env.spec
@@ -112,7 +115,7 @@ class Copies(EnvBase):
             if step.facts is not None and spec.successes:
                 names = [fact.name for fact in spec.facts]
                 success = float(step.facts[copy, names.index(spec.successes[0])])
-            self.finished.append((float(self._sums[copy]), success))
+            self.finished.append((self._steps, float(self._sums[copy]), success))
             self._sums[copy] = 0.0
 
     def _seen(self, obs: Any, state: Any, mask: Any) -> TensorDictBase:
@@ -125,8 +128,8 @@ class Copies(EnvBase):
         return TensorDict({"agents": team, "state": torch.from_numpy(np.array(state))}, batch)
 
 
-class OneTeam(TaskClass):
-    """A task as BenchMARL wants it described: one group of agents, and a state."""
+class OurTask(OneTeam):
+    """An environment of this package."""
 
     def get_env_fun(
         self, num_envs: int, continuous_actions: bool, seed: int | None, device: Any
@@ -141,71 +144,30 @@ class OneTeam(TaskClass):
 
         return make
 
-    def supports_continuous_actions(self) -> bool:
-        return False
-
-    def supports_discrete_actions(self) -> bool:
-        return True
-
     def max_steps(self, env: EnvBase) -> int:
         return int(env.env.spec.max_steps)
 
-    def has_render(self, env: EnvBase) -> bool:
-        return False
 
-    def group_map(self, env: EnvBase) -> dict[str, list[str]]:
-        return {"agents": [f"agent_{index}" for index in range(env.env.spec.num_agents)]}
-
-    def observation_spec(self, env: EnvBase) -> Composite:
-        agents = env.observation_spec_unbatched["agents"].clone()
-        if env.env.spec.masks_actions:
-            del agents["action_mask"]
-        return Composite(agents=agents)
-
-    def info_spec(self, env: EnvBase) -> None:
-        return None
-
-    def state_spec(self, env: EnvBase) -> Composite:
-        return Composite(state=env.observation_spec_unbatched["state"].clone())
-
-    def action_spec(self, env: EnvBase) -> Composite:
-        return env.full_action_spec_unbatched
-
-    def action_mask_spec(self, env: EnvBase) -> Composite | None:
-        if not env.env.spec.masks_actions:
-            return None
-        agents = env.observation_spec_unbatched["agents"].clone()
-        del agents["observation"]
-        return Composite(agents=agents)
-
-    @staticmethod
-    def env_name() -> str:
-        return "marl"
-
-
-def trained(task: dict[str, Any], seed: int, lr: float) -> dict[str, Any]:
-    """Return the cell of one task and seed, in the form of `benchmarks.learning`."""
+def trained(name: str, task: dict[str, Any], seed: int, lr: float) -> dict[str, Any]:
+    """Return what is kept of one task and seed, as `marl.reports.kept` reads it."""
     begin = time.perf_counter()
-    settings = tomllib.loads((ROOT / task["config"]).read_text())
-    entry = settings["env"] | {
-        key.removeprefix("env."): value
-        for key, value in task.get("overrides", {}).items()
-        if key.startswith("env.")
-    }
+    settings = tomllib.loads((STUDIES / task["config"]).read_text())
+    env = settings["env"] | task.get("env", {})
+    env["options"] = settings["env"].get("options", {}) | task.get("env", {}).get("options", {})
     made: list[Copies] = []
-    given = {"env": entry["name"], "options": entry.get("options", {}), "seed": seed, "made": made}
+    given = {"env": env["name"], "options": env["options"], "seed": seed, "made": made}
     config = ExperimentConfig.get_from_yaml()
-    for name, value in (SETTINGS | {"lr": lr}).items():
-        setattr(config, name, value)
-    config.off_policy_n_envs_per_worker = entry["num_envs"]
+    for key, value in (SETTINGS | {"lr": lr}).items():
+        setattr(config, key, value)
+    config.off_policy_n_envs_per_worker = env["num_envs"]
     config.gamma = settings.get("learner", {}).get("gamma", config.gamma)
-    config.max_n_frames = task["steps"]
+    config.max_n_frames = task["total_steps"]
     config.evaluation = config.render = config.create_json = False
     config.loggers = []
     with tempfile.TemporaryDirectory() as folder:
         config.save_folder = folder
         experiment = Experiment(
-            task=OneTeam(entry["name"].replace("/", "_"), given),
+            task=OurTask(env["name"].replace("/", "_"), given),
             algorithm_config=QmixConfig.get_from_yaml(),
             model_config=MlpConfig(
                 num_cells=[64, 64], layer_class=torch.nn.Linear, activation_class=torch.nn.Tanh
@@ -214,19 +176,33 @@ def trained(task: dict[str, Any], seed: int, lr: float) -> dict[str, Any]:
             config=config,
         )
         experiment.run()
-    column = 1 if task.get("measure") == "episode/won" else 0
+    metric = task.get("metric", "return/mean")
+    column = 2 if metric == "episode/won" else 1
     training = max(made, key=lambda copies: len(copies.finished)).finished
-    late = np.array(training[-max(len(training) // 10, 1) :])
+    ended = np.array(training)
+    steps = task["total_steps"]
+    part = np.ceil(ended[:, 0] * (100 / steps)).astype(int)
+    curve = [
+        [int(inside[-1, 0]), float(inside[:, column].mean()), len(inside)]
+        for inside in (ended[part == number] for number in np.unique(part))
+    ]
+    late = ended[ended[:, 0] > 0.9 * steps, column]
+    told = "_won" if column == 2 else ""
     return {
-        "task": task["name"],
-        "algorithm": "qmix",
+        "kept": 1,
+        "task": name,
+        "group": "qmix",
         "seed": seed,
-        "steps": task["steps"],
-        "seconds": round(time.perf_counter() - begin, 1),
+        "metric": metric,
+        "final": float(late.mean()),
+        "steps": steps,
+        "total_steps": steps,
+        "commit": f"BenchMARL {version('benchmarl')}",
+        "machine": f"torch {torch.__version__}",
+        "seconds": {"total": round(time.perf_counter() - begin, 1)},
         "settings": SETTINGS | {"lr": lr},
-        "final": float(late[:, column].mean()),
-        "evaluation": {"greedy": played(experiment, given, seed)[column]},
-        "episodes": len(training),
+        "numbers": {f"evaluation/greedy{told}": played(experiment, given, seed)[column - 1]},
+        "curve": curve,
     }
 
 
@@ -237,39 +213,38 @@ def played(experiment: Experiment, given: dict[str, Any], seed: int) -> tuple[fl
     with torch.no_grad(), set_exploration_type(ExplorationType.DETERMINISTIC):
         copies.rollout(steps, experiment.policy, auto_reset=True, break_when_any_done=False)
     first = np.array(copies.finished[:EVALUATED])
-    return float(first[:, 0].mean()), float(first[:, 1].mean())
+    return float(first[:, 1].mean()), float(first[:, 2].mean())
 
 
 def main() -> None:
-    """Train the missing cells, one after the other."""
+    """Train what is missing, one run after the other."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    tasks_file = ROOT / "benchmarks" / "tasks.toml"
-    parser.add_argument("--tasks-file", type=Path, default=tasks_file)
-    parser.add_argument("--tasks", nargs="+", required=True, help="names in the tasks file")
-    parser.add_argument("--seeds", nargs="+", type=int, help="instead of those of the tasks file")
-    parser.add_argument("--steps", type=int, help="instead of those of the tasks file")
+    parser.add_argument("--study", type=Path, default=STUDIES / "reference.toml")
+    parser.add_argument("--tasks", nargs="+", required=True, help="names in the study")
+    parser.add_argument("--seeds", nargs="+", type=int, help="instead of those of the study")
+    parser.add_argument("--steps", type=int, help="instead of those of the study")
     parser.add_argument("--lr", type=float, default=SETTINGS["lr"], help="of the networks")
-    parser.add_argument("--cells", type=Path, default=RESULTS, help="folder of results")
+    parser.add_argument("--keep", type=Path, default=RESULTS, help="folder of results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
-    entries = tomllib.loads(options.tasks_file.read_text())
+    study = tomllib.loads(options.study.read_text())
     for name in options.tasks:
-        if name not in entries or name == "algorithms":
-            known = ", ".join(entry for entry in entries if entry != "algorithms")
-            parser.error(f"--tasks: there is no {name!r} in {options.tasks_file}; it has {known}")
-        task = entries[name] | {"name": name}
-        task["steps"] = options.steps or task["steps"]
-        for seed in options.seeds or task["seeds"]:
-            path = options.cells / name / "qmix" / f"seed_{seed}.json"
+        if name not in study["tasks"]:
+            known = ", ".join(study["tasks"])
+            parser.error(f"--tasks: there is no {name!r} in {options.study}; it has {known}")
+        task = study["tasks"][name]
+        task["total_steps"] = options.steps or task["total_steps"]
+        for seed in options.seeds or task.get("seeds", study["seeds"]):
+            path = options.keep / name / "qmix" / f"seed_{seed}.json"
             if path.exists():
                 continue
-            cell = trained(task, seed, options.lr)
+            run = trained(name, task, seed, options.lr)
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(cell, indent=1) + "\n")
-            print(f"{name}, seed {seed}: {cell['final']:.3f}, {cell['seconds']:.0f} s", flush=True)
+            path.write_text(json.dumps(run) + "\n")
+            print(f"{name}, seed {seed}: {run['final']:.3f}, {run['seconds']} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
 from benchmarks.jaxmarl_style import EPOCHS, MINIBATCHES, STEPS
+from marl.utils.origin import commit, machine
 
 SCENARIOS = ("3m", "smacv2_5_units")
 PARTS = ("physics", "inference", "policy")

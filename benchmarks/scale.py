@@ -29,8 +29,8 @@ from pettingzoo import ParallelEnv
 from torch import Tensor
 
 import marl
-from benchmarks.cells import commit, machine
 from marl.utils.distributed import ProcessRanks, joined
+from marl.utils.origin import commit, machine
 from marl.utils.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]

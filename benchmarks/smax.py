@@ -16,9 +16,9 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.cells import commit, machine
 from envs.jaxmarl.smax import Smax, import_smax
 from envs.rng import env_seeds, random_actions
+from marl.utils.origin import commit, machine
 
 SCENARIOS = ("3m", "2s3z", "smacv2_5_units")
 

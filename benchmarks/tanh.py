@@ -14,8 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.cells import machine
 from marl.nn.layers import Tanh
+from marl.utils.origin import machine
 
 SHAPES = {"acting, 16 x 2 x 64": (16, 2, 64), "minibatch, 4,000 x 64": (4000, 64)}
 """Acting is the forward pass alone."""

@@ -15,8 +15,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
 from benchmarks.physics import env_rate, raw_physics_rate, record
+from marl.utils.origin import commit, machine
 
 PARTS = ("physics", "inference", "reward", "policy")
 BENCHMARL = {

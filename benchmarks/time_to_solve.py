@@ -25,9 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import RESULTS, ROOT, commit, machine, write_json
+from benchmarks import ROOT
+from marl.utils.files import atomic_write
+from marl.utils.origin import commit, machine
 
 FILE = ROOT / "benchmarks" / "time_to_solve.toml"
+RESULTS = ROOT / "benchmarks" / "results" / "time_to_solve"
 BENCHMARL = "benchmarl"
 
 
@@ -121,7 +124,8 @@ def measure(goal: Goal, task: str, variant: str, seed: int, options: argparse.Na
     found = json.loads(done.stdout.splitlines()[-1]) | {"wall_seconds": wall}
     known = {"task": task, "variant": variant, "seed": seed, "threads": options.threads}
     known |= {"level": goal.level, "commit": commit(), "machine": machine()}
-    write_json(path, known | found)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, json.dumps(known | found).encode())
     print(f"{path.name}: {found['cpu_seconds']} CPU s, solved: {found['solved']}", file=sys.stderr)
 
 
@@ -164,7 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--variants", nargs="+", choices=variants, default=["default"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[300, 301, 302])
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--results", type=Path, default=RESULTS.parent / "time_to_solve")
+    parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--benchmarl-python", type=Path, help="Python of BenchMARL's environment")
     parser.add_argument("--benchmarl-envs", type=int, default=64)
     parser.add_argument("--only", nargs=3, metavar=("TASK", "VARIANT", "SEED"))

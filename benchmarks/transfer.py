@@ -14,17 +14,20 @@ where code or settings have changed. After every cell it writes `transfer.csv`, 
 
 import argparse
 import csv
+import json
+import os
+import subprocess
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import ROOT, Cell, read_results, write_json
-from benchmarks.learning import attempt, pending
-from benchmarks.transfer_cells import QUESTIONS, QUICK, Sizes, TransferTask, quick, run_cell
+from benchmarks import ROOT
+from benchmarks.transfer_cells import QUESTIONS, QUICK, Cell, Sizes, TransferTask, quick, run_cell
 from marl.reports.estimates import estimate, shown
+from marl.utils.files import atomic_write
 
 TASKS_FILE = ROOT / "benchmarks" / "transfer.toml"
 VERDICTS_FILE = ROOT / "benchmarks" / "transfer_verdicts.toml"
@@ -61,6 +64,48 @@ def ordered(tasks: Sequence[TransferTask]) -> list[Cell]:
         for seed in task.seeds
         for variant in task.variants
     ]
+
+
+def read_cells(folder: Path) -> list[dict[str, Any]]:
+    """Return all finished cells under a folder, ordered by task, variant and seed."""
+    paths = [path for path in folder.glob("*/*/seed_*.json") if path.stem[5:].isdecimal()]
+    found = [json.loads(path.read_text()) for path in paths]
+    return sorted(found, key=lambda cell: (cell["task"], cell["algorithm"], cell["seed"]))
+
+
+def write_cell(cell: Cell, content: dict[str, Any], folder: Path) -> None:
+    """Write a finished cell atomically."""
+    path = cell.path(folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(content, allow_nan=False) + "\n").encode())
+
+
+def pending(cells: Iterable[Cell], folder: Path) -> list[Cell]:
+    """Return the cells without a result; one of another budget is an error, not a result."""
+    missing = []
+    for cell in cells:
+        path = cell.path(folder)
+        if not path.exists():
+            missing.append(cell)
+            continue
+        recorded = json.loads(path.read_text())["steps"]
+        if recorded != cell.task.steps:
+            raise ValueError(
+                f"{path} was trained for {recorded} steps, the tasks file asks for "
+                f"{cell.task.steps}; remove the file to train it again"
+            )
+    return missing
+
+
+def attempt(cell: Cell, command: Sequence[str], folder: Path) -> bool:
+    """Run one cell's process; say whether its result is there, and the error if not."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    succeeded = done.returncode == 0 and cell.path(folder).exists()
+    print(f"{'done  ' if succeeded else 'FAILED'} {cell}", flush=True)
+    if not succeeded:
+        print(done.stderr[-8000:], flush=True)
+    return succeeded
 
 
 def row(cell: dict[str, Any]) -> dict[str, Any]:
@@ -183,7 +228,7 @@ def over(values: Sequence[float]) -> str:
 
 def report(tasks: dict[str, TransferTask], folder: Path) -> None:
     """Write the table of all cells and a table for every task that has one."""
-    finished = read_results(folder / "cells").finished
+    finished = read_cells(folder / "cells")
     by_task: dict[str, list[dict[str, Any]]] = {}
     for cell in finished:
         by_task.setdefault(cell["task"], []).append(cell)
@@ -254,7 +299,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if chosen.only_cell:
         task, variant, seed = chosen.only_cell
         cell = Cell(tasks[task], variant, int(seed))
-        write_json(cell.path(folder), run_cell(cell, work, QUICK if chosen.quick else Sizes()))
+        write_cell(cell, run_cell(cell, work, QUICK if chosen.quick else Sizes()), folder)
         return 0
     asked = [
         replace(task, seeds=tuple(chosen.seeds or task.seeds))
@@ -262,14 +307,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not chosen.tasks or task.name.startswith(tuple(chosen.tasks))
     ]
     cells = [
-        cell for cell in ordered(asked) if not chosen.variants or cell.algorithm in chosen.variants
+        cell for cell in ordered(asked) if not chosen.variants or cell.variant in chosen.variants
     ]
     missing = [] if chosen.report else pending(cells, folder)
     print(f"{len(missing)} of {len(cells)} cells to train", flush=True)
     failed = 0
     for cell in missing:
         paths = ["--results", results, "--work", work, "--tasks-file", chosen.tasks_file.resolve()]
-        only = ["--only-cell", cell.task.name, cell.algorithm, cell.seed]
+        only = ["--only-cell", cell.task.name, cell.variant, cell.seed]
         words = [*paths, *only, *(["--quick"] if chosen.quick else [])]
         command = [sys.executable, "-m", "benchmarks.transfer", *map(str, words)]
         failed += not attempt(cell, command, folder)

@@ -1,7 +1,8 @@
 """What each cell of `benchmarks.transfer` does: runs, datasets and fits, and what is measured.
 
-Stages that several variants of a seed share, such as the run that comes first, are made once, in a
-folder of their own, and found again.
+A cell is one task, one variant and one seed; its result is one small JSON file. Stages that several
+variants of a seed share, such as the run that comes first, are made once, in a folder of their own,
+and found again.
 """
 
 import os
@@ -12,7 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import ROOT, Cell, Task, commit, machine
+from benchmarks import ROOT
+from marl.utils.origin import commit, machine
 
 NUM_ENVS = 16
 """Environments in which policies are evaluated."""
@@ -27,9 +29,22 @@ CALIBRATIONS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferTask(Task):
+class TransferTask:
     """One question about one task."""
 
+    name: str
+    """Key in the tasks file and name of the folder of results."""
+    title: str
+    """Name in tables."""
+    config: str
+    """Path of the settings, from the root of the repository."""
+    steps: int
+    """Environment steps of each run that is measured, summed over environments."""
+    seeds: tuple[int, ...]
+    overrides: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that differ from `config`, by dotted name."""
+    measure: str = "return/mean"
+    """The metric that is compared, a mean over finished episodes; larger is better."""
     question: str
     """A key of `QUESTIONS`."""
     variants: tuple[str, ...]
@@ -44,6 +59,28 @@ class TransferTask(Task):
     """The second of the two things that a contrast trades, a fact of episodes."""
     lower_is_better: bool = False
     """Whether less of it is better."""
+
+    @property
+    def measured(self) -> str:
+        """Return what the measure is called in tables."""
+        return {"return/mean": "return", "episode/won": "win rate"}.get(self.measure, self.measure)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant of a task with one seed."""
+
+    task: TransferTask
+    variant: str
+    seed: int
+
+    def path(self, folder: Path) -> Path:
+        """Return where the finished cell is kept."""
+        return folder / self.task.name / self.variant / f"seed_{self.seed}.json"
+
+    def __str__(self) -> str:
+        """Return the name that progress is reported under."""
+        return f"{self.task.name}/{self.variant}/seed_{self.seed}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +111,6 @@ class Bench:
     @property
     def task(self) -> TransferTask:
         """The cell's question and its settings."""
-        assert isinstance(self.cell.task, TransferTask)
         return self.cell.task
 
     def stage(self, name: str, make: Callable[[Path], None]) -> Path:
@@ -144,12 +180,11 @@ class Bench:
 def run_cell(cell: Cell, work: Path, sizes: Sizes) -> dict[str, Any]:
     """Return everything that is kept of a cell."""
     begin, code = time.perf_counter(), commit()
-    assert isinstance(cell.task, TransferTask)
     bench = Bench(cell, work / cell.task.name / f"seed_{cell.seed}", sizes)
     found = QUESTIONS[cell.task.question](bench)
     return {
         "task": cell.task.name,
-        "algorithm": cell.algorithm,
+        "algorithm": cell.variant,
         "seed": cell.seed,
         "steps": cell.task.steps,
         "commit": code,
@@ -160,7 +195,7 @@ def run_cell(cell: Cell, work: Path, sizes: Sizes) -> dict[str, Any]:
 
 def offline(bench: Bench) -> dict[str, Any]:
     """Learn from the answers of a dataset: without the environment, or with it (ppo)."""
-    task, (method, _, pairs) = bench.task, bench.cell.algorithm.partition("_")
+    task, (method, _, pairs) = bench.task, bench.cell.variant.partition("_")
     source = bench.run("source", task.source_steps, task.overrides)
     if method == "behaviour":
         return bench.measured(source)
@@ -171,7 +206,7 @@ def offline(bench: Bench) -> dict[str, Any]:
         ),
     )
     fit = ["--steps", bench.sizes.fit_steps, "--seed", bench.cell.seed, "--out"]
-    name = bench.cell.algorithm
+    name = bench.cell.variant
     if method == "bc":
         chosen = bench.stage(f"preferred_{pairs}", lambda folder: keep_preferred(data, folder))
         return bench.measured(
@@ -207,8 +242,8 @@ def keep_preferred(data: Path, folder: Path) -> None:
 
 def calibration(bench: Bench) -> dict[str, Any]:
     """Train with preferences whose scores are tied to a scale, or are not."""
-    overrides = {**bench.task.overrides, **CALIBRATIONS[bench.cell.algorithm]}
-    run = bench.run(bench.cell.algorithm, bench.task.steps, overrides)
+    overrides = {**bench.task.overrides, **CALIBRATIONS[bench.cell.variant]}
+    run = bench.run(bench.cell.variant, bench.task.steps, overrides)
     return bench.measured(run, final=late_measure(run, bench.task.measure))
 
 
@@ -245,7 +280,7 @@ def contrast(bench: Bench) -> dict[str, Any]:
     curve = steering_curve(
         policy,
         (lambda a: contrasted(policy, before, a))
-        if bench.cell.algorithm == "contrast"
+        if bench.cell.variant == "contrast"
         else (lambda a: guided(policy, reward, a)),
         STRENGTHS,
         **counts,
@@ -278,7 +313,7 @@ def weak_to_strong(bench: Bench) -> dict[str, Any]:
     from marl.team_size import resized
     from marl.utils.checkpoint import list_checkpoints
 
-    task, variant = bench.task, bench.cell.algorithm
+    task, variant = bench.task, bench.cell.variant
     weak = bench.run("weak", task.source_steps, task.overrides)
     before = list_checkpoints(weak / "checkpoints")[-1]
     strong: dict[str, Any] = dict(task.second_overrides)
@@ -341,7 +376,7 @@ def warm_start(bench: Bench) -> dict[str, Any]:
     """Learn from preferences after a start: none, another run's, or an imitation's."""
     from marl import load_config
 
-    task, variant = bench.task, bench.cell.algorithm
+    task, variant = bench.task, bench.cell.variant
     overrides: dict[str, Any] = dict(task.overrides)
     more: dict[str, Any] = {}
     if variant != "none":

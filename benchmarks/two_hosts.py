@@ -23,10 +23,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cells import commit, machine
 from benchmarks.trials import ROOT, SMALL, differences, flags
 from marl.reports.recorded import read_run
 from marl.utils.checkpoint import list_checkpoints
+from marl.utils.origin import commit, machine
 
 NAMES = ("marl-one", "marl-two")
 DEVICES = ("marl-veth1", "marl-veth2")

@@ -15,11 +15,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
 from marl.config.io import load_config
 from marl.reports.comparison import seed_of
 from marl.reports.estimates import LEAST_SEEDS, estimate, shown
 from marl.reports.recorded import read_run
+from marl.utils.origin import commit, machine
 
 TASKS = {
     "nav_6": ("configs/nav_6.toml", 100_000),

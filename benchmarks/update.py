@@ -15,7 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.cells import ROOT, commit, machine
+from benchmarks import ROOT
+from marl.utils.origin import commit, machine
 
 CASES: dict[str, tuple[str | None, dict[str, object]]] = {
     "default": (None, {}),

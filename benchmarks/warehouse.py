@@ -13,9 +13,9 @@ from importlib.metadata import version
 
 import numpy as np
 
-from benchmarks.cells import commit, machine
 from envs import make_env
 from envs.rng import random_actions
+from marl.utils.origin import commit, machine
 
 NAMES = {"jumanji/warehouse_tiny_2ag": "jumanji", "gym/rware-tiny-2ag-v2": "rware"}
 

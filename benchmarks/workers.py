@@ -11,10 +11,10 @@ import time
 
 import numpy as np
 
-from benchmarks.cells import commit, machine
 from envs.adapters.team_env import TeamEnv
 from envs.registry import make_env
 from envs.rng import random_actions
+from marl.utils.origin import commit, machine
 
 TASKS: dict[str, dict[str, str]] = {
     "mpe2.simple_spread_v3:parallel_env": {"team_reward": "mean"},

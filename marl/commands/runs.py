@@ -67,48 +67,63 @@ class Runs:
 class Compare:
     """Compare runs: learning curves, returns at the end, steps needed, who is above whom.
 
-    Runs that differ in nothing but the seed are a group. Numbers are interquartile means over
-    seeds with 95 % stratified bootstrap intervals.
+    Runs that differ in nothing but the seed are a group; those of a sweep with named tasks and
+    variants are named by these. Numbers are interquartile means over seeds with 95 % stratified
+    bootstrap intervals.
     """
 
     places: Annotated[
         tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(name="runs", metavar="RUN...")
     ]
-    """Runs, sweeps, or folders that hold runs."""
-    metric: str = "return/mean"
-    """What is compared, a column of metrics.csv, e.g. episode/won; larger is better."""
+    """Runs, sweeps, folders that hold runs, or what `marl sweep --keep` has kept of them."""
+    metric: str | None = None
+    """What is compared, a column of metrics.csv, e.g. episode/won; larger is better. What each task
+    of a sweep names, or the mean return, if not given."""
     steps: Annotated[int, Range(1, 1e12)] | None = None
     """Compare up to so many environment steps, without runs that have fewer; as far as all have
     come if not given."""
     level: float | None = None
     """How many steps it takes to get there; 80 % of the way from the first returns to the best
     group's last if not given."""
+    against: str = ""
+    """The group that the others are said to be above or below of."""
     out: Path | None = None
     """Folder of comparison.md, .csv and .png; that of the runs or the sweep, where one is named,
     else comparison/."""
 
     def run(self) -> int:
         """Print the comparison and write its files."""
-        from marl.reports.comparison import ComparisonError
+        from marl.reports.comparison import MEASURED_TOO, ComparisonError, Run
         from marl.reports.comparison_files import write_comparison
+        from marl.reports.kept import find_kept, read_kept
         from marl.reports.recorded import find_runs, read_run
 
-        folders = []
+        folders: list[Path] = []
+        files: dict[Path, None] = {}
         for place in self.places:
-            found = find_runs(place)
-            if not found:
+            found, kept = find_runs(place), find_kept(place)
+            if not found and not kept:
                 raise ComparisonError(f"no run in {place}; name runs, or folders that hold runs")
             folders += found
-        runs, damaged = [], []
-        for folder in dict.fromkeys(folders):
+            files |= dict.fromkeys(kept)
+        columns = (self.metric or "return/mean", "return/episodes", *MEASURED_TOO)
+        runs: list[Run] = []
+        damaged = []
+        for path in dict.fromkeys([*folders, *files]):
             try:
-                runs.append(read_run(folder, (self.metric, "return/episodes")))
+                runs.append(read_kept(path) if path in files else read_run(path, columns))
             except UserError as error:
                 damaged.append(f"left out: {one_line(str(error), 300)}")
-        alone = len(self.places) == 1 and folders != list(self.places)
+        alone = len(self.places) == 1 and [*folders, *files] != list(self.places)
         out = self.out or (self.places[0] if alone else Path("comparison"))
         page = write_comparison(
-            runs, out, metric=self.metric, until=self.steps, level=self.level, notes=damaged
+            runs,
+            out,
+            metric=self.metric,
+            until=self.steps,
+            level=self.level,
+            against=self.against,
+            notes=damaged,
         )
         LiteralConsole().print(Text(page), soft_wrap=True)
         print(f"written to {out / 'comparison.md'}, .csv and .png")

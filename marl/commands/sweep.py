@@ -1,23 +1,31 @@
 """The command ``marl sweep``."""
 
+import math
 import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
+from marl import UserError
 from marl.commands.train import StopSignal
 from marl.config import ConfigError
 from marl.config.validation import Range, settings
 from marl.utils.files import held
 from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
+from marl.utils.text import one_line
 
 if TYPE_CHECKING:
-    from marl.sweeps.folder import SweepFolder
+    from marl.sweeps.folder import Job, SweepFolder
     from marl.sweeps.on_ray import RayRuns
     from marl.sweeps.plan import Plan
+
+_PAGES_SHARE = 20.0
+"""The comparison of what is kept is written after a run once this many times as many seconds have
+passed as it took last."""
 
 
 @settings("--")
@@ -38,6 +46,16 @@ class Sweep:
     ray: bool = False
     """Give the runs to the Ray cluster at RAY_ADDRESS, whose nodes must all see the folder, or to
     one that is started on this machine (extra cluster)."""
+    keep: Path | None = None
+    """Folder in which the outcome of every finished run is kept as a file of a few kilobytes, with
+    their comparison: for a repository. Runs whose outcomes lie there are not trained again."""
+    drop_checkpoints: bool = False
+    """Delete the checkpoints of runs whose outcomes are kept."""
+    only: tuple[str, ...] = ()
+    """Of a sweep with named tasks, only these."""
+    quick: bool = False
+    """Train every trial for one iteration with its first seed, in a folder of its own, to see that
+    all of them run."""
     trial: Annotated[int, Range(0, 10_000)] | None = None
     """Run the seeds of this trial only, from 0, e.g. one of an array of Slurm jobs; afterwards the
     command without it makes the table."""
@@ -58,7 +76,16 @@ class Sweep:
             raise ConfigError(
                 f"--trial: got {self.trial}, but the sweep has {plan.num_trials:,} trials, from 0"
             )
-        path = self.out or Path("sweeps") / self.file.stem
+        if self.drop_checkpoints and self.keep is None:
+            raise ConfigError("--drop-checkpoints: too little would be left; give --keep, too")
+        known = [task.name for task in plan.tasks if task.name]
+        if unknown := [name for name in self.only if name not in known]:
+            raise ConfigError(
+                f"--only: {self.file} has no task {', '.join(unknown)}; it has "
+                + (", ".join(known) or "none with a name")
+            )
+        path = self.out or Path("sweeps") / f"{self.file.stem}{'-quick' if self.quick else ''}"
+        plan = plan.quickened() if self.quick else plan
         with ExitStack() as stack:
             start, jobs = None, self.jobs or 1
             if self.ray:
@@ -70,7 +97,7 @@ class Sweep:
                 cluster = stack.enter_context(joined_cluster("--ray", at_once))
                 start, jobs = RayRuns(cluster), self.jobs or max(1, cluster.num_cpus)
                 path = path.absolute()
-            folder = SweepFolder(path, plan)
+            folder = SweepFolder(path, plan, self.keep)
             stop = StopSignal("letting the runs finish their iterations and save")
             if self.trial is not None:
                 self._search(folder, stop, jobs, start)
@@ -79,9 +106,15 @@ class Sweep:
             with held(folder.path / ".writer", taken):
                 self._search(folder, stop, jobs, start)
                 print(write_table(folder))
+                if self.keep is not None:
+                    self._compare_kept(self.keep, plan.config.against)
                 if not stop.received:
                     self._compare(folder)
-        failure = whole_sweep_failed(folder.trials())
+        trials = folder.trials()
+        failure = "" if self.quick else whole_sweep_failed(trials)
+        if self.quick:
+            states = [job.state for trial in trials for job in trial.jobs.values()]
+            failure = f"{states.count('failed')} runs failed" if "failed" in states else ""
         if failure:
             print(failure)
         return self._stopped(stop) or int(bool(failure))
@@ -118,7 +151,28 @@ class Sweep:
         if config.method == "optuna":
             schedule = Adaptive(folder, self.trial)
         else:
-            schedule = InOrder(folder, grid_jobs(folder, self.trial))
+            wanted = [
+                job
+                for job in grid_jobs(folder, self.trial)
+                if not self.only or folder.plan.task_of(job.trial).name in self.only
+            ]
+            for job in wanted:
+                folder.keep_outcome(job, self.drop_checkpoints)
+            schedule = InOrder(folder, wanted)
+        page_took, page_at = 0.0, -math.inf
+
+        def changed(job: "Job | None", failure: str) -> None:
+            nonlocal page_took, page_at
+            view.changed(job, failure)
+            if job is None or self.keep is None:
+                return
+            folder.keep_outcome(job, self.drop_checkpoints)
+            begin = time.monotonic()
+            if begin - page_at > _PAGES_SHARE * page_took:
+                self._compare_kept(self.keep, config.against)
+                page_at = time.monotonic()
+                page_took = page_at - begin
+
         with SweepView(folder, jobs) as view:
 
             def run(schedule: "Adaptive | InOrder") -> None:
@@ -127,7 +181,7 @@ class Sweep:
                     schedule,
                     jobs,
                     stop=lambda: stop.received > 0,
-                    changed=view.changed,
+                    changed=changed,
                     trust=self.trust,
                     start=start,
                 )
@@ -140,17 +194,33 @@ class Sweep:
                 seeds = config.evaluation_seeds
                 run(InOrder(folder, [folder.evaluation(best.number, seed) for seed in seeds]))
 
+    def _compare_kept(self, keep: Path, against: str) -> None:
+        """Write the comparison of the outcomes that are kept, where there are any."""
+        from marl.reports.comparison import ComparisonError
+        from marl.reports.comparison_files import write_comparison
+        from marl.reports.kept import find_kept, read_kept
+
+        runs, damaged = [], []
+        for path in find_kept(keep):
+            try:
+                runs.append(read_kept(path))
+            except UserError as error:
+                damaged.append(f"left out: {one_line(str(error), 300)}")
+        with suppress(ComparisonError):
+            write_comparison(runs, keep, against=against, notes=damaged)
+
     def _compare(self, folder: "SweepFolder") -> None:
         """Write the comparison of the trials beside the table, where there is anything in it."""
-        from marl.reports.comparison import ComparisonError
+        from marl.reports.comparison import MEASURED_TOO, ComparisonError
         from marl.reports.comparison_files import write_comparison
         from marl.reports.recorded import find_runs, read_run
 
-        metric = folder.plan.config.metric
-        paths = find_runs(folder.path / "trials")
+        config = folder.plan.config
+        columns = (config.metric, "return/episodes", *MEASURED_TOO)
         try:
-            runs = [read_run(path, (metric, "return/episodes")) for path in paths]
-            write_comparison(runs, folder.path, metric=metric)
+            runs = [read_run(path, columns) for path in find_runs(folder.path / "trials")]
+            metric = None if folder.plan.is_named else config.metric
+            write_comparison(runs, folder.path, metric=metric, against=config.against)
         except ComparisonError as error:
             print(error)
         else:
@@ -163,6 +233,8 @@ def _check_trust_in(plan: "Plan", file: Path) -> None:
     from marl.sweeps.plan import tried_values
 
     configs, named = [plan.config_of({}, 0)], {}
+    for trial in range(plan.num_trials) if plan.is_named else ():
+        configs.append(plan.config_of(plan.settings_of(trial), 0))
     for parameter in plan.parameters:
         for value in tried_values(parameter):
             try:

@@ -1,14 +1,15 @@
 """Runs side by side: groups of seeds, where they end, how fast, and who is above whom.
 
 A group is all runs that differ in nothing but the seed; its name is what differs between groups of
-an environment. Environments are apart, since their returns cannot be compared.
+an environment. Environments are apart, since their returns cannot be compared. Runs of a sweep with
+named tasks and variants are named by these.
 
 Axes: G points of a curve.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,26 +19,43 @@ from marl import UserError
 from marl.config import Config
 from marl.config.io import flat, to_dict
 from marl.reports.estimates import (
-    LEAST_SEEDS,
-    REPETITIONS,
     Array,
     Estimate,
     estimate,
     improvement,
-    number,
-    shown,
 )
-from marl.reports.recorded import RecordedRun, smoothed
+from marl.reports.kept import KeptRun
+from marl.reports.recorded import RecordedRun, late_mean, smoothed
 from marl.utils.text import one_line
 
-FINAL_SHARE = 0.1
-"""The last tenth of the steps says where a run ends."""
 LEVEL_SHARE = 0.8
 """Where on the way from the first returns to the best group's last the level lies."""
 LONGEST_NAME = 60
 """Characters of a group's name, so that the table fits."""
 BESIDE = ("seed", "device", "threads", "checkpoint_every", "keep_checkpoints")
 """Settings that make no other group."""
+MEASURED_TOO = {
+    "evaluation/greedy": "greedy return",
+    "evaluation/sampled": "sampled return",
+    "evaluation/greedy_won": "greedy win rate",
+    "evaluation/sampled_won": "sampled win rate",
+    "benchmark/reward_correlation": "reward correlation",
+    "preference/accuracy": "accuracy",
+    "preference/held_out_loss": "held-out loss",
+    "reward/gradient_steps": "gradient steps",
+    "preference/kept_answers": "labels",
+    "time/total": "seconds",
+}
+"""Metrics that stand in a table of their own, where runs have them: their newest numbers, but means
+over the last tenth of the steps of those in `_MEANS`."""
+_MEANS = (
+    "benchmark/reward_correlation",
+    "preference/accuracy",
+    "preference/held_out_loss",
+    "reward/gradient_steps",
+)
+
+Run = RecordedRun | KeptRun
 
 
 class ComparisonError(UserError):
@@ -55,11 +73,15 @@ class Seed:
     """(G,)"""
     final: float
     """Mean of the episodes that ended in the last tenth of the steps."""
+    numbers: Mapping[str, float] = field(default_factory=dict)
+    """Of `MEASURED_TOO`, those that are known."""
+    origin: tuple[str, str] | None = None
+    """Commit and machine, where they were kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskResults:
-    """One environment: the groups that were trained in it, and how far they are compared."""
+    """One task, most often an environment: its groups, and how far they are compared."""
 
     name: str
     groups: Mapping[str, Sequence[Seed]]
@@ -98,56 +120,70 @@ class Row:
     """Seeds whose curve has reached the level."""
     steps_to_level: float
     """Upper median over seeds; infinite unless more than half of them reached it."""
+    numbers: Mapping[str, float]
+    """Of `MEASURED_TOO`: means over the seeds that have them."""
 
 
 def tasks_of(
-    runs: Sequence[RecordedRun], metric: str, until: int | None = None
+    runs: Sequence[Run], metric: str | None = None, until: int | None = None
 ) -> tuple[list[TaskResults], list[str]]:
-    """Return the environments of some runs with their groups, and what was left out and why.
+    """Return the tasks of some runs with their groups, and what was left out and why.
 
-    Each environment is compared up to `until`, or as far as all of its runs have come.
+    Without a `metric` each task is compared by its own. Each is compared up to `until`, or as far
+    as all of its runs have come.
     """
     notes: list[str] = []
-    kept: list[RecordedRun] = []
+    kept: list[Run] = []
     for run in runs:
-        where = one_line(str(run.folder), 300)
-        if not len(run.curve(metric)[0]):
-            notes.append(f"left out: {where} has no {one_line(metric)} yet")
+        where, measure = one_line(str(run.folder), 300), metric_of(run, metric)
+        if not np.isfinite(run.curve(measure)[1]).any():
+            notes.append(f"left out: {where} has no {one_line(measure)} yet")
         elif until is not None and run.steps < until:
             notes.append(f"left out: {where} has {run.steps:,} steps, fewer than {until:,}")
         else:
             kept.append(run)
-    names, unnamed = group_names([run.config for run in kept])
+    without = [run for run in kept if isinstance(run, RecordedRun) and run.named is None]
+    names, unnamed = group_names([run.config for run in without])
     if unnamed:
         notes.append(f"groups differ also in {', '.join(unnamed)}")
-    by_task: dict[str, list[tuple[str, RecordedRun]]] = {}
-    for run, name in zip(kept, names, strict=True):
-        by_task.setdefault(run.config.env.name, []).append((name, run))
+    by_settings = dict(zip(map(id, without), names, strict=True))
+    by_task: dict[str, list[tuple[str, Run]]] = {}
+    for run in kept:
+        if run.named is not None:
+            by_task.setdefault(run.named.task, []).append((run.named.group, run))
+        else:
+            by_task.setdefault(run.config.env.name, []).append((by_settings[id(run)], run))
     tasks = []
     for task, members in by_task.items():
         shortest = min((run for _, run in members), key=lambda run: run.steps)
         end = until if until is not None else shortest.steps
-        if end < max(run.config.total_steps for _, run in members):
+        if end < max(run.total_steps for _, run in members):
             least = f"as far as {shortest.folder} has come; --steps leaves out runs with fewer"
             notes.append(
                 f"{one_line(task)}: compared up to {end:,} steps"
                 + ("" if until is not None else f", {one_line(least, 400)}")
             )
-        groups, left_out = _groups(members, metric, end)
+        measure = metric_of(members[0][1], metric)
+        groups, left_out = _groups(members, measure, end)
         notes += left_out
         if groups:
-            algorithms = {run.config.algorithm for _, run in members}
+            algorithms = {run.config.algorithm for _, run in members if run.named is None}
             title = ", ".join([task, *algorithms] if len(algorithms) == 1 else [task])
             tasks.append(
                 TaskResults(
-                    name=task, groups=groups, until=end, measure=measured(metric), title=title
+                    name=task, groups=groups, until=end, measure=measured(measure), title=title
                 )
             )
     return tasks, notes
 
 
+def metric_of(run: Run, metric: str | None) -> str:
+    """Return what a run is compared by: what is asked for, or what its name says."""
+    return metric or (run.named.metric if run.named else "return/mean")
+
+
 def _groups(
-    members: Sequence[tuple[str, RecordedRun]], metric: str, until: int
+    members: Sequence[tuple[str, Run]], metric: str, until: int
 ) -> tuple[dict[str, list[Seed]], list[str]]:
     """Return the seeds of each named group up to a step, and what was left out and why."""
     groups: dict[str, list[Seed]] = {}
@@ -167,22 +203,39 @@ def _groups(
     return groups, notes
 
 
-def seed_of(run: RecordedRun, metric: str, until: int) -> Seed | None:
+def seed_of(run: Run, metric: str, until: int) -> Seed | None:
     """Return a run up to a step; None if no episode ended in the last tenth of it.
 
     Iterations weigh as many episodes as ended in them.
     """
     steps, values = run.curve(metric)
-    episodes = np.ones(len(run.metrics["step"]))
-    if not metric.startswith("evaluation/"):  # each of which plays as many episodes
-        episodes = run.metrics.get("return/episodes", episodes)
-    weights = episodes[np.isin(run.metrics["step"], steps)]
-    kept = steps <= until
-    late = kept & (steps > (1.0 - FINAL_SHARE) * until) & (weights > 0)
-    if not late.any():
+    kept = (steps <= until) & np.isfinite(values)
+    ends = isinstance(run, KeptRun) and metric == run.named.metric and until >= run.steps
+    final = run.final if isinstance(run, KeptRun) and ends else late_mean(run, metric, until)
+    if math.isnan(final):
         return None
-    final = float(np.average(values[late], weights=weights[late]))
-    return Seed(number=run.config.seed, steps=steps[kept], values=values[kept], final=final)
+    return Seed(
+        number=run.seed,
+        steps=steps[kept],
+        values=values[kept],
+        final=final,
+        numbers=_numbers(run, until),
+        origin=(run.commit, run.machine) if isinstance(run, KeptRun) else None,
+    )
+
+
+def _numbers(run: Run, until: int) -> dict[str, float]:
+    """Return what is known of a run beside its measure, at a step."""
+    if isinstance(run, KeptRun):
+        numbers = {name: run.numbers[name] for name in MEASURED_TOO if name in run.numbers}
+        return numbers | ({"time/total": run.seconds["total"]} if "total" in run.seconds else {})
+    found = {}
+    for name in MEASURED_TOO:
+        steps, values = run.curve(name)
+        late = steps > (0.9 * until if name in _MEANS else 0)
+        if (inside := values[late & (steps <= until)]).size:
+            found[name] = float(inside.mean() if name in _MEANS else inside[-1])
+    return found
 
 
 def group_names(configs: Sequence[Config]) -> tuple[list[str], list[str]]:
@@ -279,6 +332,7 @@ def rows_of(task: TaskResults, level: float | None = None) -> list[Row]:
 
 def _row(task: TaskResults, group: str, seeds: Sequence[Seed], level: float) -> Row:
     reached = [steps_to(seed, level) for seed in seeds]
+    known = {n: [s.numbers[n] for s in seeds if n in s.numbers] for n in MEASURED_TOO}
     return Row(
         task=task.name,
         group=group,
@@ -289,6 +343,7 @@ def _row(task: TaskResults, group: str, seeds: Sequence[Seed], level: float) -> 
         level=level,
         reached=sum(math.isfinite(steps) for steps in reached),
         steps_to_level=float(sorted(reached)[len(reached) // 2]),
+        numbers={name: float(np.mean(values)) for name, values in known.items() if values},
     )
 
 
@@ -307,123 +362,20 @@ def area_below(seed: Seed) -> float:
 
 
 def improvements(
-    tasks: Sequence[TaskResults], names: Sequence[str]
+    tasks: Sequence[TaskResults], names: Sequence[str], rows: Sequence[str] | None = None
 ) -> dict[tuple[str, str], Estimate]:
     """Return the probability that a seed of the one group ends above one of the other.
 
-    Over the environments in which both were trained.
+    Over the environments in which both were trained; of the groups in `rows`, if not of all.
     """
     finals = [{n: [seed.final for seed in g] for n, g in task.groups.items()} for task in tasks]
     found = {}
-    for ours in names:
+    for ours in names if rows is None else rows:
         for other in names:
             pairs = [(f[ours], f[other]) for f in finals if ours in f and other in f]
             if ours != other and pairs:
                 found[ours, other] = improvement(pairs)
     return found
-
-
-def page(
-    tasks: Sequence[TaskResults], level: float | None, notes: Sequence[str], picture: str
-) -> str:
-    """Return the comparison as Markdown; `picture` is the file of its curves, if there is one."""
-    parts = ["# Comparison", *([f"![Learning curves]({picture})"] if picture else [])]
-    for task in tasks:
-        parts += _section(task, rows_of(task, level))
-    if len(tasks) > 1:
-        names = list(dict.fromkeys(name for task in tasks for name in task.groups))
-        parts += [
-            "## All environments",
-            "Probability that a seed of the row ends above one of the column, mean over the "
-            "environments that both were trained in:",
-            _matrix(tasks, names),
-        ]
-    parts.append(
-        "In brackets: 95 % stratified bootstrap interval over seeds "
-        f"({REPETITIONS} samples); none below {LEAST_SEEDS} seeds."
-    )
-    if notes:
-        parts.append("\n".join(f"- {text(note)}" for note in notes))
-    return "\n\n".join(parts) + "\n"
-
-
-def _section(task: TaskResults, rows: Sequence[Row]) -> Iterator[str]:
-    level = rows[0].level
-    yield f"## {text(task.title or task.name)}"
-    yield (
-        f"Up to {task.until:,} steps. At the end: {task.measure} of the episodes that ended in the "
-        "last tenth of them, interquartile mean over seeds. Whole run: mean of the learning curve. "
-        f"Steps to {number(level)}: upper median over seeds."
-    )
-    head = ["group", "seeds", "at the end", "whole run", f"steps to {number(level)}"]
-    yield markdown(
-        head,
-        [
-            [
-                text(row.group),
-                ", ".join(map(str, row.seeds)),
-                shown(row.final),
-                shown(row.whole),
-                f"{row.steps_to_level:,.0f}"
-                if math.isfinite(row.steps_to_level)
-                else "not reached",
-            ]
-            for row in rows
-        ],
-    )
-    if len(rows) > 1:
-        yield "Probability that a seed of the row ends above one of the column:"
-        yield _matrix([task], [row.group for row in rows])
-
-
-def _matrix(tasks: Sequence[TaskResults], names: Sequence[str]) -> str:
-    """Return the table of probabilities of improvement between all groups, at most ten."""
-    names = names[:10]
-    found = improvements(tasks, names)
-    rows = [
-        [text(ours), *(shown(found[pair]) if (pair := (ours, n)) in found else "" for n in names)]
-        for ours in names
-    ]
-    return markdown(["above", *map(text, names)], rows)
-
-
-CSV_COLUMNS = (
-    "environment",
-    "group",
-    "seeds",
-    "steps",
-    "final_iqm",
-    "final_low",
-    "final_high",
-    "whole_run_iqm",
-    "whole_run_low",
-    "whole_run_high",
-    "level",
-    "seeds_at_level",
-    "median_steps_to_level",
-    "finals",
-)
-
-
-def csv_rows(tasks: Sequence[TaskResults], level: float | None) -> list[list[object]]:
-    """Return a row under `CSV_COLUMNS` for each group; an unknown number is empty."""
-    rows: list[list[object]] = []
-    for task in tasks:
-        for row in rows_of(task, level):
-            ends = (row.final, row.whole)
-            numbers = [n for e in ends for n in (e.value, e.low, e.high)]
-            numbers += [row.level, row.reached, row.steps_to_level]
-            rows.append(
-                [
-                    one_line(task.name),
-                    row.group,
-                    " ".join(map(str, row.seeds)),
-                    task.until,
-                    *(n if math.isfinite(n) else "" for n in numbers),
-                    " ".join(map(repr, row.finals)),
-                ]
-            )
-    return rows
 
 
 def text(foreign: str) -> str:

@@ -7,7 +7,8 @@ import csv
 import io
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,30 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from marl.reports.comparison import (
-    CSV_COLUMNS,
+    MEASURED_TOO,
     ComparisonError,
+    Row,
+    Run,
     TaskResults,
-    csv_rows,
     final_of,
-    page,
+    improvements,
+    markdown,
+    rows_of,
     tasks_of,
+    text,
 )
-from marl.reports.estimates import band, interpolated
+from marl.reports.estimates import (
+    LEAST_SEEDS,
+    REPETITIONS,
+    band,
+    interpolated,
+    number,
+    shown,
+    verdict,
+)
 from marl.reports.plots import INK, figure_of, literal, saved, styled, title
-from marl.reports.recorded import RecordedRun
 from marl.utils.files import atomic_write, make_folder, output
+from marl.utils.text import one_line
 
 _COLOURS = {
     "imap": "#d1495b",
@@ -45,15 +58,19 @@ _POINTS, _COLUMNS, _MOST = 100, 3, 10
 
 
 def write_comparison(
-    runs: Sequence[RecordedRun],
+    runs: Sequence[Run],
     folder: Path,
     *,
-    metric: str = "return/mean",
+    metric: str | None = None,
     until: int | None = None,
     level: float | None = None,
+    against: str = "",
     notes: Sequence[str] = (),
 ) -> str:
-    """Write ``comparison.md``, ``.csv`` and ``.png`` of some runs, and return the page."""
+    """Write ``comparison.md``, ``.csv`` and ``.png`` of some runs, and return the page.
+
+    Without a `metric`, by what each task says, or the mean return.
+    """
     tasks, left_out = tasks_of(runs, metric, until)
     notes = [*notes, *left_out]
     if not tasks:
@@ -65,9 +82,193 @@ def write_comparison(
         make_folder(folder)
         draw_tasks(tasks, folder / "comparison.png")
         atomic_write(folder / "comparison.csv", table.getvalue().encode())
-        text = page(tasks, level, notes, "comparison.png")
-        atomic_write(folder / "comparison.md", text.encode())
-    return text
+        content = page(tasks, level, notes, "comparison.png", against)
+        atomic_write(folder / "comparison.md", content.encode())
+    return content
+
+
+def page(
+    tasks: Sequence[TaskResults],
+    level: float | None,
+    notes: Sequence[str],
+    picture: str,
+    against: str = "",
+) -> str:
+    """Return the comparison as Markdown.
+
+    `picture` is the file of its curves, if there is one; `against` the group that each other is
+    said to be above or below of.
+    """
+    first = [against] if any(against in task.groups for task in tasks) else []
+    names = list(dict.fromkeys([*first, *(name for task in tasks for name in task.groups)]))
+    parts = ["# Comparison", *([f"![Learning curves]({picture})"] if picture else [])]
+    if len(tasks) > 1:
+        parts += ["At the end of each task:", _overview(tasks, names)]
+    if first:
+        parts += _verdicts(tasks, names, against)
+    for task in tasks:
+        parts += _section(task, rows_of(task, level))
+    if len(tasks) > 1:
+        parts += [
+            "## All environments",
+            "Probability that a seed of the row ends above one of the column, mean over the "
+            "environments that both were trained in:",
+            _matrix(tasks, names),
+        ]
+    parts.append(
+        "In brackets: 95 % stratified bootstrap interval over seeds "
+        f"({REPETITIONS} samples); none below {LEAST_SEEDS} seeds."
+    )
+    lines = [*_origins(tasks), *(f"- {text(note)}" for note in notes)]
+    if lines:
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def _overview(tasks: Sequence[TaskResults], names: Sequence[str]) -> str:
+    """Return the table of where all groups end: a row a task."""
+    rows = [
+        [
+            text(task.title or task.name),
+            *(shown(final_of(task.groups[n])) if n in task.groups else "" for n in names),
+        ]
+        for task in tasks
+    ]
+    return markdown(["task", *map(text, names)], rows)
+
+
+def _verdicts(tasks: Sequence[TaskResults], names: Sequence[str], against: str) -> list[str]:
+    """Return the tables of how one group stands beside all others, task by task and over all."""
+    others = [name for name in names if name != against]
+    rows = [
+        [
+            text(task.title or task.name),
+            *(
+                verdict(final_of(task.groups[against]), final_of(task.groups[other]))
+                if other in task.groups
+                else ""
+                for other in others
+            ),
+        ]
+        for task in tasks
+        if against in task.groups
+    ]
+    found = improvements(tasks, [against, *others], rows=[against])
+    over_all = [shown(found[pair]) if (pair := (against, n)) in found else "" for n in others]
+    return [
+        f"`{text(against)}` is *above* or *below* another where their intervals are apart, *?* "
+        f"where one has fewer than {LEAST_SEEDS} seeds; last, the probability that one of its "
+        "seeds ends above one of the other's, mean over the tasks of both:",
+        markdown(["task", *map(text, others)], [*rows, ["probability of improvement", *over_all]]),
+    ]
+
+
+def _origins(tasks: Sequence[TaskResults]) -> Iterator[str]:
+    """Yield the commits and the machines of kept runs, with their numbers of runs."""
+    seeds = [seed for task in tasks for group in task.groups.values() for seed in group]
+    known = [seed.origin for seed in seeds if seed.origin]
+    for place, what in enumerate(("commit", "machine")):
+        counted = Counter(origin[place] for origin in known).most_common()
+        if counted:
+            yield f"- {what}: " + "; ".join(f"{text(v)} ({n} runs)" for v, n in counted)
+
+
+def _section(task: TaskResults, rows: Sequence[Row]) -> Iterator[str]:
+    level = rows[0].level
+    yield f"## {text(task.title or task.name)}"
+    yield (
+        f"Up to {task.until:,} steps. At the end: {task.measure} of the episodes that ended in the "
+        "last tenth of them, interquartile mean over seeds. Whole run: mean of the learning curve. "
+        f"Steps to {number(level)}: upper median over seeds."
+    )
+    head = ["group", "seeds", "at the end", "whole run", f"steps to {number(level)}"]
+    yield markdown(
+        head,
+        [
+            [
+                text(row.group),
+                ", ".join(map(str, row.seeds)),
+                shown(row.final),
+                shown(row.whole),
+                f"{row.steps_to_level:,.0f}"
+                if math.isfinite(row.steps_to_level)
+                else "not reached",
+            ]
+            for row in rows
+        ],
+    )
+    told = [name for name in MEASURED_TOO if any(name in row.numbers for row in rows)]
+    if told:
+        yield "Also measured, means over seeds:"
+        yield markdown(
+            ["group", "each seed", *(MEASURED_TOO[name] for name in told)],
+            [
+                [
+                    text(row.group),
+                    "; ".join(
+                        f"{seed}: {number(final)}"
+                        for seed, final in zip(row.seeds, row.finals, strict=True)
+                    ),
+                    *(number(row.numbers[name]) if name in row.numbers else "" for name in told),
+                ]
+                for row in rows
+            ],
+        )
+    if len(rows) > 1:
+        yield "Probability that a seed of the row ends above one of the column:"
+        yield _matrix([task], [row.group for row in rows])
+
+
+def _matrix(tasks: Sequence[TaskResults], names: Sequence[str]) -> str:
+    """Return the table of probabilities of improvement between all groups, at most ten."""
+    names = names[:10]
+    found = improvements(tasks, names)
+    rows = [
+        [text(ours), *(shown(found[pair]) if (pair := (ours, n)) in found else "" for n in names)]
+        for ours in names
+    ]
+    return markdown(["above", *map(text, names)], rows)
+
+
+CSV_COLUMNS = (
+    "environment",
+    "group",
+    "seeds",
+    "steps",
+    "final_iqm",
+    "final_low",
+    "final_high",
+    "whole_run_iqm",
+    "whole_run_low",
+    "whole_run_high",
+    "level",
+    "seeds_at_level",
+    "median_steps_to_level",
+    "finals",
+    *MEASURED_TOO,
+)
+
+
+def csv_rows(tasks: Sequence[TaskResults], level: float | None) -> list[list[object]]:
+    """Return a row under `CSV_COLUMNS` for each group; an unknown number is empty."""
+    rows: list[list[object]] = []
+    for task in tasks:
+        for row in rows_of(task, level):
+            ends = (row.final, row.whole)
+            numbers = [n for e in ends for n in (e.value, e.low, e.high)]
+            numbers += [row.level, row.reached, row.steps_to_level]
+            rows.append(
+                [
+                    one_line(task.name),
+                    row.group,
+                    " ".join(map(str, row.seeds)),
+                    task.until,
+                    *(n if math.isfinite(n) else "" for n in numbers),
+                    " ".join(map(repr, row.finals)),
+                    *(row.numbers.get(name, "") for name in MEASURED_TOO),
+                ]
+            )
+    return rows
 
 
 def draw_tasks(
@@ -87,8 +288,7 @@ def draw_tasks(
     figure = figure_of(width, 5.0 if len(drawn) == 1 else 3.4 * rows + 0.5)
     for index, task in enumerate(drawn):
         _draw(figure.add_subplot(rows, columns, index + 1), task, colours)
-    shown = {name: (titles or {}).get(name, name) for name in names}
-    _add_legend(figure, shown, colours)
+    _add_legend(figure, {name: (titles or {}).get(name, name) for name in names}, colours)
     return saved(figure, path)
 
 

@@ -3,12 +3,14 @@
 Axes: G iterations.
 """
 
+import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +26,10 @@ FloatArray = npt.NDArray[np.floating[Any]]
 
 CONFIG, LOCK, ERROR = "config.toml", ".lock", "error.txt"
 """Files of a run's folder: its settings, what its writer holds, and the error that ended it."""
+NAME = "name.json"
+"""Beside the folders of a named trial's runs: what they are called in comparisons."""
+FINAL_SHARE = 0.1
+"""The last tenth of the steps says where a run ends."""
 _EVALUATION = "evaluation/greedy"
 _DEPTH = 6
 """Folders within one another in which runs are looked for."""
@@ -36,6 +42,15 @@ class RunFolderError(UserError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RunName:
+    """What a run is called in comparisons, and what it is measured by."""
+
+    task: str
+    group: str
+    metric: str = "return/mean"
+
+
+@dataclass(frozen=True, kw_only=True)
 class RecordedRun:
     """A run as its files tell it."""
 
@@ -43,6 +58,18 @@ class RecordedRun:
     config: Config
     metrics: dict[str, npt.NDArray[Any]]
     """Columns of metrics.csv that were asked for, (G,) each; ``step`` among them."""
+    named: RunName | None = None
+    """Of a run that has one: that of a sweep with named tasks."""
+
+    @property
+    def seed(self) -> int:
+        """The run's one seed."""
+        return self.config.seed
+
+    @property
+    def total_steps(self) -> int:
+        """Environment steps that it is to take."""
+        return self.config.total_steps
 
     @property
     def steps(self) -> int:
@@ -111,18 +138,71 @@ def _runs_in(folder: Path, depth: int) -> Iterator[Path]:
 
 
 def read_run(folder: Path, columns: tuple[str, ...] = ("return/mean",)) -> RecordedRun:
-    """Return a run with these columns of its metrics; raise `UserError` if it is damaged."""
+    """Return a run with these columns of its metrics, and the one that its name says.
+
+    Raises `UserError` if it is damaged.
+    """
     path = folder / CONFIG
     try:
         if path.is_file() and path.stat().st_size > _MOST_BYTES:
             raise RunFolderError(f"{path} is damaged: no run's settings are that long")
         config = load_run_config(folder)
+        named = read_name(folder.parent / NAME)
+        columns += (named.metric,) if named else ()
         metrics: dict[str, npt.NDArray[Any]] = {"step": np.empty(0, np.int64)}
         if os.path.lexists(folder / "metrics.csv"):
             metrics = read_columns(folder, (*columns, "time/steps_per_second", _EVALUATION))
     except OSError as error:
         raise RunFolderError(f"{folder} cannot be read: {error.strerror or error}") from error
-    return RecordedRun(folder=folder, config=config, metrics=metrics)
+    return RecordedRun(folder=folder, config=config, metrics=metrics, named=named)
+
+
+def read_name(path: Path) -> RunName | None:
+    """Return what a file calls a run; None where there is no file."""
+    if not path.is_file():
+        return None
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not all(isinstance(value, str) for value in content.values()):
+            raise ValueError
+        return RunName(**content)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        raise RunFolderError(f"{path} is damaged: it names no run") from None
+
+
+class HasCurves(Protocol):
+    """Metrics by step."""
+
+    @property
+    def metrics(self) -> Mapping[str, npt.NDArray[Any]]:
+        """Columns, (G,) each; ``step`` among them."""
+        ...
+
+    def curve(self, name: str) -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Return the steps at which a metric is known, and the metric there."""
+        ...
+
+
+def late_mean(run: HasCurves, metric: str, until: int) -> float:
+    """Return a metric over the last tenth of some steps, each iteration weighed by its episodes.
+
+    NaN if no episode ended there.
+    """
+    steps, values = run.curve(metric)
+    episodes = episodes_of(run.metrics, metric, len(run.metrics["step"]))
+    weights = episodes[np.isin(run.metrics["step"], steps)]
+    late = (steps <= until) & (steps > (1.0 - FINAL_SHARE) * until) & (weights > 0)
+    return float(np.average(values[late], weights=weights[late])) if late.any() else math.nan
+
+
+def episodes_of(metrics: Mapping[str, npt.NDArray[Any]], metric: str, rows: int) -> FloatArray:
+    """Return of how many episodes a metric is the mean in each of (G,) iterations."""
+    ones = np.ones(rows)
+    if metric.startswith("evaluation/"):  # each of which plays as many
+        return ones
+    return metrics.get("return/episodes", ones)
 
 
 def running_mean(values: FloatArray, window: int) -> FloatArray:

@@ -2,18 +2,22 @@
 
 sweep.json                  the sweep, so that it goes on as it began
 trials/0003/trial.json      what trial 3 tries, and whether it was ended early
+trials/TASK/VARIANT/        in its place, of a trial of a named task and variant
 trials/0003/settings.toml   all its settings, for `marl train --config`
 trials/0003/seed_0/         one run of it
 trials/0003/seed_0.log      what that run's process said
 evaluation/0003/seed_100/   a run of the best trial with an evaluation seed
 trials.csv, trials.md       the table
 optuna.log                  the journal of `method = "optuna"`
+
+Elsewhere, with ``--keep``, outcomes of finished runs, which count as the runs do.
 """
 
 import json
 import math
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -25,11 +29,20 @@ from filelock import FileLock
 from marl import UserError
 from marl.config import ConfigError
 from marl.config.io import flat, to_dict
-from marl.reports.comparison import seed_of
+from marl.reports.comparison import BESIDE
 from marl.reports.estimates import iqm
-from marl.reports.recorded import ERROR, RecordedRun, read_run, smoothed
+from marl.reports.kept import KeptRun, keep, kept_path, outcome_of, read_kept
+from marl.reports.recorded import (
+    ERROR,
+    NAME,
+    RecordedRun,
+    late_mean,
+    read_run,
+    smoothed,
+)
 from marl.sweeps.plan import Choice, Parameter, Plan, Settings
 from marl.utils.files import atomic_write, check_own_file, make_folder, output
+from marl.utils.origin import commit
 from marl.utils.text import one_line
 
 SWEEP = "sweep.json"
@@ -130,10 +143,15 @@ class Trial:
 class SweepFolder:
     """Where a sweep is kept."""
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        """Open a sweep's folder, made where there is none, for a plan that it has begun with."""
-        self.path, self.plan = path, plan
+    def __init__(self, path: Path, plan: Plan, keep: Path | None = None) -> None:
+        """Open a sweep's folder, made where there is none, for a plan that it has begun with.
+
+        `keep` is the folder of the outcomes that are kept.
+        """
+        self.path, self.plan, self.keep = path, plan, keep
         self._finished: dict[Path, JobState] = {}
+        self._commits: dict[Path, str] = {}
+        """Of the code that runs were last started with."""
         self.failed: dict[Path, str] = {}
         """Runs whose processes have failed since the folder was opened, and why."""
         is_new = not os.path.lexists(path / SWEEP)
@@ -152,6 +170,9 @@ class SweepFolder:
         before, now = flat(_read_json(self.path / SWEEP)), flat(wanted)
         allowed = _MAY_CHANGE[self.plan.config.method]
         changed = [k for k in sorted(before | now) if before.get(k) != now.get(k)]
+        if self.plan.is_named:  # others may come and go, since trials are known by names
+            allowed = ("seeds", "trials", "tasks", "variants")
+            changed = [k for k in changed if _stays(k, before) and _stays(k, now)]
         if told := [k for k in changed if k not in allowed]:
             raise ConfigError(
                 f"{self.path} holds a sweep that began otherwise: "
@@ -161,7 +182,7 @@ class SweepFolder:
 
     def trial_folder(self, trial: int) -> Path:
         """Return where a trial's runs are."""
-        return self.path / "trials" / f"{trial:04d}"
+        return self.path / "trials" / self.plan.place_of(trial)
 
     def job(self, trial: int, seed: int) -> Job:
         """Return a run of the search."""
@@ -182,7 +203,12 @@ class SweepFolder:
             make_folder(job.folder.parent)
             if not (job.settings.is_file() and job.settings.read_bytes() == content):
                 atomic_write(job.settings, content)
+            if self.plan.is_named:
+                named = json.dumps(vars(self.plan.name_of(job.trial, tried)))
+                atomic_write(job.folder.with_name(NAME), named.encode())
         check_own_file(job.log)
+        if self.keep:
+            self._commits[job.folder] = commit()
 
     def note(self, trial: int, tried: Settings, ended: str = "", **more: Any) -> None:
         """Write what a trial tries, and why it ends early."""
@@ -228,12 +254,17 @@ class SweepFolder:
         return Trial(
             number=number,
             tried=self.settings_of(number),
-            jobs={s: self.state_of(self.job(number, s)) for s in self.plan.config.seeds},
+            jobs={s: self.state_of(self.job(number, s)) for s in self.plan.task_of(number).seeds},
             ended=self.noted(number).get("ended", ""),
         )
 
     def best(self, trials: Sequence[Trial]) -> Trial | None:
-        """Return the trial of the highest number over all seeds, the first of equals."""
+        """Return the trial of the highest number over all seeds, the first of equals.
+
+        None of trials that learn several tasks.
+        """
+        if len(self.plan.tasks) > 1:
+            return None
         whole = [trial for trial in trials if trial.state == "finished"]
         return max(whole, key=lambda trial: trial.value, default=None)
 
@@ -241,22 +272,26 @@ class SweepFolder:
         """Return how a run stands."""
         if job.folder in self._finished:
             return self._finished[job.folder]
+        if (kept := self.kept(job)) is not None:
+            self._finished[job.folder] = self._end_of(kept, kept.final)
+            return self._finished[job.folder]
         reason = self.failed.get(job.folder, "")
         if not (job.folder / "config.toml").exists():
             return JobState(state="failed", reason=reason) if reason else WAITING
+        metric = self.plan.task_of(job.trial).metric
         try:
-            run = read_run(job.folder, (self.plan.config.metric, *_COLUMNS))
+            run = read_run(job.folder, (metric, *_COLUMNS))
         except UserError as error:
             return JobState(state="failed", reason=one_line(str(error), 300))
         if run.has_ended:
-            self._finished[job.folder] = self._end_of(run)
+            self._finished[job.folder] = self._end_of(run, late_mean(run, metric, run.steps))
             return self._finished[job.folder]
         if run.state == "running":
             state: Literal["running", "failed", "stopped"] = "running"
         else:
             reason = reason or _error_of(job.folder)
             state = "failed" if reason else "stopped"
-        _, values = run.curve(self.plan.config.metric)
+        _, values = run.curve(metric)
         return JobState(
             state=state,
             steps=run.steps,
@@ -266,19 +301,74 @@ class SweepFolder:
             reason=reason,
         )
 
-    def _end_of(self, run: RecordedRun) -> JobState:
-        metric = self.plan.config.metric
-        seed = seed_of(run, metric, run.steps)
+    def _end_of(self, run: RecordedRun | KeptRun, final: float) -> JobState:
+        seconds = run.seconds if isinstance(run, RecordedRun) else run.seconds.get("total", 0.0)
+        metric = run.named.metric if run.named else self.plan.config.metric
         none = f"no episode with {one_line(metric)} ended in the last tenth of its steps"
         return JobState(
             state="finished",
             steps=run.steps,
-            total_steps=min(run.steps, run.config.total_steps),
-            seconds=run.seconds,
-            final=math.nan if seed is None else seed.final,
-            last=math.nan if seed is None else seed.final,
-            reason=none if seed is None else "",
+            total_steps=min(run.steps, run.total_steps),
+            seconds=seconds,
+            final=final,
+            last=final,
+            reason=none if math.isnan(final) else "",
         )
+
+    def kept_path(self, job: Job) -> Path | None:
+        """Return where the outcome of a run of the search is kept; None where nothing is."""
+        tried = self.settings_of(job.trial)
+        if self.keep is None or tried is None or self.path / "trials" not in job.folder.parents:
+            return None
+        return kept_path(self.keep, self.plan.name_of(job.trial, tried), job.seed)
+
+    def kept(self, job: Job) -> KeptRun | None:
+        """Return the outcome of a run, if it is kept; `ConfigError` if it had other settings."""
+        path = self.kept_path(job)
+        if path is None or not path.exists():
+            return None
+        run, tried = read_kept(path), self.settings_of(job.trial)
+        assert tried is not None  # by `kept_path`
+        given = _telling(self.plan.given(tried))
+        had = _telling(run.settings)
+        if told := [k for k in sorted(given | had) if given.get(k) != had.get(k)]:
+            raise ConfigError(
+                f"{path} keeps a run that had other settings: "
+                + ", ".join(f"{k} ({had.get(k)!r} there, {given.get(k)!r} now)" for k in told)
+                + "; remove it to train again, or choose another --keep"
+            )
+        return run
+
+    def keep_outcome(self, job: Job, drop_checkpoints: bool = False) -> None:
+        """Keep what a run has reached, if it is finished and that is not kept yet.
+
+        With `drop_checkpoints` a run whose outcome is kept loses its checkpoints.
+        """
+        path, tried = self.kept_path(job), self.settings_of(job.trial)
+        if path is None or tried is None or self.state_of(job).state != "finished":
+            return
+        if not path.exists():
+            named = self.plan.name_of(job.trial, tried)
+            run = read_run(job.folder, (named.metric, *_COLUMNS))
+            given = _telling(self.plan.given(tried))
+            code = self._commits.get(job.folder) or commit()
+            keep(outcome_of(run, named, given, code), path)
+        if drop_checkpoints:
+            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+
+
+def _stays(key: str, content: Mapping[str, Any]) -> bool:
+    """Return whether a key of a sweep's content is no part of a task or a variant that is new."""
+    kind, _, rest = key.partition(".")
+    name = rest.partition(".")[0]
+    if kind not in ("tasks", "variants") or not name:
+        return True
+    return any(one == f"{kind}.{name}" or one.startswith(f"{kind}.{name}.") for one in content)
+
+
+def _telling(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that may change a result."""
+    return {key: value for key, value in settings.items() if key not in BESIDE}
 
 
 def _error_of(folder: Path) -> str:

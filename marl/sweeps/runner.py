@@ -68,7 +68,13 @@ def grid_jobs(folder: SweepFolder, only: int | None = None) -> list[Job]:
     A sweep that is stopped early has tried everything with the first seeds.
     """
     trials = range(folder.plan.num_trials) if only is None else [only]
-    return [folder.job(trial, seed) for seed in folder.plan.config.seeds for trial in trials]
+    seeds = {trial: folder.plan.task_of(trial).seeds for trial in trials}
+    return [
+        folder.job(trial, seeds[trial][turn])
+        for turn in range(max(map(len, seeds.values())))
+        for trial in trials
+        if turn < len(seeds[trial])
+    ]
 
 
 class Training(Protocol):

@@ -58,7 +58,13 @@ def _page(folder: SweepFolder, trials: Sequence[Trial]) -> str:
     """Return the table as Markdown, the best trial first."""
     config = folder.plan.config
     names = folder.plan.names
-    ranked = sorted(trials, key=lambda trial: (not trial.finals, -trial.value, trial.number))
+    tasks = folder.plan.tasks
+    place = {trial.number: tasks.index(folder.plan.task_of(trial.number)) for trial in trials}
+
+    def rank(trial: Trial) -> tuple[float, ...]:
+        return place[trial.number], not trial.finals, -trial.value, trial.number
+
+    ranked = sorted(trials, key=rank)
     rows = [
         [
             str(trial.number),
@@ -71,7 +77,8 @@ def _page(folder: SweepFolder, trials: Sequence[Trial]) -> str:
         ]
         for trial in ranked
     ]
-    metric = measured(config.metric)
+    metrics = dict.fromkeys(measured(task.metric) for task in tasks)
+    metric = " or ".join(metrics)
     parts = [
         f"# Sweep: {config.method}, {len(trials)} trials",
         f"{metric} over the last tenth of each run: interquartile mean over finished seeds and, "
@@ -156,7 +163,9 @@ class SweepView:
         ended = f"{state.state}, {state.reason or number(state.final)}"
         ended = f"failed: {failure}" if failure else ended
         done = f"{states.count('finished')} of {len(states)} runs finished"
-        return f"trial {job.trial}, seed {job.seed} {ended}; {done}"
+        plan = self._folder.plan
+        name = plan.place_of(job.trial) if plan.is_named else f"trial {job.trial}"
+        return f"{name}, seed {job.seed} {ended}; {done}"
 
     def _show(self) -> None:
         assert self._live is not None

@@ -137,6 +137,50 @@ def test_two_sweeps_in_one_folder_are_refused(
     )
 
 
+NAMED = """
+seeds = [0, 1, 2]
+against = "dense"
+[settings]
+total_steps = 600
+[tasks.first]
+env.name = "particles/nav_3"
+[tasks.second]
+env.name = "particles/nav_6"
+[variants]
+sparse.algorithm = "sparse"
+dense.algorithm = "dense"
+"""
+
+
+def test_named_tasks_and_what_is_kept_of_them(
+    tmp_path: Path, worker: type[FakeWorker], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out, keep = tmp_path / "mine.toml", tmp_path / "out", tmp_path / "kept"
+    file.write_text(NAMED)
+    assert run("sweep", file, "--out", out, "--keep", keep, "--only", "first") == 0
+    assert "first/dense, seed 0 finished, 10.00; 2 of 12 runs finished" in capsys.readouterr().out
+    assert len(worker.begun) == 6
+    assert run("sweep", file, "--out", out, "--keep", keep) == 0
+    assert len(worker.begun) == 12
+    page = (keep / "comparison.md").read_text()
+    assert "| second | 11.00 [10.00, 12.00] | 1.00 [0.00, 2.00] |" in page
+    assert "| second | above |" in page
+    # Another machine has what is kept, and not the runs.
+    worker.begun = ()
+    assert run("sweep", file, "--out", tmp_path / "elsewhere", "--keep", keep) == 0
+    assert worker.begun == ()
+    assert "| 3 | second | dense | finished | 11.00 [10.00, 12.00] |" in capsys.readouterr().out
+    compared = [tmp_path / name for name in ("runs", "kept_runs")]
+    for place, folder in zip((out, keep), compared, strict=True):
+        assert run("compare", place, "--against", "dense", "--out", folder) == 0
+    first, second = ((folder / "comparison.md").read_text() for folder in compared)
+    assert first.splitlines()[:20] == second.splitlines()[:20]
+    assert run("sweep", file, "--only", "third") == 1
+    assert "has no task third; it has first, second" in capsys.readouterr().err.replace("\n", " ")
+    assert run("sweep", file, "--drop-checkpoints") == 1
+    assert "give --keep, too" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_ctrl_c_saves_the_runs_and_what_fails_says_why(tmp_path: Path) -> None:
     """Real processes: one run that trains for long, one whose environment is not there."""
     file, out = tmp_path / "mine.toml", tmp_path / "out"

@@ -1,12 +1,12 @@
 """When a benchmark's run counts as solved, and what stands in the table."""
 
+import json
 import math
 from pathlib import Path
 
 import pytest
 
 from benchmarks import time_to_solve
-from benchmarks.cells import write_json
 from benchmarks.time_to_solve import Goal, LastEpisodes, result_path, solve
 
 GOAL = Goal(config="", measure="return/mean", level=-8.5, episodes=4, steps=100)
@@ -41,7 +41,8 @@ def test_finished_runs_are_not_measured_again(
     for seed, (solved, seconds) in runs.items():
         known = {"task": "nav_6", "variant": "default", "seed": seed, "solved": solved}
         times = {"cpu_seconds": seconds, "wall_seconds": 2 * seconds, "steps": 1000 * seed}
-        write_json(result_path(tmp_path, "nav_6", "default", seed), known | times)
+        path = result_path(tmp_path, "nav_6", "default", seed)
+        path.write_text(json.dumps(known | times))
     time_to_solve.main(["--tasks", "nav_6", "--seeds", "0", "1", "2", "--results", str(tmp_path)])
     row = capsys.readouterr().out.splitlines()[-1]
     assert "| default | 2 of 3 | 30 (20, 30, > 90) | 60 | 1,000 |" in row

@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from benchmarks import transfer
-from benchmarks.cells import Cell, read_results, write_json
-from benchmarks.transfer_cells import CALIBRATIONS, QUESTIONS
+from benchmarks.transfer_cells import CALIBRATIONS, QUESTIONS, Cell
 from marl.config.io import load_config
 
 TASKS = transfer.load(transfer.TASKS_FILE)
@@ -72,8 +71,8 @@ def test_tables_show_every_seed(tmp_path: Path) -> None:
         more = {"points": shifted, "before": [-20.0, 0.5]}
         cells.append(cell_of("contrast_nav_6", "contrast", seed, -9.0, **more))
     for cell in cells:
-        path = Cell(TASKS[cell["task"]], cell["algorithm"], cell["seed"]).path(tmp_path / "cells")
-        write_json(path, cell)
+        made = Cell(TASKS[cell["task"]], cell["algorithm"], cell["seed"])
+        transfer.write_cell(made, cell, tmp_path / "cells")
     assert transfer.main(["--report", "--results", str(tmp_path)]) == 0
     rows = (tmp_path / "transfer.csv").read_text().splitlines()
     assert rows[0] == ",".join(transfer.COLUMNS)
@@ -101,7 +100,7 @@ def test_a_contrast_stands_beside_sharpening_and_on_a_front(tmp_path: Path) -> N
             "sharpened": [-8.0, 0.4],
         }
         cell = cell_of(task.name, "contrast", seed, -9.0, points=[point], before=[-8.0, 0.5])
-        write_json(Cell(task, "contrast", seed).path(tmp_path / "cells"), cell)
+        transfer.write_cell(Cell(task, "contrast", seed), cell, tmp_path / "cells")
     assert transfer.main(["--report", "--results", str(tmp_path)]) == 0
     text = (tmp_path / "transfer.md").read_text()
     assert "`effort`: less is better." in text
@@ -157,7 +156,7 @@ def test_a_trial_of_each_question(question: str, variants: list[str], tmp_path: 
     for variant in variants:
         only = ["--quick", "--only-cell", "tiny", variant, "200"]
         assert transfer.main([str(word) for word in (*places, *only)]) == 0
-    found = read_results(tmp_path / "results" / "cells").finished
+    found = transfer.read_cells(tmp_path / "results" / "cells")
     assert [cell["algorithm"] for cell in found] == variants
     for cell in found:
         assert cell["sampled"] < 0.0

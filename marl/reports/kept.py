@@ -1,0 +1,206 @@
+"""The outcome of a run as one small file, from which tables and pictures are made without the run.
+
+    FOLDER/TASK/GROUP/seed_0.json
+
+holds what the run is called, the settings that its sweep gives it, its seed, what it is measured
+by, where it ended, its curve at about a hundred points, all other metrics at its end, the seconds
+it took, and the commit and the machine. Such a folder can be kept in a repository.
+
+Axes: G points of a curve.
+"""
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from marl.reports.recorded import (
+    FINAL_SHARE,
+    FloatArray,
+    RecordedRun,
+    RunFolderError,
+    RunName,
+    episodes_of,
+    late_mean,
+)
+from marl.utils.files import atomic_write, make_folder, output
+from marl.utils.metrics import TIME_PARTS, read_metrics
+from marl.utils.origin import machine
+from marl.utils.text import one_line
+
+POINTS = 100
+"""Of a curve; more are merged, each tenth of the steps for itself."""
+_VERSION = 1
+_MOST_BYTES = 1_000_000
+_FAULTS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
+"""What a file raises that holds something else."""
+_AT_THE_END = ("evaluation/", "preference/kept_answers", "labeller/")
+"""Metrics whose newest number counts, not their mean."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRun:
+    """A run as its kept file tells it."""
+
+    folder: Path
+    """The file."""
+    named: RunName
+    seed: int
+    settings: Mapping[str, Any]
+    """Those that its sweep gave it, by dotted name; empty where they were not kept."""
+    steps: int
+    total_steps: int
+    final: float
+    """The measure over the last tenth of its steps; NaN where no episode ended there."""
+    metrics: dict[str, npt.NDArray[Any]]
+    """``step``, the measure, and ``return/episodes`` where they are known, (G,) each."""
+    numbers: Mapping[str, float]
+    """All metrics: means over the last tenth, or the newest numbers."""
+    seconds: Mapping[str, float]
+    """That its iterations took: ``total`` and its parts."""
+    commit: str
+    machine: str
+
+    def curve(self, name: str = "return/mean") -> tuple[npt.NDArray[np.int64], FloatArray]:
+        """Return the steps at which a metric is known, and the metric there."""
+        steps = self.metrics["step"]
+        return steps, self.metrics.get(name, np.full(len(steps), np.nan))
+
+
+def kept_path(folder: Path, named: RunName, seed: int) -> Path:
+    """Return where a run's outcome is kept."""
+    both = (named.task, named.group)
+    names = (re.sub(r"[^\w.=+-]+", "_", name).strip("._")[:80] or "_" for name in both)
+    return folder.joinpath(*names, f"seed_{seed}.json")
+
+
+def outcome_of(
+    run: RecordedRun, named: RunName, settings: Mapping[str, Any], commit: str
+) -> dict[str, Any]:
+    """Return what is kept of a finished run, as plain values."""
+    columns = read_metrics(run.folder)
+    steps = columns.pop("step")
+    late = steps > (1.0 - FINAL_SHARE) * run.steps
+    episodes = episodes_of(columns, named.metric, len(steps))
+    numbers = {}
+    for name, values in columns.items():
+        known = np.isfinite(values)
+        if name.startswith(("time/", "memory/")) or name == "steps" or not known.any():
+            continue
+        if name.startswith(_AT_THE_END):
+            numbers[name] = values[known][-1]
+        elif (known & late).any():
+            numbers[name] = values[known & late].mean()
+    seconds = {"total": round(run.seconds, 1)}
+    for part in TIME_PARTS:
+        seconds[part] = round(float(np.nansum(columns.get(f"time/{part}", [0.0]))), 1)
+    return {
+        "kept": _VERSION,
+        "task": named.task,
+        "group": named.group,
+        "seed": run.seed,
+        "metric": named.metric,
+        "final": _short(late_mean(run, named.metric, run.steps)),
+        "steps": run.steps,
+        "total_steps": run.total_steps,
+        "commit": commit,
+        "machine": machine(),
+        "seconds": seconds,
+        "settings": dict(settings),
+        "numbers": {name: _short(value) for name, value in sorted(numbers.items())},
+        "curve": thinned(steps, columns.get(named.metric), episodes, run.steps),
+    }
+
+
+def thinned(
+    steps: npt.NDArray[Any], values: FloatArray | None, episodes: FloatArray, until: int
+) -> list[list[float | None]]:
+    """Return points [step, mean, episodes], at most `POINTS`: means of equal parts of the steps."""
+    if values is None:
+        return []
+    known = np.isfinite(values) & (episodes > 0)
+    steps, values, episodes = steps[known], values[known], episodes[known]
+    part = np.arange(len(steps))
+    if len(steps) > POINTS:
+        part = -(-steps * POINTS // until)
+    points: list[list[float | None]] = []
+    for number in np.unique(part):
+        inside = part == number
+        mean = np.average(values[inside], weights=episodes[inside])
+        points.append([int(steps[inside][-1]), _short(mean), int(episodes[inside].sum())])
+    return points
+
+
+def keep(content: Mapping[str, Any], path: Path) -> None:
+    """Write a run's outcome atomically."""
+    text = json.dumps(content, allow_nan=False, separators=(",", ":"))
+    # One line for each part, so that a difference of two files can be read.
+    parts = re.sub(r',"(?=(final|commit|seconds|settings|numbers|curve)":)', ',\n"', text)
+    with output(path, "choose another --keep"):
+        make_folder(path.parent)
+        atomic_write(path, f"{parts}\n".encode())
+
+
+def find_kept(place: Path) -> list[Path]:
+    """Return the files of kept runs in a folder, of a task's or of a group's, or the one named."""
+    if place.is_file() and place.suffix == ".json":
+        return [place]
+    patterns = ("seed_*.json", "*/seed_*.json", "*/*/seed_*.json")
+    return sorted(path for pattern in patterns for path in place.glob(pattern) if path.is_file())
+
+
+def read_kept(path: Path) -> KeptRun:
+    """Return a kept run; `RunFolderError` if the file is none."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError("it is too long")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["kept"] != _VERSION:
+            raise ValueError("it is of another version")
+        named = RunName(**{key: _text(content[key]) for key in ("task", "group", "metric")})
+        points = [[float(value) for value in point] for point in content["curve"]]
+        columns = list(zip(*points, strict=True)) or [(), ()]
+        metrics = {
+            "step": np.array(columns[0], np.int64),
+            named.metric: np.array(columns[1], np.float64),
+        }
+        if len(columns) > 2:
+            metrics["return/episodes"] = np.array(columns[2], np.float64)
+        final = content["final"]
+        if not isinstance(content["settings"], dict):
+            raise TypeError("its settings are no table")
+        return KeptRun(
+            folder=path,
+            named=named,
+            seed=int(content["seed"]),
+            settings=content["settings"],
+            steps=int(content["steps"]),
+            total_steps=int(content["total_steps"]),
+            final=math.nan if final is None else float(final),
+            metrics=metrics,
+            numbers={str(k): float(v) for k, v in content["numbers"].items()},
+            seconds={str(k): float(v) for k, v in content["seconds"].items()},
+            commit=one_line(_text(content["commit"])),
+            machine=one_line(_text(content["machine"]), 200),
+        )
+    except OSError as error:
+        raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from error
+    except _FAULTS as error:
+        raise RunFolderError(f"{path} holds no kept run: {one_line(str(error), 200)}") from None
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"got {value!r}, expected a text")
+    return value
+
+
+def _short(value: float) -> float | None:
+    """Return a number with six digits; None for none, which JSON has not."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,145 @@
+"""Outcomes that are kept of runs: what they hold, and comparisons made of them alone."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from marl import UserError
+from marl.reports.comparison import seed_of, tasks_of
+from marl.reports.comparison_files import page
+from marl.reports.kept import find_kept, keep, kept_path, outcome_of, read_kept, thinned
+from marl.reports.recorded import RunName, read_run
+from tests.command_line import run
+from tests.unit.test_comparison import COLUMNS, finished, line
+
+NAME = RunName(task="toy", group="imap")
+
+
+def kept(folder: Path, group: str, seed: int, end: float, metric: str = "return/mean") -> Path:
+    """Keep a run that ends at `end`; return the file."""
+    made = finished(folder / "runs" / f"{group}_{seed}", line(end), seed=seed)
+    named = RunName(task="toy", group=group, metric=metric)
+    path = kept_path(folder / "kept", named, seed)
+    keep(outcome_of(read_run(made, COLUMNS), named, {"learner.epochs": 3}, "abc1234"), path)
+    return path
+
+
+def test_a_kept_run_is_compared_as_the_run_is(tmp_path: Path) -> None:
+    path = kept(tmp_path, "imap", 4, 9.0)
+    assert path == tmp_path / "kept" / "toy" / "imap" / "seed_4.json"
+    again = read_kept(path)
+    assert (again.named, again.seed, again.commit) == (NAME, 4, "abc1234")
+    assert (again.steps, again.total_steps) == (2000, 2000)
+    assert again.settings == {"learner.epochs": 3}
+    original = read_run(tmp_path / "runs" / "imap_4", COLUMNS)
+    first, second = (seed_of(one, "return/mean", 2000) for one in (original, again))
+    assert first is not None
+    assert second is not None
+    assert (first.number, first.final) == (second.number, second.final)
+    np.testing.assert_allclose(first.values, second.values, rtol=1e-5)
+    # No longer up to its end: the last tenth of 1,000 steps is the row at 1,000, 9 times 9/18.
+    part = seed_of(again, "return/mean", 1000)
+    assert part is not None
+    assert part.final == 4.5
+    assert seed_of(again, "episode/won", 2000) is None
+
+
+def test_metrics_at_the_end_and_seconds(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run", [], total_steps=1000)
+    head = "step,return/mean,return/episodes,evaluation/greedy,preference/accuracy,"
+    head += "preference/kept_answers,time/steps_per_second,time/reward\n"
+    rows = [
+        "500,1.0,1,,0.1,10,100.0,2.0",
+        "950,2.0,1,,0.5,20,100.0,1.5",
+        "1000,6.0,3,7.0,0.7,30,50.0,",
+    ]
+    (folder / "metrics.csv").write_text(head + "\n".join(rows) + "\n")
+    outcome = outcome_of(read_run(folder, COLUMNS), NAME, {}, "abc")
+    assert outcome["final"] == 5.0  # one episode of 2 and three of 6
+    assert outcome["numbers"]["preference/accuracy"] == 0.6  # of the last tenth
+    assert outcome["numbers"]["preference/kept_answers"] == 30.0
+    assert outcome["numbers"]["evaluation/greedy"] == 7.0
+    assert not any(name.startswith("time/") for name in outcome["numbers"])
+    # 500 and 450 steps at 100 a second, 50 at 50.
+    assert outcome["seconds"]["total"] == 10.5
+    assert outcome["seconds"]["reward"] == 3.5
+    assert outcome["curve"] == [[500, 1.0, 1], [950, 2.0, 1], [1000, 6.0, 3]]
+
+
+def test_long_curves_are_thinned_and_end_as_before() -> None:
+    rng = np.random.default_rng(0)
+    steps, episodes = np.arange(1, 1001) * 30, rng.integers(0, 4, 1000)
+    values = np.where(episodes > 0, rng.normal(size=1000), np.nan)
+    points = np.array(thinned(steps, values, episodes.astype(float), 30_000))
+    assert len(points) == 100
+    assert points[-1, 0] <= 30_000
+    assert points[:, 2].sum() == episodes.sum()
+    late = points[:, 0] > 27_000
+    known = (steps > 27_000) & (episodes > 0)
+    exact = np.average(values[known], weights=episodes[known])
+    assert np.average(points[late, 1], weights=points[late, 2]) == pytest.approx(exact, rel=1e-4)
+
+
+def test_the_page_of_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in range(3):
+        kept(tmp_path, "imap", seed, 9.0 + seed)
+        kept(tmp_path, "sparse", seed, 2.0 + seed)
+    kept(tmp_path, "new", 0, 1.0)
+    assert run("compare", tmp_path / "kept", "--against", "imap") == 0
+    shown = (tmp_path / "kept" / "comparison.md").read_text()
+    assert shown in capsys.readouterr().out
+    assert "| imap | 0, 1, 2 | 10.00 [9.00, 11.00] |" in shown
+    assert "| toy | ? | above |" in shown or "| toy | above | ? |" in shown
+    assert "probability of improvement" in shown
+    assert "0: 9.00; 1: 10.00; 2: 11.00" in shown
+    assert "- commit: abc1234 (7 runs)" in shown
+    assert (tmp_path / "kept" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_each_task_is_compared_by_its_own_metric(tmp_path: Path) -> None:
+    folder = finished(tmp_path / "run", [], total_steps=1000)
+    text = "step,return/mean,return/episodes,episode/won\n900,5.0,1,0.25\n1000,6.0,1,0.5\n"
+    (folder / "metrics.csv").write_text(text)
+    columns = (*COLUMNS, "episode/won")
+    for task, metric in (("a", "return/mean"), ("b", "episode/won")):
+        named = RunName(task=task, group="imap", metric=metric)
+        outcome = outcome_of(read_run(folder, columns), named, {}, "abc")
+        keep(outcome, kept_path(tmp_path / "kept", named, 0))
+    tasks, notes = tasks_of([read_kept(path) for path in find_kept(tmp_path / "kept")])
+    assert [(task.name, task.measure) for task in tasks] == [("a", "return"), ("b", "win rate")]
+    assert [task.groups["imap"][0].final for task in tasks] == [6.0, 0.5]
+    assert notes == []
+    assert "| b | 0.50 |" in page(tasks, None, [], "")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"kept": 2},
+        {"task": 5},
+        {"curve": [[1, 2], [3]]},
+        {"curve": "x"},
+        {"numbers": []},
+        {"settings": []},
+        {"seconds": {"total": "long"}},
+        {"steps": None},
+        {"seed": 1e400},
+    ],
+)
+def test_what_is_no_kept_run_is_told(change: dict[str, object], tmp_path: Path) -> None:
+    path = kept(tmp_path, "imap", 0, 1.0)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match="holds no kept run"):
+        read_kept(path)
+
+
+def test_names_are_no_paths_and_pipes_are_not_waited_for(tmp_path: Path) -> None:
+    named = RunName(task="../../my.env:E", group="/etc/x")
+    assert kept_path(tmp_path, named, 0) == tmp_path / "my.env_E" / "etc_x" / "seed_0.json"
+    folder = tmp_path / "a" / "b"
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / "seed_0.json")
+    assert find_kept(tmp_path) == []
