@@ -85,3 +85,13 @@ def compiled_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         compilation_cache.reset_cache()  # it reads them at its first use only
         if values is settings:
             yield
+
+
+@pytest.fixture
+def compiled_quickly() -> Iterator[None]:
+    """JAX compiles without most optimizations, in about two thirds of the time: for tests of what
+    is computed in few steps."""
+    jax = pytest.importorskip("jax", reason="needs the extra smax")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -7,6 +7,8 @@ from envs import EnvError, VecEnv, check_env, make_env
 
 pytest.importorskip("jumanji", reason="the extra jumanji is not installed")
 
+pytestmark = pytest.mark.usefixtures("compiled_quickly")
+
 
 @pytest.fixture(scope="module")
 def foraging() -> VecEnv:

@@ -38,7 +38,7 @@ SMALL: dict[str, Any] = {
     "learner.rollout_steps": 10,
     "learner.minibatches": 2,
     "learner.epochs": 2,
-    "total_steps": 120,
+    "total_steps": 80,
     "checkpoint_every": 40,
     "preferences.replay_steps": 400,
     "reward.gradient_steps": 2,
@@ -112,7 +112,7 @@ def test_pictures_take_a_quarter_of_the_memory_of_numbers() -> None:
 def test_every_kind_of_network_reads_them(overrides: dict[str, Any]) -> None:
     overrides = {name: value for name, value in overrides.items() if value is not None}
     metrics = trained(**overrides)
-    assert metrics[-1]["steps"] == 120
+    assert metrics[-1]["steps"] == 80
 
 
 @pytest.mark.parametrize("algorithm", ["arel", "stas", "tar2", "rudder"])

@@ -154,6 +154,17 @@ def test_facts_of_a_start(small: Smax) -> None:
     np.testing.assert_array_equal(small.reset(0).facts, [[0.0, 3.0, 3.0, 1.0, 1.0]] * NUM_ENVS)
 
 
+def test_it_tells_which_features_are_whose(small: Smax) -> None:
+    allies, enemies = small.spec.entities
+    assert make_env("smax/3m", 2).spec.entities == (allies, enemies)
+    assert (allies.count, enemies.count, allies.size) == (2, 3, enemies.size)
+    assert enemies.first_action + enemies.count == small.spec.action_size
+    assert enemies.first + enemies.count * enemies.size < small.spec.obs_size
+    # Nobody sees an enemy from the start; each has its own health, 1, behind the lists.
+    obs = small.reset(0).obs
+    assert (obs[..., enemies.first + enemies.count * enemies.size] == 1.0).all()
+
+
 def test_make_env_pays_a_battle_at_its_end() -> None:
     env = make_env("smax/3m", NUM_ENVS, max_steps=60)
     assert isinstance(env, HasHiddenRewards)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 import marl
-from envs import EntityList, EnvSpec, make_env
+from envs import EntityList, EnvSpec
 from envs.validation import Problems, check_layout
 from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.learners.actors import make_actor
@@ -156,19 +156,6 @@ def test_a_task_without_lists_says_so() -> None:
     config = small(**{"network.encoder": "entities", "algorithm": "sparse"})
     with pytest.raises(ConfigError, match="particles/nav_3 tells of none"):
         list(marl.train(config))
-
-
-@pytest.mark.usefixtures("compiled_once")
-def test_smax_tells_which_features_are_whose() -> None:
-    pytest.importorskip("jaxmarl", reason="needs the extra smax")
-    env = make_env("smax/3m", 2)
-    allies, enemies = env.spec.entities
-    assert (allies.count, enemies.count, allies.size) == (2, 3, enemies.size)
-    assert enemies.first_action + enemies.count == env.spec.action_size
-    assert enemies.first + enemies.count * enemies.size < env.spec.obs_size
-    # Nobody sees an enemy from the start; each has its own health, 1, behind the lists.
-    obs = env.reset(0).obs
-    assert (obs[..., enemies.first + enemies.count * enemies.size] == 1.0).all()
 
 
 @pytest.mark.parametrize(
