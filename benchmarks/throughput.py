@@ -27,8 +27,9 @@ BENCHMARL = {
 """What is measured as the fastest of which samplings."""
 SB3 = "Stable-Baselines3 PPO, one agent"
 _LOOP = """
-import json, sys, time, torch
+import json, sys, time
 from marl import Trainer, load_config
+import torch
 torch.set_num_threads(1)
 algorithm, num_envs, steps, threads = sys.argv[1], *map(int, sys.argv[2:])
 overrides = {"algorithm": algorithm, "env.num_envs": num_envs, "threads": threads}

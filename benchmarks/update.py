@@ -30,8 +30,9 @@ CASES: dict[str, tuple[str | None, dict[str, object]]] = {
 }
 PARTS = ("physics", "inference", "reward", "policy")
 _LOOP = """
-import json, sys, time, torch
+import json, sys, time
 from marl import Trainer, load_config
+import torch
 torch.set_num_threads(1)
 trainer = Trainer(load_config(*json.loads(sys.argv[1])))
 metrics = {}

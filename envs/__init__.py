@@ -65,6 +65,7 @@ def lazy_attributes(package: str, homes: Mapping[str, str]) -> Callable[[str], A
     return get
 
 
+importlib.import_module("envs.processor")  # before NumPy is loaded, which reads what it sets
 __getattr__ = lazy_attributes(
     __name__,
     {

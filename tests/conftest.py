@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from envs.processor import PREFERS_NUMPY  # isort: skip  # before PyTorch loads NumPy
 import pytest
 import torch
 from jaxtyping import install_import_hook
@@ -21,6 +22,7 @@ TENSOR_MODULES = [
     "marl.learners.mappo",
     "marl.nn.gru",
     "marl.nn.gru_passes",
+    "marl.nn.kernels",
     "marl.nn.layers",
     "marl.nn.mlp",
     "marl.nn.normalisation",
@@ -34,6 +36,11 @@ torch.set_num_threads(1)
 
 PASSED = os.environ.get("MARL_PASSED_TESTS", "")
 """A file of tests that have passed, which are not run again; those that pass are added."""
+
+
+def pytest_report_header() -> str:
+    """Say which library multiplies small matrices here; `tests/unit/test_kernels.py` tests both."""
+    return f"products of matrices: {'NumPy' if PREFERS_NUMPY else 'PyTorch'}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from marl.nn.gru import AgentGRU, RecurrentBody
-from marl.nn.layers import tanh_
+from marl.nn.kernels import add_product, affine, product, tanh_
 from marl.nn.mlp import ExplicitMLP, LayerPasses, has_explicit_passes, linear_layers
 
 _sigmoid_backward = torch.ops.aten.sigmoid_backward.grad_input
@@ -73,9 +73,9 @@ class ExplicitGRU:
         for t in range(steps):
             m = torch.mul(h, self._keep[t], out=before[t])
             gates, n = u[t].split((2 * size, size), dim=-1)
-            gates.addmm_(m, of_gates).sigmoid_()
+            add_product(gates, m, of_gates).sigmoid_()
             r, z = gates.split(size, dim=-1)
-            a = torch.addmm(bias[2 * size :], m, of_new, out=from_hidden[t])
+            a = affine(bias[2 * size :], m, of_new, out=from_hidden[t])
             tanh_(n.addcmul_(r, a))
             h = torch.lerp(n, m, z, out=after[t])
         return self._behind.forward(after.flatten(0, 1)).view(*x.shape[:-1], -1)
@@ -103,7 +103,7 @@ class ExplicitGRU:
             _sigmoid_backward(d_gates, gates, grad_input=d_gates)
             d_a = torch.mul(d_n, r, out=a)
             if t > 0:
-                by_m.addmm_(d_gates, of_gates).addmm_(d_a, of_new)
+                add_product(add_product(by_m, d_gates, of_gates), d_a, of_new)
                 by_h[t - 1].addcmul_(by_m, self._keep[t])
         self._set_gradients_of_unit(before.flatten(0, 1), by_u.flatten(0, 1), from_hidden)
         gates_layer = [x.grad[0] for x in (gru.weight_input, gru.bias_input) if x.grad is not None]
@@ -122,8 +122,8 @@ class ExplicitGRU:
         assert weight is not None
         assert bias is not None
         of_gates, of_new = weight[0].split((2 * size, size))
-        torch.mm(m.t(), by_u[:, : 2 * size], out=of_gates.t())
-        torch.mm(m.t(), by_a.flatten(0, 1), out=of_new.t())
+        product(m.t(), by_u[:, : 2 * size], out=of_gates.t())
+        product(m.t(), by_a.flatten(0, 1), out=of_new.t())
         torch.sum(by_a.flatten(0, 1), 0, out=bias[0, 2 * size :])
 
     def _views(self, steps: int, rows: int, size: int) -> list[Tensor]:

@@ -73,7 +73,7 @@ def correlation(x: Tensor, y: Tensor, present: Tensor | None = None) -> Tensor:
 
 
 class _Tanh(torch.autograd.Function):
-    """`tanh_` of a copy, with its derivative 1 - y^2."""
+    """tanh with its derivative 1 - y^2."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -87,17 +87,13 @@ class _Tanh(torch.autograd.Function):
         return torch.ops.aten.tanh_backward(grads[0], y)
 
 
-def tanh_(x: Tensor) -> Tensor:
-    """Replace x by its tanh, computed as 2 sigmoid(2x) - 1 (error 2e-7).
+def _tanh(x: Tensor) -> Tensor:
+    """Return tanh x, computed as 2 sigmoid(2x) - 1 (error 2e-7).
 
     PyTorch takes its own tanh from MKL, whose numbers and speed depend on the maker of the
     processor: on AMD's the sigmoid is 2 to 5 times as fast (`benchmarks/tanh.py`), on Intel's a
     third slower. One form for all gives both the same numbers.
     """
-    return x.mul_(2.0).sigmoid_().mul_(2.0).sub_(1.0)
-
-
-def _tanh(x: Tensor) -> Tensor:
     return torch.sigmoid(x + x).mul_(2.0).sub_(1.0)
 
 

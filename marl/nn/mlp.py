@@ -32,7 +32,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from marl.nn.layers import AgentLinear, Tanh, tanh_
+from marl.nn.kernels import affine, new_product, product, tanh_
+from marl.nn.layers import AgentLinear, Tanh
 
 MAX_ROWS = 4096
 """Rows of a pass that nothing is learned from: so many at a time stay in the processor's cache."""
@@ -69,7 +70,7 @@ class LayerPasses:
         h, *outputs = (buffer[:rows] for buffer in self._outputs)
         self._first_layer(x, team, out=h)
         for layer, out in zip(self.layers[1:], outputs, strict=True):
-            h = torch.addmm(layer.bias, tanh_(h), layer.weight.t(), out=out)
+            h = affine(layer.bias, tanh_(h), layer.weight.t(), out=out)
         return h.view(*x.shape[:-1], -1)
 
     @torch.no_grad()
@@ -93,27 +94,25 @@ class LayerPasses:
         outputs = [buffer[:rows] for buffer in self._gradients]
         for index in range(len(self.layers) - 1, 0, -1):
             h = below[index - 1]
-            torch.mm(h.t(), g, out=weights[index].t())
+            product(h.t(), g, out=weights[index].t())
             torch.sum(g, 0, out=biases[index])
-            g = torch.mm(g, self.layers[index].weight, out=outputs[index - 1])
+            g = product(g, self.layers[index].weight, out=outputs[index - 1])
             torch.ops.aten.tanh_backward.grad_input(g, h, grad_input=g)
         self._first_layer_backward(g, weights[0], biases[0])
         if into_inputs is not None:
-            torch.mm(g, self.layers[0].weight, out=into_inputs)
+            product(g, self.layers[0].weight, out=into_inputs)
 
     def _first_layer(self, x: Tensor, team: Tensor | None, out: Tensor) -> None:
         """Write z_1."""
         layer, rows = self.layers[0], x.flatten(0, -2)
         if not _knows_agents(layer):
-            torch.addmm(layer.bias, rows, layer.weight.t(), out=out)
+            affine(layer.bias, rows, layer.weight.t(), out=out)
             return
         own, ids, of_team = layer.columns(x.shape[-1], x.shape[-2])
-        by_agent, biases = out.view(*x.shape[:-1], -1), ids.t().contiguous().add_(layer.bias)
-        if team is None:
-            by_agent.copy_(biases)
-        else:
-            torch.add((team @ of_team.t()).unsqueeze(1), biases, out=by_agent)
-        out.addmm_(rows, own.t())
+        by_agent = product(rows, own.t(), out=out).view(*x.shape[:-1], -1)
+        if team is not None:
+            by_agent.add_(new_product(team, of_team.t()).unsqueeze(1))
+        by_agent.add_(ids.t().contiguous().add_(layer.bias))
 
     def _first_layer_backward(self, g: Tensor, weight: Tensor, bias: Tensor) -> None:
         """Write the gradients of the first layer, given that of z_1."""
@@ -121,16 +120,16 @@ class LayerPasses:
         x, team = self._inputs
         layer, rows = self.layers[0], x.flatten(0, -2)
         if not _knows_agents(layer):
-            torch.mm(rows.t(), g, out=weight.t())
+            product(rows.t(), g, out=weight.t())
             torch.sum(g, 0, out=bias)
             return
         by_agent = g.view(*x.shape[:-1], -1)
         of_ids = by_agent.sum(dim=0)
         torch.sum(of_ids, 0, out=bias)
-        before, behind = (rows.t() @ g).tensor_split((layer.ids_at,))
+        before, behind = new_product(rows.t(), g).tensor_split((layer.ids_at,))
         columns = [before, of_ids, behind]
         if team is not None:
-            columns.append(team.t() @ by_agent.sum(dim=1))
+            columns.append(new_product(team.t(), by_agent.sum(dim=1)))
         weight.copy_(torch.cat(columns).t())
 
     def _reserve(self, rows: int, like: Tensor) -> None:
