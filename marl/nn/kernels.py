@@ -18,8 +18,8 @@ from envs.processor import PREFERS_NUMPY
 
 def _has_openblas() -> bool:
     """Return whether OpenBLAS is what NumPy was built with."""
-    built = np.show_config("dicts")["Build Dependencies"]
-    return "openblas" in built["blas"]["name"]
+    built = np.show_config("dicts").get("Build Dependencies", {})
+    return "openblas" in built.get("blas", {}).get("name", "")
 
 
 BY_NUMPY = PREFERS_NUMPY and _has_openblas()
