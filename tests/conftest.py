@@ -4,10 +4,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from envs.processor import PREFERS_NUMPY  # isort: skip  # before PyTorch loads NumPy
 import pytest
 import torch
 from jaxtyping import install_import_hook
+
+from envs.processor import PREFERS_NUMPY
 
 TENSOR_MODULES = [
     "marl.data.replay",
