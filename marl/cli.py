@@ -13,6 +13,7 @@ from marl.commands.parsing import COMMANDS, GROUPS, parse
 from marl.utils.launch import before_joining
 from marl.utils.plugins import grant
 from marl.utils.text import LiteralConsole, accept_any_encoding, printable, reader_has_gone
+from marl.zoo import missing
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -46,8 +47,10 @@ def _status(arguments: list[str]) -> int:
         return 0
     if arguments[0] not in COMMANDS and not arguments[0].startswith("--tyro-"):
         near = difflib.get_close_matches(arguments[0], COMMANDS, n=1)
-        hint = f"; did you mean `marl {near[0]}`?" if near else ""
-        print(f"marl: no command {arguments[0]!r}{hint}\n\n{_overview()}", file=sys.stderr)
+        more = (
+            f"; did you mean `marl {near[0]}`? `marl` lists all" if near else f"\n\n{_overview()}"
+        )
+        print(f"marl: no command {arguments[0]!r}{more}", file=sys.stderr)
         return 2
     try:
         with before_joining():
@@ -62,6 +65,8 @@ def _status(arguments: list[str]) -> int:
     except BrokenPipeError:
         raise
     except (UserError, EnvError, OSError) as error:
+        for hint in {missing(word) for word in arguments[1:]} - {"", str(error)}:
+            error.add_note(hint)
         _complain(error)
         return 1
 

@@ -63,19 +63,31 @@ GROUPS: dict[str, dict[str, type[Command]]] = {
 COMMANDS = {name: kind for group in GROUPS.values() for name, kind in group.items()}
 
 OTHER_WORDS = {
+    "algo": "algorithm",
     "batch-size": "minibatches",
     "clip-range": "clip-coef",
+    "cuda": "device",
     "ent-coef": "entropy-coef",
+    "env": "env.name",
+    "env-id": "env.name",
+    "env-name": "env.name",
+    "environment": "env.name",
+    "gpu": "device",
+    "log-dir": "run-dir",
     "n-envs": "num-envs",
     "n-steps": "rollout-steps",
     "n-epochs": "epochs",
+    "num-env-steps": "total-steps",
     "num-minibatches": "minibatches",
     "num-steps": "rollout-steps",
+    "output-dir": "run-dir",
     "ppo-epochs": "epochs",
+    "save-dir": "run-dir",
+    "steps": "total-steps",
     "timesteps": "total-steps",
     "total-timesteps": "total-steps",
 }
-"""Names that other libraries have for our settings."""
+"""Names that other libraries have for our settings, each by its last word or by its whole flag."""
 
 
 def parse(arguments: Sequence[str]) -> Command:
@@ -193,6 +205,8 @@ def near_flags(flag: str, kind: type) -> list[str]:
     section, _, name = flag.replace("_", "-").removeprefix("--").rpartition(".")
     name = name.removeprefix("no-")
     name = OTHER_WORDS.get(name, name)
+    if f"--{name}" in flags:
+        return [f"--{name}"]
     spelt = get_close_matches(name, [_last(one) for one in flags], n=1)
     rules: list[Callable[[str], bool]] = [
         lambda last: last == name,

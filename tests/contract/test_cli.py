@@ -41,7 +41,6 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["trian"], 2, "did you mean `marl train`"),
         (["train", "--algorithm=imapp"], 2, "did you mean 'imap'?"),
         (["train", "--algorithm=mappo"], 2, '"sparse" is plain MAPPO'),
         (["train", "--learner.gama=1"], 2, "did you mean --learner.gamma?"),
@@ -50,6 +49,9 @@ def test_flags_override_the_file(tmp_path: Path) -> None:
         (["train", "--learner.ent-coef=1"], 2, "did you mean --learner.entropy-coef?"),
         (["train", "--learner.no-aneal"], 2, "did you mean --learner.anneal?"),
         (["train", "--total-timesteps=1"], 2, "did you mean --total-steps?"),
+        (["train", "--env", "nav_6"], 2, "no option --env; did you mean --env.name?"),
+        (["trian"], 2, "did you mean `marl train`? `marl` lists all"),
+        (["watch", "zoo/nav_6"], 1, "zoo/nav_6 is not made yet: marl zoo nav_6"),
         (["train", "--seed=1.5"], 2, "got '1.5', expected a whole number such as 64 or 1e6"),
         (["train", "--env.options", "workers"], 2, "expected a value after every key"),
         (["train", "nowhere"], 2, "'nowhere' is one argument too many"),
