@@ -25,7 +25,7 @@ def test_a_team_and_a_dataset(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    short = zoo.TEAMS["local_credit"].changes | {"total_steps": 12_000}
+    short = zoo.TEAMS["local_credit"].changes | {"total_steps": 8_000}
     team = replace(zoo.TEAMS["local_credit"], changes=short)
     monkeypatch.setitem(zoo.TEAMS, "local_credit", team)
     monkeypatch.setitem(zoo.DATASETS, "few", zoo.Pairs(team="local_credit", pairs=20))
