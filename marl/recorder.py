@@ -217,13 +217,15 @@ def _has_diverged(trainer: Trainer, error: Exception) -> bool:
 
 def _finish(folder: Path, trainer: Trainer, writer: MetricWriter) -> None:
     """Close the metrics and draw them; a failure here is a warning and hides no other error."""
-    from marl.reports.plots import plot_run  # a second of imports, which the end can wait
+    from marl.reports.comparison_files import known_ends  # a second of imports, which can wait
+    from marl.reports.plots import plot_run  # as above
 
     try:
         writer.close()
         if trainer.iteration:
             config = trainer.config
             heading = f"{config.env.name}, {config.algorithm}, seed {config.seed}"
-            plot_run(folder, trainer.env.spec.successes, heading)
+            ends = known_ends(folder.parent, config.env.name)
+            plot_run(folder, trainer.env.spec.successes, heading, ends)
     except (OSError, UserError) as error:
         warnings.warn(f"the run is recorded, but its curve is not drawn: {error}", stacklevel=2)

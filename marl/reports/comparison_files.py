@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from marl.reports.comparison import (
+    LONGEST_NAME,
     MEASURED_TOO,
     ComparisonError,
     Row,
@@ -26,6 +27,7 @@ from marl.reports.comparison import (
     final_of,
     improvements,
     markdown,
+    measured,
     rows_of,
     tasks_of,
     text,
@@ -55,6 +57,8 @@ _COLOURS = {
 _OTHERS = ("#7b5ea7", "#00a6a6", "#b5651d", "#c77dff", "#555b6e", *_COLOURS.values())
 _DASHES = {"dense": (0, (5, 2)), "sparse": (0, (1, 1.5))}
 _POINTS, _COLUMNS, _MOST = 100, 3, 10
+_MOST_ENDS, _LARGEST_TABLE = 6, 2**20
+RETURN = "return/mean"
 
 
 def write_comparison(
@@ -235,6 +239,7 @@ CSV_COLUMNS = (
     "group",
     "seeds",
     "steps",
+    "measure",
     "final_iqm",
     "final_low",
     "final_high",
@@ -263,12 +268,33 @@ def csv_rows(tasks: Sequence[TaskResults], level: float | None) -> list[list[obj
                     row.group,
                     " ".join(map(str, row.seeds)),
                     task.until,
+                    task.measure,
                     *(n if math.isfinite(n) else "" for n in numbers),
                     " ".join(map(repr, row.finals)),
                     *(row.numbers.get(name, "") for name in MEASURED_TOO),
                 ]
             )
     return rows
+
+
+def known_ends(folder: Path, environment: str) -> dict[str, float]:
+    """Return the returns at which groups end in an environment, by ``comparison.csv`` of a folder.
+
+    The highest ones, highest first; none where there is no such table of returns.
+    """
+    path = folder / "comparison.csv"
+    if not path.is_file() or path.stat().st_size > _LARGEST_TABLE:
+        return {}
+    ends: dict[str, float] = {}
+    try:
+        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+            is_ours = (row["environment"], row["measure"]) == (environment, measured(RETURN))
+            if is_ours and row["final_iqm"]:
+                ends[one_line(row["group"], LONGEST_NAME)] = float(row["final_iqm"])
+    except (OSError, UnicodeDecodeError, csv.Error, KeyError, TypeError, ValueError):
+        return {}  # it is no table of ours
+    finite = [(name, end) for name, end in ends.items() if math.isfinite(end)]
+    return dict(sorted(finite, key=lambda item: -item[1])[:_MOST_ENDS])
 
 
 def draw_tasks(

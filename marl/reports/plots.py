@@ -3,7 +3,7 @@ a fitted reward model; ``steering.png``: one of a team that is steered while it 
 """
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,12 +41,17 @@ _LEAST_LABELLED_SHARE = 0.05
 _COLOURS = ("#3d85b0", "#e07a5f", "#81b29a", "#e9b44c", "#a99fb0")
 
 
-def plot_run(folder: Path, successes: Sequence[str] = (), heading: str = "") -> Path:
+def plot_run(
+    folder: Path,
+    successes: Sequence[str] = (),
+    heading: str = "",
+    baselines: Mapping[str, float] | None = None,
+) -> Path:
     """Return the path of ``curve.png``: return, preference accuracy, losses and time by step.
 
     `heading` says what was trained. `successes` are the facts whose means are success rates; they
     get a panel too. A panel whose metrics the run did not record is left out; the return is always
-    there.
+    there, with the returns of `baselines` as dotted lines.
     """
     metrics = read_metrics(folder)
     panels = [draw for needs, draw in _SMALL_PANELS if any(_has(metrics, name) for name in needs)]
@@ -56,7 +61,10 @@ def plot_run(folder: Path, successes: Sequence[str] = (), heading: str = "") -> 
     if heading:
         figure.suptitle(literal(heading), x=0.01, ha="left", color=INK, fontsize=13)
     grid = figure.add_gridspec(2, max(len(panels), 1), height_ratios=(1.7, 1 if panels else 0.001))
-    _draw_return(_over_steps(figure.add_subplot(grid[0, :])), metrics)
+    above = _over_steps(figure.add_subplot(grid[0, :]))
+    _draw_return(above, metrics)
+    for name, value in (baselines or {}).items():
+        _draw_baseline(above, name, value)
     for column, draw in enumerate(panels):
         draw(_over_steps(figure.add_subplot(grid[1, column])), metrics)
     return saved(figure, folder / "curve.png")
@@ -185,6 +193,21 @@ def _draw_return(axes: Axes, metrics: Metrics) -> None:
         color=_COLOURS[0],
         fontweight="bold",
         va="center",
+    )
+
+
+def _draw_baseline(axes: Axes, name: str, value: float) -> None:
+    """Draw what others reach in the end as a dotted line."""
+    axes.axhline(value, color=INK, linewidth=1, linestyle=":")
+    axes.annotate(
+        literal(f"{name} {value:,.4g}"),
+        (0.995, value),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 2),
+        textcoords="offset points",
+        color=INK,
+        fontsize=8,
+        ha="right",
     )
 
 

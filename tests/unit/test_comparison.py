@@ -17,6 +17,7 @@ from marl.reports.comparison import (
     steps_to,
     tasks_of,
 )
+from marl.reports.comparison_files import known_ends
 from marl.reports.recorded import read_run
 from tests.command_line import run
 
@@ -162,6 +163,26 @@ def test_the_page_the_table_and_the_picture(
     assert [float(rows[0][key]) for key in ("final_iqm", "final_low", "level")] == [10.0, 9.0, 8.0]
     assert rows[0]["finals"] == "9.0 10.0 11.0"
     assert (rows[1]["median_steps_to_level"], rows[1]["seeds_at_level"]) == ("", "0")
+    assert known_ends(tmp_path / "runs", "particles/nav_3") == {"imap": 10.0, "sparse": 3.0}
+    assert known_ends(tmp_path / "runs", "particles/nav_6") == {}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"environment,group\nparticles/nav_3,imap\n",
+        b"environment,group,measure,final_iqm\nparticles/nav_3,imap,return,much\n",
+        b"environment,group,measure,final_iqm\nparticles/nav_3,imap,win rate,1.0\n",
+        b"environment,group,measure,final_iqm\nparticles/nav_3,imap,return,inf\n",
+        b"environment,group,measure,final_iqm\nparticles/nav_3,imap,return\n",
+        b"\xff\xfe\x00",
+    ],
+)
+def test_what_is_no_table_of_returns_tells_no_ends(content: bytes, tmp_path: Path) -> None:
+    assert known_ends(tmp_path, "particles/nav_3") == {}
+    (tmp_path / "comparison.csv").write_bytes(content)
+    assert known_ends(tmp_path, "particles/nav_3") == {}
 
 
 def test_environments_are_apart_and_together(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from marl.reports.plots import plot_run
 from marl.reports.recorded import running_mean
@@ -158,6 +159,18 @@ def test_a_picture_is_drawn_whatever_was_recorded(
     assert path == tmp_path / "curve.png"
     assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_what_others_reach_is_a_dotted_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("marl.reports.plots.saved", lambda figure, path: figures.append(figure))
+    write(tmp_path, [(s, {"return/mean": 1.0}) for s in (1, 2)])
+    plot_run(tmp_path, baselines={"sparse": 3.5})
+    above = figures[0].axes[0]
+    assert "sparse 3.5" in [text.get_text() for text in above.texts]
+    assert above.get_ylim()[1] > 3.5
 
 
 def test_success_rates_get_a_panel_of_their_own(
