@@ -24,7 +24,7 @@ from marl.reports.estimates import (
     estimate,
     improvement,
 )
-from marl.reports.kept import KeptRun
+from marl.reports.kept import SUMMED, KeptRun
 from marl.reports.recorded import RecordedRun, late_mean, smoothed
 from marl.utils.text import one_line
 
@@ -43,11 +43,11 @@ MEASURED_TOO = {
     "preference/accuracy": "accuracy",
     "preference/held_out_loss": "held-out loss",
     "reward/gradient_steps": "gradient steps",
-    "preference/kept_answers": "labels",
+    "preference/asked": "labels asked",
     "time/total": "seconds",
 }
 """Metrics that stand in a table of their own, where runs have them: their newest numbers, but means
-over the last tenth of the steps of those in `_MEANS`."""
+over the last tenth of the steps of those in `_MEANS`, and sums of those in `SUMMED`."""
 _MEANS = (
     "benchmark/reward_correlation",
     "preference/accuracy",
@@ -234,7 +234,8 @@ def _numbers(run: Run, until: int) -> dict[str, float]:
         steps, values = run.curve(name)
         late = steps > (0.9 * until if name in _MEANS else 0)
         if (inside := values[late & (steps <= until)]).size:
-            found[name] = float(inside.mean() if name in _MEANS else inside[-1])
+            whole = inside.mean() if name in _MEANS else inside[-1]
+            found[name] = float(inside.sum() if name in SUMMED else whole)
     return found
 
 

@@ -40,6 +40,8 @@ _VERSION = 1
 _MOST_BYTES = 1_000_000
 _FAULTS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 """What a file raises that holds something else."""
+SUMMED = ("preference/asked", "preference/answered")
+"""Metrics that are counts of an iteration, and count over the whole run."""
 _AT_THE_END = ("evaluation/", "preference/kept_answers", "labeller/")
 """Metrics whose newest number counts, not their mean."""
 
@@ -61,7 +63,7 @@ class KeptRun:
     metrics: dict[str, npt.NDArray[Any]]
     """``step``, the measure, and ``return/episodes`` where they are known, (G,) each."""
     numbers: Mapping[str, float]
-    """All metrics: means over the last tenth, or the newest numbers."""
+    """All metrics: means over the last tenth, the newest numbers, or sums of counts."""
     seconds: Mapping[str, float]
     """That its iterations took: ``total`` and its parts."""
     commit: str
@@ -93,7 +95,9 @@ def outcome_of(
         known = np.isfinite(values)
         if name.startswith(("time/", "memory/")) or name == "steps" or not known.any():
             continue
-        if name.startswith(_AT_THE_END):
+        if name in SUMMED:
+            numbers[name] = values[known].sum()
+        elif name.startswith(_AT_THE_END):
             numbers[name] = values[known][-1]
         elif (known & late).any():
             numbers[name] = values[known & late].mean()

@@ -36,6 +36,7 @@ from marl.reports.recorded import (
     ERROR,
     NAME,
     RecordedRun,
+    RunName,
     late_mean,
     read_run,
     smoothed,
@@ -150,6 +151,7 @@ class SweepFolder:
         """
         self.path, self.plan, self.keep = path, plan, keep
         self._finished: dict[Path, JobState] = {}
+        self._names: dict[int, RunName] = {}
         self._commits: dict[Path, str] = {}
         """Of the code that runs were last started with."""
         self.failed: dict[Path, str] = {}
@@ -317,10 +319,12 @@ class SweepFolder:
 
     def kept_path(self, job: Job) -> Path | None:
         """Return where the outcome of a run of the search is kept; None where nothing is."""
-        tried = self.settings_of(job.trial)
+        tried = None if self.keep is None else self.settings_of(job.trial)
         if self.keep is None or tried is None or self.path / "trials" not in job.folder.parents:
             return None
-        return kept_path(self.keep, self.plan.name_of(job.trial, tried), job.seed)
+        if job.trial not in self._names:  # asked for again and again, of many runs
+            self._names[job.trial] = self.plan.name_of(job.trial, tried)
+        return kept_path(self.keep, self._names[job.trial], job.seed)
 
     def kept(self, job: Job) -> KeptRun | None:
         """Return the outcome of a run, if it is kept; `ConfigError` if it had other settings."""

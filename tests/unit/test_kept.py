@@ -50,7 +50,7 @@ def test_a_kept_run_is_compared_as_the_run_is(tmp_path: Path) -> None:
 def test_metrics_at_the_end_and_seconds(tmp_path: Path) -> None:
     folder = finished(tmp_path / "run", [], total_steps=1000)
     head = "step,return/mean,return/episodes,evaluation/greedy,preference/accuracy,"
-    head += "preference/kept_answers,time/steps_per_second,time/reward\n"
+    head += "preference/asked,time/steps_per_second,time/reward\n"
     rows = [
         "500,1.0,1,,0.1,10,100.0,2.0",
         "950,2.0,1,,0.5,20,100.0,1.5",
@@ -60,7 +60,7 @@ def test_metrics_at_the_end_and_seconds(tmp_path: Path) -> None:
     outcome = outcome_of(read_run(folder, COLUMNS), NAME, {}, "abc")
     assert outcome["final"] == 5.0  # one episode of 2 and three of 6
     assert outcome["numbers"]["preference/accuracy"] == 0.6  # of the last tenth
-    assert outcome["numbers"]["preference/kept_answers"] == 30.0
+    assert outcome["numbers"]["preference/asked"] == 60.0  # of the whole run
     assert outcome["numbers"]["evaluation/greedy"] == 7.0
     assert not any(name.startswith("time/") for name in outcome["numbers"])
     # 500 and 450 steps at 100 a second, 50 at 50.

@@ -16,7 +16,7 @@ from tests.unit.test_labellers import side
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["credit", "labels"])
+@pytest.mark.parametrize("name", ["reference", "held_out", "credit", "labels"])
 def test_a_study_goes_on_with_what_is_kept(name: str, tmp_path: Path) -> None:
     plan = load_plan(ROOT / "benchmarks" / "studies" / f"{name}.toml")
     folder = SweepFolder(tmp_path / "out", plan, RESULTS / name)
