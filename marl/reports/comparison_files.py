@@ -54,7 +54,11 @@ _COLOURS = {
     "sparse": "#8d99ae",
 }
 """Of algorithms, the same in every picture."""
-_OTHERS = ("#7b5ea7", "#00a6a6", "#b5651d", "#c77dff", "#555b6e", *_COLOURS.values())
+_OTHERS = (
+    *("#7b5ea7", "#00a6a6", "#b5651d", "#c77dff", "#555b6e"),
+    *("#1b7f5c", "#f28482", "#a3b18a", "#4361ee", "#7f4f24"),
+    *_COLOURS.values(),
+)
 _DASHES = {"dense": (0, (5, 2)), "sparse": (0, (1, 1.5))}
 _POINTS, _COLUMNS, _MOST = 100, 3, 10
 _MOST_ENDS, _LARGEST_TABLE = 6, 2**20
@@ -297,13 +301,10 @@ def known_ends(folder: Path, environment: str) -> dict[str, float]:
     return dict(sorted(finite, key=lambda item: -item[1])[:_MOST_ENDS])
 
 
-def draw_tasks(
-    tasks: Sequence[TaskResults], path: Path, titles: Mapping[str, str] | None = None
-) -> Path:
+def draw_tasks(tasks: Sequence[TaskResults], path: Path) -> Path:
     """Write a picture with a panel for each environment, and return its path.
 
-    `titles` say what groups are called there. Of an environment's groups at most ten are drawn,
-    those that end highest.
+    Of an environment's groups at most ten are drawn, those that end highest.
     """
     drawn = [_best(task) for task in tasks]
     names = list(dict.fromkeys(name for task in drawn for name in task.groups))
@@ -314,7 +315,7 @@ def draw_tasks(
     figure = figure_of(width, 5.0 if len(drawn) == 1 else 3.4 * rows + 0.5)
     for index, task in enumerate(drawn):
         _draw(figure.add_subplot(rows, columns, index + 1), task, colours)
-    _add_legend(figure, {name: (titles or {}).get(name, name) for name in names}, colours)
+    _add_legend(figure, colours)
     return saved(figure, path)
 
 
@@ -353,10 +354,10 @@ def _draw(axes: Axes, task: TaskResults, colours: Mapping[str, str]) -> None:
         axes.plot(steps, middle, **_line(name, colours[name]))
 
 
-def _add_legend(figure: Figure, shown: Mapping[str, str], colours: Mapping[str, str]) -> None:
+def _add_legend(figure: Figure, colours: Mapping[str, str]) -> None:
     """Put one legend of the groups below the panels."""
-    handles = [Line2D([], [], label=literal(shown[n]), **_line(n, colours[n])) for n in shown]
-    longest = max(len(label) for label in shown.values())
+    handles = [Line2D([], [], label=literal(n), **_line(n, colours[n])) for n in colours]
+    longest = max(map(len, colours))
     figure.legend(
         handles=handles,
         loc="outside lower center",

@@ -1,5 +1,6 @@
 """The studies: their files are right, what is kept of them can be read, their labeller is right."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,18 @@ def test_what_is_kept_of_older_studies_can_be_read(name: str) -> None:
     for path in paths:
         run = read_kept(path)
         assert path.parts[-3:-1] == (run.named.task, run.named.group)
+
+
+def test_the_sweeps_of_the_guide_are_right(tmp_path: Path) -> None:
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    guide = (ROOT / "marl" / "sweeps" / "README.md").read_text()
+    shown = re.findall(r"```toml\n(# (\w+\.toml)\b.*?)```", guide, re.DOTALL)
+    trials = {}
+    for content, name in shown:
+        (tmp_path / name).write_text(content)
+        trials[name] = load_plan(tmp_path / name).num_trials
+    # Of study.toml, two tasks with three variants and one with two.
+    assert trials == {"first.toml": 2, "random.toml": 20, "study.toml": 8, "tuned.toml": 40}
 
 
 def test_only_the_arrival_of_all_is_preferred() -> None:
