@@ -31,8 +31,9 @@ OURS = {
 WORK = {"rollout_steps": STEPS, "epochs": EPOCHS, "minibatches": MINIBATCHES}
 """How often both sides go through which batch: JaxMARL's settings."""
 _LOOP = """
-import json, sys, time, torch
+import json, sys, time
 from marl import Trainer, load_config
+import torch
 torch.set_num_threads(1)
 scenario, num_envs, hidden = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 work = json.loads(sys.argv[5])

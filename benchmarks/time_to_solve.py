@@ -153,8 +153,9 @@ def table(results: Sequence[Mapping[str, Any]], goals: Mapping[str, Goal]) -> st
             for one in runs
         )
         goal = f"{task}, {goals[task].measure} {goals[task].level:g}"
-        cells = [goal, variant, f"{solved} of {len(runs)}", f"{cpu:.0f} ({each})", f"{wall:.0f}"]
-        lines.append(f"| {' | '.join(cells)} | {steps:,.0f} |")
+        medians = [f"{x:,.0f}" if math.isfinite(x) else "never" for x in (cpu, wall, steps)]
+        cells = [goal, variant, f"{solved} of {len(runs)}", f"{medians[0]} ({each})", *medians[1:]]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
