@@ -24,13 +24,20 @@ def _has_openblas() -> bool:
 
 BY_NUMPY = PREFERS_NUMPY and _has_openblas()
 """Whether products in the memory of the CPU are NumPy's."""
+LEAST = 16_384
+"""Numbers of the first matrix from which they are: a call of NumPy's takes some 4 us longer."""
+
+
+def _is_numpys(a: Tensor) -> bool:
+    """Return whether NumPy multiplies this matrix by another."""
+    return BY_NUMPY and a.is_cpu and a.numel() >= LEAST
 
 
 def product(
     a: Float[Tensor, "R I"], b: Float[Tensor, "I C"], out: Float[Tensor, "R C"]
 ) -> Float[Tensor, "R C"]:
     """Write a b into `out` and return it."""
-    if not (BY_NUMPY and out.is_cpu):
+    if not _is_numpys(a):
         return torch.mm(a, b, out=out)
     if a.shape[1] == 1:  # NumPy does not leave this to OpenBLAS
         return torch.mul(a, b, out=out)
@@ -51,7 +58,7 @@ def affine(
     out: Float[Tensor, "R C"],
 ) -> Float[Tensor, "R C"]:
     """Write a b + bias into `out` and return it."""
-    if not (BY_NUMPY and out.is_cpu):
+    if not _is_numpys(a):
         return torch.addmm(bias, a, b, out=out)
     return product(a, b, out).add_(bias)
 
@@ -60,7 +67,7 @@ def add_product(
     into: Float[Tensor, "R C"], a: Float[Tensor, "R I"], b: Float[Tensor, "I C"]
 ) -> Float[Tensor, "R C"]:
     """Add a b to `into` and return it."""
-    if not (BY_NUMPY and into.is_cpu):
+    if not _is_numpys(a):
         return into.addmm_(a, b)
     return into.add_(new_product(a, b))
 

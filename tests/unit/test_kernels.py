@@ -15,6 +15,7 @@ from marl.nn import kernels
 @pytest.fixture(params=[True, False], ids=["NumPy", "PyTorch"], autouse=True)
 def _by_numpy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "BY_NUMPY", request.param)
+    monkeypatch.setattr(kernels, "LEAST", 0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
