@@ -8,7 +8,7 @@ import pytest
 
 from envs import Frame
 from envs.frames import Circle
-from marl.preferences.dataset.answers import AnswerLog
+from marl.preferences.dataset.answers import Answer, AnswerLog, now
 from marl.preferences.dataset.footage import EpisodeFrames, frames_path, write_frames
 from marl.preferences.people.session import Labelling, LabellingPlan, Training
 
@@ -95,6 +95,22 @@ def test_the_page_knows_how_training_stands(folder: Path) -> None:
     assert (shown["status"], shown["training"]) == ("waiting", "running")
     del states[0]
     assert page.get("/api/question").json()["training"] == "ended"
+
+
+def test_the_page_knows_what_the_learned_reward_understands(folder: Path) -> None:
+    """Of two answers to a pair, the reward is asked about the first, whoever gave it."""
+    plan = LabellingPlan(repeats=0.0)
+    labelling = Labelling(folder, "ann", plan, learned=lambda answers: (1, 3 * len(answers)))
+    app = make_app(labelling, "a run", TOKEN, PORT)
+    page = TestClient(app, base_url=f"http://127.0.0.1:{PORT}", headers=HEADERS)
+    shown = page.get("/api/question").json()
+    assert (shown["understood"], shown["decided"]) == (1, 0)
+    bob = Answer(first=shown["episodes"][0], second=shown["episodes"][1], label=1.0,
+                 source="person:bob", at=now())  # fmt: skip
+    labelling.log.append(bob)
+    shown = answer(page, shown, "first").json()
+    assert shown["decided"] == 0
+    assert answer(page, shown, "second").json()["decided"] == 3
 
 
 def test_the_frames_are_those_of_the_set(folder: Path) -> None:
