@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from envs import make_env
+from envs.frames import Picture
 from marl import load
 from marl.commands import demonstrate as command
 from marl.preferences.dataset import PreferenceDataset
@@ -41,10 +42,18 @@ def page_of(session: Demonstrating) -> TestClient:
 
 def session_of(name: str, folder: Path, **more: Any) -> Demonstrating:
     """Return a session in a new dataset whose agents are all driven."""
-    env = make_env(name, 1)
+    env = make_env(name, 1, **({"workers": more.pop("workers")} if "workers" in more else {}))
     data = PreferenceDataset.create(folder, env.spec, environment=name)
     options = {"episodes": 2, "driven": range(env.spec.num_agents)} | more
     return Demonstrating(env, data, **options)
+
+
+def test_own_pictures_are_shown(tmp_path: Path) -> None:
+    session = session_of("tests.workshop:Workshop", tmp_path / "shown", workers=0)
+    (shape,) = session.turn().frame.shapes
+    assert isinstance(shape, Picture)
+    play(page_of(session))
+    assert PreferenceDataset(tmp_path / "shown").numbers() == [0, 1]
 
 
 def first_move(turn: dict[str, Any]) -> int:

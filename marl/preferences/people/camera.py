@@ -45,6 +45,30 @@ AGAIN = 1_000_000
 """Added to the number of an episode where the dataset has another one of that number already."""
 
 
+class Viewer:
+    """Shows the environments of a batch to people: by own pictures, where they draw some."""
+
+    def __init__(self, env: VecEnv) -> None:
+        """Pictures are drawn from the environment's next reset on."""
+        self._env = env
+        inner = unwrapped(env)
+        self._drawn = inner if isinstance(inner, HasPictures) else None
+        if self._drawn is not None:
+            self._drawn.show_pictures()
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether the environment may draw itself, in pixels."""
+        return self._drawn is not None
+
+    def frame(self, index: int, step: EnvStep, actions: npt.NDArray[Any]) -> Frame:
+        """Return what an environment looks like now; the arguments are those of `frame_of`."""
+        picture = None if self._drawn is None else self._drawn.picture(index)
+        if picture is None:
+            return frame_of(self._env, index, step, actions)
+        return picture_frame(self._env.spec, picture)
+
+
 class Camera:
     """Step callback that films the episodes of the first environments of a batch.
 
@@ -55,11 +79,7 @@ class Camera:
     def __init__(self, env: VecEnv, filmed_envs: int) -> None:
         self.filmed_envs = min(filmed_envs, env.spec.num_envs)
         """Environments 0 to `filmed_envs` - 1 are filmed."""
-        self._env = env
-        inner = unwrapped(env)
-        self._drawn = inner if isinstance(inner, HasPictures) else None
-        if self._drawn is not None:
-            self._drawn.show_pictures()
+        self._viewer = Viewer(env)
         self._time = 0
         """Steps taken in every environment."""
         self._open = [(0, self._footage()) for _ in range(self.filmed_envs)]
@@ -81,7 +101,7 @@ class Camera:
     def before_step(self, step: EnvStep, actions: npt.NDArray[Any]) -> None:
         """Add a frame of the state in which the agents are about to act."""
         for index, (_, footage) in enumerate(self._open):
-            footage.take(lambda index=index: self._look(index, step, actions))  # type: ignore[misc]  # called at once
+            footage.take(lambda index=index: self._viewer.frame(index, step, actions))  # type: ignore[misc]  # called at once
 
     def after_step(self, done: BoolArray) -> None:
         """Finish the films of the episodes that ended; `done` is (E,)."""
@@ -93,14 +113,7 @@ class Camera:
 
     def _footage(self) -> Footage:
         """Return an empty film; pictures are much larger than shapes, so fewer are kept."""
-        return Footage() if self._drawn is None else Footage(MOST_PICTURES)
-
-    def _look(self, index: int, step: EnvStep, actions: npt.NDArray[Any]) -> Frame:
-        """Return an environment's own picture if it draws one, or else the usual frame."""
-        picture = None if self._drawn is None else self._drawn.picture(index)
-        if picture is None:
-            return frame_of(self._env, index, step, actions)
-        return picture_frame(self._env.spec, picture)
+        return Footage(MOST_PICTURES) if self._viewer.has_pictures else Footage()
 
     def film(self, index: int, start: int) -> bytes | None:
         """Return the packed film of the episode of an environment that began at `start`, if any."""

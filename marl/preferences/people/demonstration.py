@@ -14,10 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from envs import EnvStep, Frame, VecEnv
-from envs.frames import INK, Circle, frame_of
+from envs.frames import INK, Circle
 from marl.policy import Policy
 from marl.preferences.dataset.dataset import PreferenceDataset
 from marl.preferences.dataset.format import EpisodeRecord
+from marl.preferences.people.camera import Viewer
 from marl.preferences.people.session import StaleError
 from marl.utils.files import output
 
@@ -96,6 +97,7 @@ class Demonstrating:
         self.kept = 0
         """Episodes kept so far."""
         self._attempts = 0
+        self._viewer = Viewer(env)
         self._begin()
 
     def is_done(self) -> bool:
@@ -223,7 +225,7 @@ class Demonstrating:
 
     def _frame_now(self) -> Frame:
         """Return the state in which the agents are to act."""
-        return frame_of(self.env, 0, self._step, self._chosen[None])
+        return self._viewer.frame(0, self._step, self._chosen[None])
 
     def _record(self, end: EnvStep) -> EpisodeRecord:
         """Return the episode that is over, and ended with the step `end`."""

@@ -1,7 +1,7 @@
 // The page on which a person plays: shows whose turn it is, sends the action, shows the next turn.
 
 import { ask, message, say } from "./ask.js";
-import { draw } from "./draw.js";
+import { Film, draw } from "./draw.js";
 
 const $ = (id) => document.getElementById(id);
 const POLL = 2000;
@@ -11,11 +11,13 @@ const ARROWS = {
 const canvas = document.querySelector("canvas");
 
 let turn = null; // what the server said last
+let film = null; // its frame, once what it holds is decoded
 let isReady = false; // whether it is on the screen and takes a key
 let pollTimer = 0;
 
 function show(next) {
   turn = next;
+  isReady = false;
   clearTimeout(pollTimer);
   $("title").textContent = next.title;
   $("count").textContent = `${next.kept} of ${next.goal} kept`;
@@ -36,8 +38,17 @@ function show(next) {
     : `step ${next.step + 1} of ${next.max_steps}`;
   $("over").hidden = !isOver;
   $("moves").replaceChildren(...next.moves.map(button));
-  draw(canvas, next.frame);
-  isReady = true;
+  const shown = new Film({ steps: [0], frames: [next.frame] });
+  shown.ready.then(() => {
+    if (turn !== next) return;
+    film = shown;
+    paint();
+    isReady = true;
+  });
+}
+
+function paint() {
+  if (film && turn.status !== "done") draw(canvas, film.frames[0], film.images);
 }
 
 function button({ key, action, name }) {
@@ -104,8 +115,7 @@ document.addEventListener("keydown", (event) => {
 
 // After the mouse, keys act again instead of pressing what was clicked.
 document.addEventListener("pointerup", () => document.activeElement?.blur());
-new ResizeObserver(() => turn && turn.status !== "done" && draw(canvas, turn.frame))
-  .observe(canvas);
+new ResizeObserver(paint).observe(canvas);
 $("keep").addEventListener("click", keep);
 $("again").addEventListener("click", again);
 window.addEventListener("focus", refresh); // another tab may have gone on
