@@ -194,7 +194,7 @@ def trained(name: str, task: dict[str, Any], seed: int, lr: float) -> dict[str, 
         "group": "qmix",
         "seed": seed,
         "metric": metric,
-        "final": float(late.mean()),
+        "final": float(late.mean()) if len(late) else None,
         "steps": steps,
         "total_steps": steps,
         "commit": f"BenchMARL {version('benchmarl')}",
@@ -244,7 +244,7 @@ def main() -> None:
             run = trained(name, task, seed, options.lr)
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(run) + "\n")
-            print(f"{name}, seed {seed}: {run['final']:.3f}, {run['seconds']} s", flush=True)
+            print(f"{name}, seed {seed}: {run['final']}, {run['seconds']['total']} s", flush=True)
 
 
 if __name__ == "__main__":

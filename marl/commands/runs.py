@@ -95,23 +95,23 @@ class Compare:
         """Print the comparison and write its files."""
         from marl.reports.comparison import MEASURED_TOO, ComparisonError, Run
         from marl.reports.comparison_files import write_comparison
-        from marl.reports.kept import find_kept, read_kept
+        from marl.reports.kept import find_kept, kept_runs
         from marl.reports.recorded import find_runs, read_run
 
         folders: list[Path] = []
-        files: dict[Path, None] = {}
+        files: list[Path] = []
         for place in self.places:
             found, kept = find_runs(place), find_kept(place)
             if not found and not kept:
                 raise ComparisonError(f"no run in {place}; name runs, or folders that hold runs")
             folders += found
-            files |= dict.fromkeys(kept)
+            files += kept
         columns = (self.metric or "return/mean", "return/episodes", *MEASURED_TOO)
-        runs: list[Run] = []
-        damaged = []
-        for path in dict.fromkeys([*folders, *files]):
+        kept_ones, damaged = kept_runs(dict.fromkeys(files))
+        runs: list[Run] = [*kept_ones]
+        for path in dict.fromkeys(folders):
             try:
-                runs.append(read_kept(path) if path in files else read_run(path, columns))
+                runs.append(read_run(path, columns))
             except UserError as error:
                 damaged.append(f"left out: {one_line(str(error), 300)}")
         alone = len(self.places) == 1 and [*folders, *files] != list(self.places)

@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from marl import UserError
 from marl.commands.train import StopSignal
 from marl.config import ConfigError
 from marl.config.validation import Range, settings
 from marl.utils.files import held
 from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
-from marl.utils.text import one_line
 
 if TYPE_CHECKING:
     from marl.sweeps.folder import Job, SweepFolder
@@ -198,14 +196,9 @@ class Sweep:
         """Write the comparison of the outcomes that are kept, where there are any."""
         from marl.reports.comparison import ComparisonError
         from marl.reports.comparison_files import write_comparison
-        from marl.reports.kept import find_kept, read_kept
+        from marl.reports.kept import find_kept, kept_runs
 
-        runs, damaged = [], []
-        for path in find_kept(keep):
-            try:
-                runs.append(read_kept(path))
-            except UserError as error:
-                damaged.append(f"left out: {one_line(str(error), 300)}")
+        runs, damaged = kept_runs(find_kept(keep))
         with suppress(ComparisonError):
             write_comparison(runs, keep, against=against, notes=damaged)
 

@@ -12,7 +12,7 @@ Axes: G points of a curve.
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class KeptRun:
     folder: Path
     """The file."""
     named: RunName
+    order: int
+    """Place of its trial in the sweep's file."""
     seed: int
     settings: Mapping[str, Any]
     """Those that its sweep gave it, by dotted name; empty where they were not kept."""
@@ -83,9 +85,12 @@ def kept_path(folder: Path, named: RunName, seed: int) -> Path:
 
 
 def outcome_of(
-    run: RecordedRun, named: RunName, settings: Mapping[str, Any], commit: str
+    run: RecordedRun, named: RunName, settings: Mapping[str, Any], commit: str, order: int = 0
 ) -> dict[str, Any]:
-    """Return what is kept of a finished run, as plain values."""
+    """Return what is kept of a finished run, as plain values.
+
+    `order` is the place of its trial in the sweep's file.
+    """
     columns = read_metrics(run.folder)
     steps = columns.pop("step")
     late = steps > (1.0 - FINAL_SHARE) * run.steps
@@ -108,6 +113,7 @@ def outcome_of(
         "kept": _VERSION,
         "task": named.task,
         "group": named.group,
+        "order": order,
         "seed": run.seed,
         "metric": named.metric,
         "final": _short(late_mean(run, named.metric, run.steps)),
@@ -159,6 +165,17 @@ def find_kept(place: Path) -> list[Path]:
     return sorted(path for pattern in patterns for path in place.glob(pattern) if path.is_file())
 
 
+def kept_runs(paths: Iterable[Path]) -> tuple[list[KeptRun], list[str]]:
+    """Return kept runs in the order of their sweep's file, and what was left out and why."""
+    runs, damaged = [], []
+    for path in paths:
+        try:
+            runs.append(read_kept(path))
+        except RunFolderError as error:
+            damaged.append(f"left out: {one_line(str(error), 300)}")
+    return sorted(runs, key=lambda run: run.order), damaged
+
+
 def read_kept(path: Path) -> KeptRun:
     """Return a kept run; `RunFolderError` if the file is none."""
     try:
@@ -182,6 +199,7 @@ def read_kept(path: Path) -> KeptRun:
         return KeptRun(
             folder=path,
             named=named,
+            order=int(content.get("order", 0)),
             seed=int(content["seed"]),
             settings=content["settings"],
             steps=int(content["steps"]),

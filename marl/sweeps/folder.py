@@ -356,7 +356,7 @@ class SweepFolder:
             run = read_run(job.folder, (named.metric, *_COLUMNS))
             given = _telling(self.plan.given(tried))
             code = self._commits.get(job.folder) or commit()
-            keep(outcome_of(run, named, given, code), path)
+            keep(outcome_of(run, named, given, code, job.trial), path)
         if drop_checkpoints:
             shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
 

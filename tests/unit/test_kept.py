@@ -10,7 +10,15 @@ import pytest
 from marl import UserError
 from marl.reports.comparison import seed_of, tasks_of
 from marl.reports.comparison_files import page
-from marl.reports.kept import find_kept, keep, kept_path, outcome_of, read_kept, thinned
+from marl.reports.kept import (
+    find_kept,
+    keep,
+    kept_path,
+    kept_runs,
+    outcome_of,
+    read_kept,
+    thinned,
+)
 from marl.reports.recorded import RunName, read_run
 from tests.command_line import run
 from tests.unit.test_comparison import COLUMNS, finished, line
@@ -104,13 +112,20 @@ def test_each_task_is_compared_by_its_own_metric(tmp_path: Path) -> None:
     text = "step,return/mean,return/episodes,episode/won\n900,5.0,1,0.25\n1000,6.0,1,0.5\n"
     (folder / "metrics.csv").write_text(text)
     columns = (*COLUMNS, "episode/won")
-    for task, metric in (("a", "return/mean"), ("b", "episode/won")):
+    for order, task, metric in ((3, "a", "return/mean"), (2, "b", "episode/won")):
         named = RunName(task=task, group="imap", metric=metric)
-        outcome = outcome_of(read_run(folder, columns), named, {}, "abc")
+        outcome = outcome_of(read_run(folder, columns), named, {}, "abc", order)
         keep(outcome, kept_path(tmp_path / "kept", named, 0))
-    tasks, notes = tasks_of([read_kept(path) for path in find_kept(tmp_path / "kept")])
-    assert [(task.name, task.measure) for task in tasks] == [("a", "return"), ("b", "win rate")]
-    assert [task.groups["imap"][0].final for task in tasks] == [6.0, 0.5]
+    damaged = tmp_path / "kept" / "c" / "imap" / "seed_0.json"
+    damaged.parent.mkdir(parents=True)
+    damaged.write_text("[]")
+    runs, left_out = kept_runs(find_kept(tmp_path / "kept"))
+    assert len(left_out) == 1
+    assert left_out[0].startswith(f"left out: {damaged} holds no kept run")
+    tasks, notes = tasks_of(runs)
+    # In the order of the sweep's file.
+    assert [(task.name, task.measure) for task in tasks] == [("b", "win rate"), ("a", "return")]
+    assert [task.groups["imap"][0].final for task in tasks] == [0.5, 6.0]
     assert notes == []
     assert "| b | 0.50 |" in page(tasks, None, [], "")
 
