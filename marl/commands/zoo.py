@@ -50,5 +50,6 @@ class Zoo:
         entries: dict[str, Team | Pairs] = {**TEAMS, **DATASETS}
         for name, entry in entries.items():
             is_there = ", made" if (self.folder / name).exists() else ""
-            console.print(f"{name}: {entry.what}{is_there}", soft_wrap=True)
+            steps = f"; {entry.config().total_steps:,} steps" if isinstance(entry, Team) else ""
+            console.print(f"{name}: {entry.what}{steps}{is_there}", soft_wrap=True)
         console.print("marl zoo nav_6 makes one of them, marl zoo all makes all")
