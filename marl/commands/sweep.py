@@ -76,6 +76,8 @@ class Sweep:
             )
         if self.drop_checkpoints and self.keep is None:
             raise ConfigError("--drop-checkpoints: too little would be left; give --keep, too")
+        if self.quick and self.keep is not None:
+            raise ConfigError("--quick: runs of one iteration are no outcomes; leave out --keep")
         known = [task.name for task in plan.tasks if task.name]
         if unknown := [name for name in self.only if name not in known]:
             raise ConfigError(
@@ -149,9 +151,12 @@ class Sweep:
         if config.method == "optuna":
             schedule = Adaptive(folder, self.trial)
         else:
+            jobs_of_all = grid_jobs(folder, self.trial)
+            for job in jobs_of_all:
+                folder.kept(job)  # what does not belong to this sweep is told before training
             wanted = [
                 job
-                for job in grid_jobs(folder, self.trial)
+                for job in jobs_of_all
                 if not self.only or folder.plan.task_of(job.trial).name in self.only
             ]
             for job in wanted:

@@ -7,9 +7,11 @@ import csv
 import io
 import itertools
 import math
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -77,7 +79,8 @@ def write_comparison(
 ) -> str:
     """Write ``comparison.md``, ``.csv`` and ``.png`` of some runs, and return the page.
 
-    Without a `metric`, by what each task says, or the mean return.
+    Without a `metric`, by what each task says, or the mean return. Several processes may write to
+    one folder at a time.
     """
     tasks, left_out = tasks_of(runs, metric, until)
     notes = [*notes, *left_out]
@@ -88,10 +91,14 @@ def write_comparison(
     writer.writerows([CSV_COLUMNS, *csv_rows(tasks, level)])
     with output(folder, "choose another --out"):
         make_folder(folder)
-        draw_tasks(tasks, folder / "comparison.png")
-        atomic_write(folder / "comparison.csv", table.getvalue().encode())
         content = page(tasks, level, notes, "comparison.png", against)
-        atomic_write(folder / "comparison.md", content.encode())
+        with TemporaryDirectory(prefix=".comparison_", dir=folder) as name:
+            own = Path(name)
+            draw_tasks(tasks, own / "comparison.png")
+            atomic_write(own / "comparison.csv", table.getvalue().encode())
+            atomic_write(own / "comparison.md", content.encode())
+            for path in sorted(own.iterdir()):
+                os.replace(path, folder / path.name)
     return content
 
 

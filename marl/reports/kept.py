@@ -9,11 +9,13 @@ it took, and the commit and the machine. Such a folder can be kept in a reposito
 Axes: G points of a curve.
 """
 
+import hashlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,8 @@ POINTS = 100
 """Of a curve; more are merged, each tenth of the steps for itself."""
 _VERSION = 1
 _MOST_BYTES = 1_000_000
+_LONGEST_NAME = 80
+"""Characters of a folder's name."""
 _FAULTS = (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError)
 """What a file raises that holds something else."""
 SUMMED = ("preference/asked", "preference/answered")
@@ -79,9 +83,16 @@ class KeptRun:
 
 def kept_path(folder: Path, named: RunName, seed: int) -> Path:
     """Return where a run's outcome is kept."""
-    both = (named.task, named.group)
-    names = (re.sub(r"[^\w.=+-]+", "_", name).strip("._")[:80] or "_" for name in both)
-    return folder.joinpath(*names, f"seed_{seed}.json")
+    return folder / _folder_name(named.task) / _folder_name(named.group) / f"seed_{seed}.json"
+
+
+def _folder_name(name: str) -> str:
+    """Return a name as that of a folder; long ones differ, also where only their ends do."""
+    plain = re.sub(r"[^\w.=+-]+", "_", name).strip("._") or "_"
+    if len(plain) > _LONGEST_NAME:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+        plain = f"{plain[: _LONGEST_NAME - 9]}-{digest}"
+    return plain
 
 
 def outcome_of(
@@ -181,11 +192,17 @@ def read_kept(path: Path) -> KeptRun:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("it is too long")
+        if not path.is_file():  # a named pipe would be waited for without end
+            raise ValueError("it is no file")
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["kept"] != _VERSION:
             raise ValueError("it is of another version")
         named = RunName(**{key: _text(content[key]) for key in ("task", "group", "metric")})
-        points = [[float(value) for value in point] for point in content["curve"]]
+        steps = _whole(content["steps"])
+        points = [[_finite(value) for value in point] for point in content["curve"]]
+        reached = [-1.0, *(point[0] for point in points)]
+        if any(after <= before for before, after in pairwise(reached)) or reached[-1] > steps:
+            raise ValueError("its curve is not one of rising steps up to its last")
         columns = list(zip(*points, strict=True)) or [(), ()]
         metrics = {
             "step": np.array(columns[0], np.int64),
@@ -199,28 +216,42 @@ def read_kept(path: Path) -> KeptRun:
         return KeptRun(
             folder=path,
             named=named,
-            order=int(content.get("order", 0)),
-            seed=int(content["seed"]),
+            order=_whole(content.get("order", 0)),
+            seed=_whole(content["seed"]),
             settings=content["settings"],
-            steps=int(content["steps"]),
-            total_steps=int(content["total_steps"]),
-            final=math.nan if final is None else float(final),
+            steps=steps,
+            total_steps=_whole(content["total_steps"]),
+            final=math.nan if final is None else _finite(final),
             metrics=metrics,
-            numbers={str(k): float(v) for k, v in content["numbers"].items()},
-            seconds={str(k): float(v) for k, v in content["seconds"].items()},
+            numbers={k: _finite(v) for k, v in content["numbers"].items()},
+            seconds={k: _finite(v) for k, v in content["seconds"].items()},
             commit=one_line(_text(content["commit"])),
             machine=one_line(_text(content["machine"]), 200),
         )
     except OSError as error:
         raise RunFolderError(f"{path} cannot be read: {error.strerror or error}") from error
     except _FAULTS as error:
-        raise RunFolderError(f"{path} holds no kept run: {one_line(str(error), 200)}") from None
+        told = f"it has no {error}" if isinstance(error, KeyError) else str(error)
+        raise RunFolderError(f"{path} holds no kept run: {one_line(told, 200)}") from None
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise TypeError(f"got {value!r}, expected a text")
+    value.encode()  # raises ValueError for half a character, which no page can hold
     return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 2**63:
+        raise ValueError(f"got {value!r}, expected a whole number from 0")
+    return value
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"got {value!r}, expected a number")
+    return float(value)
 
 
 def _short(value: float) -> float | None:

@@ -167,6 +167,8 @@ def read_name(path: Path) -> RunName | None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if not all(isinstance(value, str) for value in content.values()):
             raise ValueError
+        for value in content.values():
+            value.encode()  # raises ValueError for half a character, which no page can hold
         return RunName(**content)
     except (ValueError, TypeError, AttributeError, RecursionError):
         raise RunFolderError(f"{path} is damaged: it names no run") from None

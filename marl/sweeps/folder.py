@@ -42,7 +42,7 @@ from marl.reports.recorded import (
     smoothed,
 )
 from marl.sweeps.plan import Choice, Parameter, Plan, Settings
-from marl.utils.files import atomic_write, check_own_file, make_folder, output
+from marl.utils.files import atomic_write, check_own_file, check_writable, make_folder, output
 from marl.utils.origin import commit
 from marl.utils.text import one_line
 
@@ -159,6 +159,10 @@ class SweepFolder:
         is_new = not os.path.lexists(path / SWEEP)
         if is_new and path.exists() and (not path.is_dir() or set(os.listdir(path)) - {LOCK}):
             raise ConfigError(f"{path} holds something else than a sweep; choose another --out")
+        if keep is not None:  # told before anything is trained
+            with output(keep, "choose another --keep"):
+                make_folder(keep)
+                check_writable(keep / "comparison.md")
         with output(path, "choose another --out"):
             make_folder(path)
             with FileLock(path / LOCK, timeout=_PATIENCE):  # an array of jobs begins at once
@@ -327,18 +331,28 @@ class SweepFolder:
         return kept_path(self.keep, self._names[job.trial], job.seed)
 
     def kept(self, job: Job) -> KeptRun | None:
-        """Return the outcome of a run, if it is kept; `ConfigError` if it had other settings."""
+        """Return the outcome of a run, if it is kept.
+
+        Raises `ConfigError` if that is of a run with other settings, or damaged.
+        """
         path = self.kept_path(job)
         if path is None or not path.exists():
             return None
-        run, tried = read_kept(path), self.settings_of(job.trial)
+        try:
+            run, tried = read_kept(path), self.settings_of(job.trial)
+        except UserError as error:
+            raise ConfigError(f"{error}; remove it, or choose another --keep") from None
         assert tried is not None  # by `kept_path`
-        given = _telling(self.plan.given(tried))
-        had = _telling(run.settings)
+        also = {"seed": job.seed, "metric": self.plan.task_of(job.trial).metric}
+        given = _telling(self.plan.given(tried)) | also
+        had = _telling(run.settings) | {"seed": run.seed, "metric": run.named.metric}
         if told := [k for k in sorted(given | had) if given.get(k) != had.get(k)]:
             raise ConfigError(
                 f"{path} keeps a run that had other settings: "
-                + ", ".join(f"{k} ({had.get(k)!r} there, {given.get(k)!r} now)" for k in told)
+                + one_line(
+                    ", ".join(f"{k} ({had.get(k)!r} there, {given.get(k)!r} now)" for k in told),
+                    1_000,
+                )
                 + "; remove it to train again, or choose another --keep"
             )
         return run

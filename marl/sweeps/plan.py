@@ -170,6 +170,8 @@ class Plan:
     tasks: tuple[Task, ...]
     variants: Mapping[str, Settings]
     parameters: tuple[Parameter, ...]
+    is_quick: bool = False
+    """Whether runs are cut to one iteration."""
 
     @property
     def is_named(self) -> bool:
@@ -233,7 +235,7 @@ class Plan:
         return replace(
             self,
             tasks=tuple(replace(task, seeds=task.seeds[:1]) for task in self.tasks),
-            variants={name: v | {"total_steps": 1} for name, v in self.variants.items()},
+            is_quick=True,
         )
 
     @property
@@ -248,7 +250,8 @@ class Plan:
         named, variant = rest.pop("task", ""), rest.pop("variant", "")
         task = next((task for task in self.tasks if task.name == named), Task(**_NONE))
         own = task.settings | self.variants.get(variant, {}) | task.special.get(variant, {})
-        return {"threads": 1} | self.file | task.file | self.shared | own | rest
+        cut = {"total_steps": 1} if self.is_quick else {}
+        return {"threads": 1} | self.file | task.file | self.shared | own | rest | cut
 
     def config_of(self, tried: Settings, seed: int, where: str = "sweep") -> Config:
         """Return the settings of a run; `ConfigError` if they contradict each other."""
@@ -262,11 +265,12 @@ class Plan:
         for name in ("config", "against", "tasks", "variants"):
             del config[name]
         search = {parameter.name: plain(parameter) for parameter in self.parameters}
-        base, names = self.given({}), {}
+        base = self.given({})
+        names: dict[str, Any] = {"quick": True} if self.is_quick else {}
         if self.is_named:
             base = {"threads": 1} | self.file
             variants = {name: {"name": name} | values for name, values in self.variants.items()}
-            names = {"shared": self.shared, "variants": variants}
+            names |= {"shared": self.shared, "variants": variants}
             names["tasks"] = {
                 task.name: {
                     "name": task.name,

@@ -175,6 +175,16 @@ def test_named_tasks_and_what_is_kept_of_them(
         assert run("compare", place, "--against", "dense", "--out", folder) == 0
     first, second = ((folder / "comparison.md").read_text() for folder in compared)
     assert first.splitlines()[:20] == second.splitlines()[:20]
+    # What is kept must belong to this sweep, also what is not wanted now.
+    (keep / "second" / "dense" / "seed_1.json").write_text("{}")
+    assert run("sweep", file, "--out", tmp_path / "new", "--keep", keep, "--only", "first") == 1
+    told = capsys.readouterr().err.replace("\n", " ")
+    assert "seed_1.json holds no kept run: it has no 'kept'; remove it, or" in told
+    assert run("sweep", file, "--out", tmp_path / "new", "--keep", file) == 1
+    assert "choose another --keep" in capsys.readouterr().err.replace("\n", " ")
+    assert run("sweep", file, "--quick", "--keep", keep) == 1
+    assert "leave out --keep" in capsys.readouterr().err.replace("\n", " ")
+    assert worker.begun == ()
     assert run("sweep", file, "--only", "third") == 1
     assert "has no task third; it has first, second" in capsys.readouterr().err.replace("\n", " ")
     assert run("sweep", file, "--drop-checkpoints") == 1

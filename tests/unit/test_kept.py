@@ -2,13 +2,15 @@
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from marl import UserError
-from marl.reports.comparison import seed_of, tasks_of
+from marl.reports import comparison_files
+from marl.reports.comparison import TaskResults, seed_of, tasks_of
 from marl.reports.comparison_files import page
 from marl.reports.kept import (
     find_kept,
@@ -20,6 +22,7 @@ from marl.reports.kept import (
     thinned,
 )
 from marl.reports.recorded import RunName, read_run
+from marl.utils.files import atomic_path
 from tests.command_line import run
 from tests.unit.test_comparison import COLUMNS, finished, line
 
@@ -142,6 +145,19 @@ def test_each_task_is_compared_by_its_own_metric(tmp_path: Path) -> None:
         {"seconds": {"total": "long"}},
         {"steps": None},
         {"seed": 1e400},
+        {"seed": 10**400},
+        {"total_steps": 10**400},
+        {"steps": -5},
+        {"final": 1e400},
+        {"order": True},
+        {"group": "a\ud800b"},
+        {"metric": "\ud800"},
+        {"curve": [[1000, 1.0, 1], [1000, 2.0, 1]]},
+        {"curve": [[1000, 1.0, 1], [500, 2.0, 1]]},
+        {"curve": [[-1000, 1.0, 1]]},
+        {"curve": [[2500, 1.0, 1]]},
+        {"curve": [[1000, 1e400, 1]]},
+        {"numbers": {"preference/accuracy": 1e400}},
     ],
 )
 def test_what_is_no_kept_run_is_told(change: dict[str, object], tmp_path: Path) -> None:
@@ -158,3 +174,32 @@ def test_names_are_no_paths_and_pipes_are_not_waited_for(tmp_path: Path) -> None
     folder.mkdir(parents=True)
     os.mkfifo(folder / "seed_0.json")
     assert find_kept(tmp_path) == []
+    with pytest.raises(UserError, match="holds no kept run: it is no file"):
+        read_kept(folder / "seed_0.json")
+
+
+def test_long_names_that_end_otherwise_are_kept_apart(tmp_path: Path) -> None:
+    groups = [f"{'learner.gamma=0.99, ' * 6}learner.epochs={number}" for number in (1, 2)]
+    paths = [kept_path(tmp_path, RunName(task="toy", group=group), 0) for group in groups]
+    assert paths[0] != paths[1]
+    assert all(len(path.parent.name) == 80 for path in paths)
+    assert paths[0] == kept_path(tmp_path, RunName(task="toy", group=groups[0]), 0)
+
+
+def test_two_processes_write_comparisons_to_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, _ = kept_runs([kept(tmp_path, "imap", seed, 9.0) for seed in range(3)])
+    draw, out = comparison_files.draw_tasks, tmp_path / "out"
+
+    def another_meanwhile(tasks: Sequence[TaskResults], path: Path) -> Path:
+        monkeypatch.setattr(comparison_files, "draw_tasks", draw)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"begun")
+            comparison_files.write_comparison(runs[:2], out)
+        return path
+
+    monkeypatch.setattr(comparison_files, "draw_tasks", another_meanwhile)
+    shown = comparison_files.write_comparison(runs, out)
+    assert (out / "comparison.md").read_text() == shown
+    assert sorted(os.listdir(out)) == ["comparison.csv", "comparison.md", "comparison.png"]

@@ -462,10 +462,20 @@ def test_named_tasks_and_variants(tmp_path: Path) -> None:
         *((f"large/{variant}", 5) for variant in ("ours", "slow")),
         *((f"large/{variant}", 6) for variant in ("ours", "slow")),
     ]
+
+
+def test_a_quick_sweep_takes_one_iteration_whatever_its_file_says(tmp_path: Path) -> None:
+    longer = "with.slow = { total_steps = 9_000, "
+    plan = named_plan(tmp_path, "with.slow = { ", longer)
     quick = plan.quickened()
-    assert quick.config_of(trials[0], 0).num_iterations == 1
+    trials = range(quick.num_trials)
+    assert {quick.config_of(quick.settings_of(t), 0).num_iterations for t in trials} == {1}
     jobs = grid_jobs(SweepFolder(tmp_path / "quick", quick))
     assert [job.seed for job in jobs] == [0, 0, 0, 4, 4]
+    with pytest.raises(ConfigError, match=r"began otherwise: quick \(True there, None now\)"):
+        SweepFolder(tmp_path / "quick", plan)
+    searched = plan_of(tmp_path, GRID + "total_steps = [8_000, 16_000]\n").quickened()
+    assert searched.config_of(searched.settings_of(3), 0).num_iterations == 1
 
 
 def test_variants_may_be_searched_too(tmp_path: Path) -> None:
@@ -532,3 +542,12 @@ def test_outcomes_that_are_kept_count_as_runs_do(tmp_path: Path) -> None:
     changed = SweepFolder(tmp_path / "changed", other, tmp_path / "kept")
     with pytest.raises(ConfigError, match=r"learner.kind \('ippo' there, 'happo' now\); remove it"):
         changed.state_of(changed.job(1, 0))
+    kept = json.loads(path.read_text())
+    for key, other, told in (
+        ("metric", "episode/arrived", "'episode/arrived' there, 'return/mean' now"),
+        ("seed", 3, "3 there, 0 now"),
+    ):
+        path.write_text(json.dumps(kept | {key: other}))
+        again = SweepFolder(tmp_path / "elsewhere", plan, tmp_path / "kept")
+        with pytest.raises(ConfigError, match=rf"{key} \({told}\); remove it to train again"):
+            again.state_of(again.job(1, 0))
