@@ -114,8 +114,10 @@ class _NetworkActor(nn.Module):
     ) -> tuple[Tensor, Float[Tensor, "*L N"], Float[Tensor, "*L N H"] | None]:
         """Return actions, their log-probabilities and the next hidden state; see `Actor`."""
         policy, hidden = self.step_distribution(obs, hidden, mask)
-        actions = policy.mode() if noise is None else policy.sample(noise)
-        return actions, policy.log_prob(actions), hidden
+        if noise is None:
+            actions = policy.mode()
+            return actions, policy.log_prob(actions), hidden
+        return *policy.draw(noise), hidden
 
     def step_distribution(
         self,

@@ -17,6 +17,7 @@ from envs import EnvSpec
 from envs.parts import part_layout
 
 EVERYONE = slice(None)
+_HALF_LOG_2_PI = 0.5 * math.log(2.0 * math.pi)
 
 
 class ExplicitPolicy(NamedTuple):
@@ -41,6 +42,13 @@ class Categorical:
     def sample(self, noise: Float[Tensor, "*L N A"]) -> Int64[Tensor, "*L N"]:
         """Return the arg max of logits plus Gumbel noise, which is a draw from the softmax."""
         return (self.logits + noise).argmax(dim=-1)
+
+    def draw(
+        self, noise: Float[Tensor, "*L N A"]
+    ) -> tuple[Int64[Tensor, "*L N"], Float[Tensor, "*L N"]]:
+        """Return `sample(noise)` and its log-probability."""
+        actions = self.sample(noise)
+        return actions, self.log_prob(actions)
 
     def mode(self) -> Int64[Tensor, "*L N"]:
         """Return the most likely legal action."""
@@ -88,7 +96,14 @@ class Gaussian:
 
     def sample(self, noise: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N A"]:
         """Return mean plus deviation times noise."""
-        return self._present(self.mean + noise * self.log_std.exp())
+        return self._present(torch.addcmul(self.mean, noise, self.log_std.exp()))
+
+    def draw(
+        self, noise: Float[Tensor, "*L N A"]
+    ) -> tuple[Float[Tensor, "*L N A"], Float[Tensor, "*L N"]]:
+        """Return `sample(noise)` and its log-density, whose z is the noise."""
+        density = noise.square().mul_(-0.5).sub_(self.log_std + _HALF_LOG_2_PI)
+        return self.sample(noise), self._present(density).sum(dim=-1)
 
     def mode(self) -> Float[Tensor, "*L N A"]:
         """Return the mean."""
@@ -97,7 +112,7 @@ class Gaussian:
     def log_prob(self, actions: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N"]:
         """Return the log-density, summed over the agent's own dimensions."""
         standardised = (actions - self.mean) * (-self.log_std).exp()
-        density = -0.5 * standardised**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        density = -0.5 * standardised**2 - self.log_std - _HALF_LOG_2_PI
         return self._present(density).sum(dim=-1)
 
     def executed_log_prob(self, actions: Float[Tensor, "*L N A"]) -> Float[Tensor, "*L N"]:
@@ -108,7 +123,7 @@ class Gaussian:
         """
         inverse = (-self.log_std).exp()
         z = (actions - self.mean) * inverse
-        density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        density = -0.5 * z**2 - self.log_std - _HALF_LOG_2_PI
         above = torch.special.log_ndtr((self.mean - 1.0) * inverse)
         below = torch.special.log_ndtr((-1.0 - self.mean) * inverse)
         chosen = torch.where(actions >= 1.0, above, torch.where(actions <= -1.0, below, density))
@@ -116,7 +131,7 @@ class Gaussian:
 
     def entropy(self) -> Float[Tensor, "*L N"]:
         """Return the entropy in nats, summed over the agent's own dimensions."""
-        per_dim = self.log_std + 0.5 * math.log(2.0 * math.pi * math.e)
+        per_dim = self.log_std + (_HALF_LOG_2_PI + 0.5)
         return self._present(per_dim).sum(dim=-1).expand(self.mean.shape[:-1])
 
     def explicit(self, actions: Float[Tensor, "*L N A"]) -> ExplicitPolicy:
@@ -126,7 +141,7 @@ class Gaussian:
         """
         inverse = (-self.log_std).exp()
         z = (actions - self.mean) * inverse
-        density = -0.5 * z**2 - self.log_std - 0.5 * math.log(2.0 * math.pi)
+        density = -0.5 * z**2 - self.log_std - _HALF_LOG_2_PI
 
         def backward(by_log_prob: Tensor, by_entropy: Tensor | None) -> Tensor:
             by_log_prob = by_log_prob.unsqueeze(-1)
@@ -209,6 +224,13 @@ class Composite:
         """Return a draw, given Gumbel noise for the choices and normal noise for the numbers."""
         numbers = None if self.numbers is None else self.numbers.sample(noise)
         return self._joined(self.logits + noise, numbers)
+
+    def draw(
+        self, noise: Float[Tensor, "*L N A"]
+    ) -> tuple[Float[Tensor, "*L N A"], Float[Tensor, "*L N"]]:
+        """Return `sample(noise)` and its log-probability."""
+        actions = self.sample(noise)
+        return actions, self.log_prob(actions)
 
     def mode(self) -> Float[Tensor, "*L N A"]:
         """Return the most likely option of each choice, and the mean of each number."""

@@ -63,6 +63,10 @@ class LayerPasses:
         self, x: Float[Tensor, "B *N I"], team: Float[Tensor, "B S"] | None = None
     ) -> Float[Tensor, "B *N A"]:
         """Return the network's outputs, in memory that the next call overwrites."""
+        return self._forward(x, team)
+
+    def _forward(self, x: Tensor, team: Tensor | None) -> Tensor:
+        """Return what `forward` does, where no gradients are recorded in any case."""
         self._inputs = x, team
         self.passes += 1
         rows = x.shape[:-1].numel()
@@ -171,10 +175,12 @@ class ExplicitMLP(LayerPasses):
             out = _Recorded.apply(self, rows, of_team, *self.parameters)  # type: ignore[no-untyped-call]
         else:
             size = max(1, MAX_ROWS // rows.shape[1:-1].numel())
+            if len(rows) <= size:
+                return self._forward(rows, of_team).clone().view(*x.shape[:-1], -1)
             teams = repeat(None) if of_team is None else of_team.split(size)
             parts = zip(rows.split(size), teams, strict=False)
             outs = [self.forward(part, common).clone() for part, common in parts]
-            out = outs[0] if len(outs) == 1 else torch.cat(outs)
+            out = torch.cat(outs)
         return out.view(*x.shape[:-1], -1)
 
     def set_gradients(self, gradient: Float[Tensor, "B *N A"]) -> None:

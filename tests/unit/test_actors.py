@@ -133,6 +133,16 @@ def test_agents_with_fewer_dimensions_have_no_density_in_the_missing_ones() -> N
     assert torch.allclose(log_probs[:, 1], expected[:, 1].sum(dim=-1))
 
 
+@pytest.mark.parametrize("continuous", [False, True])
+def test_what_is_drawn_has_its_log_probability(continuous: bool) -> None:
+    actor = new_actor(ScriptedEnv(LENGTHS, action_sizes=(2, 4), continuous=continuous))
+    policy = actor.distribution(torch.randn(50, 2, 4, generator=generator()))
+    noise = actor.noise((50,), generator())
+    actions, log_probs = policy.draw(noise)
+    assert torch.equal(actions, policy.sample(noise))
+    assert torch.allclose(log_probs, policy.log_prob(actions), atol=1e-5)
+
+
 def test_a_gaussian_by_hand() -> None:
     # Deviations 2 and 1. Noise 3 and .5: 1 + 2 * 3 and -1 + .5.
     policy = Gaussian(torch.tensor([[1.0, -1.0]]), torch.tensor([[math.log(2.0), 0.0]]), None)
