@@ -72,9 +72,9 @@ TEAMS: dict[str, Team] = {
         changes={"total_steps": 150_000},
     ),
     "halfcheetah_2x3": Team(
-        what="back legs and front legs of a HalfCheetah, 200 steps",
+        what="back legs and front legs of a HalfCheetah, the run of a bare marl train",
         file="halfcheetah_2x3",
-        changes={"env.options": {"max_steps": 200}, "total_steps": 100_000},
+        changes={"total_steps": 1_000_000},
     ),
     "hopper_3x1": Team(
         what="a Hopper, an agent for each joint, 200 steps",
