@@ -84,6 +84,9 @@ def write_comparison(
     """
     tasks, left_out = tasks_of(runs, metric, until)
     notes = [*notes, *left_out]
+    names = dict.fromkeys(name for task in tasks for name in task.groups)
+    if against and against not in names:
+        notes.append(f"against: no group is called {against}; there are {', '.join(names)}")
     if not tasks:
         raise ComparisonError("\n".join(["there is nothing to compare", *notes]))
     table = io.StringIO()
@@ -358,7 +361,8 @@ def _draw(axes: Axes, task: TaskResults, colours: Mapping[str, str]) -> None:
         )
         middle, low, high = band(values)
         axes.fill_between(steps, low, high, color=colours[name], alpha=0.15, linewidth=0)
-        axes.plot(steps, middle, **_line(name, colours[name]))
+        marker = "o" if steps[0] == steps[-1] else ""  # a line of one point is not seen
+        axes.plot(steps, middle, marker=marker, **_line(name, colours[name]))
 
 
 def _add_legend(figure: Figure, colours: Mapping[str, str]) -> None:

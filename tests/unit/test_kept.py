@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,8 @@ def test_the_page_of_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture[
         kept(tmp_path, "imap", seed, 9.0 + seed)
         kept(tmp_path, "sparse", seed, 2.0 + seed)
     kept(tmp_path, "new", 0, 1.0)
+    assert run("compare", tmp_path / "kept", "--against", "mapi") == 0
+    assert "- against: no group is called mapi; there are imap, " in capsys.readouterr().out
     assert run("compare", tmp_path / "kept", "--against", "imap") == 0
     shown = (tmp_path / "kept" / "comparison.md").read_text()
     assert shown in capsys.readouterr().out
@@ -203,3 +206,15 @@ def test_two_processes_write_comparisons_to_one_folder(
     shown = comparison_files.write_comparison(runs, out)
     assert (out / "comparison.md").read_text() == shown
     assert sorted(os.listdir(out)) == ["comparison.csv", "comparison.md", "comparison.png"]
+
+
+def test_the_curve_of_one_iteration_is_seen(tmp_path: Path) -> None:
+    runs, _ = kept_runs([kept(tmp_path, "imap", 0, 9.0)])
+    one = replace(runs[0], metrics={k: v[-1:] for k, v in runs[0].metrics.items()})
+    pictures = [tmp_path / f"{number}.png" for number in range(2)]
+    for picture, colour in zip(pictures, ("#d1495b", "#ffffff"), strict=True):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(comparison_files, "_add_legend", lambda *_: None)
+            patch.setitem(comparison_files._COLOURS, "imap", colour)
+            comparison_files.draw_tasks(tasks_of([one])[0], picture)
+    assert pictures[0].read_bytes() != pictures[1].read_bytes()
