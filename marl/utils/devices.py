@@ -44,7 +44,13 @@ class TwoThreads:
     """
 
     def __init__(self, threads: int, device: torch.device) -> None:
-        self._pool = ThreadPoolExecutor(1) if threads > 1 and device.type == "cpu" else None
+        # A new thread has MKL's own number of threads until PyTorch looks at its: products would
+        # round otherwise there.
+        self._pool = (
+            ThreadPoolExecutor(1, initializer=torch.get_num_threads)
+            if threads > 1 and device.type == "cpu"
+            else None
+        )
 
     def both(
         self, first: Callable[[], First], second: Callable[[], Second]

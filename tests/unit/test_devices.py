@@ -55,3 +55,11 @@ def test_an_error_in_a_turn_is_raised(threads: int) -> None:
 
     with pytest.raises(ValueError, match="mine"):
         TwoThreads(threads, CPU).in_turns([counting("a", 3, []), broken()])
+
+
+def test_the_first_product_of_a_new_thread_is_that_of_the_other() -> None:
+    """So narrow that MKL rounds it otherwise on two threads, if the environment leaves it two."""
+    source = torch.Generator().manual_seed(0)
+    narrow, wide = (torch.randn(*s, generator=source) for s in ((10, 80), (80, 64)))
+    first, second = TwoThreads(2, CPU).both(lambda: narrow @ wide, lambda: narrow @ wide)
+    assert torch.equal(first, second)
