@@ -96,17 +96,14 @@ def test_numpy_is_preferred_on_amd_if_each_product_keeps_to_one_thread(
 ) -> None:
     if cpu is not None:
         (tmp_path / "cpuinfo").write_text(cpu)
-    monkeypatch.delenv(processor.THREADS, raising=False)
-    if variable is not None:
-        monkeypatch.setenv(processor.THREADS, variable)
-    else:
-        monkeypatch.setenv("UNSET_LATER", "1")
+    monkeypatch.setenv(processor.THREADS, variable or "")  # so that the test's end restores it
+    if variable is None:
+        monkeypatch.delenv(processor.THREADS)
     if not is_loaded:
         monkeypatch.delitem(sys.modules, "numpy", raising=False)
     assert processor.prefers_numpy(tmp_path / "cpuinfo") is expected
     if variable is None:
         assert (os.environ.get(processor.THREADS) == "1") is expected
-        monkeypatch.setenv(processor.THREADS, "1")  # so that the end of the test takes it away
 
 
 def test_the_choice_is_made_before_numpy_is_loaded() -> None:
