@@ -25,7 +25,7 @@ def _has_openblas() -> bool:
 BY_NUMPY = PREFERS_NUMPY and _has_openblas()
 """Whether products in the memory of the CPU are NumPy's."""
 LEAST = 16_384
-"""Numbers of the first matrix from which they are; PyTorch, whose calls cost less, has the others."""
+"""Numbers of the first matrix from which they are; PyTorch's calls cost less."""
 
 
 def _is_numpys(a: Tensor) -> bool:
