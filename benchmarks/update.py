@@ -23,8 +23,11 @@ CASES: dict[str, tuple[str | None, dict[str, object]]] = {
     "default_64": (None, {"env.num_envs": 64, "preferences.replay_steps": 1_024_000}),
     "sparse_16": (None, {"algorithm": "sparse"}),
     "sparse_64": (None, {"algorithm": "sparse", "env.num_envs": 64}),
-    "nav_6": ("configs/nav_6.toml", {}),
-    "slf_nav_6": ("configs/nav_6.toml", {"algorithm": "slf"}),
+    "nav_6": ("configs/nav_6.toml", {"env.num_envs": 64, "learner.epochs": 6}),
+    "slf_nav_6": (
+        "configs/nav_6.toml",
+        {"algorithm": "slf", "env.num_envs": 64, "learner.epochs": 6},
+    ),
     "smax_3m": ("configs/smax_3m.toml", {"env.num_envs": 16, "preferences.replay_steps": 200_000}),
     "smax_3m_gru": ("configs/smax_3m.toml", {"network.recurrence": "gru"}),
 }
