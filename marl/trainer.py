@@ -100,7 +100,9 @@ class Trainer:
         if config.init and not restored:
             try:
                 with together(ranks):
-                    self.init_notes = warm_start(config, spec, self.learner, self.reward)
+                    self.init_notes = warm_start(
+                        config, spec, self.learner, self.reward, self.feedback
+                    )
             except BaseException:
                 self.close()
                 raise

@@ -1,7 +1,8 @@
 """A new run that starts from what another has learned: policy, critics, statistics, reward model.
 
-What is taken are tensors that fit a network of this run; the code that the other run names is never
-imported. Optimizers, the replay buffer and the answers of the labeller start anew.
+What is taken are tensors that fit a network or a buffer of this run; the code that the other run
+names is never imported. Optimizers start anew; so do the replay buffer and the answers of the
+labeller, unless they are asked for.
 """
 
 from collections.abc import Mapping
@@ -14,27 +15,53 @@ from envs import EnvSpec
 from marl.config import Config, ConfigError
 from marl.learners.base import Learner
 from marl.policy import config_in, learner_in, spec_in
+from marl.preferences.pipeline import FeedbackPipeline
+from marl.preferences.resharding import as_one, inherited
 from marl.rewards.io import is_learned, sizes
 from marl.rewards.learner import RewardLearner
 from marl.rewards.ratio_learner import RatioLearner
 from marl.utils.checkpoint import (
     CheckpointError,
     check_finite_weights,
+    checkpoint_name,
     load_saved,
     restoring,
 )
 
 STATE_NORM = "norm.state_norm."
 """Where an actor's state keeps the statistics of team states, which it does not read."""
+BUFFER_SETTINGS = (
+    "env.num_envs",
+    "learner.rollout_steps",
+    "preferences.replay_steps",
+    "preferences.replay_episodes",
+    "preferences.holdout_every",
+)
+"""What shapes the replay buffer."""
+BUFFER_SPEC = (
+    "state_size",
+    "max_steps",
+    "masks_actions",
+    "agents_die",
+    "facts",
+    "obs_image",
+    "state_images",
+)
+"""What else of an environment is in the replay buffer, or decides how it is read."""
 
 
 def warm_start(
-    config: Config, spec: EnvSpec, learner: Learner, reward: RewardLearner | None
+    config: Config,
+    spec: EnvSpec,
+    learner: Learner,
+    reward: RewardLearner | None,
+    feedback: FeedbackPipeline | None,
 ) -> list[str]:
     """Start a new run from ``config.init`` and return a line for everything taken or not.
 
     The actor must fit, with its statistics of observations; critics and the statistics of states
-    are taken where they fit; the reward model is taken, and must fit, with ``config.init_reward``.
+    are taken where they fit; the reward model is taken, and must fit, with ``config.init_reward``,
+    and so are the episodes and the answers about them with ``config.init_buffer``.
     Raises `ConfigError` where what must fit does not.
     """
     step, saved, folder = load_saved(config.init)
@@ -60,6 +87,11 @@ def warm_start(
         lines.append("reference: the policy that was taken")
     elif reward is not None:
         lines.append("reward model: not asked for (init_reward); it starts from random weights")
+    if config.init_buffer:
+        assert feedback is not None, "a run that learns nothing from episodes is refused before"
+        place = Path(config.init)
+        path = place if place.suffix == ".ckpt" else folder / "checkpoints" / checkpoint_name(step)
+        lines.append(_take_buffer(feedback, as_one(saved, path), theirs, spec, config, folder))
     return lines
 
 
@@ -158,6 +190,48 @@ def _take_reward(
         check_finite_weights(folder, model)
         reward.inherit(model, *scales)
     return "reward model: taken"
+
+
+def _take_buffer(
+    feedback: FeedbackPipeline,
+    saved: dict[str, Any],
+    theirs: EnvSpec,
+    spec: EnvSpec,
+    config: Config,
+    folder: Path,
+) -> str:
+    """Load the whole episodes and their answers; raise `ConfigError` where the buffers differ."""
+    state = saved.get("trainer", {}).get("feedback", {})
+    if "replay" not in state:
+        raise ConfigError(
+            f"init_buffer: {folder} has kept no episodes; leave init_buffer out, or name a run "
+            "that learns a reward"
+        )
+    other = config_in(saved, str(folder))
+    apart = [name for name in BUFFER_SETTINGS if _setting(other, name) != _setting(config, name)]
+    if apart:
+        raise ConfigError(
+            f"init_buffer: the episodes of {folder} do not fit this run's replay buffer; set "
+            + ", ".join(f"{name} = {_setting(other, name)}" for name in apart)
+            + " as there"
+        )
+    for name in BUFFER_SPEC:
+        if (there := getattr(theirs, name)) != (here := getattr(spec, name)):
+            raise ConfigError(
+                f"init_buffer: the episodes of {folder} are of {theirs.name} ({name}: {there}), "
+                f"this run is on {spec.name} ({name}: {here}); leave init_buffer out"
+            )
+    ranks = feedback.ranks
+    with restoring(folder):
+        feedback.inherit(inherited(state, config, ranks.rank, ranks.size))
+    count = len(feedback.replay.returns())
+    by = "" if ranks.size == 1 else " by process 0"
+    return f"episodes: {count:,} taken{by}, with {len(feedback.buffer):,} answers about them"
+
+
+def _setting(config: Config, name: str) -> Any:
+    section, key = name.split(".")
+    return getattr(getattr(config, section), key)
 
 
 def _fits(state: Any, mine: Mapping[str, Any]) -> bool:

@@ -182,7 +182,9 @@ def _check_policy_source(config: "Config") -> None:
 
 
 def _check_init(config: "Config") -> None:
-    """Raise `ConfigError` where there is no reward model to start with."""
+    """Raise `ConfigError` where there are no episodes or reward model to start with."""
+    if config.init_buffer:
+        _check_init_buffer(config)
     if not config.init_reward:
         return
     if not config.init:
@@ -194,6 +196,25 @@ def _check_init(config: "Config") -> None:
         raise ConfigError(
             f"init_reward: got True, but with algorithm = {config.algorithm!r} no reward model is "
             "fitted; leave it out"
+        )
+
+
+def _check_init_buffer(config: "Config") -> None:
+    """Raise `ConfigError` where there are no episodes to start with, or nothing reads them."""
+    if not config.init:
+        raise ConfigError(
+            "init_buffer: got True, but init names no run whose episodes to start with; set init, "
+            "or leave init_buffer out"
+        )
+    if not config.learns_reward:
+        raise ConfigError(
+            f"init_buffer: got True, but with algorithm = {config.algorithm!r} nothing is learned "
+            "from episodes kept; leave it out"
+        )
+    if config.asks_people:
+        raise ConfigError(
+            'init_buffer: got True, but preferences.labeller = "people" are shown films, which '
+            "another run's episodes do not have here; leave it out"
         )
 
 

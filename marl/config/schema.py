@@ -360,6 +360,9 @@ class Config:
     init_reward: bool = False
     """Whether a run with ``init`` starts with that one's reward model, too. It is paid from the
     first iteration on and goes on learning."""
+    init_buffer: bool = False
+    """Whether a run with ``init`` starts with that one's whole episodes and the answers about them,
+    too. They are learned from as if this run had played and asked about them."""
     diagnose_hidden: bool = False
     """Benchmarks only: report how the learned reward correlates with the hidden one."""
     env: EnvConfig = field(default_factory=EnvConfig)

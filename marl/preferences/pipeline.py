@@ -422,6 +422,14 @@ class FeedbackPipeline:
         self.replay.load_state_dict(state["replay"])
         self._load_small_state(state)
 
+    def inherit(self, state: dict[str, Any]) -> None:
+        """Start with what `resharding.inherited` returned; none of it counts as asked."""
+        self.replay.load_state_dict(state["replay"])
+        self.buffer.load_state_dict(state["buffer"])
+        self.tally.is_informative |= bool((self.buffer.standing()[2] != 0.5).any())
+        if self.uses_returns and len(returns := self.replay.returns()):
+            self.least_return, self.largest_return = float(returns.min()), float(returns.max())
+
     def _small_state(self) -> dict[str, Any]:
         """Return the state of all but the replay buffer."""
         return {

@@ -1,5 +1,7 @@
 """A run that goes on with another number of processes: its episodes and answers, dealt out anew.
 
+A new run that starts with the episodes of another (`init_buffer`) gets them in the same way.
+
 Environments have numbers in the whole run: environment e of process k of n is k E / n + e of E. A
 process of the new run has those with its numbers, and what is kept of their episodes. Open episodes
 are cut: environments begin anew. Answers about two episodes that come to different processes are
@@ -80,6 +82,19 @@ def resharded(states: States, config: Config, rank: int, size: int) -> dict[str,
     return state
 
 
+def inherited(feedback: Mapping[str, Any], config: Config, rank: int, size: int) -> dict[str, Any]:
+    """Return the episodes and answers with which process `rank` of `size` of a new run starts.
+
+    `feedback` is the state of another run's `FeedbackPipeline`, as one process has it, with as many
+    environments and a replay buffer of the same settings. Its open episodes are cut.
+    """
+    dealt = _deal([feedback], config, rank, size)
+    return {
+        "replay": _replay([feedback["replay"]], dealt),
+        "buffer": _answers([feedback], dealt, share_of(config, size)),
+    }
+
+
 def losses(states: States, config: Config, size: int) -> Cut:
     """Return what is lost where the processes that have saved become `size` others.
 
@@ -107,13 +122,20 @@ def load_whole(folder: Path) -> tuple[int, dict[str, Any]]:
     """Return the step and state of the newest good checkpoint, with the episodes and answers of all
     processes as one process would have them."""
     step, saved = load_checkpoint(folder)
+    return step, as_one(saved, folder / checkpoint_name(step))
+
+
+def as_one(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Return what a checkpoint at `path` holds, given what process 0 has saved in it, with the
+    episodes and answers of all processes."""
     if num_processes(saved) == 1 or "feedback" not in saved.get("trainer", {}):
-        return step, saved
-    states = [state["trainer"] for state in read_all(folder / checkpoint_name(step))]
-    config = config_in(saved, str(folder.parent))
-    with restoring(folder.parent):
+        return saved
+    states = [state["trainer"] for state in read_all(path)]
+    run = path.parent.parent
+    config = config_in(saved, str(run))
+    with restoring(run):
         feedback = resharded(states, config, 0, 1)["feedback"]
-    return step, saved | {"trainer": saved["trainer"] | {"feedback": feedback}}
+    return saved | {"trainer": saved["trainer"] | {"feedback": feedback}}
 
 
 @dataclass(frozen=True, kw_only=True)

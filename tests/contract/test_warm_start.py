@@ -30,6 +30,7 @@ SETTINGS: dict[str, Any] = {
     "total_steps": 300,
     "seed": 1,
 }
+ONE_A_TURN = {"preferences.queries_per_iteration": 1}
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,69 @@ def test_the_reward_model_is_taken_if_asked_for_and_paid_at_once(source: Path) -
     again = started(**settings, init=str(source))
     again.load_state_dict(trainer.state_dict())
     assert "reward/std" in again.iterate()
+
+
+def test_episodes_and_answers_are_taken_if_asked_for(source: Path, tmp_path: Path) -> None:
+    answers = {"preferences.queries_per_iteration": 8, "init": "", "checkpoint_every": 100}
+    first = tmp_path / "first"
+    for _ in marl.train(marl.load_config(overrides=SETTINGS | answers), run_dir=first):
+        pass
+    theirs = state_of(first)["feedback"]
+    settings = {"init": str(first), "init_buffer": True, "preferences.queries_per_iteration": 8}
+    trainer = started(**settings)
+    feedback = trainer.feedback
+    assert feedback is not None
+    replay = feedback.replay
+    kept = torch.cat((replay.available(), replay.available(held_out=True)))
+    assert len(kept) == 12  # 300 steps in episodes of 25
+    mine, saved = replay.episodes(kept), theirs["replay"]["episodes"]["returns"]
+    assert sorted(mine.returns.tolist()) == sorted(saved.tolist())
+    standing = feedback.buffer.standing()
+    assert len(feedback.buffer) == len(standing[2]) == len(theirs["buffer"]["labels"]) > 0
+    gaps = replay.episodes(standing[0]).returns - replay.episodes(standing[1]).returns
+    assert torch.equal(standing[2] > 0.5, gaps > 0.0)  # each answer is about its own episodes still
+    assert feedback.tally.asked == 0  # by this run
+    count = len(standing[2])
+    assert trainer.init_notes[-1] == f"episodes: 12 taken, with {count} answers about them"
+    batch = feedback.batch()
+    assert batch is not None
+    assert len(batch.labels) > 0
+    metrics = trainer.iterate()
+    assert metrics["preference/episodes"] == replay.num_finished
+    assert metrics["preference/kept_answers"] == count + metrics["preference/answered"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"env.num_envs": 2}, "do not fit this run's replay buffer; set env.num_envs = 4 as there"),
+        ({"algorithm": "sparse"}, "nothing is learned from episodes kept"),
+        ({"init": ""}, "init names no run whose episodes to start with"),
+        ({"preferences.labeller": "people", **ONE_A_TURN}, "are shown films"),
+    ],
+)
+def test_episodes_that_do_not_fit_are_one_line(
+    settings: dict[str, Any], words: str, source: Path
+) -> None:
+    with pytest.raises(ConfigError, match=words) as caught:
+        started(**{"init": str(source), "init_buffer": True} | settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_that_kept_no_episodes_has_none_to_give(source: Path, tmp_path: Path) -> None:
+    step, state = load_checkpoint(source / "checkpoints")
+    del state["trainer"]["feedback"]["replay"]
+    save_checkpoint(tmp_path / "bare" / "checkpoints", step, state)
+    with pytest.raises(ConfigError, match="has kept no episodes; leave init_buffer out"):
+        started(init=f"{tmp_path}/bare", init_buffer=True)
+
+
+def test_episodes_of_another_length_are_not_taken(source: Path, tmp_path: Path) -> None:
+    step, state = load_checkpoint(source / "checkpoints")
+    state["spec"]["max_steps"] = 20
+    save_checkpoint(tmp_path / "short" / "checkpoints", step, state)
+    with pytest.raises(ConfigError, match=r"\(max_steps: 20\), this run is on .*max_steps: 25\)"):
+        started(init=f"{tmp_path}/short", init_buffer=True)
 
 
 def test_what_does_not_fit_is_left_and_told(source: Path) -> None:
