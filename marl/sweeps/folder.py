@@ -42,6 +42,7 @@ from marl.reports.recorded import (
     smoothed,
 )
 from marl.sweeps.plan import Choice, Parameter, Plan, Settings
+from marl.utils.checkpoint import BEST, list_checkpoints
 from marl.utils.files import atomic_write, check_own_file, check_writable, make_folder, output
 from marl.utils.origin import commit
 from marl.utils.text import one_line
@@ -360,7 +361,8 @@ class SweepFolder:
     def keep_outcome(self, job: Job, drop_checkpoints: bool = False) -> None:
         """Keep what a run has reached, if it is finished and that is not kept yet.
 
-        With `drop_checkpoints` a run whose outcome is kept loses its checkpoints.
+        With `drop_checkpoints` a run whose outcome is kept loses its checkpoints, but the newest
+        of one that ended on a plateau, which is all that tells it from a run that was killed.
         """
         path, tried = self.kept_path(job), self.settings_of(job.trial)
         if path is None or tried is None or self.state_of(job).state != "finished":
@@ -372,7 +374,13 @@ class SweepFolder:
             code = self._commits.get(job.folder) or commit()
             keep(outcome_of(run, named, given, code, job.trial), path)
         if drop_checkpoints:
-            shutil.rmtree(job.folder / "checkpoints", ignore_errors=True)
+            folder, steps = job.folder / "checkpoints", self.state_of(job).steps
+            if steps >= self.plan.config_of(tried, 0).total_steps:
+                shutil.rmtree(folder, ignore_errors=True)
+                return
+            shutil.rmtree(folder / BEST, ignore_errors=True)
+            for path in list_checkpoints(folder)[1:]:
+                path.unlink()
 
 
 def _stays(key: str, content: Mapping[str, Any]) -> bool:

@@ -77,14 +77,19 @@ def _page(folder: SweepFolder, trials: Sequence[Trial]) -> str:
         ]
         for trial in ranked
     ]
-    metrics = dict.fromkeys(measured(task.metric) for task in tasks)
-    metric = " or ".join(metrics)
     parts = [
         f"# Sweep: {config.method}, {len(trials)} trials",
-        f"{metric} over the last tenth of each run: interquartile mean over finished seeds and, "
-        f"from {LEAST_SEEDS} on, its 95 % bootstrap interval ({REPETITIONS} samples).",
-        markdown(["trial", *map(text, names), "state", metric, "each seed"], rows),
+        "Over the last tenth of each run: interquartile mean over finished seeds and, from "
+        f"{LEAST_SEEDS} on, its 95 % bootstrap interval ({REPETITIONS} samples).",
     ]
+    for number_of_task, task in enumerate(tasks):
+        columns = ["trial", *map(text, names), "state", text(measured(task.metric)), "each seed"]
+        own = [
+            row for t, row in zip(ranked, rows, strict=True) if place[t.number] == number_of_task
+        ]
+        if len(tasks) > 1:
+            parts.append(f"## {text(task.name)}")
+        parts.append(markdown(columns, own))
     if best := folder.best(trials):
         jobs = {s: folder.evaluation(best.number, s) for s in config.evaluation_seeds}
         states = {seed: folder.state_of(job) for seed, job in jobs.items()}

@@ -9,6 +9,7 @@ from marl.config import ConfigError
 from marl.sweeps.folder import SweepFolder
 from marl.sweeps.plan import Plan
 from marl.sweeps.runner import grid_jobs
+from marl.sweeps.table import write_table
 from tests.unit.test_sweeps import GRID, finish, plan_of
 
 NAMED = """
@@ -153,3 +154,37 @@ def test_outcomes_that_are_kept_count_as_runs_do(tmp_path: Path) -> None:
         again = SweepFolder(tmp_path / "elsewhere", plan, tmp_path / "kept")
         with pytest.raises(ConfigError, match=rf"{key} \({told}\); remove it to train again"):
             again.state_of(again.job(1, 0))
+
+
+def test_a_run_on_a_plateau_keeps_the_checkpoint_that_tells_so(tmp_path: Path) -> None:
+    evaluated = "[settings]\neval.every = 100\neval.patience = 1"
+    plan = named_plan(tmp_path, "[settings]", evaluated)
+    folder = SweepFolder(tmp_path / "out", plan, tmp_path / "kept")
+    job = folder.job(0, 0)
+    folder.prepare(job, plan.settings_of(0))
+    finish(job, plan.settings_of(0), plan, lambda *_: 3.0)
+    rows = ["step,return/mean,return/episodes,evaluation/greedy"]
+    rows += [f"{step},3.0,1,{2.0 if step % 100 == 0 else ''}" for step in range(25, 226, 25)]
+    (job.folder / "metrics.csv").write_text("\n".join(rows) + "\n")
+    checkpoints = job.folder / "checkpoints"
+    checkpoints.mkdir()
+    for step in (100, 225):
+        (checkpoints / f"step_{step:012d}.ckpt").write_bytes(b"")
+    folder.keep_outcome(job, drop_checkpoints=True)
+    assert [path.name for path in checkpoints.iterdir()] == ["step_000000000225.ckpt"]
+    without_kept = SweepFolder(tmp_path / "out", plan)
+    assert without_kept.state_of(job).state == "finished"
+
+
+def test_the_table_has_a_part_for_each_task(tmp_path: Path) -> None:
+    plan = named_plan(tmp_path)
+    folder = SweepFolder(tmp_path / "out", plan)
+    for trial in (0, 1):
+        job = folder.job(trial, 0)
+        folder.prepare(job, plan.settings_of(trial))
+        finish(job, plan.settings_of(trial), plan, lambda *_: 3.0)
+    small, large = write_table(folder).split("\n## ")[1:]
+    assert small.startswith("small\n\n| trial | task | variant | state | return | each seed |")
+    assert large.startswith("large\n\n| trial | task | variant | state | episode/arrived |")
+    assert (small.count("open"), small.count("waiting")) == (2, 1)
+    assert (large.count("open"), large.count("waiting")) == (0, 2)
