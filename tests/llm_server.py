@@ -32,9 +32,16 @@ class ModelServer:
     """A context manager; faults are taken from `faults` one per request, then `fault` for all."""
 
     def __init__(
-        self, *, delay: float = 0.0, logprobs: bool = True, schema: bool = True, port: int = 0
+        self,
+        *,
+        delay: float = 0.0,
+        logprobs: bool = True,
+        schema: bool = True,
+        port: int = 0,
+        remembers: bool = True,
     ) -> None:
-        self.delay, self.logprobs, self.schema = delay, logprobs, schema
+        """Without `remembers`, what was asked is not kept."""
+        self.delay, self.logprobs, self.schema, self.remembers = delay, logprobs, schema, remembers
         self.models: Any = ["stand-in"]
         """Names, or bytes to answer with in place of the list."""
         self.most_logprobs = 20
@@ -78,7 +85,8 @@ class ModelServer:
 
     def handle(self, handler: "Handler", body: dict[str, Any]) -> None:
         with self._lock:
-            self.asked.append(body)
+            if self.remembers:
+                self.asked.append(body)
             self.keys.add(handler.headers.get("Authorization", ""))
             self.cookies.update(handler.headers.get_all("Cookie", []))
             self._at_once += 1
@@ -97,24 +105,28 @@ class ModelServer:
                 handler.reply(400, {"error": {"message": message}})
                 return
             handler.reply(200, self.answer(body))
-            with self._lock:
-                self.answered[json.dumps(body, sort_keys=True)] += 1
+            if self.remembers:
+                with self._lock:
+                    self.answered[json.dumps(body, sort_keys=True)] += 1
         except (BrokenPipeError, ConnectionResetError):
             pass
         finally:
             with self._lock:
                 self._at_once -= 1
 
+    def odds(self, body: dict[str, Any]) -> float:
+        """Return the log-odds of the first choice."""
+        question = body["messages"][-1]["content"]
+        returns = [float(found) for found in re.findall(r"return: (-?[\d.]+)", question)]
+        if len(returns) == 2:
+            return returns[0] - returns[1] + POSITION_BIAS
+        return returns[0] if returns else _guess(question)
+
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return a whole completion."""
         question = body["messages"][-1]["content"]
-        returns = [float(found) for found in re.findall(r"return: (-?[\d.]+)", question)]
         choices = ("A", "B") if "Attempt A" in question else ("Good", "Bad")
-        if len(returns) == 2:
-            odds = returns[0] - returns[1] + POSITION_BIAS
-        else:
-            odds = returns[0] if returns else _guess(question)
-        odds = min(max(odds, -20.0), 20.0)
+        odds = min(max(self.odds(body), -20.0), 20.0)
         probability = 1.0 / (1.0 + math.exp(-odds))
         best = choices[odds <= 0.0]
         text = json.dumps({"answer": best}) if self.schema and "response_format" in body else best
