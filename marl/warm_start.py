@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from envs import EnvSpec
@@ -28,6 +29,14 @@ from marl.utils.checkpoint import (
     restoring,
 )
 
+HELD_STEPS = 1e6
+"""Statistics of observations that were taken count as those of at least so many steps.
+
+A policy imitated from five episodes has the statistics of a hundred steps. The first rollouts would
+replace them, and the policy, which reads by them, would act otherwise without having learned.
+"""
+OBS_COUNT = "norm.obs_norm.count"
+"""Where an actor's state keeps how many steps its statistics of observations are of."""
 STATE_NORM = "norm.state_norm."
 """Where an actor's state keeps the statistics of team states, which it does not read."""
 BUFFER_SETTINGS = (
@@ -131,6 +140,9 @@ def _take_actor(
             "damaged, or made by another learner"
         )
     check_finite_weights(folder, state)
+    if OBS_COUNT in mine:
+        rows = state[OBS_COUNT]
+        state[OBS_COUNT] = torch.where(rows > 0, rows.clamp(min=HELD_STEPS), rows)
     learner.actor.load_state_dict(state)
     return ["actor and statistics of observations: taken", *lines]
 
