@@ -27,7 +27,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         status = _status(sys.argv[1:] if arguments is None else arguments)
         sys.stdout.flush()
-    except KeyboardInterrupt:
+    except KeyboardInterrupt:  # what saves its state first has ended by itself
+        print("stopped; what was not finished is not kept", file=sys.stderr)
         status = 130
     except BrokenPipeError:
         if not reader_has_gone():  # some other pipe

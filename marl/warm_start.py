@@ -75,8 +75,11 @@ def warm_start(
     """
     step, saved, folder = load_saved(config.init)
     theirs, other = spec_in(saved, str(folder)), config_in(saved, str(folder))
-    lines = [f"starting from {config.init}: {theirs.name}, algorithm {other.algorithm}, {step:,}"]
-    lines[0] += " steps" if "trainer" in saved else " gradient steps"
+    lines = [f"starting from {config.init}: {theirs.name}, "]
+    if "trainer" in saved:
+        lines[0] += f"algorithm {other.algorithm}, {step:,} steps"
+    else:
+        lines[0] += f"fitted by {step:,} gradient steps"
     parts = learner_in(saved)
     if parts is not None:
         _check_sizes(theirs, spec, folder)
@@ -194,10 +197,15 @@ def _take_reward(
         mine = reward.model.state_dict()
         there, here = other.reward_choice, config.reward_choice
         if there.model != here.model or not _fits(model, mine) or len(model) != len(mine):
+            if there.model == here.model == "policy_ratio":
+                raise ConfigError(
+                    f"init_reward: the policy that {folder} has fitted and its reference are not "
+                    "those of this run; leave init_reward out, init takes the policy"
+                )
             raise ConfigError(
                 f"init_reward: the reward model {there.model} (gamma_R {there.gamma:g}) of "
                 f"{folder} does not fit this run's {here.model} (gamma_R {here.gamma:g}); make the "
-                "section reward and the environment's sizes as there"
+                "algorithm, the section reward and the environment's sizes as there"
             )
         check_finite_weights(folder, model)
         reward.inherit(model, *scales)

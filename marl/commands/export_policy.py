@@ -36,7 +36,9 @@ class ExportPolicy:
         check_plays(self.run_dir)  # what is wrong with the folder is told at once
         from marl.export import export_policy
         from marl.policy import load
+        from marl.utils.devices import single_threaded_operations
 
+        single_threaded_operations()
         policy = load(self.run_dir, best=self.best)
         made = export_policy(policy, self.out or self.run_dir / "policy.onnx")
         table = Table(title=f"{policy.config.env.name} {policy.trained}")

@@ -44,13 +44,13 @@ class Evaluate:
     """Run, fit or checkpoint of another policy: act by (1 + strength) log pi - strength log of that
     one. Or "uniform", which sharpens."""
     guide: Path | None = None
-    """Run or fit of a factored reward (imap, slf): act by log pi + strength w_i (q_i - v_i) / beta,
-    what it says that an agent's action is worth."""
+    """Run or fit of a factored reward (imap, slf): act by log pi + strength w_i (q_i - v_i) / sd,
+    what it says that an agent's action is worth, in deviations over random actions."""
     strength: tuple[float, ...] | None = None
     """Strengths; 0 0.5 1 2 if not given. 0 is the team itself, -1 the base of a contrast."""
     out: Path | None = None
-    """File for every return; RUN/evaluation.json if not given, RUN/steering.json of a steered team,
-    beside which a picture is drawn."""
+    """File for every return; RUN/evaluation.json if not given, of a steered team RUN/contrast.json
+    or RUN/guidance.json, beside which a picture is drawn."""
 
     trust: bool = False
     """Import the code that the run names, though it is not one that you trained on this machine."""
@@ -59,6 +59,9 @@ class Evaluate:
         """Print a table of both ways to act, and write every return to a file."""
         check_plays(self.run_dir)  # what is wrong with the folder is told at once
         is_steered = check_options(self.contrast, self.guide, self.strength)
+        from marl.utils.devices import single_threaded_operations
+
+        single_threaded_operations()
         with processes() as ranks:
             if not is_steered:
                 return self._evaluate(ranks)
@@ -71,7 +74,7 @@ class Evaluate:
 
         evaluate_steered(
             load(self.run_dir, best=self.best),
-            self.out or self.run_dir / "steering.json",
+            self.out or self.run_dir / ("guidance.json" if self.guide else "contrast.json"),
             contrast=self.contrast,
             guide=self.guide,
             strengths=self.strength,
@@ -182,7 +185,9 @@ class Watch:
         check_plays(self.run_dir)  # what is wrong with the folder is told at once
         is_steered = check_options(self.contrast, self.guide, self.strength)
         from marl.reports.video import FilmOptions, film_run
+        from marl.utils.devices import single_threaded_operations
 
+        single_threaded_operations()
         path = self.out or self.run_dir / f"episode.{self.format or 'gif'}"
         if self.format is not None and path.suffix.lower() != f".{self.format}":
             raise ConfigError(
@@ -257,7 +262,9 @@ class Labels:
         load_run_config(self.run_dir)  # what is wrong with the folder is told at once
         from marl.reports.audit import audit, show, to_json
         from marl.reports.audit_html import page
+        from marl.utils.devices import single_threaded_operations
 
+        single_threaded_operations()
         report = audit(
             self.run_dir,
             cache=self.cache,

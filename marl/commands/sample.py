@@ -1,5 +1,6 @@
 """The command ``marl sample``."""
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +63,9 @@ class Sample:
             load_run_config(self.run_dir)  # which says what is wrong with the folder
         from marl.policy import load
         from marl.preferences.dataset.sampling import sample_episodes
+        from marl.utils.devices import single_threaded_operations
 
+        single_threaded_operations()
         policy, name = load(self.run_dir), str(self.run_dir)
         if is_steered:
             steer, steered = steering(policy, self.contrast, self.guide)
@@ -85,6 +88,12 @@ class Sample:
                 f"preferred to {made.episodes:,} of {self.rejected}, mean return "
                 f"{made.returns[1]:,.2f}; learn from them with: marl fit-reward {made.folder}"
             )
+            if made.returns[0] < made.returns[1]:
+                warnings.warn(
+                    f"{self.folder} prefers the team of the lower mean return; if that is not what "
+                    "you want, name the other one by --rejected",
+                    stacklevel=1,
+                )
         return 0
 
     def _placed(self, policy: "Policy", rejected: "Policy | None") -> "Policy":

@@ -46,6 +46,11 @@ def steering(
         reward = load_reward(guide, policy.spec, "--guide")
         return lambda strength: guided(policy, reward, strength), f"guided by {guide}"
     base = None if contrast == "uniform" else load(contrast)
+    if base is not None and (base.folder, base.steps) == (policy.folder, policy.steps):
+        raise ConfigError(
+            f"--contrast: {contrast} is the team itself, after {base.steps:,} steps; name an "
+            "earlier checkpoint, another run, or uniform"
+        )
     return lambda strength: contrasted(policy, base, strength), f"contrast to {contrast}"
 
 

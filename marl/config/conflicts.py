@@ -61,7 +61,7 @@ def _check_reward(config: "Config") -> None:
     if choice.source == "policy":
         _check_policy_source(config)
     if not choice.is_fitted:
-        for name in ("model", "loss"):
+        for name in ("model", "loss", "calibration"):
             if value := getattr(asked, name):
                 raise ConfigError(
                     f"reward.{name}: got {value!r}, but with algorithm = {config.algorithm!r} the "

@@ -1,5 +1,5 @@
 """``curve.png``: one picture of a run, drawn from its ``metrics.csv``; ``calibration.png``: one of
-a fitted reward model; ``steering.png``: one of a team that is steered while it acts.
+a fitted reward model; ``contrast.png``, ``guidance.png``: one of a team steered while it acts.
 """
 
 import itertools

@@ -254,5 +254,5 @@ def _why_not(spec: EnvSpec, agent: int, action: object, *, masked: bool) -> str:
         return "and policies act in [-1, 1]: scale the actions to that"
     size = spec.action_sizes[agent]
     if masked and isinstance(action, int) and action < size:
-        return "which its action_mask forbids: correct the mask, or leave the episode out"
+        return "which its action_mask forbids: correct the mask, or remove the episode's file"
     return f"and has the actions 0 to {size - 1}: correct the actions, or spec.action_sizes"

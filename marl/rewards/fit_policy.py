@@ -127,20 +127,26 @@ def progress_bar(steps: int, console: Console | None) -> Iterator[StepProgress]:
 
 
 def start_policy(
-    reference: str, spec: EnvSpec, config: Config, norm: TeamNorm, seeds: Seeds, setting: str
+    reference: str,
+    spec: EnvSpec,
+    config: Config,
+    norm: TeamNorm,
+    seeds: Seeds,
+    setting: str,
+    names: tuple[str, ...] = (UNIFORM, CLONED),
 ) -> tuple[NetworkActor, Config]:
     """Return the policy that a fit starts from, and the settings with its network.
 
-    That of the run or fit at `reference`; a new one for ``uniform`` and ``cloned``. Raises
+    That of the run or fit at `reference`; a new one for one of `names`. Raises
     `ConfigError`, which `setting` begins, for one that acts on something else.
     """
-    if reference in (UNIFORM, CLONED):
+    if reference in names:
         if config.network.recurrence != "none":
             check_episode_length(spec, "network.recurrence")
         return make_actor(spec, config.network, norm, seeds.torch("policy")), config
     if not (Path(reference).exists()):
         raise ConfigError(
-            f"{setting}: got {reference!r}, expected {UNIFORM}, {CLONED}, or the folder of a run "
+            f"{setting}: got {reference!r}, expected {', '.join(names)}, or the folder of a run "
             "or of a fitted policy"
         )
     policy = load(reference)

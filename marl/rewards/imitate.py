@@ -117,7 +117,9 @@ def imitate(
         config = _config(shown, seed, reward or RewardConfig(), network or NetworkConfig())
         norm = team_norm(spec, config.network)
         update_norm(norm, archive, shown.numbers)
-        actor, config = start_policy(reference, spec, config, norm, seeds, "--reference")
+        actor, config = start_policy(
+            reference, spec, config, norm, seeds, "--reference", names=(UNIFORM,)
+        )
         train, held_out = _split(shown.numbers, holdout_every)
         learner = make_reward_learner(
             spec,

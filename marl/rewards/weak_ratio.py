@@ -139,6 +139,11 @@ def _check_one_run(
     if runs[0] != runs[1] or not runs[0]:
         if _started_from(config_in(after[1], str(after[2])), before[2]):
             return
+        if _started_from(config_in(before[1], str(before[2])), after[2]):
+            raise ConfigError(
+                f"preferences.contrast: {config.before} started from {config.after}, so that it is "
+                "the later one; swap before and after"
+            )
         raise ConfigError(
             f"preferences.contrast: {config.before} and {config.after} are of two different runs, "
             "whose ratio says nothing of what either has learned; name two checkpoints of one run, "

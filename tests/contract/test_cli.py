@@ -9,8 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import torch
 
 from envs.registry import EXTRAS, FAMILIES, Family
+from marl.commands.inspection import Evaluate
 from marl.utils.checkpoint import list_checkpoints
 from marl.utils.metrics import read_metrics
 from tests.command_line import QUICK, run
@@ -163,6 +165,34 @@ def test_a_signal_saves_and_names_the_way_on(number: int, status: int, tmp_path:
     assert "finishing this iteration and saving; once more ends it at once" in errors
     assert f"marl resume {folder}" in output
     assert len(list_checkpoints(folder / "checkpoints")) == 1
+
+
+def test_an_interrupt_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(self: Evaluate) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Evaluate, "run", interrupted)
+        assert run("evaluate", tmp_path) == 130
+    assert capsys.readouterr().err == "stopped; what was not finished is not kept\n"
+
+
+def test_commands_keep_operations_on_one_thread(tmp_path: Path) -> None:
+    source, threads = tmp_path / "run", torch.get_num_threads()
+    assert run("train", *QUICK, "--total-steps=100", "--run-dir", source) == 0
+    few = ["--episodes=1", "--num-envs=1"]
+    try:
+        for command in (
+            ["evaluate", source, *few],
+            ["sample", source, tmp_path / "demos", *few],
+            ["watch", source, "--max-frames=2"],
+            ["labels", source],
+        ):
+            torch.set_num_threads(2)
+            assert run(*command) == 0
+            assert torch.get_num_threads() == 1, command[0]
+    finally:
+        torch.set_num_threads(threads)
 
 
 COUNTING = """

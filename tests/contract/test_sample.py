@@ -56,6 +56,19 @@ def test_demonstrations_are_episodes_of_the_steered_team(
     assert episode.demonstration
 
 
+def test_a_preference_for_the_worse_team_is_told(source: Path, tmp_path: Path) -> None:
+    early = list_checkpoints(source / "checkpoints")[-1]
+    teams = sorted((early, source), key=lambda place: evaluate_mean(place))
+    flags = ["--episodes=4", "--num-envs=2", "--seed=3"]
+    with pytest.warns(UserWarning, match="prefers the team of the lower mean return"):
+        assert run("sample", teams[0], tmp_path / "pairs", "--rejected", teams[1], *flags) == 0
+
+
+def evaluate_mean(place: Path) -> float:
+    """Return the mean return of the episodes that `marl sample` plays with these settings."""
+    return float(np.mean(evaluated(marl.load(place), 4)))
+
+
 def test_chosen_episodes_stand_against_those_of_another_team(source: Path, tmp_path: Path) -> None:
     strong = tmp_path / "strong"
     flags = ["--env.name=particles/nav_7", "--total-steps=100", "--run-dir", strong]

@@ -68,10 +68,10 @@ def test_the_curve_stands_beside_its_controls(
 def test_a_uniform_contrast_is_sharpening_and_a_run_can_guide_itself(source: Path) -> None:
     flags = ["--contrast", "uniform", "--strength", "1"]
     assert run("evaluate", source, *FEW, *flags) == 0
-    (point,) = json.loads((source / "steering.json").read_text())["points"]
+    (point,) = json.loads((source / "contrast.json").read_text())["points"]
     assert point["sampled"] == point["sharpened"]
     assert run("evaluate", source, *FEW, "--guide", source, "--strength", "0", "50") == 0
-    report = json.loads((source / "steering.json").read_text())
+    report = json.loads((source / "guidance.json").read_text())
     assert report["steering"] == f"guided by {source}"
     none, strong = report["points"]
     assert none["sampled"]["returns"] != strong["sampled"]["returns"]
@@ -98,6 +98,7 @@ def test_a_wrong_request_says_what_to_do(
         (["--strength", "1"], "name the base by --contrast, or a reward by --guide"),
         (["--contrast", "uniform", "--guide", source], "got both; a team is steered by one"),
         (["--contrast", other], "contrast: the policy of"),
+        (["--contrast", source], "is the team itself, after 300 steps; name an"),
         (["--contrast", "uniform", "--strength", "-2"], "strength: got -2, expected a number of"),
         (["--guide", tmp_path], "--guide:"),
     ):

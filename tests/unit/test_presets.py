@@ -125,6 +125,7 @@ def test_entries_of_losses_exist(name: str) -> None:
             r"reward\.model: got 'central', but with algorithm = 'sparse' the policy's reward is "
             r"the task one and none is learned; leave it out or set reward\.source = \"learned\"",
         ),
+        ({"algorithm": "sparse", "calibration": 0.5}, r"reward\.calibration: got 0.5, but with"),
         ({"algorithm": "dense", "loss": "both"}, r"reward\.loss: got 'both', .* the hidden one"),
         ({"source": "hidden", "model": "central"}, r"reward\.model: .* the hidden one"),
         ({"algorithm": "sparse", "source": "learned"}, r"reward\.model: got '', expected one of"),

@@ -165,7 +165,7 @@ def test_two_checkpoints_of_a_run_are_loaded_frozen(runs: Path) -> None:
     ("before", "after", "env", "words"),
     [
         ("other", "weak", "nav_3", "are of two different runs, whose ratio says nothing"),
-        ("tuned", "weak", "nav_3", "are of two different runs"),
+        ("tuned", "weak", "nav_3", "tuned started from .*weak, .*; swap before and after"),
         ("weak", "weak", "nav_3", r"\(300 steps\) is not earlier than .* \(300 steps\)"),
         ("early", "weak", "spread_3", r"preferences.contrast.before: the policy of .*may not"),
     ],
