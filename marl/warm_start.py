@@ -30,10 +30,11 @@ from marl.utils.checkpoint import (
 )
 
 HELD_STEPS = 1e6
-"""Statistics of observations that were taken count as those of at least so many steps.
+"""Statistics of observations that were taken from a fit count as those of at least so many steps.
 
 A policy imitated from five episodes has the statistics of a hundred steps. The first rollouts would
-replace them, and the policy, which reads by them, would act otherwise without having learned.
+replace them, and the policy, which reads by them, would act otherwise without having learned. Those
+of a run go on as they were: on nav_6, held, they left runs that started from a run a little lower.
 """
 OBS_COUNT = "norm.obs_norm.count"
 """Where an actor's state keeps how many steps its statistics of observations are of."""
@@ -84,7 +85,8 @@ def warm_start(
     if parts is not None:
         _check_sizes(theirs, spec, folder)
         with restoring(folder):
-            lines += _take_actor(learner, parts, other, config, folder)
+            is_fit = "trainer" not in saved
+            lines += _take_actor(learner, parts, other, config, folder, is_fit=is_fit)
             lines += _take_critics(learner, parts, folder)
     elif not config.init_reward:
         raise ConfigError(
@@ -122,7 +124,13 @@ def _check_sizes(theirs: EnvSpec, ours: EnvSpec, folder: Path) -> None:
 
 
 def _take_actor(
-    learner: Learner, parts: Mapping[str, Any], other: Config, config: Config, folder: Path
+    learner: Learner,
+    parts: Mapping[str, Any],
+    other: Config,
+    config: Config,
+    folder: Path,
+    *,
+    is_fit: bool,
 ) -> list[str]:
     """Load the actor and the statistics; raise `ConfigError` where the networks differ."""
     state, mine = dict(parts["actor"]), learner.actor.state_dict()
@@ -143,7 +151,7 @@ def _take_actor(
             "damaged, or made by another learner"
         )
     check_finite_weights(folder, state)
-    if OBS_COUNT in mine:
+    if is_fit and OBS_COUNT in mine:
         rows = state[OBS_COUNT]
         state[OBS_COUNT] = torch.where(rows > 0, rows.clamp(min=HELD_STEPS), rows)
     learner.actor.load_state_dict(state)
