@@ -253,8 +253,12 @@ def _take_buffer(
     with restoring(folder):
         feedback.inherit(inherited(state, config, ranks.rank, ranks.size))
     count = len(feedback.replay.returns())
-    by = "" if ranks.size == 1 else " by process 0"
-    return f"episodes: {count:,} taken{by}, with {len(feedback.buffer):,} answers about them"
+    line = f"episodes: {count:,} taken" + ("" if ranks.size == 1 else " by process 0")
+    if not config.learns_from_labels:
+        return line
+    if config.preferences.queries_per_iteration == 0:
+        return line + ", which this run's labeller judges"
+    return line + f", with {len(feedback.buffer):,} answers about them"
 
 
 def _setting(config: Config, name: str) -> Any:

@@ -129,6 +129,8 @@ def test_episodes_and_answers_are_taken_if_asked_for(source: Path, tmp_path: Pat
     assert feedback.tally.asked == 0  # by this run
     count = len(standing[2])
     assert trainer.init_notes[-1] == f"episodes: 12 taken, with {count} answers about them"
+    free = started(init=str(first), init_buffer=True)
+    assert free.init_notes[-1] == "episodes: 12 taken, which this run's labeller judges"
     batch = feedback.batch()
     assert batch is not None
     assert len(batch.labels) > 0
