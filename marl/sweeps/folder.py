@@ -42,7 +42,6 @@ from marl.reports.recorded import (
     smoothed,
 )
 from marl.sweeps.plan import Choice, Parameter, Plan, Settings
-from marl.utils.checkpoint import BEST, list_checkpoints
 from marl.utils.files import atomic_write, check_own_file, check_writable, make_folder, output
 from marl.utils.origin import commit
 from marl.utils.text import one_line
@@ -374,6 +373,8 @@ class SweepFolder:
             code = self._commits.get(job.folder) or commit()
             keep(outcome_of(run, named, given, code, job.trial), path)
         if drop_checkpoints:
+            from marl.utils.checkpoint import BEST, list_checkpoints  # imports PyTorch
+
             folder, steps = job.folder / "checkpoints", self.state_of(job).steps
             if steps >= self.plan.config_of(tried, 0).total_steps:
                 shutil.rmtree(folder, ignore_errors=True)

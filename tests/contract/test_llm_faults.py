@@ -330,8 +330,9 @@ def test_a_fallback_is_asked_about_open_pairs_only_and_goes_on_where_it_stood(
 
 
 def test_a_fallback_that_breaks_its_promise_is_named(server: ModelServer, tmp_path: Path) -> None:
+    patient = {"timeout": 10.0, "deadline": 20.0}  # a call that runs out of time is no cap
     labeller = make(
-        server.base_url, tmp_path, fallback=Willing(2.0), at_cap="fallback", max_calls=1
+        server.base_url, tmp_path, fallback=Willing(2.0), at_cap="fallback", max_calls=1, **patient
     )
     with pytest.raises(PluginError, match=r"labeller Willing returned 2\.0 for pair 0"):
         answers(labeller, [1.0], [2.0])

@@ -180,7 +180,8 @@ def test_the_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert max(red, blue) <= 8
     assert run("export", str(run_dir), str(data), "--pairs=4") == 0
     capsys.readouterr()
-    assert run("evaluate", str(run_dir), "--contrast", str(run_dir)) == 1
+    early = run_dir / "checkpoints" / "step_000000000096.ckpt"
+    assert run("evaluate", str(run_dir), "--contrast", str(early)) == 1
     assert "act in several parts" in capsys.readouterr().err
 
     policy = marl.load(run_dir)

@@ -181,7 +181,6 @@ def test_labels_alone_let_no_return_in() -> None:
     config = config_of(reward__calibration=0.5, reward__calibrate_to="label")
     assert not config.learns_from_returns
     assert config_of(reward__calibration=0.5).learns_from_returns
-    assert not config_of(reward__calibration=0.5, algorithm="sparse").learns_from_returns
     trainer = Trainer(config)
     assert trainer.feedback is not None
     assert not trainer.feedback.uses_returns

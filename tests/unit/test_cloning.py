@@ -194,7 +194,7 @@ def record(spec: EnvSpec, actions: Any, **more: Any) -> EpisodeRecord:
             [[1, 0], [0, 2]],
             {"action_mask": np.array([[[False, True, True], [True] * 3]] * 2)},
             "here: in episode 1, step 1, agent 0 acts 0, which its action_mask forbids: correct "
-            "the mask, or leave the episode out",
+            "the mask, or remove the episode's file",
         ),
         (
             {"continuous": True, "action_sizes": (1, 2)},
