@@ -29,7 +29,7 @@ from marl.preferences.labellers import Episodes
 from tests.llm_server import ModelServer
 
 PORT = 8931
-MODELS = ("judge-70-first", "judge-80", "judge-90")
+MODELS = ("judge-70-first", "judge-80")
 FIRST = 12.0
 """b of a model that always names the first episode: more than any k v."""
 _NORMAL = statistics.NormalDist()
@@ -68,7 +68,7 @@ class JudgeServer(ModelServer):
         model, question = body["model"], body["messages"][-1]["content"]
         told = re.findall(r"return: -?[\d.]+", question)
         if len(told) != 2 or told[0] == told[1]:
-            return super().odds(body)  # a question of the preflight, which has marks in its place
+            return super().odds(body)  # a tie, or a pair of the preflight, which tells no returns
         returns = [float(text.removeprefix("return: ")) for text in told]
         is_first = returns[0] > returns[1]
         view = opinion(model, *told) if is_first else -opinion(model, *reversed(told))

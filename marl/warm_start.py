@@ -14,6 +14,7 @@ from torch import Tensor
 
 from envs import EnvSpec
 from marl.config import Config, ConfigError
+from marl.config.io import flat, to_dict
 from marl.learners.base import Learner
 from marl.policy import config_in, learner_in, spec_in
 from marl.preferences.pipeline import FeedbackPipeline
@@ -235,12 +236,11 @@ def _take_buffer(
             f"init_buffer: {folder} has kept no episodes; leave init_buffer out, or name a run "
             "that learns a reward"
         )
-    other = config_in(saved, str(folder))
-    apart = [name for name in BUFFER_SETTINGS if _setting(other, name) != _setting(config, name)]
-    if apart:
+    had, has = flat(to_dict(config_in(saved, str(folder)))), flat(to_dict(config))
+    if apart := [name for name in BUFFER_SETTINGS if had[name] != has[name]]:
         raise ConfigError(
             f"init_buffer: the episodes of {folder} do not fit this run's replay buffer; set "
-            + ", ".join(f"{name} = {_setting(other, name)}" for name in apart)
+            + ", ".join(f"{name} = {had[name]}" for name in apart)
             + " as there"
         )
     for name in BUFFER_SPEC:
@@ -259,11 +259,6 @@ def _take_buffer(
     if config.preferences.queries_per_iteration == 0:
         return line + ", which this run's labeller judges"
     return line + f", with {len(feedback.buffer):,} answers about them"
-
-
-def _setting(config: Config, name: str) -> Any:
-    section, key = name.split(".")
-    return getattr(getattr(config, section), key)
 
 
 def _fits(state: Any, mine: Mapping[str, Any]) -> bool:
