@@ -116,6 +116,26 @@ def _check_reward(config: "Config") -> None:
             "takes at least 2"
         )
     _check_recurrent_reward(config)
+    _check_value_as_critic(config)
+
+
+def _check_value_as_critic(config: "Config") -> None:
+    """Raise `ConfigError` where the reward has no V that could take the critics' place."""
+    asked, choice = config.reward, config.reward_choice
+    if not asked.value_as_critic:
+        return
+    for wrong, has, to_do in (
+        (choice.model != "factored", f"reward.model = {choice.model!r}", 'set algorithm = "imap"'),
+        (choice.gamma == 0.0, "gamma_R = 0", 'set algorithm = "imap"'),
+        (asked.mixer != "linear", f"reward.mixer = {asked.mixer!r}", 'set it to "linear"'),
+        (not asked.shared_mixer, "reward.shared_mixer = false", "leave it out"),
+        (asked.recurrence != "none", f"reward.recurrence = {asked.recurrence!r}", "leave it out"),
+    ):
+        if wrong:
+            raise ConfigError(
+                "reward.value_as_critic: got True, which takes w_i (q_i - v_i) of a factored "
+                f"reward with one linear mixer and no memory, but this run has {has}; {to_do}"
+            )
 
 
 def _check_recurrent_reward(config: "Config") -> None:

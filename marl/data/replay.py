@@ -374,11 +374,11 @@ def sampled(
 ) -> Sampled:
     """Return sampled steps of some episodes, the steps' weights, and the lengths.
 
-    Where episodes are read whole, there are as many steps as the longest one has. A reward model
-    that `reads_history` always gets whole ones, and is told which steps follow which.
+    Episodes of at most `sample_steps` are read whole: as many steps as the longest one has. A
+    reward model that `reads_history` always gets whole ones, and is told which steps follow which.
     """
     count = config.sample_steps
-    is_whole = reads_history or max_steps <= config.whole_episodes
+    is_whole = reads_history or max_steps <= count
     if is_whole and len(episodes):
         count = max_steps = int(episodes.lengths.max())
     draw = draw_steps if config.unbiased_regression else sample_steps

@@ -35,8 +35,8 @@ def fit_budget(config: Config) -> FitBudget:
     """Return the budget of every fit of a run.
 
     A constant ``reward.gradient_steps`` is one block. Otherwise the first block follows the data
-    but has at least `MIN_BLOCK` steps, and the fit may take `fit_share` of the rows that it and the
-    policy's update pass through their networks, whose share is 1 - `fit_share`.
+    but has at least `MIN_BLOCK` steps, and further ones may follow while the fit takes no more than
+    `fit_share` of the rows that it and the policy's update pass through their networks.
     """
     reward = config.reward
     if reward.gradient_steps:
@@ -86,6 +86,49 @@ class DriftGuard:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the rate and what was seen."""
+        return dict(vars(self))
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        vars(self).update(state)
+
+
+class OverfitWarning:
+    """Warns once when a reward knows its own answers and nothing of the others.
+
+    That is so when the loss of held-out answers, averaged over fits, is above a coin's, log 2, and
+    that of the answers it is fitted to below half of one. The team may then learn to do what no
+    answer was about, and end worse than it began.
+    """
+
+    def __init__(self) -> None:
+        self.fits = 0
+        """Fits that held-out answers were there for."""
+        self.own = self.held_out = math.nan
+        """Averages of the losses, in nats."""
+        self.has_warned = False
+
+    def update(self, own: float, held_out: float, *, tells: bool = True) -> None:
+        """Take the losses of one fit into account."""
+        self.fits += 1
+        seen = min(self.fits, AVERAGED_FITS)
+        self.own = own if seen == 1 else self.own + (own - self.own) / seen
+        self.held_out = held_out if seen == 1 else self.held_out + (held_out - self.held_out) / seen
+        coin = math.log(2.0)
+        if seen < AVERAGED_FITS or self.has_warned or self.held_out < coin or self.own > coin / 2:
+            return
+        self.has_warned = True
+        if tells:
+            warnings.warn(
+                f"the reward knows the answers it is fitted to (loss {self.own:.2f}) and not the "
+                f"held-out ones ({self.held_out:.2f}; {coin:.2f} is guessing): there are too few "
+                "answers, or too many wrong ones, and the team may get worse by it. More answers "
+                "help (preferences.queries_per_iteration, max_labels), or a better labeller",
+                stacklevel=2,
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was seen, and whether it was told."""
         return dict(vars(self))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -34,8 +34,9 @@ from marl.rewards.base import (
     ValueBasedReward,
     checked_rewards,
 )
-from marl.rewards.budget import DriftGuard, FitBudget
+from marl.rewards.budget import MIN_BLOCK, DriftGuard, FitBudget, OverfitWarning
 from marl.rewards.constant import ConstantReward
+from marl.rewards.factored import FactoredReward
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.rewards.ratio import PolicyRatio
 from marl.rewards.sequence import SequenceReward
@@ -114,7 +115,7 @@ class RewardLearner:
         self.sequence = model if isinstance(model, SequenceReward) else None
         self.max_steps = max_steps
         self.loss = loss or PreferenceLoss(config, max_steps)
-        self.budget = budget or FitBudget(block=config.gradient_steps)
+        self.budget = budget or FitBudget(block=config.gradient_steps or MIN_BLOCK)
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.is_constant = isinstance(model, ConstantReward)
         if not self.parameters and not self.is_constant:
@@ -133,6 +134,7 @@ class RewardLearner:
         self.q_optimizer = make(others) if others else None
         self.v_optimizer = make(of_value) if of_value else None
         self.guard = DriftGuard(config.target_rate, config.drift_tolerance)
+        self.overfit = OverfitWarning()
         self.two_threads = TwoThreads(threads if ranks.size == 1 else 1, device)
         self.team_scale, self.local_scale = ValueNorm().to(device), ValueNorm().to(device)
         self.num_fits = 0
@@ -191,7 +193,11 @@ class RewardLearner:
             metrics["reward/target_rate"] = self.guard.rate
         metrics["reward/gradient_steps"] = float(len(steps))
         held_out = held_out or self._draw(source, held_out=True)
-        return metrics | (self._held_out_metrics(held_out.batch) if held_out.exists else {})
+        metrics |= self._held_out_metrics(held_out.batch) if held_out.exists else {}
+        own, other = metrics.get("preference/loss"), metrics.get("preference/held_out_loss")
+        if own is not None and other is not None:
+            self.overfit.update(own, other, tells=self.ranks.rank == 0)
+        return metrics
 
     def _step_metrics(self, steps: list[GradientStep]) -> dict[str, float]:
         """Return the mean metrics of some gradient steps of all processes."""
@@ -454,6 +460,9 @@ class RewardLearner:
             raw, self.hidden = self._raw(*read)
         if not known:
             return None, {}
+        if self.config.value_as_critic and isinstance(self.model, FactoredReward):
+            local = self.model.local_advantages(transitions)
+            raw = Rewards(team=local.sum(dim=-1), local=local, are_advantages=True)
         check_finite(self.ranks, learned_reward=raw.team)
         self.team_scale.update(raw.team, None, self.ranks)
         if raw.local is not None:
@@ -478,6 +487,7 @@ class RewardLearner:
             "team_scale": self.team_scale.state_dict(),
             "local_scale": self.local_scale.state_dict(),
             "guard": self.guard.state_dict(),
+            "overfit": self.overfit.state_dict(),
             "num_fits": self.num_fits,
         }
         state |= {"inherited": True} if self.is_inherited else {}
@@ -493,6 +503,7 @@ class RewardLearner:
         self.team_scale.load_state_dict(state["team_scale"])
         self.local_scale.load_state_dict(state["local_scale"])
         self.guard.load_state_dict(state["guard"])
+        self.overfit.load_state_dict(state["overfit"])
         self.num_fits = state["num_fits"]
         self.is_inherited = state.get("inherited", False)
         hidden = state.get("hidden")

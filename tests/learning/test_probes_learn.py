@@ -87,6 +87,12 @@ def test_preferences_train_the_policy_itself(
     assert last > threshold
 
 
+def test_the_value_of_the_reward_serves_as_the_only_critic() -> None:
+    # Optimum 4.5, random 2.25.
+    _, _, last = trained("probe/dying", "imap", 15_000, **{"reward.value_as_critic": True})
+    assert last > 4.1
+
+
 @pytest.mark.parametrize("algorithm", ["ipl", "sl"])
 def test_central_rewards_reach_the_optimum(algorithm: str) -> None:
     # Optimum 8, random 4.

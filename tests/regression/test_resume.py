@@ -106,7 +106,7 @@ def test_a_labeller_that_raises_stops_the_run_with_its_state_saved(
         {"env.name": "mamujoco/reacher_2x1", "preferences.replay_steps": 2000},
         {"network.recurrence": "gru", "learner.chunk_length": 8, "network.hidden_sizes": [8, 8]},
         {"reward.recurrence": "gru", "reward.hidden_sizes": [8, 8]},
-        {"reward.gradient_steps": 0, "reward.whole_episodes": 25, "reward.held_out_fall": 0.0},
+        {"reward.gradient_steps": 0, "reward.fit_share": 0.6, "reward.held_out_fall": 0.0},
         {"env.name": "probe/dying", "learner.rollout_steps": 10, "learner.absence": "alive_mean"},
         {"algorithm": "tar2", "reward.hidden_sizes": [8], "reward.sequence.layers": 1},
         {"algorithm": "dpo", "reward.ratio.reference_period": 2},

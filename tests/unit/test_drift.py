@@ -1,10 +1,10 @@
-"""The guard slows V down when the loss has risen, and only then."""
+"""The guard slows V down when the loss has risen, and only then; overfitting is told once."""
 
 import warnings
 
 import pytest
 
-from marl.rewards.budget import AVERAGED_FITS, DriftGuard
+from marl.rewards.budget import AVERAGED_FITS, DriftGuard, OverfitWarning
 
 
 def updated(guard: DriftGuard, losses: list[float]) -> None:
@@ -71,3 +71,32 @@ def test_its_state_round_trips() -> None:
         with pytest.warns(UserWarning, match="halved"):
             updated(each, [0.4] * 10)
     assert vars(guard) == vars(other)
+
+
+@pytest.mark.parametrize(
+    ("own", "held_out"),
+    [(0.01, 0.69), (0.35, 2.0)],  # a coin's loss is .693, and half of it .347
+    ids=["held-out answers are known", "its own answers are not"],
+)
+def test_a_reward_that_is_not_overfit_is_not_told_of(own: float, held_out: float) -> None:
+    watched = OverfitWarning()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(100):
+            watched.update(own, held_out)
+
+
+def test_an_overfit_reward_is_told_of_once_and_not_by_few_fits() -> None:
+    watched = OverfitWarning()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(19):
+            watched.update(0.01, 2.0)
+    resumed = OverfitWarning()
+    resumed.load_state_dict(watched.state_dict())
+    with pytest.warns(UserWarning, match=r"loss 0.01\) and not the held-out ones \(2.00; 0.69 is"):
+        resumed.update(0.01, 2.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(100):
+            resumed.update(0.01, 2.0)

@@ -170,8 +170,8 @@ def test_short_episodes_are_read_whole() -> None:
     replay, _ = filled([[3, 5, 7], [6, 2]], 4)
     episodes = replay.episodes(replay.available())
     longest = int(episodes.lengths.max())
-    for whole, rows in ((0, 2), (6, 2), (7, longest), (100, longest)):
-        config = RewardConfig(sample_steps=2, whole_episodes=whole)
+    for count, rows in ((2, 2), (6, 6), (7, longest), (100, longest)):
+        config = RewardConfig(sample_steps=count)
         steps, weights, lengths = sampled(
             episodes, config, 7, generator(), reads_history=config.recurrence != "none"
         )

@@ -141,6 +141,16 @@ def test_entries_of_losses_exist(name: str) -> None:
             r"reward\.loss: got 'rudder', .* reward\.model = 'factored' reads single steps; set",
         ),
         ({"unbiased_regression": True, "sample_steps": 1}, r"sample_steps: got 1, .* at least 2"),
+        ({"algorithm": "slf", "value_as_critic": True}, r"but this run has gamma_R = 0; set algor"),
+        (
+            {"algorithm": "ipl", "value_as_critic": True},
+            r"has reward\.model = 'central'; set algor",
+        ),
+        (
+            {"value_as_critic": True, "shared_mixer": False},
+            r"has reward\.shared_mixer = false; leave",
+        ),
+        ({"value_as_critic": True, "recurrence": "gru"}, r"has reward\.recurrence = 'gru'; leave"),
         (
             {"algorithm": "dpo", "model": "factored"},
             r"reward\.model: got 'factored', but with algorithm = 'dpo' the policy is its own "

@@ -447,8 +447,8 @@ def test_the_unbiased_loss_reads_different_steps() -> None:
 def test_of_no_episodes_nothing_is_sampled() -> None:
     replay, _ = filled([[3]], 1)
     none = replay.episodes(torch.zeros(0, dtype=torch.int64))
-    for whole in (0, 7):
-        config = RewardConfig(sample_steps=2, whole_episodes=whole)
+    for count in (2, 7):
+        config = RewardConfig(sample_steps=count)
         _, weights, lengths = sampled(none, config, 7, generator(), reads_history=False)
         assert len(weights) == len(lengths) == 0
 

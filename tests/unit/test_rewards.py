@@ -16,9 +16,10 @@ from torch import nn
 from marl.config import ConfigError, RewardConfig
 from marl.data.types import History
 from marl.nn.normalisation import TeamNorm
-from marl.rewards import CentralReward, FactoredReward
+from marl.rewards import CentralReward, FactoredReward, RewardLearner
 from marl.rewards.factored import LinearMixer, TwoLayerMixer
 from tests.reward_models import (
+    CPU,
     GAMMA,
     N,
     S,
@@ -132,6 +133,24 @@ def test_local_advantages_of_the_absent_are_zero_and_some_models_have_none() -> 
     for changes in ({"gamma": 0.0}, {"shared_mixer": False}):
         with pytest.raises(ValueError, match="no v_i on the scale of q_i"):
             make_model(**changes).local_advantages(steps)
+
+
+def test_the_value_of_the_reward_takes_the_place_of_a_critic() -> None:
+    """The advantages are Q_tot - V_tot and its parts, whatever follows the step."""
+    model, steps = make_model(value_as_critic=True), make_steps(3, 4, 5)
+    learner = RewardLearner(model, "", model.config, 10, threads=1, device=CPU)
+    done = torch.zeros(4, 5, dtype=torch.bool)
+    assert learner.rollout_rewards(steps, done, informed=True)[0] is None  # nothing is fitted
+    learner.num_fits = 1
+    paid, _ = learner.rollout_rewards(steps, done, informed=True)
+    assert paid is not None
+    assert paid.are_advantages
+    expected = model.local_advantages(steps)
+    torch.testing.assert_close(paid.local, expected / expected.std(correction=0))
+    together = expected.sum(dim=-1)
+    torch.testing.assert_close(paid.team, together / together.std(correction=0))
+    shown = learner.rewards(steps, done)  # what `marl watch` draws: rewards as they are
+    assert not shown.are_advantages
 
 
 @pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
