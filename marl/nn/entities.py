@@ -16,18 +16,22 @@ from torch import Tensor, nn
 
 from envs import EnvSpec
 from marl.config import ConfigError
-from marl.nn.attention import EncoderBlock
 from marl.nn.layers import linear
 
-WIDTH, HEADS = 64, 4
+WIDTH, HEADS = 32, 2
+GAIN = math.sqrt(2.0)
+"""Of layers before a rectifier."""
 
 
 class EntityEncoder(nn.Module):
-    """One block of attention among an agent and the entities that it sees.
+    """What an agent gathers from the entities that it sees, by attention whose queries are its own.
 
-    Entities of a list are embedded alike; those whose features are all zero are absent, and nobody
-    attends to them. Returned are the agent's own token, the mean token of each list, and the
-    tokens of the entities that actions are about.
+    With e_0 the embedding of what the agent knows of itself, e_k that of an entity (alike within a
+    list) and u_h = U_h e_0, head h gathers sum_k softmax_k(u_h . e_k / sqrt(W)) e_k over itself and
+    the entities that are present: keys and values are the embeddings themselves, so that an entity
+    costs an embedding, and pairs of entities cost nothing. Absent are those whose features are all
+    zero. Returned are e_0, the mean of each list, what the heads gathered, and the embeddings of
+    the entities that actions are about.
     """
 
     def __init__(self, spec: EnvSpec, generator: torch.Generator) -> None:
@@ -41,30 +45,34 @@ class EntityEncoder(nn.Module):
         self.lists = spec.entities
         whose = {i for of in spec.entities for i in range(of.first, of.first + of.count * of.size)}
         self.own = [i for i in range(spec.obs_size) if i not in whose]
-        self.own_embedding = linear(max(1, len(self.own)), WIDTH, 1.0, generator)
-        self.embeddings = nn.ModuleList(linear(of.size, WIDTH, 1.0, generator) for of in self.lists)
-        self.block = EncoderBlock(WIDTH, HEADS, 2 * WIDTH, torch.relu, generator)
+        self.own_embedding = linear(max(1, len(self.own)), WIDTH, GAIN, generator)
+        self.embeddings = nn.ModuleList(
+            linear(of.size, WIDTH, GAIN, generator) for of in self.lists
+        )
+        self.queries = linear(WIDTH, HEADS * WIDTH, 1.0, generator)
 
     def forward(self, obs: Float[Tensor, "B O"]) -> Float[Tensor, "B F"]:
         own = obs[:, self.own] if self.own else obs.new_ones(len(obs), 1)
-        tokens = [self.own_embedding(own).unsqueeze(1)]
-        present = [torch.ones_like(obs[:, :1], dtype=torch.bool)]
+        itself = torch.relu(self.own_embedding(own))
+        lists, present = [], []
         for of_list, embedding in zip(self.lists, self.embeddings, strict=True):
             end = of_list.first + of_list.count * of_list.size
             entities = obs[:, of_list.first : end].unflatten(1, (of_list.count, of_list.size))
-            tokens.append(embedding(entities))
+            lists.append(torch.relu(embedding(entities)))
             present.append((entities != 0).any(dim=-1))
-        seen = torch.cat(present, dim=1)
-        allowed = seen.unsqueeze(1).expand(-1, seen.shape[1], -1)
-        out = self.block(torch.cat(tokens, dim=1), allowed)
-        itself, *lists = out.split([1, *(of.count for of in self.lists)], dim=1)
-        means = [_mean(part, there) for part, there in zip(lists, present[1:], strict=True)]
+        tokens = torch.cat((itself.unsqueeze(1), *lists), dim=1)
+        seen = torch.cat((torch.ones_like(present[0][:, :1]), *present), dim=1)
+        queries = self.queries(itself).unflatten(-1, (HEADS, WIDTH))
+        fits = torch.bmm(queries / math.sqrt(WIDTH), tokens.mT)
+        weights = fits.masked_fill(~seen.unsqueeze(1), -torch.inf).softmax(dim=-1)
+        gathered = torch.bmm(weights, tokens).flatten(1)
+        means = [_mean(part, there) for part, there in zip(lists, present, strict=True)]
         named = [
             part.flatten(1)
             for part, of_list in zip(lists, self.lists, strict=True)
             if of_list.first_action >= 0
         ]
-        return torch.cat((itself.squeeze(1), *means, *named), dim=-1)
+        return torch.cat((itself, gathered, *means, *named), dim=-1)
 
 
 def _mean(tokens: Float[Tensor, "B L W"], present: Tensor) -> Float[Tensor, "B W"]:

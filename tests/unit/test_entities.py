@@ -13,7 +13,7 @@ from envs.validation import Problems, check_layout
 from marl.config import ConfigError, NetworkConfig, RewardConfig
 from marl.learners.actors import make_actor
 from marl.nn.encoders import make_encoder
-from marl.nn.entities import WIDTH, EntityActions
+from marl.nn.entities import HEADS, WIDTH, EntityActions
 from marl.nn.normalisation import TeamNorm, team_norm
 from marl.rewards import FactoredReward
 from tests.reward_models import generator, make_steps
@@ -79,7 +79,7 @@ def test_who_is_absent_is_not_attended_to() -> None:
     obs = observations(4)
     obs[..., 6:12] = 0.0  # no enemy is there
     features, tokens = encoder.with_tokens(obs)
-    assert features.shape[-1] == 3 * WIDTH
+    assert features.shape[-1] == (1 + HEADS + 2) * WIDTH  # itself, what the heads found, means
     assert (features[..., -WIDTH:] == 0.0).all()  # the mean of no enemies
     with torch.no_grad():
         encoder.encoders[0].embeddings[1].bias.add_(1.0)
