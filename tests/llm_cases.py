@@ -61,14 +61,14 @@ class FakeClock:
 
 
 def settings(address: str, folder: Path, **changes: Any) -> LlmConfig:
-    """Return settings for a server, with everything short and no preflight."""
+    """Return settings for a server, without a preflight and patient: a busy machine is no fault."""
     values: dict[str, Any] = {
         "base_url": address,
         "model": "stand-in",
         "cache": str(folder / "cache.sqlite"),
         "preflight": "off",
-        "timeout": 0.4,
-        "deadline": 5.0,
+        "timeout": 10.0,
+        "deadline": 20.0,
         "api_key_env": "STAND_IN_KEY",
     }
     return LlmConfig(**(values | changes))

@@ -62,11 +62,16 @@ PASSING: dict[str, tuple[Fault, str]] = {
 }
 
 
+def patience(kind: str) -> float:
+    """Return a timeout in seconds: short where the server is to run into it."""
+    return 0.4 if kind == "timeout" else 10.0
+
+
 @pytest.mark.parametrize("name", PASSING)
 def test_a_passing_fault_is_tried_again(name: str, server: ModelServer, tmp_path: Path) -> None:
     fault, kind = PASSING[name]
     clock = FakeClock()
-    labeller = make(server.base_url, tmp_path, clock, concurrency=1)
+    labeller = make(server.base_url, tmp_path, clock, concurrency=1, timeout=patience(kind))
     answers(labeller, [0.0], [3.0])
     server.faults = [fault, fault]
     assert answers(labeller, [1.0], [2.0]) == pytest.approx([sigmoid(-1.0)], abs=1e-5)
@@ -103,7 +108,9 @@ def test_a_lasting_fault_is_no_answer_counted_and_passes(
 ) -> None:
     fault, kind = LASTING[name]
     clock = FakeClock()
-    labeller = make(server.base_url, tmp_path, clock, concurrency=1, attempts=2)
+    labeller = make(
+        server.base_url, tmp_path, clock, concurrency=1, attempts=2, timeout=patience(kind)
+    )
     answers(labeller, [0.0], [3.0])
     server.fault = fault
     with pytest.warns(LabellerWarning, match=f"no answer to any of 1 pairs .{kind}"):
@@ -214,7 +221,9 @@ def test_a_long_retry_after_leaves_the_server_alone(server: ModelServer, tmp_pat
 
 
 def test_the_deadline_is_for_all_attempts_together(server: ModelServer, tmp_path: Path) -> None:
-    labeller = make(server.base_url, tmp_path, deadline=0.7, attempts=50, concurrency=1)
+    labeller = make(
+        server.base_url, tmp_path, timeout=0.4, deadline=0.7, attempts=50, concurrency=1
+    )
     answers(labeller, [0.0], [3.0])
     server.fault = silent
     assert math.isnan(answers(labeller, [1.0], [2.0])[0])
@@ -330,9 +339,7 @@ def test_a_fallback_is_asked_about_open_pairs_only_and_goes_on_where_it_stood(
 
 
 def test_a_fallback_that_breaks_its_promise_is_named(server: ModelServer, tmp_path: Path) -> None:
-    patient = {"timeout": 10.0, "deadline": 20.0}  # a call that runs out of time is no cap
-    labeller = make(
-        server.base_url, tmp_path, fallback=Willing(2.0), at_cap="fallback", max_calls=1, **patient
-    )
+    caps = {"at_cap": "fallback", "max_calls": 1}
+    labeller = make(server.base_url, tmp_path, fallback=Willing(2.0), **caps)
     with pytest.raises(PluginError, match=r"labeller Willing returned 2\.0 for pair 0"):
         answers(labeller, [1.0], [2.0])
