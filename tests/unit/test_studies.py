@@ -17,7 +17,9 @@ from tests.unit.test_labellers import side
 RESULTS = ROOT / "benchmarks" / "results"
 
 
-@pytest.mark.parametrize("name", ["reference", "held_out", "credit", "labels", "label_cost"])
+@pytest.mark.parametrize(
+    "name", ["reference", "held_out", "credit", "labels", "label_cost", "ablations"]
+)
 def test_a_study_goes_on_with_what_is_kept(name: str, tmp_path: Path) -> None:
     pytest.importorskip("jaxmarl.registration", reason="needs the extra smax")
     plan = load_plan(ROOT / "benchmarks" / "studies" / f"{name}.toml")
