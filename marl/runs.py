@@ -247,7 +247,7 @@ def _has_plateaued(
         tell(
             f"ended after {trainer.steps:,} of {trainer.config.total_steps:,} steps: the last "
             f"{setting.patience} evaluations were at most {setting.min_delta:g} above the best one "
-            "before them (eval.patience)"
+            "before them (eval.patience); checkpoints/best holds that one"
         )
     return True
 

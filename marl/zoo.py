@@ -113,16 +113,13 @@ class Made:
     """That training took."""
 
 
-def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: bool = True) -> Made:
-    """Train a team into `folder`/`name`, or go on with that, and film it.
+def unfinished(name: str, folder: Path) -> tuple[Config, bool] | None:
+    """Return a team's settings and whether `folder`/`name` holds a part of its run already.
 
-    What is finished is only evaluated. Raises `ZooError` for an unknown name.
+    None: the run is there and has ended. Raises `ZooError` for an unknown name, or what is not
+    installed.
     """
-    from marl.evaluation import evaluate
-    from marl.policy import load
     from marl.reports.recorded import CONFIG, read_run
-    from marl.reports.video import FilmOptions, film_run
-    from marl.runs import train
 
     team = TEAMS.get(name)
     if team is None:
@@ -131,14 +128,28 @@ def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: boo
         from envs.registry import install_hint
 
         raise ZooError(f"zoo/{name}: {install_hint(team.needs)}")
+    begun = (folder / name / CONFIG).exists()
+    return None if begun and read_run(folder / name).has_ended else (team.config(), begun)
+
+
+def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: bool = True) -> Made:
+    """Train a team into `folder`/`name`, or go on with that, and film it.
+
+    What is finished is only evaluated. Raises `ZooError` as `unfinished` does.
+    """
+    from marl.evaluation import evaluate
+    from marl.policy import load
+    from marl.reports.recorded import read_run
+    from marl.reports.video import FilmOptions, film_run
+    from marl.runs import train
+
     run = folder / name
-    config = team.config()
-    begun = (run / CONFIG).exists()
-    if not (begun and read_run(run).has_ended):
+    if left := unfinished(name, folder):
+        config, begun = left
         for _ in train(config, run, resume=begun, tell=tell):
             pass
-        if film:
-            film_run(run, run / "episode.gif", FilmOptions(max_frames=200))
+    if film and not (run / "episode.gif").exists():
+        film_run(run, run / "episode.gif", FilmOptions(max_frames=200))
     result = evaluate(load(run), greedy=False, episodes=EPISODES, seed=1)
     seconds = read_run(run, ("return/mean", "time/steps_per_second")).seconds
     return Made(folder=run, mean=result.mean, low=result.low, high=result.high, seconds=seconds)

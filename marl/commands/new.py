@@ -86,6 +86,7 @@ class New:
         print(
             f"{self.name}.py and its test, test_{self.name}.py: change them to your task, then\n"
             f"  marl check {self.name}:Env\n"
-            f"  marl train --env.name {self.name}:Env"
+            f"  marl train --env.name {self.name}:Env\n"
+            f"  pytest test_{self.name}.py  # after pip install pytest"
         )
         return 0

@@ -72,7 +72,9 @@ class Train:
                     path = self._folder(stack)
                     folder, begun = str(path), num_restarts() > 0 and (path / CONFIG).exists()
             folder, begun = ranks.gather([folder, begun])[0]
-            return _run(self.settings, Path(folder), resume=begun, track=self.track, ranks=ranks)
+            return train_shown(
+                self.settings, Path(folder), resume=begun, track=self.track, ranks=ranks
+            )
 
     def _on_cluster(self, workers: int) -> int:
         """Train in processes of a Ray cluster."""
@@ -139,7 +141,7 @@ class Resume:
         with processes(config) as ranks:
             config = self._changed(config)
             cut, reshard = self.cut_open_episodes, self.reshard
-            return _run(
+            return train_shown(
                 config,
                 self.run_dir,
                 resume=True,
@@ -209,9 +211,16 @@ class StopSignal:
         self.received = 0
         self._what = what
         self._since = math.inf
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
-                signal.signal(getattr(signal, name), self._remember)
+        self._before = {
+            number: signal.signal(number, self._remember)
+            for name in ("SIGINT", "SIGTERM", "SIGHUP")
+            if (number := getattr(signal, name, None)) is not None  # Windows has no SIGHUP
+        }
+
+    def end(self) -> None:
+        """Let signals do again what they did before."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
 
     def _remember(self, number: int, _: FrameType | None) -> None:
         if not self.received:
@@ -225,7 +234,7 @@ class StopSignal:
             os.kill(os.getpid(), number)
 
 
-def _run(
+def train_shown(
     config: Config,
     folder: Path,
     *,
@@ -238,6 +247,7 @@ def _run(
     """Train with progress shown; return 0, or 128 plus the number of the signal that stopped it."""
     from marl.runs import train
     from marl.trackers import trackers
+    from marl.utils.checkpoint import BEST, list_checkpoints
     from marl.utils.devices import single_threaded_operations
     from marl.utils.progress import Progress
 
@@ -272,6 +282,7 @@ def _run(
         with closing(iterations):
             for metrics in iterations:
                 progress.update(metrics, at_once=config.preferences.people.wait)
+    stop.end()
     if signal_number := max(ranks.gather(stop.received)):
         again = command_to_go_on(folder, ranks.size).replace("`", "")
         print(f"stopped and saved; continue with: {again}")
@@ -279,7 +290,10 @@ def _run(
     if progress.no_episode and not resume:
         steps = config.total_steps // config.env.num_envs
         print(f"{progress.no_episode}, and this run took {steps:,}; raise --total-steps")
-    print(f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}")
+    best = " --best" if list_checkpoints(folder / "checkpoints" / BEST) else ""
+    print(
+        f"done; look at {folder / 'curve.png'}, or play episodes with: marl evaluate {folder}{best}"
+    )
     if not resume and config == Config():  # a first look
         print(
             f"then try: marl watch {folder}, a film; marl envs, what else there is to train in; "

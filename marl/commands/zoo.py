@@ -1,5 +1,6 @@
 """The command ``marl zoo``: trained teams and datasets to look at, made in minutes."""
 
+import difflib
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,17 @@ import tyro
 
 from marl.config.validation import settings
 from marl.utils.text import LiteralConsole
-from marl.zoo import DATASETS, FOLDER, TEAMS, Pairs, Team, ZooError, make_dataset, make_team
+from marl.zoo import (
+    DATASETS,
+    FOLDER,
+    TEAMS,
+    Pairs,
+    Team,
+    ZooError,
+    make_dataset,
+    make_team,
+    unfinished,
+)
 
 
 @settings("--")
@@ -26,11 +37,17 @@ class Zoo:
         names = [*TEAMS, *DATASETS] if self.names == ("all",) else list(self.names)
         unknown = [name for name in names if name not in TEAMS and name not in DATASETS]
         if unknown:
-            known = ", ".join([*TEAMS, *DATASETS])
-            raise ZooError(f"there is no {unknown[0]!r}; there are {known}, and all")
+            known = [*TEAMS, *DATASETS]
+            near = difflib.get_close_matches(unknown[0], known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ";"
+            raise ZooError(
+                f"there is no {unknown[0]!r}{hint} there are {', '.join(known)}, and all"
+            )
         if not names:
             self._list()
         for name in names:
+            if status := self._train(name):
+                return status
             if name in DATASETS:
                 place = make_dataset(name, self.folder, print)
                 print(f"{place}: {DATASETS[name].what}; marl fit-reward {place}", flush=True)
@@ -43,6 +60,19 @@ class Zoo:
                 flush=True,
             )
         return 0
+
+    def _train(self, name: str) -> int:
+        """Train what a name takes as `marl train` does, if it is not finished; return the status.
+
+        So progress is shown, and what is stopped is saved.
+        """
+        from marl.commands.train import train_shown
+
+        if name in DATASETS and (self.folder / name).exists():
+            return 0
+        team = DATASETS[name].team if name in DATASETS else name
+        left = unfinished(team, self.folder)
+        return train_shown(left[0], self.folder / team, resume=left[1]) if left else 0
 
     def _list(self) -> None:
         """Print what there is."""

@@ -141,7 +141,7 @@ def changed(config: Config, changes: Mapping[str, Any], where: str) -> Config:
             last = name.rpartition(".")[2]
             near = [one for one in MAY_CHANGE if one.rpartition(".")[2] == last]
             near = near or difflib.get_close_matches(name, MAY_CHANGE, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
+            hint = f"; did you mean {near[0]}?" if near else "."
             raise ConfigError(
                 f"{where}: {name} cannot change when a run goes on{hint} What can: "
                 f"{', '.join(MAY_CHANGE)}. For anything else begin a new run from what this one "

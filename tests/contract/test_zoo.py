@@ -1,5 +1,10 @@
 """`marl zoo` makes teams that play well, and datasets of what they did."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +13,7 @@ import pytest
 import marl
 from envs.registry import FAMILIES
 from marl import zoo
+from marl.utils.checkpoint import list_checkpoints
 from tests.command_line import run
 
 
@@ -45,7 +51,29 @@ def test_a_team_and_a_dataset(
     assert "in training, compared by return, made" in capsys.readouterr().out
 
 
+def test_a_team_that_is_stopped_is_saved(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", "from marl.cli import main; main()", "zoo", "nav_6"]
+    process = subprocess.Popen(
+        [*command, "--folder", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "nav_6" / "metrics.csv"
+    while not metrics.exists() or b"\n1" not in metrics.read_bytes():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGTERM)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "steps/s" in output or "steps 800 / 150,000" in output  # progress is shown
+    assert "stopped and saved; continue with: marl resume" in output
+    assert len(list_checkpoints(tmp_path / "nav_6" / "checkpoints")) == 1
+
+
 def test_unknown_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("zoo", "nav_7", "--folder", str(tmp_path)) == 1
-    assert "there is no 'nav_7'; there are local_credit, nav_6" in capsys.readouterr().err
+    assert (
+        "no 'nav_7'; did you mean 'nav_6'? there are local_credit, nav_6" in capsys.readouterr().err
+    )
     assert list(tmp_path.iterdir()) == []
