@@ -44,7 +44,7 @@ def held_pong(held: int = 4, **options: Any) -> Any:
     return _HeldPong(held, options)
 
 
-class _HeldPong(ParallelEnv):  # type: ignore[misc, type-arg]
+class _HeldPong(ParallelEnv):  # type: ignore[misc, type-arg]  # untyped base
     """The game of `cooperative_pong_v6`, driven without its turns; see `held_pong`."""
 
     metadata: ClassVar = {"name": "held_pong", "render_modes": ["rgb_array"]}

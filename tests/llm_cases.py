@@ -61,7 +61,7 @@ class FakeClock:
 
 
 def settings(address: str, folder: Path, **changes: Any) -> LlmConfig:
-    """Return settings for a server, without a preflight and patient: a busy machine is no fault."""
+    """Return settings: no preflight, and timeouts that even a busy machine does not run into."""
     values: dict[str, Any] = {
         "base_url": address,
         "model": "stand-in",
