@@ -4,7 +4,6 @@ Nothing is shipped: a team is a seed, settings and a budget, and training it giv
 other, in the folder ``zoo`` of where you are, for `marl.load("zoo/nav_6")` and every command.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -132,22 +131,14 @@ def unfinished(name: str, folder: Path) -> tuple[Config, bool] | None:
     return None if begun and read_run(folder / name).has_ended else (team.config(), begun)
 
 
-def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: bool = True) -> Made:
-    """Train a team into `folder`/`name`, or go on with that, and film it.
-
-    What is finished is only evaluated. Raises `ZooError` as `unfinished` does.
-    """
+def evaluate_team(name: str, folder: Path, *, film: bool = True) -> Made:
+    """Evaluate the finished run `folder`/`name`, and film it if that is not done yet."""
     from marl.evaluation import evaluate
     from marl.policy import load
     from marl.reports.recorded import read_run
     from marl.reports.video import FilmOptions, film_run
-    from marl.runs import train
 
     run = folder / name
-    if left := unfinished(name, folder):
-        config, begun = left
-        for _ in train(config, run, resume=begun, tell=tell):
-            pass
     if film and not (run / "episode.gif").exists():
         film_run(run, run / "episode.gif", FilmOptions(max_frames=200))
     result = evaluate(load(run), greedy=False, episodes=EPISODES, seed=1)
@@ -155,13 +146,13 @@ def make_team(name: str, folder: Path, tell: Callable[[str], None], *, film: boo
     return Made(folder=run, mean=result.mean, low=result.low, high=result.high, seconds=seconds)
 
 
-def make_dataset(name: str, folder: Path, tell: Callable[[str], None]) -> Path:
-    """Write a preference dataset into `folder`/`name`, training its team first if need be."""
+def make_dataset(name: str, folder: Path) -> Path:
+    """Write a preference dataset into `folder`/`name`, if it is not there, of its finished team."""
     from marl.preferences.dataset.export import export_run
 
     chosen = DATASETS[name]
     if not (folder / name).exists():
-        made = make_team(chosen.team, folder, tell)
+        made = evaluate_team(chosen.team, folder)
         export_run(made.folder, folder / name, pairs=chosen.pairs, seed=SEED)
     return folder / name
 

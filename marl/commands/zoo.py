@@ -15,8 +15,8 @@ from marl.zoo import (
     Pairs,
     Team,
     ZooError,
+    evaluate_team,
     make_dataset,
-    make_team,
     unfinished,
 )
 
@@ -49,10 +49,10 @@ class Zoo:
             if status := self._train(name):
                 return status
             if name in DATASETS:
-                place = make_dataset(name, self.folder, print)
+                place = make_dataset(name, self.folder)
                 print(f"{place}: {DATASETS[name].what}; marl fit-reward {place}", flush=True)
                 continue
-            made = make_team(name, self.folder, print, film=self.film)
+            made = evaluate_team(name, self.folder, film=self.film)
             print(
                 f"{made.folder}: return {made.mean:.2f} [{made.low:.2f}, {made.high:.2f}] after "
                 f"{TEAMS[name].config().total_steps:,} steps in {made.seconds:.0f} s; "
