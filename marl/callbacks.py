@@ -23,6 +23,7 @@ from marl.config import Config, ConfigError
 from marl.config.io import flat, to_dict
 from marl.utils.files import make_folder
 from marl.utils.metrics import MetricWriter
+from marl.utils.plugins import PluginError
 
 if TYPE_CHECKING:
     from tensorboard.summary.writer.record_writer import RecordWriter
@@ -66,6 +67,16 @@ class Callback:
 
     def on_end(self, error: BaseException | None) -> None:
         """Called at the end: of the training, by a stop (both None), or by an error."""
+
+
+def check_callbacks(callbacks: Sequence[object]) -> None:
+    """Raise `PluginError` for what is no `Callback`."""
+    for callback in callbacks:
+        if not isinstance(callback, Callback):
+            raise PluginError(
+                f"callbacks: got {type(callback).__name__}, expected an object of a class derived "
+                "from marl.Callback, whose methods do nothing unless overridden"
+            )
 
 
 class Callbacks:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from marl import UserError, __version__
 from marl.callbacks import Callbacks
+from marl.config import Config
 from marl.config.io import to_dict
 from marl.nn.layers import NonFiniteError
 from marl.policy import saved_spec
@@ -73,8 +74,8 @@ class RunRecorder:
                     _write_best(self.trainer, self.folder, metrics["evaluation/greedy"])
 
     def save_if_due(self) -> None:
-        """Write a checkpoint where the steps have reached a multiple of ``checkpoint_every``."""
-        every = self.trainer.config.checkpoint_every
+        """Write a checkpoint where the steps have passed a multiple of the interval."""
+        every = checkpoint_interval(self.trainer.config)
         if self.trainer.steps // every > max(self._saved_at, 0) // every:
             self.save()
 
@@ -132,6 +133,14 @@ class RunRecorder:
                 error.add_note(f"once that is mended, {_command(self.folder, self.ranks)} {where}")
             self._unrecorded = error
             raise
+
+
+def checkpoint_interval(config: Config) -> int:
+    """Return the environment steps between checkpoints, as set or as the run's length asks for.
+
+    A short run has four: its steps may take hours, where each is slow or asks for a slow answer.
+    """
+    return config.checkpoint_every or min(200_000, -(-config.total_steps // 4))
 
 
 def save_trainer(trainer: Trainer, folder: Path) -> Path:

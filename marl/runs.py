@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from envs import EnvSpec, Replays, unwrapped
-from marl.callbacks import Callback, Callbacks, Film, RunInfo, TensorBoard
+from marl.callbacks import Callback, Callbacks, Film, RunInfo, TensorBoard, check_callbacks
 from marl.config import Config, ConfigError
 from marl.config.io import fixed_differences, save_config
 from marl.evaluation import Evaluator
@@ -85,6 +85,7 @@ def train(
     them call this with the same arguments and take every item. The first writes the metrics, and
     its callbacks are told.
     """
+    check_callbacks(callbacks)
     if init:
         config = replace(config, init=str(init))
     if run_dir is None:

@@ -289,7 +289,8 @@ def _check_preferences(config: PreferenceConfig) -> None:
     ):
         raise ConfigError(
             "preferences.queries_per_iteration: got 0, which asks about every pair anew; a query "
-            "by disagreement or entropy, max_labels and retire_after need at least 1"
+            "by disagreement or entropy, max_labels and retire_after need at least 1; set it as "
+            "well, e.g. --preferences.queries-per-iteration 4"
         )
     if config.query == "disagreement" and config.ensemble_size < 2:
         raise ConfigError(

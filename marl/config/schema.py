@@ -348,8 +348,8 @@ class Config:
     """Device of the networks: ``cpu`` or ``cuda``."""
     threads: Annotated[int, Range(1, 1024)] = 2
     """Threads of the physics; with 2 or more, actors and critics also learn side by side."""
-    checkpoint_every: Annotated[int, Range(1, 1e12)] = 200_000
-    """Environment steps between checkpoints."""
+    checkpoint_every: Annotated[int, Range(0, 1e12)] = 0
+    """Environment steps between checkpoints; 0: a quarter of ``total_steps``, at most 200,000."""
     keep_checkpoints: Annotated[int, Range(1, 1000)] = 3
     """Newest checkpoints kept."""
     init: str = ""

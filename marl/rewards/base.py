@@ -88,6 +88,13 @@ class ValueBasedReward(RewardModel):
     ) -> tuple[Rewards, Tensor]:
         """Return R = q - next_v with its local parts, and (*L) the bias part of R."""
 
+    def advantages(self, steps: Transitions) -> Rewards:
+        """Return Q - V and its local parts, in place of what critics would make of R.
+
+        Raises `ValueError` where V is not on the scale of Q.
+        """
+        raise ValueError(f"{type(self).__name__} has no V in the critics' place")
+
     @abstractmethod
     def value_parameters(self) -> list[nn.Parameter]:
         """Return what `value_loss` trains; empty where there is no V."""

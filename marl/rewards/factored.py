@@ -172,6 +172,11 @@ class FactoredReward(ValueBasedReward):
         polyak_update(self.v_mixer, self.target_mixer, rate)
         return polyak_update(self.v, self.target_v, rate)
 
+    def advantages(self, steps: Transitions) -> Rewards:
+        """Return Q_tot - V_tot and w_i (q_i - v_i); see `local_advantages`."""
+        local = self.local_advantages(steps)
+        return Rewards(team=local.sum(dim=-1), local=local, are_advantages=True)
+
     @torch.no_grad()
     def local_advantages(self, steps: Transitions) -> Float[Tensor, "*L N"]:
         """Return w_i(s) (q_i(o_i, a_i) - v_i(o_i)), the implicit advantage of each agent's action.

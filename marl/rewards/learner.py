@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from marl.config import RewardConfig
 from marl.data.types import (
     ANY_RETURN,
-    BatchShares,
     EpisodeBatch,
     FinishedEpisodes,
     History,
@@ -36,13 +35,13 @@ from marl.rewards.base import (
 )
 from marl.rewards.budget import MIN_BLOCK, DriftGuard, FitBudget, OverfitWarning
 from marl.rewards.constant import ConstantReward
-from marl.rewards.factored import FactoredReward
+from marl.rewards.exchange import Drawn, GradientStep, draw, merged_metrics, metrics_of_steps
 from marl.rewards.losses import PreferenceLoss, RewardLoss, episode_scores, split_penalty
 from marl.rewards.ratio import PolicyRatio
 from marl.rewards.sequence import SequenceReward
 from marl.utils.devices import TwoThreads
 from marl.utils.plugins import PluginError
-from marl.utils.ranks import SINGLE, Ranks, mean_metrics, mean_over_ranks, together
+from marl.utils.ranks import SINGLE, Ranks, mean_over_ranks
 
 FAILED_BLOCKS = 2
 """Blocks without a new lowest held-out loss after which a fit ends: one may fail by chance."""
@@ -61,30 +60,6 @@ class ModelOutputs:
     """gamma_R V at s'. None: there is no V."""
     hidden: Mapping[str, Tensor] = field(default_factory=dict)
     """Of each recurrent network, by its name in `History.hidden`, the state after each step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """What the processes have drawn to learn from, or to measure with."""
-
-    batch: EpisodeBatch | None
-    """This process's; None: it has nothing."""
-    exists: bool
-    """Whether any process has a batch."""
-    rows: int
-    """Steps in the batches of all, padding included."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GradientStep:
-    """Metrics of one gradient step."""
-
-    loss: Tensor
-    """That of the `RewardLoss`, without penalties; zero for a process without a batch."""
-    metrics: dict[str, Tensor]
-    """Empty for a process without a batch."""
-    num_pairs: int = 0
-    num_episodes: int = 0
 
 
 class RewardLearner:
@@ -187,61 +162,24 @@ class RewardLearner:
         loss = torch.stack([step.loss for step in steps]).mean()
         loss = mean_over_ranks(self.ranks, loss, "reward loss")
         check_finite(self.ranks, reward_loss=loss)
-        metrics = self._step_metrics(steps)
+        metrics = metrics_of_steps(self.ranks, steps)
         if self.v_optimizer is not None:
             self.guard.update(float(loss), tells=self.ranks.rank == 0)
             metrics["reward/target_rate"] = self.guard.rate
         metrics["reward/gradient_steps"] = float(len(steps))
-        held_out = held_out or self._draw(source, held_out=True)
+        held_out = held_out or draw(self.ranks, source, held_out=True)
         metrics |= self._held_out_metrics(held_out.batch) if held_out.exists else {}
         own, other = metrics.get("preference/loss"), metrics.get("preference/held_out_loss")
         if own is not None and other is not None:
             self.overfit.update(own, other, tells=self.ranks.rank == 0)
         return metrics
 
-    def _step_metrics(self, steps: list[GradientStep]) -> dict[str, float]:
-        """Return the mean metrics of some gradient steps of all processes."""
-        known = [step.metrics for step in steps if step.metrics]
-        metrics: dict[str, float] = {}
-        if known:
-            means = torch.stack([torch.stack([*one.values()]) for one in known]).mean(dim=0)
-            metrics = dict(zip(known[0], means.tolist(), strict=True))
-        pairs, episodes = (sum(getattr(s, n) for s in steps) for n in ("num_pairs", "num_episodes"))
-        return self._merged(metrics, pairs, episodes)
-
     def _held_out_metrics(self, batch: EpisodeBatch | None) -> dict[str, float]:
         """Return the metrics of all processes' held-out batches."""
         if batch is None:
-            return self._merged({}, 0, 0)
-        return self._merged(self._evaluate(batch)[1], len(batch.labels), len(batch.lengths))
-
-    def _merged(self, metrics: dict[str, float], pairs: int, episodes: int) -> dict[str, float]:
-        """Return the means of all processes' metrics, which count as their rows do."""
-        if self.ranks.size == 1:
-            return metrics
-        of_pairs = {name: x for name, x in metrics.items() if name.startswith("preference/")}
-        others = {name: x for name, x in metrics.items() if name not in of_pairs}
-        return mean_metrics(self.ranks, of_pairs, pairs) | mean_metrics(
-            self.ranks, others, episodes
-        )
-
-    def _draw(self, source: Batches, *, held_out: bool = False) -> Drawn:
-        """Draw a batch in every process."""
-        with together(self.ranks):
-            batch = source.batch(held_out=held_out)
-        rows = 0 if batch is None else batch.step_weights.numel()
-        if self.ranks.size == 1:
-            return Drawn(batch=batch, exists=batch is not None, rows=rows)
-        counts = dict.fromkeys(BatchShares.__annotations__, 0) if batch is None else batch.counts()
-        mine = [float(batch is not None), float(rows), *map(float, counts.values())]
-        total = self.ranks.sum_(torch.tensor(mine, dtype=torch.float64), "batch").tolist()
-        if batch is not None:
-            sums = dict(zip(counts, total[2:], strict=True))
-            shares = {
-                name: self.ranks.size * n / max(1.0, sums[name]) for name, n in counts.items()
-            }
-            batch = replace(batch, shares=BatchShares(**shares))
-        return Drawn(batch=batch, exists=bool(total[0]), rows=int(total[1]))
+            return merged_metrics(self.ranks, {}, 0, 0)
+        metrics = self._evaluate(batch)[1]
+        return merged_metrics(self.ranks, metrics, len(batch.labels), len(batch.lengths))
 
     def _descend(
         self, optimizer: Optimizer, source: Batches, policy: PolicySampler
@@ -252,7 +190,7 @@ class RewardLearner:
         Return each step's metrics and, if more than one block was possible, the held-out batch.
         """
         block, max_rows = self.budget.block, self.budget.max_rows
-        held_out = self._draw(source, held_out=True) if max_rows else None
+        held_out = draw(self.ranks, source, held_out=True) if max_rows else None
         if held_out is not None and not held_out.exists:
             held_out = None
         lowest = math.nan if held_out is None else self._held_out_loss(held_out.batch)
@@ -262,7 +200,7 @@ class RewardLearner:
         while True:
             end = len(steps) + block
             while len(steps) < end and (len(steps) < block or num_rows < max_rows):
-                drawn = self._draw(source)
+                drawn = draw(self.ranks, source)
                 if not drawn.exists:
                     return steps, held_out
                 rate = self.guard.rate if len(steps) < block else 0.0
@@ -460,9 +398,8 @@ class RewardLearner:
             raw, self.hidden = self._raw(*read)
         if not known:
             return None, {}
-        if self.config.value_as_critic and isinstance(self.model, FactoredReward):
-            local = self.model.local_advantages(transitions)
-            raw = Rewards(team=local.sum(dim=-1), local=local, are_advantages=True)
+        if self.config.value_as_critic and self.value_based is not None:
+            raw = self.value_based.advantages(transitions)
         check_finite(self.ranks, learned_reward=raw.team)
         self.team_scale.update(raw.team, None, self.ranks)
         if raw.local is not None:

@@ -13,7 +13,8 @@ from marl.nn.normalisation import TeamNorm
 from marl.nn.optimizer import Optimizer
 from marl.rewards.base import Batches, PolicySampler, check_episode_length
 from marl.rewards.budget import descend
-from marl.rewards.learner import FAILED_BLOCKS, Drawn, GradientStep, RewardLearner
+from marl.rewards.exchange import Drawn, GradientStep, draw
+from marl.rewards.learner import FAILED_BLOCKS, RewardLearner
 from marl.rewards.ratio import (
     PolicyRatio,
     UniformPolicy,
@@ -61,7 +62,7 @@ class RatioLearner(RewardLearner):
             self.kept_steps = len(taken)
             return taken, held_out
         block, max_rows = self.budget.block, self.budget.max_rows
-        drawn = self._draw(source, held_out=True)
+        drawn = draw(self.ranks, source, held_out=True)
         held_out = drawn if drawn.exists else None
         taken = []
         num_rows = 0
@@ -70,7 +71,7 @@ class RatioLearner(RewardLearner):
             nonlocal num_rows
             if max_rows and len(taken) >= block and num_rows >= max_rows:
                 return False
-            drawn = self._draw(source)
+            drawn = draw(self.ranks, source)
             if not drawn.exists:
                 return False
             taken.append(self._step(optimizer, drawn.batch, policy, 0.0))

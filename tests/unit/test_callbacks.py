@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from marl.callbacks import Callbacks, Csv, Film, RunInfo, TensorBoard
 from marl.config import Config
 from marl.config.io import load_config
 from marl.utils.metrics import read_metrics
+from marl.utils.plugins import PluginError
 from tests.command_line import run
 from tests.small_runs import small
 
@@ -61,6 +63,16 @@ def test_the_order_of_what_is_told(tmp_path: Path) -> None:
     run.close()
     assert third.told[:2] == [("start", 240, True, True), 320]
     assert third.told[-1] == ("end", "NoneType")
+
+
+def test_what_is_no_callback_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
+    class Looks:
+        def on_iteration(self, metrics: dict[str, float]) -> None: ...
+
+    run = train(config_of(), tmp_path / "run", callbacks=[cast(Callback, Looks())])
+    with pytest.raises(PluginError, match=r"got Looks, expected an object of a class derived from"):
+        next(run)
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_a_folder(tmp_path: Path) -> None:

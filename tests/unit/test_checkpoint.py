@@ -16,6 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from marl.config.io import load_config
+from marl.recorder import checkpoint_interval
 from marl.utils.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
@@ -267,3 +269,12 @@ def test_a_folder_among_the_old_checkpoints_is_set_aside(tmp_path: Path) -> None
         save_checkpoint(tmp_path, step, {}, keep=1)
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_000000000003.ckpt"]
     assert (tmp_path / "step_000000000001.ckpt.set-aside" / "note").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "total", "interval"),
+    [(0, 150_000, 37_500), (0, 10, 3), (0, 1, 1), (0, 3_000_000, 200_000), (500, 1000, 500)],
+)
+def test_a_short_run_has_four_checkpoints(asked: int, total: int, interval: int) -> None:
+    config = load_config(overrides={"checkpoint_every": asked, "total_steps": total})
+    assert checkpoint_interval(config) == interval
