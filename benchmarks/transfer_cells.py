@@ -52,9 +52,10 @@ class TransferTask:
     source_steps: int = 0
     """Steps of the run that comes first."""
     strong: str = ""
-    """Settings of the strong team, of weak_to_strong."""
+    """Settings of the strong team, of weak_to_strong, or of the run that a reward is taken to."""
     second_overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the run that comes second: of the strong team, or what a team is tuned on."""
+    """Settings of the run that comes second: of the strong team, of the one that a reward is taken
+    to, or what a team is tuned on."""
     fact: str = ""
     """The second of the two things that a contrast trades, a fact of episodes."""
     lower_is_better: bool = False
@@ -366,6 +367,22 @@ def weak_to_strong(bench: Bench) -> dict[str, Any]:
     return bench.measured(made)
 
 
+def reward_transfer(bench: Bench) -> dict[str, Any]:
+    """Train `slf` by the labels of a reward learned in another run, or by true ones (`labels`)."""
+    task, algorithm = bench.task, bench.cell.variant
+    new: dict[str, Any] = {
+        **task.second_overrides,
+        "algorithm": "slf",
+        "seed": bench.cell.seed + 10,
+    }
+    if algorithm != "labels":
+        made_by = {**task.overrides, "algorithm": algorithm}
+        source = bench.run(f"source_{algorithm}", task.source_steps, made_by)
+        new |= {"preferences.labeller": "model", "preferences.model.run": str(source)}
+    run = bench.run(f"labelled_{algorithm}", task.steps, new, task.strong)
+    return bench.measured(run, final=late_measure(run, task.measure))
+
+
 def write_network(path: Path, settings: Any) -> None:
     """Write a file of settings with a run's section network alone."""
     sizes = ", ".join(map(str, settings.network.hidden_sizes))
@@ -412,6 +429,7 @@ QUESTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "contrast": contrast,
     "weak_to_strong": weak_to_strong,
     "warm_start": warm_start,
+    "reward_transfer": reward_transfer,
 }
 
 

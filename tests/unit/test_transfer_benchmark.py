@@ -37,6 +37,7 @@ def test_settings_are_known_and_controls_are_there(name: str) -> None:
         "contrast": {"contrast"},  # sharpening and greedy stand in every curve
         "weak_to_strong": {"weak", "bc_weak", "scratch"},
         "warm_start": {"none", "nll_50"},
+        "reward_transfer": {"imap", "slf", "labels"},
     }
     assert controls[task.question] <= set(task.variants)
     for overrides in CALIBRATIONS.values():
