@@ -40,7 +40,7 @@ HEADINGS = {
     "contrast": "What does a contrast do that sharpening does not?",
     "weak_to_strong": "Can a weak team teach a strong one?",
     "warm_start": "What is a start worth, after preference learning?",
-    "reward_transfer": "Is a reward with gamma_R > 0 worth more elsewhere?",
+    "reward_transfer": "What does a reward need to label another run?",
 }
 
 

@@ -52,10 +52,9 @@ class TransferTask:
     source_steps: int = 0
     """Steps of the run that comes first."""
     strong: str = ""
-    """Settings of the strong team, of weak_to_strong, or of the run that a reward is taken to."""
+    """Settings of the strong team, of weak_to_strong."""
     second_overrides: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the run that comes second: of the strong team, of the one that a reward is taken
-    to, or what a team is tuned on."""
+    """Settings of the run that comes second: of the strong team, or what a team is tuned on."""
     fact: str = ""
     """The second of the two things that a contrast trades, a fact of episodes."""
     lower_is_better: bool = False
@@ -369,17 +368,19 @@ def weak_to_strong(bench: Bench) -> dict[str, Any]:
 
 def reward_transfer(bench: Bench) -> dict[str, Any]:
     """Train `slf` by the labels of a reward learned in another run, or by true ones (`labels`)."""
-    task, algorithm = bench.task, bench.cell.variant
-    new: dict[str, Any] = {
-        **task.second_overrides,
-        "algorithm": "slf",
-        "seed": bench.cell.seed + 10,
-    }
+    task = bench.task
+    algorithm, _, how = bench.cell.variant.partition("_")
+    new: dict[str, Any] = {"algorithm": "slf", "seed": bench.cell.seed + 10}
     if algorithm != "labels":
-        made_by = {**task.overrides, "algorithm": algorithm}
-        source = bench.run(f"source_{algorithm}", task.source_steps, made_by)
-        new |= {"preferences.labeller": "model", "preferences.model.run": str(source)}
-    run = bench.run(f"labelled_{algorithm}", task.steps, new, task.strong)
+        made_by = {"algorithm": algorithm, **(task.overrides if how != "recent" else {})}
+        name = f"source_{algorithm}_recent" if how == "recent" else f"source_{algorithm}"
+        source = bench.run(name, task.source_steps, made_by)
+        new |= {
+            "preferences.labeller": "model",
+            "preferences.model.run": str(source),
+            "preferences.model.length_control": how == "controlled",
+        }
+    run = bench.run(f"labelled_{bench.cell.variant}", task.steps, new)
     return bench.measured(run, final=late_measure(run, task.measure))
 
 
