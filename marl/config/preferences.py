@@ -282,9 +282,10 @@ class PreferenceConfig:
     holdout_every: Annotated[int, Range(2, 1e6)] = 8
     """Every so many-th episode is held out and only measures preference accuracy."""
     replay_steps: Annotated[int, Range(1, 1e10)] = 256_000
-    """Steps of experience that are kept."""
+    """Steps of experience that are kept, if they are of no more than `replay_episodes`."""
     replay_episodes: Annotated[int, Range(2, 1e8)] = 2_048
-    """Finished episodes that are kept."""
+    """Finished episodes that are kept: the newest, of which a reward is learned. Where episodes
+    are short, that is less than `replay_steps`."""
     llm: LlmConfig = field(default_factory=LlmConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     contrast: ContrastConfig = field(default_factory=ContrastConfig)
