@@ -156,10 +156,10 @@ class ModelConfig:
 
     run: str = ""
     """Folder of that run or fit; its newest checkpoint is read when training starts."""
-    length_control: bool = True
+    length_control: bool = False
     """Judge by S - c * length, with c such that longer episodes are worth as much as shorter ones
     in the mean over all pairs seen: the model's bias towards long or short episodes is not
-    passed on. Switch it off where the length is what counts."""
+    passed on. Not for tasks where the length is what counts."""
     temperature: Annotated[float, Range(0, 1e6)] = 0.0
     """t > 0 gives soft labels sigmoid(gap / t), where 1 is the model's own probability; 0 gives
     hard ones."""
@@ -181,7 +181,7 @@ class ContrastConfig:
     clip: Annotated[float, Range(1e-6, 1e6)] = 2.0
     """Largest log-ratio of one agent's action, in nats."""
     length_control: bool = True
-    """As ``preferences.model.length_control``."""
+    """As ``preferences.model.length_control``: log-ratios grow with an episode's length."""
 
 
 @settings("preferences.teacher.")

@@ -66,7 +66,8 @@ def archive_of(sums: list[float]) -> EpisodeArchive:
 def labeller_of(model: StateReward, **settings: float) -> RewardLabeller:
     """Return a labeller whose S is the plain sum of the rewards: alpha / T_max is 1."""
     learner = RewardLearner(model, "mine", RewardConfig(alpha=10.0), 10, threads=1, device=CPU)
-    return RewardLabeller(ModelConfig(run="somewhere", **settings), learner)
+    control = {"length_control": True} | settings
+    return RewardLabeller(ModelConfig(run="somewhere", **control), learner)
 
 
 def pairs_of(archive: EpisodeArchive, *pairs: tuple[int, int]) -> EpisodePairs:
