@@ -314,6 +314,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{len(missing)} of {len(cells)} cells to train", flush=True)
     failed = 0
     for cell in missing:
+        if cell.path(folder).exists():  # another process has trained it meanwhile
+            continue
         paths = ["--results", results, "--work", work, "--tasks-file", chosen.tasks_file.resolve()]
         only = ["--only-cell", cell.task.name, cell.variant, cell.seed]
         words = [*paths, *only, *(["--quick"] if chosen.quick else [])]

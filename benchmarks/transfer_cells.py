@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from benchmarks import ROOT
 from marl.utils.origin import commit, machine
 
@@ -178,10 +180,17 @@ class Bench:
 
 
 def run_cell(cell: Cell, work: Path, sizes: Sizes) -> dict[str, Any]:
-    """Return everything that is kept of a cell."""
-    begin, code = time.perf_counter(), commit()
+    """Return everything that is kept of a cell.
+
+    Cells of one task and seed share their stages, so that one process at a time makes them.
+    """
+    code = commit()
     bench = Bench(cell, work / cell.task.name / f"seed_{cell.seed}", sizes)
-    found = QUESTIONS[cell.task.question](bench)
+    bench.work.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(bench.work.with_suffix(".lock")):
+        begin = time.perf_counter()
+        found = QUESTIONS[cell.task.question](bench)
+        seconds = round(time.perf_counter() - begin, 1)
     return {
         "task": cell.task.name,
         "algorithm": cell.variant,
@@ -189,7 +198,7 @@ def run_cell(cell: Cell, work: Path, sizes: Sizes) -> dict[str, Any]:
         "steps": cell.task.steps,
         "commit": code,
         "machine": machine(),
-        "seconds": round(time.perf_counter() - begin, 1),
+        "seconds": seconds,
     } | found
 
 
