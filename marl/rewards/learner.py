@@ -392,14 +392,14 @@ class RewardLearner:
             assert episodes is not None, "a constant reward pays the returns of episodes"
             self.model.update(torch.cat(self.ranks.gather(episodes.returns)).to(self.device))
             raw = self.model.rollout_rewards(transitions, done, episodes)
+        elif known and self.config.value_as_critic and self.value_based is not None:
+            raw = self.value_based.advantages(transitions)  # a model of single steps, by its checks
         elif known or self.reads_history:
             # It reads every rollout, so that what it keeps follows the episodes.
             read = transitions, done, self.hidden, episodes, known_returns
             raw, self.hidden = self._raw(*read)
         if not known:
             return None, {}
-        if self.config.value_as_critic and self.value_based is not None:
-            raw = self.value_based.advantages(transitions)
         check_finite(self.ranks, learned_reward=raw.team)
         self.team_scale.update(raw.team, None, self.ranks)
         if raw.local is not None:
