@@ -34,6 +34,8 @@ VERDICTS_FILE = ROOT / "benchmarks" / "transfer_verdicts.toml"
 RESULTS = ROOT / "benchmarks" / "results" / "transfer"
 WORK = ROOT / "runs" / "transfer"
 COLUMNS = ("task", "variant", "seed", "steps", "greedy", "sampled", "final", "seconds", "commit")
+BY_STEP = ("correlation", "roughness", "roughness of the fact")
+"""What is measured of the rewards of steps, over episodes that were not cut."""
 HEADINGS = {
     "offline": "How far does a policy come that was learned from a dataset alone?",
     "calibration": "Does a scale help preferences?",
@@ -41,6 +43,7 @@ HEADINGS = {
     "weak_to_strong": "Can a weak team teach a strong one?",
     "warm_start": "What is a start worth, after preference learning?",
     "reward_transfer": "What does a reward need to label another run?",
+    "segments": "Are answers about parts of episodes enough?",
 }
 
 
@@ -121,15 +124,17 @@ def table(task: TransferTask, cells: Sequence[dict[str, Any]]) -> list[str]:
     """Return a task's table: a row a variant, over its seeds and by seed."""
     if task.question == "contrast":
         return curves(task, cells)
+    more = BY_STEP if task.question == "segments" else ()
     lines = [
-        "| variant | seeds | sampled | greedy | sampled, by seed |",
-        "| --- | --- | --- | --- | --- |",
+        f"| {' | '.join(('variant', 'seeds', 'sampled', 'greedy', *more, 'sampled, by seed'))} |",
+        f"|{' --- |' * (5 + len(more))}",
     ]
     for variant in task.variants:
         found = {cell["seed"]: cell for cell in cells if cell["algorithm"] == variant}
         if found:
             by_seed = ", ".join(f"{seed}: {found[seed]['sampled']:.4g}" for seed in sorted(found))
-            parts = [over([cell[key] for cell in found.values()]) for key in ("sampled", "greedy")]
+            keys = ("sampled", "greedy", *more)
+            parts = [over([cell[key] for cell in found.values()]) for key in keys]
             lines.append(f"| {variant} | {len(found)} | {' | '.join(parts)} | {by_seed} |")
     return lines
 

@@ -16,6 +16,7 @@ from typing import Any
 from filelock import FileLock
 
 from benchmarks import ROOT
+from benchmarks.transfer_segments import Worth, by_step, cut
 from marl.utils.origin import commit, machine
 
 NUM_ENVS = 16
@@ -58,7 +59,7 @@ class TransferTask:
     second_overrides: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the run that comes second: of the strong team, or what a team is tuned on."""
     fact: str = ""
-    """The second of the two things that a contrast trades, a fact of episodes."""
+    """The second of two things that a contrast trades, or what answers about segments add up."""
     lower_is_better: bool = False
     """Whether less of it is better."""
 
@@ -95,9 +96,11 @@ class Sizes:
     """Gradient steps of every fit to a dataset."""
     samples: int = 256
     """Episodes that a weak team plays for a strong one."""
+    segment_pairs: int = 1000
+    """Pairs of segments that are answered."""
 
 
-QUICK = Sizes(episodes=4, fit_steps=20, samples=8)
+QUICK = Sizes(episodes=4, fit_steps=20, samples=8, segment_pairs=20)
 """Those of a trial that only shows that everything runs."""
 
 
@@ -393,6 +396,40 @@ def reward_transfer(bench: Bench) -> dict[str, Any]:
     return bench.measured(run, final=late_measure(run, task.measure))
 
 
+def segments(bench: Bench) -> dict[str, Any]:
+    """Fit a reward to answers about cut episodes, and train `slf` by the labels of that reward.
+
+    Variants are `ALGORITHM_STEPS`: which reward, and how many steps a segment has.
+    """
+    task = bench.task
+    algorithm, _, steps = bench.cell.variant.partition("_")
+    source = bench.run("source", task.source_steps, task.overrides)
+    episodes = bench.stage(
+        "episodes",
+        lambda folder: bench.command("export", source, folder, "--labeller", "return"),
+    )
+    worth = Worth(task.fact, task.lower_is_better)
+    seed, count = bench.cell.seed, bench.sizes.segment_pairs
+    data = bench.stage(
+        f"segments_{steps}",
+        lambda folder: cut(episodes, folder, worth, int(steps), count, seed),
+    )
+    fit = ["--model", algorithm, "--steps", bench.sizes.fit_steps, "--seed", seed]
+    made = bench.stage(
+        bench.cell.variant, lambda out: bench.command("fit-reward", data, *fit, "--out", out)
+    )
+    new = {
+        **task.overrides,
+        "algorithm": "slf",
+        "seed": seed + 10,
+        "preferences.labeller": "model",
+        "preferences.model.run": str(made),
+    }
+    run = bench.run(f"labelled_{bench.cell.variant}", task.steps, new)
+    final = late_measure(run, task.measure)
+    return bench.measured(run, final=final, **by_step(made, episodes, worth))
+
+
 def write_network(path: Path, settings: Any) -> None:
     """Write a file of settings with a run's section network alone."""
     sizes = ", ".join(map(str, settings.network.hidden_sizes))
@@ -440,6 +477,7 @@ QUESTIONS: dict[str, Callable[[Bench], dict[str, Any]]] = {
     "weak_to_strong": weak_to_strong,
     "warm_start": warm_start,
     "reward_transfer": reward_transfer,
+    "segments": segments,
 }
 
 

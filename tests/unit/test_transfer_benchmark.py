@@ -3,11 +3,17 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from benchmarks import transfer
 from benchmarks.transfer_cells import CALIBRATIONS, QUESTIONS, Cell
+from benchmarks.transfer_segments import Worth, cut, cut_episode
 from marl.config.io import load_config
+from marl.policy import Policy
+from marl.preferences.dataset import PreferenceDataset
+from marl.preferences.dataset.sampling import sample_episodes
+from marl.trainer import Trainer
 
 TASKS = transfer.load(transfer.TASKS_FILE)
 
@@ -38,6 +44,7 @@ def test_settings_are_known_and_controls_are_there(name: str) -> None:
         "weak_to_strong": {"weak", "bc_weak", "scratch"},
         "warm_start": {"none", "nll_50"},
         "reward_transfer": {"imap", "slf", "labels"},
+        "segments": {"imap_5", "slf_5", "imap_25", "slf_25"},
     }
     assert controls[task.question] <= set(task.variants)
     for overrides in CALIBRATIONS.values():
@@ -121,7 +128,8 @@ config = "configs/nav_6.toml"
 strong = "configs/nav_12.toml"
 steps = 1000
 source_steps = 1000
-fact = "arrived"
+fact = "mean_distance"
+lower_is_better = true
 seeds = [200]
 variants = {variants}
 
@@ -148,6 +156,7 @@ variants = {variants}
         ("weak_to_strong", ["labeller", "pairs_contrast", "weak"]),
         ("warm_start", ["chi2_5"]),
         ("offline", ["bc_50", "dpo_50"]),
+        ("segments", ["imap_5", "sl_25"]),
     ],
 )
 def test_a_trial_of_each_question(question: str, variants: list[str], tmp_path: Path) -> None:
@@ -164,6 +173,47 @@ def test_a_trial_of_each_question(question: str, variants: list[str], tmp_path: 
         assert cell["greedy"] < 0.0
     assert transfer.main([str(word) for word in (*places, "--quick", "--report")]) == 0
     assert "### nav_3: return" in (tmp_path / "results" / "transfer.md").read_text()
+
+
+def nav_dataset(folder: Path, episodes: int) -> PreferenceDataset:
+    """Return a dataset of random play, whose returns are minus the summed mean distances."""
+    config = load_config(overrides={"env.name": "particles/nav_2", "env.num_envs": 1})
+    trainer = Trainer(config)
+    spec, actor = trainer.env.spec, trainer.learner.actor
+    policy = Policy(config=config, spec=spec, steps=0, actor=actor)
+    trainer.close()
+    sample_episodes(policy, folder, episodes=episodes, name="random")
+    return PreferenceDataset(folder)
+
+
+def test_a_segment_is_a_part_of_an_episode_that_is_interrupted(tmp_path: Path) -> None:
+    given = nav_dataset(tmp_path / "whole", 1)
+    whole, worth = given.episode(0), Worth("mean_distance", lower_is_better=True)
+    part = cut_episode(whole, 3, 5)
+    assert part.length == 5
+    np.testing.assert_array_equal(part.obs, whole.obs[3:8])
+    np.testing.assert_array_equal(part.final_state, whole.state[8])
+    assert not part.terminated
+    np.testing.assert_allclose(worth(part, given.spec), worth(whole, given.spec)[3:8])
+    end = cut_episode(whole, 20, 5)
+    np.testing.assert_array_equal(end.final_obs, whole.final_obs)
+    assert end.terminated
+    np.testing.assert_allclose(worth(whole, given.spec).sum(), whole.episode_return, rtol=1e-5)
+
+
+def test_of_two_segments_the_better_is_preferred(tmp_path: Path) -> None:
+    nav_dataset(tmp_path / "whole", 6)
+    worth = Worth("mean_distance", lower_is_better=True)
+    cut(tmp_path / "whole", tmp_path / "cut", worth, steps=5, count=10, seed=0)
+    made = PreferenceDataset(tmp_path / "cut")
+    assert made.spec.max_steps == 5
+    answers = made.answers.answers()
+    assert [(one.first, one.second) for one in answers] == [(2 * k, 2 * k + 1) for k in range(10)]
+    for answer in answers:
+        first, second = made.episode(answer.first), made.episode(answer.second)
+        sums = [float(worth(one, made.spec).sum()) for one in (first, second)]
+        assert answer.label == (1.0 if sums[0] > sums[1] else 0.0)
+        assert first.length == second.length == 5
 
 
 def test_an_unknown_question_is_named(tmp_path: Path) -> None:
