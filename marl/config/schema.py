@@ -222,8 +222,8 @@ class RewardConfig:
     preferences leave the mean of R open. Where episodes can end early, it decides whether to end
     them pays."""
     sample_steps: Annotated[int, Range(1, 1e6)] = 100
-    """K, steps drawn from each episode to estimate its sum. Where T_max <= K, episodes are read
-    whole: as many steps as the longest one of the batch has."""
+    """K, steps drawn from each episode to estimate its sum. Episodes of at most K steps are read
+    whole."""
     batch_episodes: Annotated[int, Range(2, 1e5)] = 32
     """M, episodes in one gradient step; every labelled pair among them is trained on."""
     gradient_steps: Annotated[int, Range(0, 1e5)] = 0

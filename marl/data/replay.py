@@ -308,22 +308,31 @@ class ReplayBuffer:
 
 
 def sample_steps(
-    lengths: Int64[Tensor, "M"], max_steps: int, count: int, generator: torch.Generator
+    lengths: Int64[Tensor, "M"], count: int, generator: torch.Generator
 ) -> tuple[Int64[Tensor, "M K"], Float[Tensor, "M K"]]:
     """Return steps of each episode and weights that make their weighted sum unbiased.
 
-    With T_max <= K all T steps come once, padded with weight 0. Otherwise one step is drawn
-    uniformly from each of K equal strata of the episode, with weight T/K.
+    All T steps of an episode with T <= `count` come once, padded with weight 0. Of a longer one a
+    step is drawn uniformly from each of `count` equal strata, with weight T / `count`. K is what
+    the longest episode asks for.
     """
-    if max_steps <= count:
-        offsets = torch.arange(max_steps, device=lengths.device).expand(len(lengths), max_steps)
-        return offsets, (offsets < lengths.unsqueeze(-1)).to(torch.float32)
-    strata = torch.arange(count, device=lengths.device)
-    jitter = torch.rand((len(lengths), count), generator=generator, device=lengths.device)
-    spans = lengths.unsqueeze(-1).to(torch.float32)
-    offsets = ((strata + jitter) * spans / count).to(torch.int64)
-    offsets = torch.minimum(offsets, lengths.unsqueeze(-1) - 1)
-    return offsets, (spans / count).expand(len(lengths), count)
+    longest = longest_of(lengths)
+    columns = torch.arange(min(longest, count), device=lengths.device)
+    whole = columns.expand(len(lengths), -1)
+    spans = lengths.unsqueeze(-1)
+    present = (columns < spans).to(torch.float32)
+    if longest <= count:
+        return whole, present
+    jitter = torch.rand(whole.shape, generator=generator, device=lengths.device)
+    drawn = ((columns + jitter) * spans / count).to(torch.int64)
+    drawn = torch.minimum(drawn, spans - 1)
+    is_short = spans <= count
+    return torch.where(is_short, whole, drawn), torch.where(is_short, present, spans / count)
+
+
+def longest_of(lengths: Int64[Tensor, "M"]) -> int:
+    """Return the steps of the longest of some episodes; 1 of none."""
+    return int(lengths.max()) if len(lengths) else 1
 
 
 def make_replay(
@@ -341,16 +350,16 @@ def make_replay(
 
 
 def draw_steps(
-    lengths: Int64[Tensor, "M"], max_steps: int, count: int, generator: torch.Generator
+    lengths: Int64[Tensor, "M"], count: int, generator: torch.Generator
 ) -> tuple[Int64[Tensor, "M K"], Float[Tensor, "M K"]]:
-    """Return min(K, T) different steps of each episode and their weights, T / min(K, T).
+    """Return min(`count`, T) different steps of each episode, with weight T / min(`count`, T).
 
     All sets of steps are equally likely, unlike those of `sample_steps`, so that the variance of
     the weighted sum can be estimated. Padding has weight 0.
     """
-    count = min(count, max_steps)
-    keys = torch.rand((len(lengths), max_steps), generator=generator, device=lengths.device)
-    beyond = torch.arange(max_steps, device=lengths.device) >= lengths.unsqueeze(-1)
+    longest = longest_of(lengths)
+    keys = torch.rand((len(lengths), longest), generator=generator, device=lengths.device)
+    beyond = torch.arange(longest, device=lengths.device) >= lengths.unsqueeze(-1)
     offsets = keys.masked_fill(beyond, 2.0).argsort(dim=-1)[:, :count].sort(dim=-1).values
     is_real = offsets < lengths.unsqueeze(-1)
     sampled = is_real.sum(dim=-1, keepdim=True)
@@ -365,24 +374,16 @@ Sampled = tuple[Transitions, Float[Tensor, "M K"], Int64[Tensor, "M"]]
 
 
 def sampled(
-    episodes: Episodes,
-    config: RewardConfig,
-    max_steps: int,
-    generator: torch.Generator,
-    *,
-    reads_history: bool,
+    episodes: Episodes, config: RewardConfig, generator: torch.Generator, *, reads_history: bool
 ) -> Sampled:
     """Return sampled steps of some episodes, the steps' weights, and the lengths.
 
-    Episodes of at most `sample_steps` are read whole: as many steps as the longest one has. A
-    reward model that `reads_history` always gets whole ones, and is told which steps follow which.
+    Episodes of at most `sample_steps` are read whole. A reward model that `reads_history` always
+    gets whole ones, and is told which steps follow which.
     """
-    count = config.sample_steps
-    is_whole = reads_history or max_steps <= count
-    if is_whole and len(episodes):
-        count = max_steps = int(episodes.lengths.max())
+    count = longest_of(episodes.lengths) if reads_history else config.sample_steps
     draw = draw_steps if config.unbiased_regression else sample_steps
-    offsets, weights = draw(episodes.lengths, max_steps, count, generator)
+    offsets, weights = draw(episodes.lengths, count, generator)
     steps = episodes.replay.steps(episodes.numbers, offsets)
     steps = in_order(steps, offsets, weights > 0) if reads_history else steps
     return steps, weights, episodes.lengths
@@ -393,8 +394,7 @@ def every_step(episodes: Episodes, *, reads_history: bool) -> Iterator[Sampled]:
 
     Rows behind an episode's last step have weight 0.
     """
-    longest = int(episodes.lengths.max()) if len(episodes) else 1
-    size = max(1, MAX_ROWS // longest)
+    size = max(1, MAX_ROWS // longest_of(episodes.lengths))
     for start in range(0, len(episodes), size):
         rows = torch.arange(start, min(start + size, len(episodes)))
         part = episodes.rows(rows.to(episodes.lengths.device))

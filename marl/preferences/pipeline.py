@@ -107,7 +107,6 @@ class FeedbackPipeline:
         self.reads_history = reads_history
         self.config = preferences
         self.reward_config = reward
-        self.max_steps = spec.max_steps
         self.num_iterations = num_iterations
         self.generator = seeds.torch("preferences", device)
         self.labeller: Labeller | None = None
@@ -304,7 +303,6 @@ class FeedbackPipeline:
         return sampled(
             episodes,
             self.reward_config,
-            self.max_steps,
             self.generator,
             reads_history=self.reads_history,
         )

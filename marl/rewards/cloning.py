@@ -64,14 +64,12 @@ class StepDraws:
         train: Int64[Tensor, "M"],
         held_out: Int64[Tensor, "_"],
         config: RewardConfig,
-        spec: EnvSpec,
         generator: torch.Generator,
     ) -> None:
         """`train` and `held_out` are numbers of episodes; `config` says how many are drawn."""
         self.archive = archive
         self.train, self.held_out = train, held_out
         self.config = config
-        self.max_steps = spec.max_steps
         self.generator = generator
         self.reads_history = config.recurrence != "none"
 
@@ -85,7 +83,6 @@ class StepDraws:
         transitions, weights, _ = sampled(
             chosen,
             self.config,
-            self.max_steps,
             self.generator,
             reads_history=self.reads_history,
         )

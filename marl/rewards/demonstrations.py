@@ -65,14 +65,12 @@ class DemonstrationBatches:
         self,
         archive: EpisodeArchive,
         config: RewardConfig,
-        max_steps: int,
         generator: torch.Generator,
         where: str,
     ) -> None:
         """Raises `ConfigError`, which `where` begins, where one kind of episode is missing."""
         self.archive = archive
         self.config = config
-        self.max_steps = max_steps
         self.generator = generator
         self.sides = {held_out: self._side(held_out) for held_out in (False, True)}
         shown, own = self.sides[False]
@@ -104,7 +102,6 @@ class DemonstrationBatches:
         return self.archive.batch(
             numbers,
             self.config,
-            self.max_steps,
             self.generator,
             first=nothing,
             second=nothing,

@@ -180,13 +180,11 @@ def fit_reward(
         batches: DatasetBatches | DemonstrationBatches
         num_demonstrations = 0
         if demonstrations:
-            batches = DemonstrationBatches(archive, config.reward, spec.max_steps, generator, where)
+            batches = DemonstrationBatches(archive, config.reward, generator, where)
             sides = [archive.demonstrations(held_out=held_out) for held_out in (False, True)]
             num_demonstrations = sum(map(len, sides))
         else:
-            batches = DatasetBatches(
-                archive, answers, config.fitted_reward, spec.max_steps, generator
-            )
+            batches = DatasetBatches(archive, answers, config.fitted_reward, generator)
             _check_answers(preferences, batches, everything, source)
         if model in ("dpo", OMAPL):
             check_playable(archive, spec, where)

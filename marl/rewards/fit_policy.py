@@ -160,9 +160,7 @@ def start_policy(
     return policy.actor, replace(config, network=policy.config.network)
 
 
-def draws_of(
-    archive: EpisodeArchive, config: Config, spec: EnvSpec, seeds: Seeds, *, history: bool
-) -> StepDraws:
+def draws_of(archive: EpisodeArchive, config: Config, seeds: Seeds, *, history: bool) -> StepDraws:
     """Return what draws steps of all episodes of a dataset; `history` reads them in order."""
     reward = replace(config.reward, recurrence="gru" if history else "none")
     return StepDraws(
@@ -170,7 +168,6 @@ def draws_of(
         archive.available(),
         archive.available(held_out=True),
         reward,
-        spec,
         seeds.torch("cloning"),
     )
 
@@ -200,7 +197,7 @@ def fit_ratio(
         fit_steps(
             actor,
             cloning_loss(actor),
-            draws_of(archive, config, spec, seeds, history=history),
+            draws_of(archive, config, seeds, history=history),
             steps=steps,
             learning_rate=reward.learning_rate,
             max_grad_norm=reward.max_grad_norm,
@@ -285,7 +282,7 @@ def extract_policy(
     result = fit_steps(
         actor,
         cloning_loss(actor, factors),
-        draws_of(archive, config, spec, seeds, history=history),
+        draws_of(archive, config, seeds, history=history),
         steps=steps,
         learning_rate=reward.learning_rate,
         max_grad_norm=reward.max_grad_norm,

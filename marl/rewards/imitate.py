@@ -136,9 +136,7 @@ def imitate(
             loss = cloning_loss(actor)
         else:
             loss = divergence_loss(learner.model, objective)
-        draws = StepDraws(
-            archive, train, held_out, config.fitted_reward, spec, seeds.torch("cloning")
-        )
+        draws = StepDraws(archive, train, held_out, config.fitted_reward, seeds.torch("cloning"))
         with progress_bar(steps, console) as progress:
             result = fit_steps(
                 actor,

@@ -99,7 +99,6 @@ def draws_of(made: PreferenceDataset, **reward: Any) -> StepDraws:
         archive.available(),
         archive.available(held_out=True),
         RewardConfig(**reward),
-        made.spec,
         generator(),
     )
 

@@ -32,7 +32,7 @@ def batches_of(
     archive: EpisodeArchive, answers: list[Answer], episodes: int = 32
 ) -> DatasetBatches:
     config = RewardConfig(batch_episodes=episodes, sample_steps=3)
-    return DatasetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0))
+    return DatasetBatches(archive, answers, config, torch.Generator().manual_seed(0))
 
 
 def test_a_pair_with_a_held_out_episode_is_never_trained_on(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_recurrent_reward_reads_no_further_than_the_longest_episode(tmp_path: 
     of = {int(archive.lengths[i]): n for i, n in enumerate(archive.numbers.tolist()) if n % 3 < 2}
     answers = [answer(of[3], of[5], 1.0)]  # the time limit is 7
     config = RewardConfig(recurrence="gru", hidden_sizes=(8,), mixer_hidden=8)
-    batch = DatasetBatches(archive, answers, config, 7, torch.Generator().manual_seed(0)).batch()
+    batch = DatasetBatches(archive, answers, config, torch.Generator().manual_seed(0)).batch()
     assert batch is not None
     assert batch.transitions.obs.shape[1] == 5
     assert sorted(batch.step_weights.sum(dim=1).tolist()) == [3.0, 5.0]

@@ -57,7 +57,7 @@ def mixed(folder: Path, shown: int, own: int) -> PreferenceDataset:
 
 def batches_of(made: PreferenceDataset) -> DemonstrationBatches:
     archive = made.archive(holdout_every=4)
-    return DemonstrationBatches(archive, RewardConfig(batch_episodes=8), 8, generator(), "here")
+    return DemonstrationBatches(archive, RewardConfig(batch_episodes=8), generator(), "here")
 
 
 def test_batches_hold_both_kinds_and_pairs_prefer_demonstrations(tmp_path: Path) -> None:

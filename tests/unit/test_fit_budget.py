@@ -173,7 +173,7 @@ def test_short_episodes_are_read_whole() -> None:
     for count, rows in ((2, 2), (6, 6), (7, longest), (100, longest)):
         config = RewardConfig(sample_steps=count)
         steps, weights, lengths = sampled(
-            episodes, config, 7, generator(), reads_history=config.recurrence != "none"
+            episodes, config, generator(), reads_history=config.recurrence != "none"
         )
         assert steps.terminated.shape == weights.shape == (len(episodes), rows)
         assert torch.allclose(weights.sum(dim=1), lengths.to(torch.float32))

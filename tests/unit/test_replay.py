@@ -382,7 +382,7 @@ def generator() -> torch.Generator:
 
 
 def test_sampled_steps_are_all_steps_where_they_fit() -> None:
-    offsets, weights = sample_steps(torch.tensor([2, 3]), 3, 3, generator())
+    offsets, weights = sample_steps(torch.tensor([2, 3]), 3, generator())
     assert offsets.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert weights.tolist() == [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]
 
@@ -392,13 +392,24 @@ def test_sampled_steps_lie_in_their_strata_and_weigh_the_length(
     length: int, count: int, seed: int
 ) -> None:
     offsets, weights = sample_steps(
-        torch.tensor([length]), 61, count, torch.Generator().manual_seed(seed)
+        torch.tensor([length]), count, torch.Generator().manual_seed(seed)
     )
     assert weights.sum().item() == pytest.approx(length, rel=1e-5)
+    assert offsets.shape == weights.shape == (1, min(length, count))
+    if length <= count:
+        assert offsets[0].tolist() == list(range(length))
+        return
     for stratum, offset in enumerate(offsets[0].tolist()):
         assert (
             stratum * length // count <= offset <= min((stratum + 1) * length / count, length - 1)
         )
+
+
+def test_short_episodes_are_read_whole_beside_long_ones() -> None:
+    offsets, weights = sample_steps(torch.tensor([2, 12, 4]), 4, generator())
+    assert offsets[0, :2].tolist() == [0, 1]
+    assert [offset // 3 for offset in offsets[1].tolist()] == offsets[2].tolist() == [0, 1, 2, 3]
+    assert weights.tolist() == [[1.0, 1.0, 0.0, 0.0], [3.0] * 4, [1.0] * 4]
 
 
 @pytest.mark.parametrize("length", [1, 3, 7, 10])
@@ -406,7 +417,7 @@ def test_the_weighted_sum_of_sampled_steps_is_unbiased(length: int) -> None:
     # 20,000 estimates of sum t^2 from 4 steps each; the mean must lie within 4 standard errors.
     rewards = torch.arange(length, dtype=torch.float64) ** 2
     lengths = torch.full((20_000,), length)
-    offsets, weights = sample_steps(lengths, 11, 4, generator())
+    offsets, weights = sample_steps(lengths, 4, generator())
     estimates: Tensor = (weights * rewards[offsets]).sum(dim=-1)
     error = estimates.std() / len(estimates) ** 0.5
     assert abs(estimates.mean() - rewards.sum()) <= 4 * error + 1e-5
@@ -416,7 +427,7 @@ def test_models_that_read_history_get_whole_episodes_in_their_order() -> None:
     # Episodes of 3 and 4 steps, of which a model without history gets two drawn steps.
     replay, _ = filled([[3], [4]], 1)
     episodes, config = replay.episodes(replay.available()), RewardConfig(sample_steps=2)
-    steps, weights, lengths = sampled(episodes, config, 7, generator(), reads_history=True)
+    steps, weights, lengths = sampled(episodes, config, generator(), reads_history=True)
     assert lengths.tolist() == [3, 4]
     assert weights.tolist() == [[1.0, 1.0, 1.0, 0.0], [1.0] * 4]
     assert steps.state[..., 2].tolist() == [[0, 1, 2, 2], [0, 1, 2, 3]]
@@ -427,7 +438,7 @@ def test_models_that_read_history_get_whole_episodes_in_their_order() -> None:
     assert history.starts.tolist() == [[True, False, False, False]] * 2
     assert history.present is not None
     assert torch.equal(history.present, weights > 0)
-    steps, weights, _ = sampled(episodes, config, 7, generator(), reads_history=False)
+    steps, weights, _ = sampled(episodes, config, generator(), reads_history=False)
     assert steps.history is None
     assert weights.tolist() == [[1.5, 1.5], [2.0, 2.0]]
 
@@ -438,7 +449,7 @@ def test_the_unbiased_loss_reads_different_steps() -> None:
     episodes = replay.episodes(replay.available())
     for unbiased in (False, True):
         config = RewardConfig(sample_steps=2, unbiased_regression=unbiased)
-        steps, weights, _ = sampled(episodes, config, 7, generator(), reads_history=False)
+        steps, weights, _ = sampled(episodes, config, generator(), reads_history=False)
         first, second = steps.state[..., 2].unbind(dim=1)
         assert (weights == 1.5).all()
         assert (first == second).any() == (not unbiased)
@@ -449,7 +460,7 @@ def test_of_no_episodes_nothing_is_sampled() -> None:
     none = replay.episodes(torch.zeros(0, dtype=torch.int64))
     for count in (2, 7):
         config = RewardConfig(sample_steps=count)
-        _, weights, lengths = sampled(none, config, 7, generator(), reads_history=False)
+        _, weights, lengths = sampled(none, config, generator(), reads_history=False)
         assert len(weights) == len(lengths) == 0
 
 

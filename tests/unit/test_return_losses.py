@@ -158,7 +158,7 @@ def test_regression_needs_no_pair_and_splits_the_return() -> None:
 def test_steps_are_drawn_without_replacement_and_alike() -> None:
     # Of 5 steps 2 are drawn: each in 2/5 of the draws, deviation sqrt(.24 / 20000) = .0035.
     lengths = torch.full((20_000,), 5)
-    offsets, weights = draw_steps(lengths, 8, 2, generator())
+    offsets, weights = draw_steps(lengths, 2, generator())
     assert (offsets[:, 0] < offsets[:, 1]).all()
     assert offsets.max() == 4
     assert (weights == 2.5).all()
@@ -167,7 +167,7 @@ def test_steps_are_drawn_without_replacement_and_alike() -> None:
 
 
 def test_short_episodes_are_drawn_whole() -> None:
-    offsets, weights = draw_steps(torch.tensor([2, 6]), 8, 4, generator())
+    offsets, weights = draw_steps(torch.tensor([2, 6]), 4, generator())
     assert offsets[0, :2].tolist() == [0, 1]
     assert weights.tolist() == [[1.0, 1.0, 0.0, 0.0], [1.5] * 4]
 

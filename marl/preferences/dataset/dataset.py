@@ -157,14 +157,13 @@ class EpisodeArchive:
         self,
         numbers: Int64[Tensor, "M"],
         config: RewardConfig,
-        max_steps: int,
         generator: torch.Generator,
         **more: Tensor,
     ) -> EpisodeBatch:
         """Return sampled steps of these episodes, as a batch with further fields."""
         episodes = self.episodes(numbers)
         steps, weights, lengths = sampled(
-            episodes, config, max_steps, generator, reads_history=config.recurrence != "none"
+            episodes, config, generator, reads_history=config.recurrence != "none"
         )
         mean, deviation = self.return_moments()
         return EpisodeBatch(
@@ -290,12 +289,10 @@ class DatasetBatches:
         archive: EpisodeArchive,
         answers: Sequence[Answer],
         config: RewardConfig,
-        max_steps: int,
         generator: torch.Generator,
     ) -> None:
         self.archive = archive
         self.config = config
-        self.max_steps = max_steps
         self.generator = generator
         known = set(archive.numbers.tolist())
         given = [answer for answer in answers if answer.label is not None]
@@ -322,7 +319,6 @@ class DatasetBatches:
         return self.archive.batch(
             numbers,
             self.config,
-            self.max_steps,
             self.generator,
             first=places[0],
             second=places[1],
