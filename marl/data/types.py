@@ -6,7 +6,7 @@ hidden units. ``*L`` are any leading axes: (T, E) in a rollout, (M, K) in a batc
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,6 +52,13 @@ class Transitions:
     """Legal actions. None: all."""
     history: History | None = None
     """Given to a reward model that reads whole episodes; for others every step stands by itself."""
+
+    def packed(self, places: Int64[Tensor, "P"]) -> "Transitions":
+        """Return the P steps at some places of the two leading axes, one after another."""
+        assert self.history is None, "steps that follow one another are not to be taken apart"
+        given = ((f.name, getattr(self, f.name)) for f in fields(self))
+        rows = {name: x.flatten(0, 1)[places] for name, x in given if x is not None}
+        return Transitions(**rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,6 +133,19 @@ class Rewards:
     they are the advantages of their steps, and no learner estimates those from them."""
     auxiliary: Float[Tensor, "*L"] | None = None
     """A further loss of each step that a model is fitted by (`Tar2Reward`). None: there is none."""
+
+    def unpacked(self, places: Int64[Tensor, "P"], shape: torch.Size) -> "Rewards":
+        """Return R and r_i of packed steps (`Transitions.packed`) at their places in `shape`.
+
+        Zero elsewhere.
+        """
+
+        def spread(packed: Tensor) -> Tensor:
+            rows = packed.new_zeros((shape.numel(), *packed.shape[1:]))
+            return rows.index_copy(0, places, packed).unflatten(0, shape)
+
+        local = None if self.local is None else spread(self.local)
+        return Rewards(team=spread(self.team), local=local, are_advantages=self.are_advantages)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -222,17 +222,15 @@ class RewardLearner:
         """Take one gradient step, move the target networks by `rate`, and return its metrics."""
         if batch is None:
             return self._step_of_others(optimizer, rate)
-        outputs = self._outputs(batch.transitions)
-        fit_loss, metrics = self.loss(outputs.rewards, batch)
-        loss = self._with_penalties(fit_loss, outputs.rewards, batch)
+        steps, weights, rewards, outputs = self._read(batch)
+        fit_loss, metrics = self.loss(rewards, batch)
+        loss = self._with_penalties(fit_loss, rewards, batch)
         drift = torch.zeros_like(fit_loss)
         model, v_optimizer, q = self.value_based, self.v_optimizer, outputs.q
         if model is None or v_optimizer is None or q is None:
             optimizer.minimize(loss)
         else:
-            value_loss = partial(
-                model.value_loss, batch.transitions, q, batch.step_weights, policy, batch.shares
-            )
+            value_loss = partial(model.value_loss, steps, q, weights, policy, batch.shares)
             self.two_threads.both(
                 lambda: optimizer.backward(loss),
                 lambda: v_optimizer.backward(value_loss()),
@@ -250,6 +248,23 @@ class RewardLearner:
             num_pairs=len(batch.labels),
             num_episodes=len(batch.lengths),
         )
+
+    def _read(
+        self, batch: EpisodeBatch
+    ) -> tuple[Transitions, Float[Tensor, "*L"], Rewards, ModelOutputs]:
+        """Return the steps that the model reads, their weights, their rewards as the loss wants
+        them, (M, K), and all outputs.
+
+        A model that values each step by itself is spared the padding.
+        """
+        steps, weights, present = batch.transitions, batch.step_weights, batch.is_sampled
+        if self.value_based is None or self.reads_history or bool(present.all()):
+            outputs = self._outputs(steps)
+            return steps, weights, outputs.rewards, outputs
+        places = present.flatten().nonzero().squeeze(-1)
+        steps, weights = steps.packed(places), weights.flatten()[places]
+        outputs = self._outputs(steps)
+        return steps, weights, outputs.rewards.unpacked(places, present.shape), outputs
 
     def _step_of_others(self, optimizer: Optimizer, rate: float) -> GradientStep:
         """Take the gradient step of the processes that have a batch."""

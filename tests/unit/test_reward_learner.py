@@ -80,6 +80,38 @@ def test_fitting_learns_the_preferences(kind: type, gamma: float) -> None:
     assert metrics["preference/loss"] < 0.1
 
 
+class Unpacked(RewardLearner):
+    """Reads the padding of a batch, too."""
+
+    def _read(self, batch: EpisodeBatch) -> Any:
+        outputs = self._outputs(batch.transitions)
+        return batch.transitions, batch.step_weights, outputs.rewards, outputs
+
+
+@pytest.mark.parametrize("dies", [False, True])
+@pytest.mark.parametrize("kind", [FactoredReward, CentralReward])
+def test_padding_is_spared_and_changes_nothing(kind: type, dies: bool) -> None:
+    """Three gradient steps on episodes of 5, 2 and 3 steps, with what stands in the padding."""
+    weights = [[1.0] * 5, [1.0] * 2 + [0.0] * 3, [1.0] * 3 + [0.0] * 2]
+    batch = dataclasses.replace(
+        batch_of(weights, [5, 2, 3], first=[0, 1], second=[1, 2], labels=[1.0, 0.3]),
+        transitions=make_steps(0, 3, 5, dies=dies),
+    )
+    options = {"gradient_steps": 3, "learning_rate": 1e-2, "shared_mixer": kind is CentralReward}
+    packed, whole = make_learner(kind, **options), make_learner(kind, **options)
+    whole.__class__ = Unpacked
+    read, own_weights, rewards, outputs = packed._read(batch)
+    assert len(read.obs) == len(own_weights) == len(outputs.rewards.team) == 10
+    every = whole._outputs(batch.transitions).rewards
+    torch.testing.assert_close(rewards.team, every.team * batch.is_sampled)
+    if rewards.local is not None and every.local is not None:
+        torch.testing.assert_close(rewards.local, every.local * batch.is_sampled[..., None])
+    found = [one.fit(OneBatch(batch), uniform_policy) for one in (packed, whole)]
+    assert found[0]["preference/loss"] == pytest.approx(found[1]["preference/loss"], rel=1e-4)
+    for mine, other in zip(packed.model.parameters(), whole.model.parameters(), strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-4)
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_the_guard_sees_the_mean_loss_of_a_fit(steps: int) -> None:
     """A mean over its gradient steps, of the loss without penalties; without V there is none."""
