@@ -29,6 +29,8 @@ CASES: dict[str, tuple[str | None, dict[str, object]]] = {
         {"algorithm": "slf", "env.num_envs": 64, "learner.epochs": 6},
     ),
     "smax_3m": ("configs/smax_3m.toml", {"env.num_envs": 16, "preferences.replay_steps": 200_000}),
+    "smax_3m_256": ("configs/smax_3m.toml", {}),
+    "smacv2_5_units": ("configs/smax_smacv2_5_units.toml", {}),
     "smax_3m_gru": ("configs/smax_3m.toml", {"network.recurrence": "gru"}),
 }
 PARTS = ("physics", "inference", "reward", "policy")
