@@ -57,10 +57,14 @@ class Export:
             seed=self.seed,
             demonstrations=self.demonstrations,
         )
+        newest = f" (the newest of {made.ended:,})" if made.episodes < made.ended else ""
         print(
-            f"{made.folder}: {made.episodes:,} episodes, {made.answers:,} answers by {made.source}"
+            f"{made.folder}: {made.episodes:,} episodes{newest}, {made.answers:,} answers by "
+            f"{made.source}"
             + (f", {made.unanswered:,} pairs without one" if made.unanswered else "")
         )
+        if newest and self.episodes is None:
+            print("preferences.replay_steps and preferences.replay_episodes limit what a run keeps")
         if made.answers:
             print(f"learn from it with: marl fit-reward {made.folder}")
         return 0

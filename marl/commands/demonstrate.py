@@ -56,7 +56,9 @@ class Demonstrate:
         """Serve the page until Ctrl-C."""
         from envs import open_env
         from marl.preferences.people.demonstration import Demonstrating
+        from marl.utils.devices import single_threaded_operations
 
+        single_threaded_operations()
         check_extra()
         with open_env(self.env, 1, **self.options) as env:
             driven = self._driven(env.spec)

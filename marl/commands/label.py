@@ -85,7 +85,9 @@ class Label:
     def run(self) -> int:
         """Serve the page until Ctrl-C or the last answer."""
         from marl.preferences.people.session import Labelling, LabellingPlan, alone
+        from marl.utils.devices import single_threaded_operations
 
+        single_threaded_operations()
         check_extra()
         subject = _of_dataset(self) if self.run_dir is None else _of_run(self, self.run_dir)
         pairs = self.pairs

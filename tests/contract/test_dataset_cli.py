@@ -38,6 +38,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_an_export_says_what_a_run_no_longer_keeps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = ["--preferences.replay-episodes=16", "--run-dir", f"{tmp_path}/run"]
+    assert run("train", *QUICK, *few) == 0
+    capsys.readouterr()
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/all", "--pairs", "4") == 0
+    told = capsys.readouterr().out
+    assert "16 episodes (the newest of 40), " in told
+    assert "preferences.replay_steps and preferences.replay_episodes limit what" in told
+    assert run("export", f"{tmp_path}/run", f"{tmp_path}/some", "--episodes", "4") == 0
+    told = capsys.readouterr().out
+    assert "4 episodes (the newest of 40), " in told
+    assert "preferences.replay_steps" not in told
+
+
 def test_an_exported_set_holds_what_the_run_holds(folder: Path) -> None:
     exported = PreferenceDataset(folder / "dataset")
     trainer = Trainer(load_config(folder / "run" / "config.toml"))

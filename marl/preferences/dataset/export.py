@@ -36,6 +36,8 @@ class Exported:
 
     folder: Path
     episodes: int
+    ended: int
+    """Episodes that the run has finished, those included that it no longer keeps."""
     answers: int
     unanswered: int
     source: str
@@ -108,6 +110,7 @@ def export_run(
     return Exported(
         folder=folder,
         episodes=len(numbers),
+        ended=feedback.replay.num_finished,
         answers=len(labels) - unanswered,
         unanswered=unanswered,
         source=source,
