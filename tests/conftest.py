@@ -1,14 +1,12 @@
 """While testing, the shapes in the signatures of the tensor modules are enforced."""
 
-import math
 import os
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 from envs.processor import PREFERS_NUMPY
 
@@ -34,22 +32,7 @@ TENSOR_MODULES = [
     "marl.rewards",
 ]
 
-CHECKED_SECONDS = 2.0
-"""Shapes are checked so long in every test. Longer ones repeat the same calls, in half the time."""
-
-
-class _Clock:
-    """When shapes are no longer checked."""
-
-    until = math.inf
-
-
-def _is_over(config: object) -> bool:
-    return time.monotonic() > _Clock.until
-
-
-jaxtyping.install_import_hook(TENSOR_MODULES, "beartype.beartype")
-type(jaxtyping.config).jaxtyping_disable = property(_is_over)  # it is read at every call
+install_import_hook(TENSOR_MODULES, "beartype.beartype")
 torch.set_num_threads(1)
 
 PASSED = os.environ.get("MARL_PASSED_TESTS", "")
@@ -83,14 +66,6 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 def _own_state_folder(tmp_path_factory: pytest.TempPathFactory) -> None:
     """The list of trusted runs is the tests' own, not that of who runs them."""
     os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
-
-
-@pytest.fixture(autouse=True)
-def _shapes_are_checked_at_first() -> Iterator[None]:
-    """What is made for several tests, before this, is checked as long as it takes."""
-    _Clock.until = time.monotonic() + CHECKED_SECONDS
-    yield
-    _Clock.until = math.inf
 
 
 @pytest.fixture(autouse=True)

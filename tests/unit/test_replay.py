@@ -1,12 +1,9 @@
 """The replay buffer gives back exactly what was collected, never a row of another episode."""
 
 import copy
-import math
-import time
 from dataclasses import replace
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from hypothesis import given
@@ -14,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from marl.config import ConfigError, RewardConfig
-from marl.data.replay import ReplayBuffer, longest_of, sample_steps, sampled
+from marl.data.replay import ReplayBuffer, sample_steps, sampled
 from marl.data.types import Rollout
 from tests.scripted import ScriptedEnv, scripted_collector
 
@@ -424,16 +421,6 @@ def test_the_weighted_sum_of_sampled_steps_is_unbiased(length: int) -> None:
     estimates: Tensor = (weights * rewards[offsets]).sum(dim=-1)
     error = estimates.std() / len(estimates) ** 0.5
     assert abs(estimates.mean() - rewards.sum()) <= 4 * error + 1e-5
-
-
-def test_shapes_are_checked_at_the_beginning_of_a_test(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The switch is in `tests/conftest.py`; it has run out where a test has taken long."""
-    wrong = torch.ones((2, 2), dtype=torch.int64)
-    with pytest.raises(jaxtyping.TypeCheckError):
-        longest_of(wrong)
-    with monkeypatch.context() as later:
-        later.setattr(time, "monotonic", lambda: math.inf)
-        assert longest_of(wrong) == 1
 
 
 def test_models_that_read_history_get_whole_episodes_in_their_order() -> None:
