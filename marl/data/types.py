@@ -57,7 +57,7 @@ class Transitions:
         """Return the P steps at some places of the two leading axes, one after another."""
         assert self.history is None, "steps that follow one another are not to be taken apart"
         given = ((f.name, getattr(self, f.name)) for f in fields(self))
-        rows = {name: x.flatten(0, 1)[places] for name, x in given if x is not None}
+        rows = {name: x.flatten(0, 1).index_select(0, places) for name, x in given if x is not None}
         return Transitions(**rows)
 
 
