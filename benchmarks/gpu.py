@@ -33,6 +33,7 @@ from marl.utils.origin import commit, machine
 from marl.utils.ranks import SINGLE, Ranks, mean_metrics
 
 ONE_STEP: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_6",
     "env.num_envs": 16,
     "learner.rollout_steps": 25,
@@ -126,7 +127,8 @@ def compared(title: str, pair: tuple[dict[str, float], dict[str, float]]) -> boo
 
 def rate(config: str, changes: dict[str, Any], device: str, seconds: float) -> float:
     """Return the median steps/s of iterations, the first two left out."""
-    settings = marl.load_config(ROOT / config, changes | {"device": device, "threads": 1})
+    values = {"algorithm": "imap", "device": device, "threads": 1}
+    settings = marl.load_config(ROOT / config, values | changes)
     rates: list[float] = []
     until = time.perf_counter() + seconds
     with closing(marl.Trainer(settings)) as trainer:

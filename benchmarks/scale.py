@@ -38,6 +38,7 @@ SIZES = (1, 1_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 """Numbers of four bytes in an exchange."""
 AGENTS, FEATURES, LENGTH = 3, 16, 50
 SETTINGS: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "benchmarks.scale:Slow",
     "learner.rollout_steps": 50,
     "threads": 1,

@@ -97,7 +97,7 @@ def run(goal: Goal, overrides: Mapping[str, Any], seed: int, threads: int) -> di
     from marl import load_config, train
 
     torch.set_num_threads(1)
-    own = {"total_steps": goal.steps, "seed": seed, "threads": threads}
+    own = {"algorithm": "imap", "total_steps": goal.steps, "seed": seed, "threads": threads}
     return solve(goal, train(load_config(ROOT / goal.config, own | dict(overrides))))
 
 

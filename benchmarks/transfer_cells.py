@@ -135,6 +135,7 @@ class Bench:
 
         def make(folder: Path) -> None:
             values = {
+                "algorithm": "imap",
                 "seed": self.cell.seed,
                 "total_steps": steps,
                 "threads": 1,

@@ -38,6 +38,7 @@ FAREWELL = 30.0
 FOUND = ("lost", "differing", "hangs", "tracebacks", "strays")
 
 SMALL = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "network.hidden_sizes": [16, 16],

@@ -39,8 +39,8 @@ def train(folder: Path, config: str, steps: int, seed: int, processes: int) -> N
             return
         arguments = ["resume", str(folder)]
     else:
-        arguments = ["train", "--config", config, "--seed", str(seed), "--threads", "1"]
-        arguments += ["--total-steps", str(steps), "--run-dir", str(folder)]
+        arguments = ["train", "--config", config, "--algorithm", "imap", "--seed", str(seed)]
+        arguments += ["--threads", "1", "--total-steps", str(steps), "--run-dir", str(folder)]
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     subprocess.run(
         [sys.executable, *(torchrun if processes > 1 else []), "-m", "marl", *arguments],

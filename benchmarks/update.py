@@ -18,20 +18,24 @@ from pathlib import Path
 from benchmarks import ROOT
 from marl.utils.origin import commit, machine
 
+IMAP: dict[str, object] = {"algorithm": "imap"}
 CASES: dict[str, tuple[str | None, dict[str, object]]] = {
-    "default": (None, {}),
-    "default_64": (None, {"env.num_envs": 64, "preferences.replay_steps": 1_024_000}),
+    "imap_16": (None, IMAP),
+    "imap_64": (None, IMAP | {"env.num_envs": 64, "preferences.replay_steps": 1_024_000}),
     "sparse_16": (None, {"algorithm": "sparse"}),
     "sparse_64": (None, {"algorithm": "sparse", "env.num_envs": 64}),
-    "nav_6": ("configs/nav_6.toml", {"env.num_envs": 64, "learner.epochs": 6}),
+    "nav_6": ("configs/nav_6.toml", IMAP | {"env.num_envs": 64, "learner.epochs": 6}),
     "slf_nav_6": (
         "configs/nav_6.toml",
         {"algorithm": "slf", "env.num_envs": 64, "learner.epochs": 6},
     ),
-    "smax_3m": ("configs/smax_3m.toml", {"env.num_envs": 16, "preferences.replay_steps": 200_000}),
-    "smax_3m_256": ("configs/smax_3m.toml", {}),
-    "smacv2_5_units": ("configs/smax_smacv2_5_units.toml", {}),
-    "smax_3m_gru": ("configs/smax_3m.toml", {"network.recurrence": "gru"}),
+    "smax_3m": (
+        "configs/smax_3m.toml",
+        IMAP | {"env.num_envs": 16, "preferences.replay_steps": 200_000},
+    ),
+    "smax_3m_256": ("configs/smax_3m.toml", IMAP),
+    "smacv2_5_units": ("configs/smax_smacv2_5_units.toml", IMAP),
+    "smax_3m_gru": ("configs/smax_3m.toml", IMAP | {"network.recurrence": "gru"}),
 }
 PARTS = ("physics", "inference", "reward", "policy")
 _LOOP = """
@@ -121,7 +125,7 @@ def measure(case: str, checkouts: list[Path], options: argparse.Namespace) -> st
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--before", type=Path, required=True, help="another checkout")
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=["default", "nav_6"])
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=["imap_16", "nav_6"])
     parser.add_argument("--iterations", type=int, default=4, help="in each turn")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import install_import_hook
 
 from envs.processor import PREFERS_NUMPY
+from tests import shapes
 
 TENSOR_MODULES = [
     "marl.data.replay",
@@ -32,7 +33,7 @@ TENSOR_MODULES = [
     "marl.rewards",
 ]
 
-install_import_hook(TENSOR_MODULES, "beartype.beartype")
+install_import_hook(TENSOR_MODULES, f"{shapes.__name__}.{shapes.checked.__name__}")
 torch.set_num_threads(1)
 
 PASSED = os.environ.get("MARL_PASSED_TESTS", "")

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[1]
 CALLS_BEFORE_DEATH = 7
 """Of a labeller that is asked twice in an iteration: it dies in the fourth."""
 SIX_ITERATIONS: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "network.hidden_sizes": [8],

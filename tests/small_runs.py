@@ -4,6 +4,7 @@ from marl.config import Config
 from marl.config.io import load_config
 
 SMALL: dict[str, object] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "learner.rollout_steps": 20,

@@ -76,8 +76,8 @@ class FitReward:
 
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DIR")]
     """The preference dataset."""
-    model: str = "imap"
-    """An algorithm that learns a reward, e.g. imap or sl, or the import path of your own model. Or
+    model: str = "slf"
+    """An algorithm that learns a reward, e.g. slf or imap, or the import path of your own model. Or
     a policy that is played without one: dpo, fitted to the preferences itself, and omapl, cloned
     from the episodes by what imap's reward thinks of each action."""
     reference: str = ""

@@ -50,7 +50,7 @@ class Sweep:
     drop_checkpoints: bool = False
     """Delete the checkpoints of runs whose outcomes are kept."""
     only: tuple[str, ...] = ()
-    """Of a sweep with named tasks, only these."""
+    """Of a sweep with named tasks, only these, each a TASK or a TASK/VARIANT."""
     quick: bool = False
     """Train every trial for one iteration with its first seed, in a folder of its own, to see that
     all of them run."""
@@ -78,12 +78,15 @@ class Sweep:
             raise ConfigError("--drop-checkpoints: too little would be left; give --keep, too")
         if self.quick and self.keep is not None:
             raise ConfigError("--quick: runs of one iteration are no outcomes; leave out --keep")
-        known = [task.name for task in plan.tasks if task.name]
-        if unknown := [name for name in self.only if name not in known]:
+        places = [plan.place_of(trial) for trial in range(plan.num_trials) if plan.is_named]
+        if unknown := [name for name in self.only if not any(_is_of(p, name) for p in places)]:
             raise ConfigError(
                 f"--only: {self.file} has no task {', '.join(unknown)}; it has "
-                + (", ".join(known) or "none with a name")
+                + (", ".join(dict.fromkeys(p.split("/")[0] for p in places)) or "none with a name")
+                + "; TASK/VARIANT is one variant of a task"
             )
+        if self.only and self.trial is not None:
+            raise ConfigError("--trial: names one trial, and --only some; leave out one of them")
         path = self.out or Path("sweeps") / f"{self.file.stem}{'-quick' if self.quick else ''}"
         plan = plan.quickened() if self.quick else plan
         with ExitStack() as stack:
@@ -157,7 +160,8 @@ class Sweep:
             wanted = [
                 job
                 for job in jobs_of_all
-                if not self.only or folder.plan.task_of(job.trial).name in self.only
+                if not self.only
+                or any(_is_of(folder.plan.place_of(job.trial), name) for name in self.only)
             ]
             for job in wanted:
                 folder.keep_outcome(job, self.drop_checkpoints)
@@ -223,6 +227,11 @@ class Sweep:
             print(error)
         else:
             print(f"learning curves are in {folder.path / 'comparison.png'}")
+
+
+def _is_of(place: str, name: str) -> bool:
+    """Return whether the trial with the folder TASK/VARIANT belongs to what `name` names."""
+    return f"{place}/".startswith(f"{name}/")
 
 
 def _check_trust_in(plan: "Plan", file: Path) -> None:

@@ -333,13 +333,13 @@ class EvalConfig:
 class Config:
     """One run."""
 
-    algorithm: Annotated[Algorithm, Hints(OTHER_NAMES)] = "imap"
+    algorithm: Annotated[Algorithm, Hints(OTHER_NAMES)] = "slf"
     """Preset of the reward, learned from preferences: imap (factored, implicit), slf (factored,
-    gamma_R = 0), ipl (central, implicit), sl (central, gamma_R = 0); from returns: rrd (factored),
-    rrd_central, ircr (the normalised return at every step), rudder (what a step changes in the
-    prediction of the return), arel, stas, tar2 (attention; the last two split among agents); none
-    but the policy itself, which preferences train: dpo; or given: sparse (the task's own), dense
-    (oracle on the hidden one)."""
+    gamma_R = 0; no benchmark tells it from imap, and it is simpler), ipl (central, implicit), sl
+    (central, gamma_R = 0); from returns: rrd (factored), rrd_central, ircr (the normalised return
+    at every step), rudder (what a step changes in the prediction of the return), arel, stas, tar2
+    (attention; the last two split among agents); none but the policy itself, which preferences
+    train: dpo; or given: sparse (the task's own), dense (oracle on the hidden one)."""
     total_steps: Annotated[int, Range(1, 1e12)] = 1_000_000
     """Environment steps, summed over environments."""
     seed: Annotated[int, Range(0, 2**63 - 1)] = 0

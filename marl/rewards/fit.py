@@ -138,7 +138,7 @@ def measured(
 def fit_reward(
     data: PreferenceDataset | Path | str,
     *,
-    model: str = "imap",
+    model: str = "slf",
     steps: int = 1000,
     seed: int = 0,
     out: Path | str | None = None,

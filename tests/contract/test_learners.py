@@ -18,6 +18,7 @@ from tests.learners import random_rewards
 
 KINDS = ["mappo", "ippo", "happo", "tests.reinforce:Reinforce"]
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "total_steps": 400,

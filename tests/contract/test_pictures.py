@@ -32,6 +32,7 @@ from tests.pictures import STEPS
 
 SIDES = "tests.pictures:Sides"
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": SIDES,
     "env.num_envs": 4,
     "env.options": {"workers": 0, "reward_mode": "episodic"},

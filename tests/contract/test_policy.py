@@ -17,6 +17,7 @@ from marl.learners.actors import GaussianActor, make_actor
 from marl.nn.normalisation import TeamNorm
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.num_envs": 4,
     "total_steps": 200,
     "threads": 1,

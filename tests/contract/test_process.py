@@ -12,6 +12,7 @@ import marl
 from tests.command_line import QUICK, run
 
 SMALL = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "learner.rollout_steps": 25,

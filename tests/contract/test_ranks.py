@@ -13,6 +13,7 @@ from tests.learners import mappo_of
 from tests.ranks import in_ranks
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "probe/dying",
     "env.num_envs": 4,
     "total_steps": 4 * 4 * 12,

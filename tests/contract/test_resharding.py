@@ -23,6 +23,7 @@ from marl.utils.ranks import Ranks
 from tests.ranks import in_ranks
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 6,
     "network.hidden_sizes": [8],

@@ -19,6 +19,7 @@ from marl.nn.normalisation import TeamNorm
 from marl.trainer import Trainer
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "probe/local_credit",
     "env.num_envs": 8,
     "threads": 1,

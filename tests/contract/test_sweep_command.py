@@ -187,6 +187,12 @@ def test_named_tasks_and_what_is_kept_of_them(
     assert worker.begun == ()
     assert run("sweep", file, "--only", "third") == 1
     assert "has no task third; it has first, second" in capsys.readouterr().err.replace("\n", " ")
+    assert run("sweep", file, "--only", "first/third") == 1
+    assert "has no task first/third; it has first" in capsys.readouterr().err.replace("\n", " ")
+    assert run("sweep", file, "--only", "first", "--trial", "0") == 1
+    assert "leave out one of them" in capsys.readouterr().err.replace("\n", " ")
+    assert run("sweep", file, "--out", tmp_path / "one", "--only", "second/sparse") == 0
+    assert worker.begun == tuple(f"second/sparse/seed_{seed}" for seed in range(3))
     assert run("sweep", file, "--drop-checkpoints") == 1
     assert "give --keep, too" in capsys.readouterr().err.replace("\n", " ")
 

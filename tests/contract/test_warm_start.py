@@ -24,6 +24,7 @@ from marl.warm_start import HELD_STEPS
 from tests.command_line import QUICK, run
 
 SETTINGS: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "learner.rollout_steps": 25,

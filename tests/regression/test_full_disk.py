@@ -15,6 +15,7 @@ from tests.command_line import QUICK, run
 from tests.full_disk import files_end_at
 
 SMALL = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "network.hidden_sizes": [8],

@@ -18,6 +18,7 @@ from marl.trainer import Trainer
 from tests.learners import mappo_of
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "probe/local_credit",
     "env.num_envs": 4,
     "total_steps": 4 * 12 * 6,

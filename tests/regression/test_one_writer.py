@@ -20,6 +20,7 @@ from marl.utils.metrics import read_metrics
 from tests.command_line import QUICK, run
 
 SMALL = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 4,
     "learner.rollout_steps": 25,

@@ -150,6 +150,7 @@ def test_a_calibrated_model_reaches_the_scale() -> None:
 
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "particles/nav_3",
     "env.num_envs": 8,
     "learner.rollout_steps": 25,

@@ -49,19 +49,19 @@ NAV_6 = {"env.name": "particles/nav_6"}
 @pytest.mark.parametrize(
     ("runs", "expected"),
     [
-        ([{}, {"seed": 1, "threads": 1, "checkpoint_every": 7}], ["imap", "imap"]),
-        ([{}, {"algorithm": "sl"}], ["imap", "sl"]),
+        ([{}, {"seed": 1, "threads": 1, "checkpoint_every": 7}], ["slf", "slf"]),
+        ([{}, {"algorithm": "sl"}], ["slf", "sl"]),
         # Of each environment there is one group.
-        ([{}, NAV_6 | {"learner.epochs": 3}], ["imap", "imap"]),
-        ([{}, NAV_6 | {"learner.epochs": 3, "algorithm": "sl"}], ["imap", "sl"]),
+        ([{}, NAV_6 | {"learner.epochs": 3}], ["slf", "slf"]),
+        ([{}, NAV_6 | {"learner.epochs": 3, "algorithm": "sl"}], ["slf", "sl"]),
         # What only differs between environments is not named.
         (
             [{}, {"reward.gamma": 0.5}, NAV_6 | {"learner.epochs": 3}],
-            ["reward.gamma=preset", "reward.gamma=0.5", "imap"],
+            ["reward.gamma=preset", "reward.gamma=0.5", "slf"],
         ),
         (
             [{"reward.gamma": 0.5}, {"algorithm": "sl"}],
-            ["imap, reward.gamma=0.5", "sl, reward.gamma=preset"],
+            ["slf, reward.gamma=0.5", "sl, reward.gamma=preset"],
         ),
         (
             [{}, {"env.options": {"max_steps": 5}}],
@@ -210,7 +210,7 @@ def test_what_cannot_be_compared_is_told(
     assert notes == [
         f"particles/nav_3: compared up to 1,000 steps, as far as {short} has come; --steps leaves "
         "out runs with fewer",
-        f"left out: {tmp_path / 'b_again'} repeats seed 0 of imap",
+        f"left out: {tmp_path / 'b_again'} repeats seed 0 of slf",
     ]
     tasks, notes = tasks_of(runs, "return/mean", until=2000)
     assert tasks[0].seeds == [0]
@@ -226,4 +226,4 @@ def test_foreign_names_are_no_markup(tmp_path: Path) -> None:
     for seed in range(2):
         finished(tmp_path / str(seed), line(1.0), seed=seed, **{"env.name": name})
     assert run("compare", tmp_path) == 0
-    assert r"## my.env:$x_{$\|&lt;b>, imap" in (tmp_path / "comparison.md").read_text()
+    assert r"## my.env:$x_{$\|&lt;b>, slf" in (tmp_path / "comparison.md").read_text()

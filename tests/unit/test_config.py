@@ -143,7 +143,7 @@ def test_conflicts_are_refused() -> None:
     # 16 environments x 125 steps are 16 x 13 chunks of up to 10.
     message = refused(learner__minibatches=209, network__recurrence="gru")
     assert "one rollout has only 208 chunks" in message
-    message = refused(reward__value_loss="soft", network__recurrence="gru")
+    message = refused(algorithm="imap", reward__value_loss="soft", network__recurrence="gru")
     assert 'set reward.value_loss = "gumbel"' in message
 
 

@@ -15,6 +15,7 @@ from marl.rewards.ensemble import BootstrapBatches
 from marl.trainer import Trainer
 
 SMALL: dict[str, Any] = {
+    "algorithm": "imap",
     "env.name": "probe/local_credit",
     "env.num_envs": 8,
     "threads": 1,

@@ -74,7 +74,7 @@ def test_the_table_shows_every_run(tmp_path: Path, capsys: pytest.CaptureFixture
         "time",
     ]
     name = str(tmp_path / "deep" / "er" / "one")
-    assert one.split() == [*f"{name} particles/nav_3 imap 7 400 / 400 finished -1 -4 2s".split()]
+    assert one.split() == [*f"{name} particles/nav_3 slf 7 400 / 400 finished -1 -4 2s".split()]
     assert " sparse " in two
     assert " 200 / 400  crashed " in two
 
