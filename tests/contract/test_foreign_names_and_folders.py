@@ -65,7 +65,7 @@ def test_a_dataset_and_a_source_of_any_name_are_fitted_to(
     out = tmp_path / f"fit {name}"
     assert run("fit-reward", folder, "--steps", "1", "--out", out) == 0
     shown = "".join(capsys.readouterr().out.split())
-    assert f"imapon{SPEC.name}:16episodes,answers16byperson:{source}" in shown
+    assert f"slfon{SPEC.name}:16episodes,answers16byperson:{source}" in shown
     assert f"writtento{tmp_path}/fit{name}:".replace("\udcff", "?") in shown
     assert json.loads((out / "report.json").read_text())["dataset"] == str(folder)
 

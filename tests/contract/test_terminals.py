@@ -27,7 +27,7 @@ def test_nobody_reads_on(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
     assert process.stdout is not None
-    assert process.stdout.readline().startswith(b"imap on particles/nav_3")
+    assert process.stdout.readline().startswith(b"slf on particles/nav_3")
     process.stdout.close()
     assert process.stderr is not None
     assert process.stderr.read() == b""

@@ -39,7 +39,8 @@ ONE_A_TURN = {"preferences.queries_per_iteration": 1}
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of algorithm imap, with a checkpoint after each of its three iterations."""
     folder = tmp_path_factory.mktemp("init") / "run"
-    assert run("train", *QUICK, "--checkpoint-every=100", "--run-dir", folder) == 0
+    flags = ["--algorithm=imap", *QUICK, "--checkpoint-every=100"]
+    assert run("train", *flags, "--run-dir", folder) == 0
     return folder
 
 
@@ -213,7 +214,7 @@ def test_a_checkpoint_can_be_named_and_a_policy_loaded_from_it(source: Path) -> 
 def test_a_fitted_reward_model_can_be_started_with(source: Path, tmp_path: Path) -> None:
     assert run("export", source, tmp_path / "pairs", "--pairs=40") == 0
     fit = tmp_path / "fit"
-    assert run("fit-reward", tmp_path / "pairs", "--steps=2", "--out", fit) == 0
+    assert run("fit-reward", tmp_path / "pairs", "--model=imap", "--steps=2", "--out", fit) == 0
     theirs = load_checkpoint(fit / "checkpoints")[1]["reward"]
     trainer = started(init=str(fit), init_reward=True)
     assert trainer.reward is not None
@@ -228,7 +229,7 @@ def test_a_resumed_run_needs_its_source_no_more(
 ) -> None:
     shutil.copytree(source, tmp_path / "source")
     flags = ["--init", tmp_path / "source", "--init-reward", "--seed=2", "--total-steps=200"]
-    assert run("train", *QUICK, *flags, "--run-dir", tmp_path / "run") == 0
+    assert run("train", "--algorithm=imap", *QUICK, *flags, "--run-dir", tmp_path / "run") == 0
     told = capsys.readouterr().out
     assert "\nteam critic: taken\n" in told
     assert "\nreward model: taken\n" in told
