@@ -3,10 +3,12 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
+from PIL import Image
 
 from envs.processor import PREFERS_NUMPY
 from tests import shapes
@@ -33,7 +35,7 @@ TENSOR_MODULES = [
     "marl.rewards",
 ]
 
-install_import_hook(TENSOR_MODULES, f"{shapes.__name__}.{shapes.checked.__name__}")
+shapes.enforce(TENSOR_MODULES)
 torch.set_num_threads(1)
 
 PASSED = os.environ.get("MARL_PASSED_TESTS", "")
@@ -74,6 +76,21 @@ def _nothing_granted(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a command was told to trust ends with its process, here with the test."""
     monkeypatch.setattr("marl.utils.plugins._granted", set())
     monkeypatch.setattr("marl.utils.plugins._grants_everything", False)
+
+
+@pytest.fixture
+def drawn() -> None:
+    """Pictures are drawn. Without this fixture one pixel is written in the place of each: a short
+    run takes twice as long with its curve. What a process of its own draws is drawn."""
+
+
+@pytest.fixture(autouse=True)
+def _pictures_of_one_pixel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    def save(figure: Figure, path: Path, **_: Any) -> None:
+        Image.new("RGB", (1, 1)).save(path, "PNG")
+
+    if drawn.__name__ not in request.fixturenames:
+        monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture

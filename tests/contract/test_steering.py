@@ -34,6 +34,7 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_curve_stands_beside_its_controls(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

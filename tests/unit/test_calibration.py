@@ -85,6 +85,7 @@ def test_the_rows_say_what_the_table_holds() -> None:
     }
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize("pairs", [0, 50])
 def test_the_diagram_is_drawn(pairs: int, tmp_path: Path) -> None:
     table: Reliability = reliability(torch.linspace(0.02, 0.98, pairs), torch.ones(pairs))

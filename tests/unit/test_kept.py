@@ -208,6 +208,7 @@ def test_two_processes_write_comparisons_to_one_folder(
     assert sorted(os.listdir(out)) == ["comparison.csv", "comparison.md", "comparison.png"]
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_curve_of_one_iteration_is_seen(tmp_path: Path) -> None:
     runs, _ = kept_runs([kept(tmp_path, "imap", 0, 9.0)])
     one = replace(runs[0], metrics={k: v[-1:] for k, v in runs[0].metrics.items()})

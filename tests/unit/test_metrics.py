@@ -142,6 +142,7 @@ def test_running_mean_skips_nan() -> None:
     np.testing.assert_array_equal(running_mean(values, 2), [math.nan, 2.0, 3.0, 4.0, 9.0])
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.parametrize(
     "rows",
     [
@@ -173,6 +174,7 @@ def test_what_others_reach_is_a_dotted_line(
     assert above.get_ylim()[1] > 3.5
 
 
+@pytest.mark.usefixtures("drawn")
 def test_success_rates_get_a_panel_of_their_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
