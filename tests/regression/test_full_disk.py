@@ -42,6 +42,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("drawn")
 @pytest.mark.filterwarnings("ignore:.*killed before its first checkpoint:UserWarning")
 @pytest.mark.parametrize(("rows", "kept"), [(1, 0), (3, 160)])
 def test_metrics_that_cannot_be_written_are_one_line_and_resumed(
