@@ -258,8 +258,8 @@ def _config(
         )
     own = "" if model in MODELS else model
     environment = preferences.manifest.environment
-    preset = "imap" if own or model == OMAPL else model
-    config = load_config(overrides={"algorithm": preset, "seed": seed})
+    preset = {} if own else {"algorithm": "imap" if model == OMAPL else model}
+    config = load_config(overrides={**preset, "seed": seed})
     config = replace(
         config,
         env=EnvConfig(name=environment.name, options=environment.options),
