@@ -10,7 +10,7 @@ import ast
 import dataclasses
 import functools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
@@ -18,9 +18,13 @@ from typing import Any, TypeVar, get_args
 
 from beartype import beartype
 from jaxtyping import AbstractArray, jaxtyped
+from torch import Tensor
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Class = TypeVar("_Class", bound=type)
+
+_UNKNOWN = object()
+"""The kind of what may hold anything."""
 
 
 def enforce(modules: Sequence[str]) -> None:
@@ -31,15 +35,38 @@ def enforce(modules: Sequence[str]) -> None:
 
 
 def checked(function: _Function) -> _Function:
-    """Return a function that checks what it is given and what it returns."""
-    inner = beartype(function)
+    """Return a function that checks what it is given and what it returns.
+
+    What has the types, shapes and numbers that were right before is not checked again.
+    """
+    called = beartype(function)
     if not _names_shapes(function.__annotations__.values()):
-        return inner
+        return called
+    right: dict[Any, set[Any]] = {}
+    returned: list[Any] = []
+
+    @functools.wraps(function)
+    def return_again(*args: Any, **kwargs: Any) -> Any:
+        return returned.pop()
+
+    called_again = beartype(return_again)
 
     @functools.wraps(function)
     def outer(*args: Any, **kwargs: Any) -> Any:
-        with jaxtyped("context"):  # in which an axis has one size
-            return inner(*args, **kwargs)
+        given = (*map(_kind, args), *kwargs, *map(_kind, kwargs.values()))
+        if given not in right:
+            with jaxtyped("context"):  # in which an axis has one size
+                result = called(*args, **kwargs)
+        else:
+            result = function(*args, **kwargs)
+            if _kind(result) in right[given]:
+                return result
+            returned.append(result)
+            with jaxtyped("context"):
+                called_again(*args, **kwargs)
+        if _UNKNOWN not in given:
+            right.setdefault(given, set()).add(_kind(result))
+        return result
 
     return outer  # type: ignore[return-value]
 
@@ -49,6 +76,15 @@ def checked_class(cls: _Class) -> _Class:
     if dataclasses.is_dataclass(cls) and "__init__" in vars(cls):
         cls.__init__ = checked(cls.__init__)  # type: ignore[misc]
     return cls
+
+
+def _kind(value: Any) -> Any:
+    """Return all that is checked of a value, if that is little."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    if isinstance(value, (int, str)):
+        return value
+    return _UNKNOWN if isinstance(value, Iterable) else type(value)
 
 
 def _names_shapes(hints: Any) -> bool:

@@ -26,6 +26,10 @@ def mean(values: Float[Tensor, "E N"], result: Tensor) -> Float[Tensor, "E"]:
     return result
 
 
+def part(values: Float[Tensor, "E N"], share: float) -> Float[Tensor, "E"]:
+    return values[: round(share * len(values)), 0]
+
+
 class Sums:
     @staticmethod
     @torch.no_grad()
@@ -66,6 +70,19 @@ def test_parameters_and_what_is_returned_are_checked_together(module: ModuleType
         module.mean(values, torch.zeros(2))  # as many as agents, not as environments
     with pytest.raises(BeartypeCallHintReturnViolation):
         module.mean(values, torch.zeros(3, dtype=torch.int64))
+
+
+def test_what_was_right_once_is_no_excuse(module: ModuleType) -> None:
+    values = torch.zeros(4, 2)
+    assert module.part(values, 1.0).shape == (4,)
+    for _ in range(2):
+        with pytest.raises(BeartypeCallHintReturnViolation):
+            module.part(values, 0.5)
+        assert module.part(values, 1.0).shape == (4,)
+    assert module.part(share=0.9, values=values).shape == (4,)
+    for wrong in (torch.zeros(4), torch.zeros(4, 2, dtype=torch.int64), [0.0]):
+        with pytest.raises(BeartypeCallHintParamViolation):
+            module.part(wrong, 1.0)
 
 
 def test_functions_in_classes_and_functions_are_checked_each_by_itself(module: ModuleType) -> None:
