@@ -50,6 +50,7 @@ def rollout_of(rollout: Rollout, envs: slice) -> Rollout:
         sampled_actions=rollout.sampled_actions[:, envs],
         log_probs=rollout.log_probs[:, envs],
         task_rewards=rollout.task_rewards[:, envs],
+        elapsed=rollout.elapsed[:, envs],
         episodes=rollout.episodes,
         hidden=of_envs(rollout.hidden, envs),
     )

@@ -10,7 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from envs import EnvError, EnvSpec, EnvStep, HasHiddenRewards, VecEnv
@@ -315,10 +315,19 @@ class Collector:
             sampled_actions=tensors["sampled_actions"],
             log_probs=tensors["log_probs"],
             task_rewards=tensors["rewards"],
+            elapsed=self._elapsed().to(self.device),
             episodes=self._finished_episodes(),
             facts=tensors.get("facts"),
             hidden=self.hidden.chunks,
         )
+
+    def _elapsed(self) -> Int64[Tensor, "T E"]:
+        """Return how many steps of its episode came before each."""
+        done = self._buffers["terminated"] | self._buffers["truncated"]
+        steps = torch.arange(self.num_steps).unsqueeze(-1)
+        begins = torch.where(done, steps + 1, -self._open_lengths).cummax(dim=0).values
+        begins = torch.cat((-self._open_lengths.unsqueeze(0), begins[:-1]))
+        return steps - begins
 
     def _finished_episodes(self) -> FinishedEpisodes:
         """Return the episodes that ended, ordered by their end, and keep count of open ones."""

@@ -103,6 +103,8 @@ class Rollout:
     """Log-probabilities of the unclipped actions under the policy that took them."""
     task_rewards: Float[Tensor, "T E"]
     """The environment's own reward: sparse unless the task is dense."""
+    elapsed: Int64[Tensor, "T E"]
+    """Steps of the episode before this one, also those taken in earlier rollouts."""
     episodes: FinishedEpisodes
     facts: Float[Tensor, "T E F"] | None = None
     """Facts of the running episodes after each step."""

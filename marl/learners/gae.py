@@ -16,7 +16,7 @@ from torch import Tensor
 from marl.config import LearnerConfig
 from marl.config.schema import Absence
 from marl.data.types import Rollout
-from marl.learners.critics import AgentCritics, TeamCritic
+from marl.learners.critics import AgentCritics, TeamCritic, with_time
 from marl.nn.normalisation import TeamNorm
 from marl.utils.ranks import SINGLE, Ranks, merge_moments
 
@@ -185,6 +185,17 @@ def without_absent(inputs: Inputs, rollout: Rollout, norm: TeamNorm) -> Inputs:
     obs = steps.obs * steps.alive.unsqueeze(-1)
     next_obs = steps.next_obs * steps.next_alive.unsqueeze(-1)
     return replace(inputs, obs=norm.obs(obs), end_obs=norm.obs(next_obs.flatten(0, 1)[inputs.ends]))
+
+
+def timed(inputs: Inputs, rollout: Rollout, max_steps: int, *, in_state: bool) -> Inputs:
+    """Return inputs that tell the time, behind the state or else behind the observations."""
+    name = "state" if in_state else "obs"
+    later = rollout.elapsed.flatten()[inputs.ends] + 1
+    told = with_time(getattr(inputs, name), rollout.elapsed, max_steps)
+    return replace(
+        inputs,
+        **{name: told, f"end_{name}": with_time(getattr(inputs, f"end_{name}"), later, max_steps)},
+    )
 
 
 def read_values(

@@ -27,6 +27,7 @@ from marl.learners.gae import (
     read_inputs,
     read_values,
     reward_stream,
+    timed,
     with_absent,
     without_absent,
 )
@@ -79,6 +80,8 @@ class Mappo:
         self.ranks = ranks
         self.norm = norm
         self.num_agents = spec.num_agents
+        self.horizon = spec.max_steps if spec.finite_horizon else None
+        """Steps after which the task is over; None: an episode is only interrupted."""
         self.generator = generator
         seed = torch.randint(2**31, (), generator=generator, device=generator.device)
         cpu = torch.Generator().manual_seed(int(seed))
@@ -291,7 +294,10 @@ class Mappo:
         chosen = {"team": inputs if self.centralised else valued}
         if "local" in self.critics:
             chosen["local"] = inputs if self.config.absence == "ends" else valued
-        return chosen
+        if self.horizon is None:
+            return chosen
+        tell = partial(timed, max_steps=self.horizon, in_state=self.centralised)
+        return {name: tell(inputs, rollout) for name, inputs in chosen.items()}
 
     @torch.no_grad()
     def advance(self, rollout: Rollout) -> None:

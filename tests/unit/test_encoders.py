@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import marl
 from marl.config import ConfigError, NetworkConfig
 from marl.learners.actors import make_actor
-from marl.learners.critics import AgentCritics
+from marl.learners.critics import AgentCritics, with_time
 from marl.nn.encoders import make_encoder
 from marl.nn.normalisation import TeamNorm
 from marl.utils.plugins import PluginError
@@ -77,7 +77,8 @@ def test_actors_and_critics_read_through_it(recurrence: Any) -> None:
     norm = TeamNorm(spec, enabled=False)
     actor = make_actor(spec, config, norm, generator())
     critic = AgentCritics(spec, config, generator())
-    obs, state = torch.randn(2, N, O), torch.randn(2, spec.state_size)
+    obs = torch.randn(2, N, O)
+    state = with_time(torch.randn(2, spec.state_size), torch.arange(2), spec.max_steps)
     outputs, _ = actor._step(obs, actor.initial_hidden(2))
     with torch.no_grad():  # the weight off, a sign makes no difference to squares
         for network in (actor, critic):

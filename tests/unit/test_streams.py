@@ -84,6 +84,7 @@ def test_cutting_a_rollout_in_two_changes_no_bootstrap(stream: Any) -> None:
         sampled_actions=rollout.sampled_actions[:6],
         log_probs=rollout.log_probs[:6],
         task_rewards=rollout.task_rewards[:6],
+        elapsed=rollout.elapsed[:6],
         episodes=rollout.episodes,
     )
     assert rewards.local is not None
