@@ -94,7 +94,8 @@ class EnvSpec:
     """Of composite actions, the parts of each agent's: k for a choice among k, one-hot in k
     columns, or 0 for a number in [-1, 1], one column."""
     finite_horizon: bool
-    """True: reaching `max_steps` ends the task (terminated). False: it interrupts (truncated)."""
+    """True: reaching `max_steps` ends the task (terminated), and critics see the time that is over.
+    False: it interrupts (truncated)."""
     masks_actions: bool = False
     """Whether `EnvStep.action_mask` is given."""
     agents_die: bool = False
