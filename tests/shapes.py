@@ -16,6 +16,7 @@ from importlib.machinery import ModuleSpec, PathFinder, SourceFileLoader
 from types import CodeType, ModuleType
 from typing import Any, TypeVar, get_args
 
+import torch
 from beartype import beartype
 from jaxtyping import AbstractArray, jaxtyped
 from torch import Tensor
@@ -53,7 +54,9 @@ def checked(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def outer(*args: Any, **kwargs: Any) -> Any:
-        given = (*map(_kind, args), *kwargs, *map(_kind, kwargs.values()))
+        given: tuple[Any, ...] = (_UNKNOWN,)  # as shapes without numbers are, while compiling
+        if not torch.compiler.is_compiling():
+            given = (*map(_kind, args), *kwargs, *map(_kind, kwargs.values()))
         if given not in right:
             with jaxtyped("context"):  # in which an axis has one size
                 result = called(*args, **kwargs)

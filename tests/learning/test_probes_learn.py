@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.probes import SETTINGS
 from marl.config.io import load_config
+from marl.learners.critics import with_time
 from marl.trainer import Trainer
 from tests.learners import mappo_of
 
@@ -240,8 +241,11 @@ def value_of_the_start(trainer: Trainer) -> float:
     """Return V(s) of state 0 of the time-limit probe, in units of the reward."""
     state = torch.tensor([[1.0, 0.0]])
     critic, norm = mappo_of(trainer).critics["team"], trainer.norm
+    obs, state = norm.obs(state.unsqueeze(1)), norm.state(state)
+    if critic.sees_time:
+        state = with_time(state, torch.zeros(1, dtype=torch.int64), 10)
     with torch.no_grad():
-        output = critic(norm.obs(state.unsqueeze(1)), norm.state(state))
+        output = critic(obs, state)
         return critic.value_norm.denormalise(output).item()
 
 

@@ -35,21 +35,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("work")
     for _ in marl.train(load_config(overrides=SETTINGS), folder / "run"):
         pass
-    export_run(folder / "run", folder / "dataset", episodes=640, pairs=1000)
+    # All 960 episodes: the newest 640, of a team that plays well by then, say too little about how
+    # a new one begins, and taught pupils next to nothing (-20.7, -24.2, -25.6).
+    export_run(folder / "run", folder / "dataset", pairs=1000)
     return folder
 
 
 def test_what_one_run_prefers_teaches_another(folder: Path) -> None:
-    # Held-out pairs: guessing is right on .5; this fit is on .81.
+    # Held-out pairs: guessing is right on .5; this fit is on .91.
     # Return: standing still -26.5, random play -28; the optimum is about -7, which nav_6, the same
     # task with more agents, reaches in the learning benchmark. At this budget the teacher comes to
-    # -20.2, and its pupils of seeds 7, 8 and 9, which see no return at all, to -16.9, -16.0, -18.5.
+    # -16.7, and its pupils of seeds 7, 8 and 9, which see no return at all, to -16.1, -20.3, -18.7.
     reward = load_config(overrides=SETTINGS).reward
     report = marl.fit_reward(
         folder / "dataset", model="slf", steps=200, reward=reward, out=folder / "fit"
     )
     assert report.held_out.pairs == 125
-    assert report.held_out.accuracy > 0.75
+    assert report.held_out.accuracy > 0.85
     assert report.held_out.calibration.error < 0.15
     pupil = {
         "seed": 7,
