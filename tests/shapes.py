@@ -71,13 +71,13 @@ def checked(function: _Function) -> _Function:
             right.setdefault(given, set()).add(_kind(result))
         return result
 
-    return outer  # type: ignore[return-value]
+    return outer
 
 
 def checked_class(cls: _Class) -> _Class:
     """Return a class; if it is a dataclass, its fields are checked when it is made."""
     if dataclasses.is_dataclass(cls) and "__init__" in vars(cls):
-        cls.__init__ = checked(cls.__init__)  # type: ignore[misc]
+        cls.__init__ = checked(cls.__init__)
     return cls
 
 
@@ -86,7 +86,7 @@ def _kind(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.shape, value.dtype
     if isinstance(value, (int, str)):
-        return value
+        return type(value), value
     return _UNKNOWN if isinstance(value, Iterable) else type(value)
 
 

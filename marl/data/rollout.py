@@ -309,14 +309,15 @@ class Collector:
             next_alive=tensors.get("next_alive"),
             action_mask=tensors.get("action_mask"),
         )
+        elapsed = self._elapsed()
         return Rollout(
             transitions=transitions,
             truncated=tensors["truncated"],
             sampled_actions=tensors["sampled_actions"],
             log_probs=tensors["log_probs"],
             task_rewards=tensors["rewards"],
-            elapsed=self._elapsed().to(self.device),
-            episodes=self._finished_episodes(),
+            elapsed=elapsed.to(self.device),
+            episodes=self._finished_episodes(elapsed),
             facts=tensors.get("facts"),
             hidden=self.hidden.chunks,
         )
@@ -329,34 +330,31 @@ class Collector:
         begins = torch.cat((-self._open_lengths.unsqueeze(0), begins[:-1]))
         return steps - begins
 
-    def _finished_episodes(self) -> FinishedEpisodes:
+    def _finished_episodes(self, elapsed: Int64[Tensor, "T E"]) -> FinishedEpisodes:
         """Return the episodes that ended, ordered by their end, and keep count of open ones."""
         buffers = self._buffers
         done = buffers["terminated"] | buffers["truncated"]
         envs, times = done.T.nonzero(as_tuple=True)
         totals = buffers["rewards"].to(torch.float64).cumsum(dim=0)[times, envs]
-        ends = times + 1
         is_first = torch.ones_like(envs, dtype=torch.bool)
         is_first[1:] = envs[1:] != envs[:-1]
         previous_total = torch.where(is_first, -self._open_returns[envs], totals.roll(1))
-        previous_end = torch.where(is_first, -self._open_lengths[envs], ends.roll(1))
         order = times.argsort(stable=True)
         finished = FinishedEpisodes(
             end_time=times[order],
             env=envs[order],
-            lengths=(ends - previous_end)[order],
+            lengths=elapsed[times, envs][order] + 1,
             returns=(totals - previous_total)[order].to(torch.float32),
             terminated=buffers["terminated"][times, envs][order],
             facts=buffers["facts"][times, envs][order] if "facts" in buffers else None,
         )
         all_totals = buffers["rewards"].to(torch.float64).sum(dim=0)
-        last_total, last_end = -self._open_returns, -self._open_lengths
+        last_total = -self._open_returns
         is_last = torch.ones_like(is_first)
         is_last[:-1] = envs[:-1] != envs[1:]
         last_total[envs[is_last]] = totals[is_last]
-        last_end[envs[is_last]] = ends[is_last]
         self._open_returns = all_totals - last_total
-        self._open_lengths = self.num_steps - last_end
+        self._open_lengths = torch.where(done[-1], 0, elapsed[-1] + 1)
         return finished
 
     def _check_finite(self, num_steps: int) -> None:
