@@ -269,8 +269,8 @@ class RewardConfig:
     "plain"``."""
     value_as_critic: bool = False
     """Whether V_tot takes the place of the critics, which then learn nothing: the advantages are
-    Q_tot - V_tot and w_i (q_i - v_i), without GAE. A factored reward with gamma_R > 0, one linear
-    mixer and no memory has them."""
+    Q_tot - V_tot and w_i (q_i - v_i), without GAE, and V does not see the time. A factored reward
+    with gamma_R > 0, one linear mixer and no memory has them."""
     shared_mixer: bool = True
     """Whether Q and V are mixed by the same network; a separate one needs ``mixer = "linear"``."""
     share_parameters: bool = True
