@@ -57,17 +57,13 @@ class SparseRewards:
         # Episodic and dense are the ends of one scale: never before the end, and every step.
         self._every = {"every_k": reward_every, "dense": 1}.get(reward_mode)
         self._outcome = None if reward_outcome is None else _outcome(env.spec, reward_outcome)
+        self.spec = replace(env.spec, paid_at_end=self._every is None)
         if self._outcome is not None:
             self._outcome_called = f"{env.spec.name}: reward_outcome {source_of(self._outcome)}"
         self._called = users_call(env, "step")
         self._sums = np.zeros(env.spec.num_envs)
         self._counts = np.zeros(env.spec.num_envs, np.int64)
         self._dense = np.zeros(env.spec.num_envs)
-
-    @property
-    def spec(self) -> EnvSpec:
-        """The constants of the inner environment."""
-        return self.inner.spec
 
     def reset(self, seed: int) -> EnvStep:
         """Start a new episode in every environment."""

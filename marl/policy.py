@@ -369,7 +369,7 @@ def reopened_env(config: Config, spec: EnvSpec, num_envs: int) -> Iterator[VecEn
 def check_same_spec(before: EnvSpec, now: EnvSpec, what: str) -> None:
     """Raise `ConfigError` naming what has changed in an environment since `what` was the case.
 
-    The number of environments may differ, and the words in which facts are described.
+    The number of environments may differ, when they pay, and the words that describe facts.
     """
     then, here = _compared(before), _compared(now)
     changed = [name for name in then if then[name] != here[name]]
@@ -382,5 +382,6 @@ def check_same_spec(before: EnvSpec, now: EnvSpec, what: str) -> None:
 
 
 def _compared(spec: EnvSpec) -> dict[str, Any]:
-    values = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name != "num_envs"}
+    ignored = ("num_envs", "paid_at_end")
+    values = {f.name: getattr(spec, f.name) for f in fields(spec) if f.name not in ignored}
     return values | {"facts": [fact.name for fact in spec.facts]}

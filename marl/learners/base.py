@@ -3,6 +3,7 @@
 Axes: T time, E environments, N agents, O observation features, A actions; ``*L`` any leading axes.
 """
 
+from dataclasses import replace
 from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
@@ -132,6 +133,9 @@ def make_learner(
     """Return the learner that the settings name."""
     kind = config.learner.kind
     make: Any = DirectLearner if config.fits_policy else learner_class(kind)
+    # A learned reward or the hidden one pays every step, and goes on behind an interruption.
+    if spec.paid_at_end and config.reward_choice.source == "task":
+        spec = replace(spec, finite_horizon=True)
     options: dict[str, Any] = {"local_stream": config.is_factored, "threads": config.threads}
     options |= {"generator": generator, "device": device, "ranks": ranks}
     try:

@@ -1,8 +1,9 @@
 """Critics of the team and of every agent; they read what `TeamNorm` has standardised.
 
-Where the time limit ends the task (`EnvSpec.finite_horizon`) they also see how much of it is over,
-as the last feature (`with_time`). How much reward is still to come depends on that, and without it
-the time left is noise in every advantage (Pardo et al. 2018, arXiv 1712.00378).
+Where the time limit ends the task (`EnvSpec.finite_horizon`), or the policy is paid at an episode's
+end only (`make_learner`), they also see how much of the time is over, as the last feature
+(`with_time`). How much reward is still to come depends on that, and without it the time left is
+noise in every advantage (Pardo et al. 2018, arXiv 1712.00378).
 
 Axes: T time, N agents, O observation features, S state features, H hidden units, M hidden
 states of a critic (1 or N); ``*L`` any leading axes and ``*B`` those between time and agents.

@@ -7,6 +7,7 @@ and the rows.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -264,6 +265,9 @@ class Mappo:
     def _streams(self, rollout: Rollout, rewards: Rewards) -> dict[str, Stream]:
         """Return the reward streams that there are, and carry their critics' hidden states on."""
         streams = {}
+        if self.horizon is not None:  # nothing comes after the limit, also where it interrupts
+            steps = replace(rollout.transitions, terminated=rollout.done)
+            rollout = replace(rollout, transitions=steps)
         for name, inputs in self._critic_inputs(rollout).items():
             reward, present = rewards.team, None
             if name == "team" and not self.centralised:

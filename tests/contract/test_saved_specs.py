@@ -10,6 +10,7 @@ import pytest
 
 import marl
 from envs import EnvError, EnvSpec, Fact, make_env
+from envs.sparse import unwrapped
 from marl.config import ConfigError
 from marl.evaluation import evaluate
 from marl.policy import check_same_spec, restored
@@ -67,7 +68,7 @@ def elsewhere(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_policy_is_used_where_its_environment_is_not(elsewhere: Path) -> None:
     policy = marl.load(elsewhere)
-    spec = make_env("probe/dying", 1).spec
+    spec = unwrapped(make_env("probe/dying", 1)).spec
     assert policy.spec == spec
     obs = np.zeros((7, spec.num_agents, spec.obs_size))
     assert policy.act(obs, greedy=True).shape == (7, spec.num_agents)

@@ -6,14 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from envs import EnvSpec
+from envs import EnvSpec, SparseRewards
 from marl.data.rollout import Collector
 from marl.data.types import Rewards
+from marl.learners.base import make_learner
 from marl.learners.critics import AgentCritics, TeamCritic, with_time
 from marl.learners.gae import read_inputs, timed
 from marl.learners.mappo import Ippo, Mappo
+from marl.nn.normalisation import TeamNorm
 from marl.trainer import Trainer
-from tests.learners import CPU, LENGTHS, NETWORK, collect, generator, make_mappo, mappo_of
+from tests.learners import (
+    CPU,
+    LENGTHS,
+    NETWORK,
+    collect,
+    generator,
+    make_mappo,
+    mappo_of,
+    with_unit_values,
+)
 from tests.scripted import ScriptedEnv
 from tests.small_runs import small
 
@@ -128,3 +139,37 @@ def test_timed_leaves_the_rest_as_it_is() -> None:
     assert torch.equal(told.state[..., :-1], inputs.state)
     assert torch.equal(told.end_state[..., :-1], inputs.end_state)
     assert told.obs is inputs.obs
+
+
+@pytest.mark.parametrize("kind", [Mappo, Ippo])
+@pytest.mark.parametrize("algorithm", ["sparse", "dense", "slf"])
+def test_who_is_paid_at_the_end_has_only_the_episode(kind: type[Mappo], algorithm: str) -> None:
+    """The task interrupts its episodes; what an episode pays when it ends says nothing of later."""
+    name = {Mappo: "mappo", Ippo: "ippo"}[kind]
+    env = SparseRewards(ScriptedEnv(LENGTHS))
+    config = small(algorithm=algorithm, **{"learner.kind": name})
+    norm = TeamNorm(env.spec, enabled=False)
+    mappo = make_learner(env.spec, config, norm, generator(), CPU)
+    assert isinstance(mappo, kind)
+    with_unit_values(mappo)
+    rollout = collect(mappo, env)
+    assert rollout.truncated.any()
+    told = mappo._critic_inputs(rollout)["team"]
+    size = env.spec.state_size if kind is Mappo else env.spec.obs_size
+    assert (told.state if kind is Mappo else told.obs).shape[-1] == size + (algorithm == "sparse")
+    nothing = Rewards(team=torch.zeros(rollout.truncated.shape))
+    stream = mappo._streams(rollout, nothing)["team"]
+    last = mappo.critics["team"].value_norm.denormalise(stream.targets)[rollout.truncated]
+    assert bool((last.abs() < 1e-6).all()) is (algorithm == "sparse")
+
+
+def test_a_task_says_that_it_pays_at_the_end() -> None:
+    modes: dict[str, dict[str, object]] = {
+        "episodic": {},
+        "outcome": {"reward_outcome": "time"},
+        "every_k": {"reward_every": 2},
+        "dense": {},
+    }
+    for mode, options in modes.items():
+        env = SparseRewards(ScriptedEnv(LENGTHS, tells_facts=True), mode, **options)
+        assert env.spec.paid_at_end is (mode in ("episodic", "outcome"))
