@@ -345,11 +345,16 @@ def _colours(names: Sequence[str]) -> dict[str, str]:
     return {name: _COLOURS[name] if name in _COLOURS else next(free) for name in names}
 
 
+def seeds_in_words(seeds: Sequence[int]) -> str:
+    """Return the seeds for a title: their range, their list if it has gaps, or their number."""
+    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
+        return f"seeds {seeds[0]} to {seeds[-1]}"
+    return f"seeds {', '.join(map(str, seeds))}" if len(seeds) < 8 else f"{len(seeds)} seeds"
+
+
 def _draw(axes: Axes, task: TaskResults, colours: Mapping[str, str]) -> None:
     styled(axes)
-    seeds = task.seeds
-    counted = f"seeds {', '.join(map(str, seeds))}" if len(seeds) < 8 else f"{len(seeds)} seeds"
-    title(axes, literal(f"{task.title}, {counted}"))
+    title(axes, literal(f"{task.title}, {seeds_in_words(task.seeds)}"))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("environment steps", color=INK)
     axes.set_ylabel(literal(task.measure), color=INK)

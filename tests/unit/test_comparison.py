@@ -17,7 +17,7 @@ from marl.reports.comparison import (
     steps_to,
     tasks_of,
 )
-from marl.reports.comparison_files import known_ends
+from marl.reports.comparison_files import known_ends, seeds_in_words
 from marl.reports.recorded import read_run
 from tests.command_line import run
 
@@ -227,3 +227,11 @@ def test_foreign_names_are_no_markup(tmp_path: Path) -> None:
         finished(tmp_path / str(seed), line(1.0), seed=seed, **{"env.name": name})
     assert run("compare", tmp_path) == 0
     assert r"## my.env:$x_{$\|&lt;b>, slf" in (tmp_path / "comparison.md").read_text()
+
+
+def test_seeds_in_titles() -> None:
+    assert seeds_in_words([3]) == "seeds 3"
+    assert seeds_in_words([3, 4]) == "seeds 3, 4"
+    assert seeds_in_words([3, 4, 5]) == "seeds 3 to 5"
+    assert seeds_in_words([3, 5, 6]) == "seeds 3, 5, 6"
+    assert seeds_in_words(list(range(0, 20, 2))) == "10 seeds"
