@@ -97,9 +97,8 @@ class EnvSpec:
     """True: reaching `max_steps` ends the task (terminated), and critics see the time that is over.
     False: it interrupts (truncated)."""
     paid_at_end: bool = False
-    """Whether an episode pays nothing before its last step. Who is paid so has no more than the
-    episode to live for: to a learner without a reward of every step its end is that of the task,
-    `finite_horizon` or not."""
+    """Whether rewards are zero before an episode's last step. A policy that is paid these rewards
+    then treats every time limit as the end of the task, whatever `finite_horizon` says."""
     masks_actions: bool = False
     """Whether `EnvStep.action_mask` is given."""
     agents_die: bool = False
