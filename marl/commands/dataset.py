@@ -5,7 +5,7 @@ import shlex
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import tyro
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 
 from marl.config.validation import Range, settings
 from marl.utils.files import free_folder
+from marl.utils.stop_signal import StopSignal
 from marl.utils.text import LiteralConsole, printable
 
 if TYPE_CHECKING:
@@ -115,7 +116,8 @@ class FitReward:
         console = LiteralConsole()
         dataset = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
         settings = settings_of_fit(self.config)
-        with nullcontext(self.out) if self.out else self._new_folder() as out:
+        folder = nullcontext(self.out) if self.out else self._new_folder()
+        with folder as out, FitStop() as stop:
             report = fit_reward(
                 dataset,
                 model=self.model,
@@ -129,9 +131,10 @@ class FitReward:
                 console=console,
                 reference=self.reference,
                 demonstrations=self.demonstrations,
+                stop=stop,
             )
         show(report, console)
-        return 0
+        return stop.status(console)
 
     def _new_folder(self) -> AbstractContextManager[Path]:
         """Return a new folder under runs/, named after what is fitted and when."""
@@ -182,7 +185,8 @@ class Imitate:
         if not (self.folder / "checkpoints").is_dir():
             data = PreferenceDataset(self.folder, skip_damaged=self.skip_damaged)
         settings = settings_of_fit(self.config)
-        with nullcontext(self.out) if self.out else self._new_folder() as out:
+        folder = nullcontext(self.out) if self.out else self._new_folder()
+        with folder as out, FitStop() as stop:
             report = imitate(
                 data,
                 objective=self.objective,
@@ -195,6 +199,7 @@ class Imitate:
                 network=settings.network,
                 holdout_every=self.holdout_every,
                 console=console,
+                stop=stop,
             )
         what = "demonstrations" if report.are_marked else "episodes (none is a demonstration)"
         console.print(
@@ -205,11 +210,43 @@ class Imitate:
         show_policy(report.policy, console)
         if report.folder is not None:
             console.print(where(report.folder), soft_wrap=True)
-        return 0
+        return stop.status(console)
 
     def _new_folder(self) -> AbstractContextManager[Path]:
         """Return a new folder under runs/, named after what is imitated and when."""
         return new_fit_folder("imitate", self.folder, self.objective, self.seed)
+
+
+class FitStop:
+    """Whether a fit is to end early: Ctrl-C and its like, from the first gradient step on.
+
+    Before that there is nothing to keep, and they end the command at once.
+    """
+
+    def __init__(self) -> None:
+        self._signal: StopSignal | None = None
+
+    def __call__(self) -> bool:
+        """Return whether a signal has come; a fit asks before every step."""
+        if self._signal is None:
+            self._signal = StopSignal("measuring and saving what is fitted")
+        return self._signal.received > 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let signals do again what they did before."""
+        if self._signal is not None:
+            self._signal.end()
+
+    def status(self, console: Console) -> int:
+        """Return the exit status, and say so if the fit was stopped."""
+        received = 0 if self._signal is None else self._signal.received
+        if not received:
+            return 0
+        console.print("stopped early; what was fitted is saved")
+        return 128 + received
 
 
 def settings_of_fit(path: Path | None) -> "Config":
@@ -285,7 +322,7 @@ def show_policy(policy: "PolicyReport", console: Console) -> None:
     held_out = "nothing was held out"
     if policy.loss == policy.loss:
         held_out = f"held-out loss {policy.first_loss:.3f} at first, {policy.loss:.3f} then"
-    if policy.kept == 0:
+    if policy.kept == 0 < policy.steps:
         console.print(
             "the held-out loss rose at once, so that this is the policy it started from; more "
             "episodes, a smaller step size (for imitate --learning-rate, else reward.learning_rate "

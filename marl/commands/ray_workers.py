@@ -22,7 +22,6 @@ from typing import IO, Any
 import tomli_w
 
 from marl import UserError
-from marl.commands.train import StopSignal
 from marl.config import Config, ConfigError
 from marl.config.io import to_dict
 from marl.utils.child import child_command, python_flags
@@ -36,6 +35,7 @@ from marl.utils.launch import (
     read_launch,
     share_of,
 )
+from marl.utils.stop_signal import StopSignal
 
 START_SECONDS = 100
 """Seconds in which the cluster gives all processes a place; it is asked three times."""

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from marl.commands.train import StopSignal
 from marl.config import ConfigError
 from marl.config.validation import Range, settings
 from marl.utils.files import held
 from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
+from marl.utils.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from marl.sweeps.folder import Job, SweepFolder

@@ -1,16 +1,11 @@
 """The commands ``marl train`` and ``marl resume``."""
 
-import math
-import os
 import re
-import signal
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, suppress
 from dataclasses import field
 from datetime import datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -30,14 +25,12 @@ from marl.utils.launch import (
 )
 from marl.utils.plugins import check_trusted, endpoint_settings, import_paths
 from marl.utils.ranks import SINGLE, Ranks, together
+from marl.utils.stop_signal import StopSignal
 
 if TYPE_CHECKING:
     from envs import EnvSpec
 
 Tracker = Literal["wandb", "mlflow"]
-
-_TOGETHER = 1.0
-"""Seconds in which signals count as one."""
 
 
 @settings("--")
@@ -194,44 +187,6 @@ def _says(path: Path, text: str) -> bool:
     with suppress(OSError, UnicodeDecodeError):
         return path.is_file() and path.read_text(encoding="utf-8").strip() == text
     return False
-
-
-class StopSignal:
-    """Remembers the first SIGINT, SIGTERM or SIGHUP, so that an iteration in progress can finish.
-
-    A second one ends the process at once, unless it comes within `_TOGETHER` seconds: some senders
-    signal a process and its group.
-    """
-
-    def __init__(
-        self, what: str = "finishing this iteration and saving", *, tells: bool = True
-    ) -> None:
-        """With `tells`, the first signal is answered by a line that says `what` follows."""
-        self._tells = tells
-        self.received = 0
-        self._what = what
-        self._since = math.inf
-        self._before = {
-            number: signal.signal(number, self._remember)
-            for name in ("SIGINT", "SIGTERM", "SIGHUP")
-            if (number := getattr(signal, name, None)) is not None  # Windows has no SIGHUP
-        }
-
-    def end(self) -> None:
-        """Let signals do again what they did before."""
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _remember(self, number: int, _: FrameType | None) -> None:
-        if not self.received:
-            self.received, self._since = number, time.monotonic()
-            if not self._tells:
-                return
-            with suppress(OSError):  # a terminal that has gone
-                os.write(2, f"\n{self._what}; once more ends it at once\n".encode())
-        elif time.monotonic() - self._since > _TOGETHER:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
 
 
 def train_shown(

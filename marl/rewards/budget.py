@@ -150,6 +150,11 @@ class FitResult:
     """Loss of the weights that were kept."""
 
 
+def never() -> bool:
+    """Return False: nothing stops a fit early."""
+    return False
+
+
 def descend(
     step: Callable[[], bool],
     held_out: Callable[[], float],
@@ -158,13 +163,14 @@ def descend(
     steps: int,
     block: int,
     patience: int = PATIENCE,
+    stop: Callable[[], bool] = never,
 ) -> FitResult:
     """Take up to `steps` steps and keep the weights of the lowest held-out loss.
 
     It is measured before the first step and after every `block` of them, and the fit ends where it
     fails to fall `patience` times in a row, or when `step` returns that there is nothing to learn
     from. Weights before the first step may be the best ones. Without held-out data (NaN) all steps
-    are taken and the last weights stay.
+    are taken and the last weights stay. Once `stop` returns True no further step is taken.
     """
     weights = list(parameters)
     first = lowest = held_out()
@@ -172,7 +178,7 @@ def descend(
     taken = kept = failed = 0
     while taken < steps and failed < patience:
         end = min(taken + block, steps)
-        while taken < end and step():
+        while taken < end and not stop() and step():
             taken += 1
         if math.isnan(lowest):
             kept = taken

@@ -19,7 +19,7 @@ from marl.data.types import Transitions
 from marl.learners.actors import GaussianActor
 from marl.nn.optimizer import Optimizer
 from marl.preferences.dataset import DatasetError, EpisodeArchive
-from marl.rewards.budget import BLOCKS, FitResult, descend
+from marl.rewards.budget import BLOCKS, FitResult, descend, never
 from marl.rewards.demonstrations import chi_square
 from marl.rewards.ratio import Density, NetworkActor, PolicyRatio, distributions, log_probs
 
@@ -154,10 +154,11 @@ def fit_steps(
     learning_rate: float,
     max_grad_norm: float,
     progress: Callable[[int], None] | None = None,
+    stop: Callable[[], bool] = never,
 ) -> FitResult:
     """Fit a policy and keep the one of the lowest loss on the held-out episodes.
 
-    `progress` is told how many gradient steps were taken.
+    `progress` is told how many gradient steps were taken; once `stop` returns True none follows.
     """
     weights = [parameter for parameter in actor.parameters() if parameter.requires_grad]
     optimizer = Optimizer(weights, learning_rate, max_grad_norm)
@@ -181,6 +182,7 @@ def fit_steps(
         weights,
         steps=steps,
         block=-(-steps // BLOCKS),
+        stop=stop,
     )
 
 

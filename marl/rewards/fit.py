@@ -5,7 +5,7 @@ Axes: T steps of all episodes, B pairs.
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -24,6 +24,7 @@ from marl.preferences.dataset import Answer, EpisodeArchive, PreferenceDataset
 from marl.preferences.dataset.dataset import DatasetBatches
 from marl.rewards import RewardLearner, make_reward_learner
 from marl.rewards.base import Batches
+from marl.rewards.budget import never
 from marl.rewards.cloning import check_playable
 from marl.rewards.demonstrations import (
     LEAST_REGULARISATION,
@@ -149,13 +150,15 @@ def fit_reward(
     reference: str = "",
     network: NetworkConfig | None = None,
     demonstrations: bool = False,
+    stop: Callable[[], bool] = never,
 ) -> FitReport:
     """Fit a reward model to the answers of a dataset and return how well it tells held-out ones.
 
     `model` is one of `MODELS` or the import path of your own, `steps` the gradient steps,
     `reward` the settings, and `source` a pattern of whose answers count, such as ``person:*``.
     `out` gets the model, in the form that ``preferences.model.run`` takes, ``report.json`` and
-    ``calibration.png``. A `console` shows progress.
+    ``calibration.png``. A `console` shows progress; once `stop` returns True no further gradient
+    step is taken, and what was fitted is measured and written.
 
     Models ``dpo`` and ``omapl`` are policies, too, with a `network` of these settings, and `out` is
     a folder that `marl.load` plays. The `reference` of ``dpo`` is ``uniform`` (if empty),
@@ -190,7 +193,16 @@ def fit_reward(
             check_playable(archive, spec, where)
         with progress_bar(steps, console) as progress:
             learner, policy = _fitted(
-                model, reference or UNIFORM, archive, batches, config, spec, seeds, steps, progress
+                model,
+                reference or UNIFORM,
+                archive,
+                batches,
+                config,
+                spec,
+                seeds,
+                steps,
+                progress,
+                stop,
             )
         config = config if policy is None else policy.config
         report = FitReport(
@@ -287,6 +299,7 @@ def _fitted(
     seeds: Seeds,
     steps: int,
     progress: StepProgress,
+    stop: Callable[[], bool],
 ) -> tuple[RewardLearner, PolicyFit | None]:
     """Return the fitted reward model and, of models ``dpo`` and ``omapl``, the policy."""
     norm = team_norm(spec, config.network)
@@ -307,17 +320,18 @@ def _fitted(
             seeds,
             steps=steps,
             progress=progress,
+            stop=stop,
         )
         return policy.learner, policy
     device = archive.numbers.device
     learner = make_reward_learner(spec, config, norm, seeds.torch("reward"), device)
     if isinstance(batches, DemonstrationBatches):
         learner.loss = DemonstrationLoss()
-    _fit(learner, batches, steps, progress)
+    _fit(learner, batches, steps, progress, stop)
     if model != OMAPL:
         return learner, None
     return learner, extract_policy(
-        learner, archive, config, spec, norm, seeds, steps=steps, progress=progress
+        learner, archive, config, spec, norm, seeds, steps=steps, progress=progress, stop=stop
     )
 
 
@@ -342,9 +356,15 @@ def _check_answers(
     )
 
 
-def _fit(learner: RewardLearner, batches: Batches, steps: int, progress: StepProgress) -> None:
+def _fit(
+    learner: RewardLearner,
+    batches: Batches,
+    steps: int,
+    progress: StepProgress,
+    stop: Callable[[], bool],
+) -> None:
     """Take at least `steps` gradient steps, whole fits of ``reward.gradient_steps`` each."""
-    while learner.num_fits < steps:
+    while learner.num_fits < steps and not stop():
         metrics = learner.fit(batches, no_policy)
         losses = [value for name, value in metrics.items() if name.endswith("/loss")]
         shown = f"loss {sum(losses):.3f}"

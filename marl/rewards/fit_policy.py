@@ -29,7 +29,7 @@ from marl.policy import load
 from marl.preferences.dataset import EpisodeArchive
 from marl.rewards import RatioLearner, RewardLearner, make_reward_learner
 from marl.rewards.base import Batches, check_episode_length
-from marl.rewards.budget import BLOCKS, FitResult, descend
+from marl.rewards.budget import BLOCKS, FitResult, descend, never
 from marl.rewards.cloning import (
     StepDraws,
     Steps,
@@ -184,6 +184,7 @@ def fit_ratio(
     *,
     steps: int,
     progress: StepProgress,
+    stop: Callable[[], bool] = never,
 ) -> PolicyFit:
     """Fit a policy by the loss of its log-ratio to a reference, which is also where it starts.
 
@@ -202,6 +203,7 @@ def fit_ratio(
             learning_rate=reward.learning_rate,
             max_grad_norm=reward.max_grad_norm,
             progress=lambda taken: progress("cloning", taken),
+            stop=stop,
         )
     per_fit = -(-steps // BLOCKS)
     config = replace(
@@ -228,7 +230,12 @@ def fit_ratio(
         return True
 
     fits = descend(
-        fit, lambda: held_out_loss(learner), learner.parameters, steps=-(-steps // per_fit), block=1
+        fit,
+        lambda: held_out_loss(learner),
+        learner.parameters,
+        steps=-(-steps // per_fit),
+        block=1,
+        stop=stop,
     )
     result = replace(fits, steps=fits.steps * per_fit, kept=fits.kept * per_fit)
     return PolicyFit(actor=actor, learner=learner, config=config, result=result)
@@ -254,6 +261,7 @@ def extract_policy(
     *,
     steps: int,
     progress: StepProgress,
+    stop: Callable[[], bool] = never,
 ) -> PolicyFit:
     """Clone the episodes, each action weighted by what a fitted factored reward thinks of it:
 
@@ -287,6 +295,7 @@ def extract_policy(
         learning_rate=reward.learning_rate,
         max_grad_norm=reward.max_grad_norm,
         progress=lambda taken: progress("cloning", taken),
+        stop=stop,
     )
     return PolicyFit(actor=actor, learner=learner, config=config, result=result)
 

@@ -1,6 +1,6 @@
 """A policy that imitates demonstrations (`marl imitate`), without an environment."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from marl.preferences.dataset import (
 )
 from marl.preferences.dataset.export import record_of
 from marl.rewards import make_reward_learner
+from marl.rewards.budget import never
 from marl.rewards.cloning import (
     Objective,
     StepDraws,
@@ -99,6 +100,7 @@ def imitate(
     network: NetworkConfig | None = None,
     holdout_every: int = 8,
     console: Console | None = None,
+    stop: Callable[[], bool] = never,
 ) -> Imitation:
     """Fit a policy to the demonstrations of a dataset, or to the episodes that a run keeps.
 
@@ -106,7 +108,8 @@ def imitate(
     new one (``uniform``) or as that of the run or fit `reference`, against which chi2 and hellinger
     measure (`marl.rewards.cloning`); nll is behaviour cloning. Every `holdout_every`-th episode
     measures only, and the policy of the lowest loss there is kept; of fewer episodes none does, and
-    all steps are taken. `out` is a folder that `marl.load` plays.
+    all steps are taken. `out` is a folder that `marl.load` plays. Once `stop` returns True no
+    further gradient step is taken, and the policy of the lowest loss so far is kept.
     """
     _check_options(objective, reference, steps, holdout_every)
     folder = None if out is None else Path(out)
@@ -146,6 +149,7 @@ def imitate(
                 learning_rate=learning_rate,
                 max_grad_norm=config.reward.max_grad_norm,
                 progress=lambda taken: progress("imitating", taken),
+                stop=stop,
             )
         learner.num_fits = result.steps
         measured = held_out if len(held_out) else train

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 import marl
 from marl.config.io import load_config
 from marl.data.replay import in_order
+from marl.nn.optimizer import Optimizer
 from marl.preferences.dataset import Answer, PreferenceDataset, now
 from marl.rewards.io import load_reward
 from marl.rewards.scoring import score_episodes
@@ -95,6 +97,39 @@ def test_a_fit_reports_what_it_found(folder: Path) -> None:
     )
     assert error / held_out["pairs"] == pytest.approx(held_out["expected_calibration_error"])
     assert (folder / "fit" / "calibration.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("command", ["fit-reward", "imitate"])
+def test_a_fit_that_is_stopped_keeps_what_it_has_learned(
+    command: str,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    minimize, taken = Optimizer.minimize, 0
+
+    def minimize_and_interrupt(self: Optimizer, loss: torch.Tensor) -> None:
+        nonlocal taken
+        taken += 1
+        if taken == 15:
+            signal.raise_signal(signal.SIGINT)
+        minimize(self, loss)
+
+    monkeypatch.setattr(Optimizer, "minimize", minimize_and_interrupt)
+    handler = signal.getsignal(signal.SIGINT)
+    status = run(command, f"{folder}/dataset", "--steps=1000", "--out", f"{tmp_path}/fit")
+    assert status == 128 + signal.SIGINT
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "stopped early; what was fitted is saved" in capsys.readouterr().out
+    report = json.loads((tmp_path / "fit" / "report.json").read_text())
+    steps = report["steps"] if command == "fit-reward" else report["policy"]["steps"]
+    assert steps == (20 if command == "fit-reward" else 15)  # whole fits, and single steps
+    spec = PreferenceDataset(folder / "dataset").spec
+    if command == "fit-reward":
+        load_reward(tmp_path / "fit", spec, "here")
+    else:
+        assert marl.load(tmp_path / "fit").spec.num_agents == spec.num_agents
 
 
 def test_python_finds_the_same_as_the_command_line(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 Python and TOML blocks whose first line names a file (``# my_labels.py``) are written as that file;
 other Python blocks are run; Bash blocks are run with the command `marl`. Training stops after one
-iteration, and ``runs/RUN`` is such a run of ``configs/nav_6.toml``. Two comments before a block:
-``<!-- needs: MODULE -->`` skips it where an extra is missing, ``<!-- not run: REASON -->`` always.
+iteration, a fit after 20 gradient steps, and ``runs/RUN`` is such a run of ``configs/nav_6.toml``.
+Two comments before a block: ``<!-- needs: MODULE -->`` skips it where an extra is missing,
+``<!-- not run: REASON -->`` always.
 """
 
 import os
@@ -30,9 +31,12 @@ set -euo pipefail
 if [[ ${1:-} == train && "$*" != *--help* && "$*" != *--total-steps* ]]; then
   set -- "$@" --total-steps 1
 fi
+if [[ ${1:-} =~ ^(fit-reward|imitate)$ && "$*" != *--help* && "$*" != *--steps* ]]; then
+  set -- "$@" --steps 20
+fi
 exec "$PYTHON" -c "from marl.cli import main; main()" "$@"
 """
-"""The command `marl`, whose training takes one iteration."""
+"""The command `marl`, whose training takes one iteration and whose fits take 20 steps."""
 
 
 @dataclass(frozen=True)
